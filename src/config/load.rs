@@ -1,0 +1,276 @@
+//! Defaults < file < environment < flags, with every fault reported at once.
+
+use std::{fmt, fs, path::Path};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, setting::Given};
+
+/// One fault of the configuration, with the place where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// `FILE:LINE`, a variable's name or a flag.
+    pub place: String,
+    /// What is wrong and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `section.field` and its value, with the flag that said so.
+    entries: Vec<(String, String, String)>,
+}
+
+impl Overrides {
+    /// Sets `section.field` on behalf of a flag, whose name appears in error messages.
+    pub fn set(&mut self, flag: &str, path: &str, value: impl Into<String>) {
+        self.entries
+            .push((flag.to_owned(), path.to_owned(), value.into()));
+    }
+}
+
+impl Config {
+    /// Loads the configuration.
+    ///
+    /// `variables` are the process environment's pairs; those that do not begin with
+    /// `PROMPTYARD_` are passed over, as are `PROMPTYARD_TEST_*` and `PROMPTYARD_CONFIG`.
+    ///
+    /// # Errors
+    /// Every fault of the file, the environment and the flags.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        overrides: &Overrides,
+    ) -> Result<Self, Vec<ConfigFault>> {
+        let mut config = Self::default();
+        let mut faults = Vec::new();
+        if let Some(path) = file {
+            let place = path.display().to_string();
+            match fs::read_to_string(path) {
+                Ok(text) => config.apply_file(&place, &text, &mut faults),
+                Err(fault) => faults.push(ConfigFault {
+                    place,
+                    message: format!("cannot read the file: {fault}"),
+                }),
+            }
+        }
+        config.apply_environment(variables, &mut faults);
+        for (flag, path, value) in &overrides.entries {
+            if let Err(message) = config.apply_path(path, &Given::Text(value)) {
+                faults.push(ConfigFault {
+                    place: flag.clone(),
+                    message,
+                });
+            }
+        }
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(faults)
+        }
+    }
+
+    fn apply_file(&mut self, place: &str, text: &str, faults: &mut Vec<ConfigFault>) {
+        let at = |offset: usize| {
+            let line = text[..offset.min(text.len())].matches('\n').count() + 1;
+            format!("{place}:{line}")
+        };
+        let (table, syntax) = DeTable::parse_recoverable(text);
+        for fault in syntax {
+            faults.push(ConfigFault {
+                place: at(fault.span().map_or(0, |span| span.start)),
+                message: fault.message().to_owned(),
+            });
+        }
+        for (name, value) in table.get_ref() {
+            let name_at = at(name.span().start);
+            let Some(section) = self.section_mut(name.get_ref()) else {
+                faults.push(ConfigFault {
+                    place: name_at,
+                    message: format!(
+                        "unknown section [{}]; known are {}",
+                        name.get_ref(),
+                        Self::SECTIONS.join(", ")
+                    ),
+                });
+                continue;
+            };
+            let DeValue::Table(fields) = value.get_ref() else {
+                faults.push(ConfigFault {
+                    place: name_at,
+                    message: format!("{} is a section: write [{0}]", name.get_ref()),
+                });
+                continue;
+            };
+            for (field, value) in fields {
+                if let Err(message) = section.set(field.get_ref(), &Given::Toml(value.get_ref())) {
+                    faults.push(ConfigFault {
+                        place: at(field.span().start),
+                        message: format!("{}.{}: {message}", name.get_ref(), field.get_ref()),
+                    });
+                }
+            }
+        }
+    }
+
+    fn apply_environment(
+        &mut self,
+        variables: impl IntoIterator<Item = (String, String)>,
+        faults: &mut Vec<ConfigFault>,
+    ) {
+        let mut variables: Vec<_> = variables
+            .into_iter()
+            .filter(|(name, _)| name.starts_with("PROMPTYARD_"))
+            .filter(|(name, _)| {
+                !name.starts_with("PROMPTYARD_TEST_") && name != "PROMPTYARD_CONFIG"
+            })
+            .collect();
+        variables.sort();
+        for (variable, value) in variables {
+            let outcome = match Self::path_of(&variable) {
+                Some((section, field)) => self.apply(section, &field, &Given::Text(&value)),
+                None => Err("no such setting; `promptyard config show` lists them".to_owned()),
+            };
+            if let Err(message) = outcome {
+                faults.push(ConfigFault {
+                    place: variable,
+                    message,
+                });
+            }
+        }
+    }
+
+    /// The section and field that a `PROMPTYARD_*` variable sets.
+    pub fn path_of(variable: &str) -> Option<(&'static str, String)> {
+        let rest = variable.strip_prefix("PROMPTYARD_")?.to_lowercase();
+        let config = Self::default();
+        Self::SECTIONS.into_iter().find_map(|name| {
+            let field = rest.strip_prefix(name)?.strip_prefix('_')?;
+            let section = config.section(name)?;
+            let known = section.fields().iter().any(|f| f.name == field);
+            known.then(|| (name, field.to_owned()))
+        })
+    }
+
+    fn apply_path(&mut self, path: &str, given: &Given<'_>) -> Result<(), String> {
+        let Some((section, field)) = path.split_once('.') else {
+            return Err(format!("expected section.field=value, found {path:?}"));
+        };
+        self.apply(section, field, given)
+    }
+
+    fn apply(&mut self, section: &str, field: &str, given: &Given<'_>) -> Result<(), String> {
+        self.section_mut(section)
+            .ok_or_else(|| {
+                format!(
+                    "unknown section {section:?}; known are {}",
+                    Self::SECTIONS.join(", ")
+                )
+            })?
+            .set(field, given)
+            .map_err(|message| format!("{section}.{field}: {message}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigFault>> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("yard.toml");
+        fs::write(&path, text).expect("write");
+        let variables = variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(&path), variables, &Overrides::default())
+    }
+
+    #[test]
+    fn flags_beat_environment_beats_file_beats_defaults() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("yard.toml");
+        fs::write(
+            &path,
+            "[router]\nprefetch = 10\nbatch_max = 20\nthreshold = 1",
+        )
+        .expect("write");
+        let variables = [("PROMPTYARD_ROUTER_BATCH_MAX".to_owned(), "30".to_owned())];
+        let mut overrides = Overrides::default();
+        overrides.set("--set", "router.linger_ms", "7");
+        let config = Config::load(Some(&path), variables, &overrides).expect("valid");
+        assert_eq!(config.router.prefetch, 10);
+        assert_eq!(config.router.batch_max, 30);
+        assert_eq!(config.router.linger_ms, 7);
+        assert_eq!(config.router.threshold, 1.0);
+        assert_eq!(
+            config.worker.attempts_max,
+            WorkerConfig::default().attempts_max
+        );
+    }
+
+    use super::super::WorkerConfig;
+
+    #[test]
+    fn reports_every_fault_with_its_line() {
+        let faults = load(
+            "[router]\nprefetch = \"many\"\nthreshold = 2.0\nprefech = 1\n\n[rooter]\nx = 1\n[broker]\nurl = \"http://x\"\n",
+            &[("PROMPTYARD_WORKER_ATTEMPTS_MAX", "0"), ("PROMPTYARD_NO_SUCH", "1")],
+        )
+        .expect_err("five faults of the file, two of the environment");
+        let lines: Vec<_> = faults
+            .iter()
+            .map(|f| {
+                f.place
+                    .rsplit(['/', '\\'])
+                    .next()
+                    .expect("place")
+                    .to_owned()
+            })
+            .collect();
+        for place in [
+            "yard.toml:2",
+            "yard.toml:3",
+            "yard.toml:4",
+            "yard.toml:6",
+            "yard.toml:9",
+        ] {
+            assert!(
+                lines.iter().any(|l| l == place),
+                "{place} missing in {faults:?}"
+            );
+        }
+        assert!(lines.iter().any(|l| l == "PROMPTYARD_WORKER_ATTEMPTS_MAX"));
+        assert!(lines.iter().any(|l| l == "PROMPTYARD_NO_SUCH"));
+        assert_eq!(faults.len(), 7);
+        assert!(faults[0].message.contains("expected"), "{faults:?}");
+    }
+
+    #[test]
+    fn syntax_faults_carry_their_line() {
+        let faults = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
+        assert!(faults[0].place.ends_with("yard.toml:2"), "{faults:?}");
+    }
+
+    #[test]
+    fn shows_no_secret_and_reads_back_what_it_shows() {
+        let mut overrides = Overrides::default();
+        overrides.set("--broker", "broker.url", "amqp://me:hunter2@host:5672/%2f");
+        overrides.set("--set", "small.api_key", "sk-12345");
+        let config = Config::load(None, [], &overrides).expect("valid");
+        let shown = config.to_toml();
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("sk-12345"),
+            "{shown}"
+        );
+        assert!(!format!("{config:?}").contains("hunter2"));
+        load(&shown, &[]).expect("what is shown can be loaded");
+    }
+}

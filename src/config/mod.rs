@@ -1,0 +1,286 @@
+//! Every setting of promptyard: its unit, default and effect, declared once.
+//!
+//! Comes in: a TOML file, `PROMPTYARD_*` variables and `section.field=value` flags, in rising
+//! precedence over the defaults. Goes out: one section for each stage; no stage reads the
+//! environment itself. All faults are collected, so that one run of `promptyard config check`
+//! shows them all ([`load`]).
+
+mod load;
+mod setting;
+
+use std::path::PathBuf;
+
+pub use load::{ConfigFault, Overrides};
+use setting::{Given, settings};
+pub use setting::{LogFormat, Secret, SecretUrl, Setting, Tiers};
+
+/// Describes one setting to people: `config show`, the documentation and the compose-file test.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The field's name within its section.
+    pub name: &'static str,
+    /// What it does, with unit.
+    pub doc: &'static str,
+    /// What values are accepted.
+    pub expected: &'static str,
+}
+
+/// A section of the configuration, addressed by field names.
+pub trait Section {
+    /// Its fields, in order.
+    fn fields(&self) -> &'static [Field];
+    /// Sets one field. The error says what was expected and what came.
+    ///
+    /// # Errors
+    /// When the field is unknown, or the value has the wrong type or is out of range.
+    fn set(&mut self, field: &str, given: &Given<'_>) -> Result<(), String>;
+    /// The present value as a TOML literal with secrets masked; `None` when unset.
+    fn show(&self, field: &str) -> Option<String>;
+}
+
+settings! {
+    /// Where jobs wait.
+    pub struct BrokerConfig {
+        /// `embedded` (tables of the ledger's SQLite file) or an `amqp://` / `amqps://` URL of RabbitMQ.
+        url: SecretUrl = SecretUrl::new("embedded"), "\"embedded\" or an amqp:// or amqps:// URL",
+            |url| url.expose() == "embedded" || url.has_scheme(&["amqp", "amqps"]);
+        /// Put before the name of every queue and of the exchange, so that fleets can share a server.
+        prefix: String = String::new(), "up to 64 characters of A-Z a-z 0-9 . _ -",
+            |p| p.len() <= 64 && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        /// Most messages a queue holds before it refuses new ones (used when the queue is first declared).
+        queue_messages_max: u64 = 1_000_000, "a whole number from 1", |n| *n >= 1;
+        /// Most milliseconds to wait for the broker to confirm a publish.
+        publish_timeout_ms: u64 = 30_000, "a whole number from 1", |n| *n >= 1;
+        /// Most milliseconds to wait for a connection.
+        connect_timeout_ms: u64 = 10_000, "a whole number from 1", |n| *n >= 1;
+        /// Times a broker may deliver a message before it dead-letters it (quorum queues' own limit).
+        delivery_limit: u32 = 20, "a whole number from 1", |n| *n >= 1;
+    }
+}
+
+settings! {
+    /// The ledger: jobs, attempts, answers and cache entries.
+    pub struct StoreConfig {
+        /// `sqlite:PATH` or a `postgres://` URL.
+        url: SecretUrl = SecretUrl::new("sqlite:promptyard.db"), "a sqlite: path or a postgres:// URL",
+            |url| url.has_scheme(&["sqlite", "postgres", "postgresql"]);
+        /// Postgres schema that holds the tables.
+        schema: String = "promptyard".to_owned(), "a lower-case SQL name of up to 48 characters",
+            |s| !s.is_empty() && s.len() <= 48 && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') && !s.as_bytes()[0].is_ascii_digit();
+        /// Most connections of one process.
+        connections_max: u32 = 8, "a whole number from 1 to 1000", |n| (1..=1000).contains(n);
+        /// Most milliseconds to wait for a connection.
+        connect_timeout_ms: u64 = 10_000, "a whole number from 1", |n| *n >= 1;
+    }
+}
+
+settings! {
+    /// Which answers may be reused.
+    pub struct CacheConfig {
+        /// Seconds an answer may be reused.
+        ttl_s: u64 = 86_400, "a whole number from 1", |n| *n >= 1;
+        /// Seconds after which a job that computes an answer for others is presumed lost and another takes over.
+        lease_s: u64 = 600, "a whole number from 1", |n| *n >= 1;
+    }
+}
+
+settings! {
+    /// The stage that gives each job its tier.
+    pub struct RouterConfig {
+        /// Messages taken from the broker before the first is acknowledged.
+        prefetch: u16 = 512, "1 to 65535", |n| *n >= 1;
+        /// Most jobs routed in one ledger transaction.
+        batch_max: usize = 256, "1 to 4096", |n| (1..=4096).contains(n);
+        /// Milliseconds to wait for a batch to fill once its first job is there.
+        linger_ms: u64 = 5, "0 to 10000", |n| *n <= 10_000;
+        /// Batches in the making at once; their order within a priority is not kept.
+        batches_in_flight_max: usize = 3, "1 to 64", |n| (1..=64).contains(n);
+        /// Score from which a job goes to the large model.
+        threshold: f64 = 0.5, "a number from 0 to 1", |t| (0.0..=1.0).contains(t);
+    }
+}
+
+settings! {
+    /// The stage that runs jobs on an engine.
+    pub struct WorkerConfig {
+        /// Tiers that this process serves.
+        tiers: Tiers = Tiers::default(), "\"small\", \"large\" or \"small,large\"";
+        /// Attempts a job gets before it is quarantined as a dead letter.
+        attempts_max: u32 = 4, "1 to 100", |n| (1..=100).contains(n);
+        /// Milliseconds that finished answers wait for others to be committed with them.
+        settle_linger_ms: u64 = 20, "0 to 10000", |n| *n <= 10_000;
+        /// Seconds without a sign of life after which a worker's jobs may be taken over.
+        lease_s: u64 = 60, "a whole number from 1", |n| *n >= 1;
+        /// Seconds that running jobs get to finish when the process is told to stop.
+        drain_s: u64 = 30, "0 to 3600", |n| *n <= 3600;
+        /// Tokens generated for a request that names no limit.
+        completion_tokens_default: u32 = 256, "a whole number from 1", |n| *n >= 1;
+    }
+}
+
+settings! {
+    /// One tier's model.
+    pub struct ModelConfig {
+        /// A Hugging Face directory, a hub name, or the http(s):// base URL of an OpenAI-compatible server.
+        model: Option<String> = None, "a directory, a hub name or a URL",
+            |m| m.as_deref() != Some("");
+        /// Name under which the model is served; by default the directory's or the hub's.
+        name: Option<String> = None, "a name of 1 to 128 bytes", |n| n.as_ref().is_none_or(|n| (1..=128).contains(&n.len()));
+        /// Bearer token for an OpenAI-compatible server.
+        api_key: Option<Secret> = None, "a string";
+        /// Sequences that share a step, or requests in flight to a server.
+        batch_max: usize = 16, "1 to 1024", |n| (1..=1024).contains(n);
+        /// Most tokens computed in one step, prefill chunks included.
+        step_tokens_max: usize = 512, "16 to 65536", |n| (16..=65_536).contains(n);
+        /// Longest context in tokens; the model's own limit if that is shorter or this is 0.
+        context_tokens_max: usize = 4096, "a whole number, 0 for the model's own";
+    }
+}
+
+settings! {
+    /// The HTTP interface of `up` and `serve`.
+    pub struct ApiConfig {
+        /// Address to listen on.
+        listen: String = "127.0.0.1:8080".to_owned(), "HOST:PORT", |a| a.contains(':');
+        /// Most seconds that a request waits for its answer.
+        wait_s: u64 = 300, "a whole number from 1", |n| *n >= 1;
+        /// Requests waiting at once; more are refused with 429.
+        waiting_max: usize = 4096, "a whole number from 1", |n| *n >= 1;
+    }
+}
+
+settings! {
+    /// What producers may send.
+    pub struct LimitsConfig {
+        /// Largest body in bytes.
+        body_bytes_max: usize = 4 << 20, "1024 to 134217728", |n| (1024..=128 << 20).contains(n);
+        /// Most messages in one request.
+        messages_max: usize = 1024, "a whole number from 1", |n| *n >= 1;
+        /// Most tokens a request may ask to be generated.
+        completion_tokens_max: u32 = 32_768, "a whole number from 1", |n| *n >= 1;
+        /// Temperature of requests that name none; 0 (greedy) lets their answers be reused.
+        temperature_default: f64 = 0.0, "a number from 0 to 2", |t| (0.0..=2.0).contains(t);
+    }
+}
+
+settings! {
+    /// Logs, metrics and health.
+    pub struct TelemetryConfig {
+        /// Address of `/metrics`, `/healthz` and `/readyz`; empty for none.
+        listen: String = "127.0.0.1:9464".to_owned(), "HOST:PORT or an empty string", |a| a.is_empty() || a.contains(':');
+        /// `text` for people, `json` for collectors.
+        log_format: LogFormat = LogFormat::Text, "\"text\" or \"json\"";
+        /// What is logged, as a tracing filter such as `info,promptyard=debug`.
+        log: String = "info,sqlx=warn,lapin=warn".to_owned(), "a tracing filter";
+    }
+}
+
+/// The whole configuration; each stage receives its own section.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "the section types say what they hold")]
+pub struct Config {
+    pub broker: BrokerConfig,
+    pub store: StoreConfig,
+    pub cache: CacheConfig,
+    pub router: RouterConfig,
+    pub worker: WorkerConfig,
+    pub small: ModelConfig,
+    pub large: ModelConfig,
+    pub api: ApiConfig,
+    pub limits: LimitsConfig,
+    pub telemetry: TelemetryConfig,
+}
+
+impl Config {
+    /// The names of the sections, in the order they are shown.
+    pub const SECTIONS: [&'static str; 10] = [
+        "broker",
+        "store",
+        "cache",
+        "router",
+        "worker",
+        "small",
+        "large",
+        "api",
+        "limits",
+        "telemetry",
+    ];
+
+    /// A section by its name.
+    pub fn section(&self, name: &str) -> Option<&dyn Section> {
+        Some(match name {
+            "broker" => &self.broker,
+            "store" => &self.store,
+            "cache" => &self.cache,
+            "router" => &self.router,
+            "worker" => &self.worker,
+            "small" => &self.small,
+            "large" => &self.large,
+            "api" => &self.api,
+            "limits" => &self.limits,
+            "telemetry" => &self.telemetry,
+            _ => return None,
+        })
+    }
+
+    /// A section by its name, to be changed.
+    pub fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
+        Some(match name {
+            "broker" => &mut self.broker,
+            "store" => &mut self.store,
+            "cache" => &mut self.cache,
+            "router" => &mut self.router,
+            "worker" => &mut self.worker,
+            "small" => &mut self.small,
+            "large" => &mut self.large,
+            "api" => &mut self.api,
+            "limits" => &mut self.limits,
+            "telemetry" => &mut self.telemetry,
+            _ => return None,
+        })
+    }
+
+    /// The environment variable that sets a field: `PROMPTYARD_BROKER_URL`.
+    pub fn variable(section: &str, field: &str) -> String {
+        format!(
+            "PROMPTYARD_{}_{}",
+            section.to_uppercase(),
+            field.to_uppercase()
+        )
+    }
+
+    /// The limits that request parsing applies.
+    pub fn request_limits(&self) -> crate::job::RequestLimits {
+        crate::job::RequestLimits {
+            body_bytes_max: self.limits.body_bytes_max,
+            messages_max: self.limits.messages_max,
+            completion_tokens_max: self.limits.completion_tokens_max,
+            temperature_default: self.limits.temperature_default as f32,
+        }
+    }
+
+    /// The configuration as TOML with a comment for each field and every secret masked.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        for name in Self::SECTIONS {
+            let section = self.section(name).expect("SECTIONS names sections");
+            text.push_str(&format!("[{name}]\n"));
+            for field in section.fields() {
+                text.push_str(&format!("# {} ({})\n", field.doc.trim(), field.expected));
+                match section.show(field.name) {
+                    Some(value) => text.push_str(&format!("{} = {value}\n", field.name)),
+                    None => text.push_str(&format!("# {} is not set\n", field.name)),
+                }
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Path of the SQLite file, when the ledger is one.
+    pub fn sqlite_path(&self) -> Option<PathBuf> {
+        let url = self.store.url.expose();
+        let path = url.strip_prefix("sqlite:")?;
+        Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
+    }
+}

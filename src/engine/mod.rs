@@ -1,0 +1,148 @@
+//! A conversation becomes tokens.
+//!
+//! Comes in: messages and sampling parameters. Goes out: an answer with its tokens and timings.
+//! An engine knows nothing of jobs' lives, queues or the ledger. [`candle`] runs a model in this
+//! process on a thread of its own, [`upstream`] asks an OpenAI-compatible server, [`scripted`]
+//! answers by rule, for tests and load.
+
+pub mod candle;
+pub mod scripted;
+pub mod upstream;
+
+use std::{fmt, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+
+use crate::{
+    config::ModelConfig,
+    job::{Answer, Message, Sampling, Tier},
+};
+
+/// What an engine serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineInfo {
+    /// The served model's name.
+    pub model: String,
+    /// Changes whenever the same greedy request may be answered differently: a digest of weights,
+    /// tokenizer, template and configuration.
+    pub revision: String,
+    /// Longest context in tokens, prompt and answer together; `None` when a server does not tell.
+    pub context_tokens: Option<usize>,
+    /// Sequences it runs at once.
+    pub batch_max: usize,
+}
+
+/// A request to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generate {
+    /// The conversation to continue.
+    pub messages: Vec<Message>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Used when the sampling names no seed, so that a repeated attempt samples alike.
+    pub seed_default: u64,
+    /// Most tokens to generate.
+    pub completion_tokens_max: u32,
+}
+
+/// An answer and when it came about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The answer.
+    pub answer: Answer,
+    /// When computing began (after any wait inside the engine).
+    pub started_at: DateTime<Utc>,
+    /// When the first token was there, where the engine can tell.
+    pub first_token_at: Option<DateTime<Utc>>,
+    /// When the last token was there.
+    pub finished_at: DateTime<Utc>,
+}
+
+/// Why there is no answer; the variants say what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineFault {
+    /// Never on this model; a model with a longer context may take it.
+    #[error("the prompt has {prompt_tokens} tokens; {model} takes {context_tokens} with at least one for the answer")]
+    ContextTooLong {
+        /// The model's name.
+        model: String,
+        /// Tokens of the prompt with its chat template.
+        prompt_tokens: usize,
+        /// The model's context length.
+        context_tokens: usize,
+    },
+    /// Never: the request asks for what the engine cannot do, or a server called it invalid.
+    #[error("the engine cannot serve the request: {0}")]
+    Unservable(String),
+    /// Later: the engine's queue is full, or a server is overloaded, throttles or is down.
+    #[error("the engine is not available: {message}")]
+    Unavailable {
+        /// What went wrong.
+        message: String,
+        /// What a server asked for.
+        retry_after_ms: Option<u64>,
+    },
+    /// Now, elsewhere or again: the engine failed while computing.
+    #[error("the engine failed: {0}")]
+    Crashed(String),
+    /// The engine was closed.
+    #[error("the engine is closed")]
+    Closed,
+}
+
+/// Why an engine cannot be opened: one line with what was found and what helps.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the {tier} model {model}: {message}")]
+pub struct OpenFault {
+    /// The tier it was meant for.
+    pub tier: Tier,
+    /// The directory, hub name or URL.
+    pub model: String,
+    /// What was found, what was expected.
+    pub message: String,
+}
+
+/// Turns conversations into answers, many at once.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// What it serves.
+    fn info(&self) -> &EngineInfo;
+
+    /// Starts generating at once; the future waits for the answer. Dropping the future gives the
+    /// sequence up within a step. Up to [`EngineInfo::batch_max`] requests run side by side, more
+    /// wait in a bounded queue; a full queue gives [`EngineFault::Unavailable`].
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>>;
+
+    /// False while the engine could not serve a request; drives `/readyz`.
+    fn is_ready(&self) -> bool;
+}
+
+/// Opens the engine that a tier's configuration names.
+///
+/// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL ([`upstream`]), a directory or a hub
+/// name ([`candle`]); without one the checkpoint bundled with the binary is used.
+///
+/// # Errors
+/// [`OpenFault`] in one line when the model cannot be had or is not understood.
+pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenFault> {
+    let model = config.model.as_deref();
+    let fault = |message: String| OpenFault {
+        tier,
+        model: model.unwrap_or("bundled").to_owned(),
+        message,
+    };
+    match model {
+        Some(script) if script.starts_with("scripted:") => {
+            let engine = scripted::ScriptedEngine::from_script(script, config).map_err(fault)?;
+            Ok(Arc::new(engine))
+        }
+        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+            let engine = upstream::UpstreamEngine::connect(url, config).await.map_err(fault)?;
+            Ok(Arc::new(engine))
+        }
+        _ => {
+            let engine = candle::CandleEngine::open(tier, config).await.map_err(fault)?;
+            Ok(Arc::new(engine))
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What the ledger knows of a job, and the OpenAI batch output line it becomes.
+
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{JobId, JobState, Reason, ReplyTo, Tenant, Tier};
+
+/// Why generation stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// End-of-sequence token or a stop string.
+    Stop,
+    /// `max_completion_tokens` or the context length was reached.
+    Length,
+}
+
+impl FinishReason {
+    /// OpenAI's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+impl FromStr for FinishReason {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "stop" => Ok(Self::Stop),
+            "length" => Ok(Self::Length),
+            _ => Err(format!("unknown finish reason {name:?}")),
+        }
+    }
+}
+
+/// Tokens of one answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Prompt tokens sent to the model, chat template included.
+    pub prompt_tokens: u32,
+    /// Prompt tokens the model computed; the rest came from a prefix cache.
+    pub prompt_tokens_computed: u32,
+    /// Tokens generated.
+    pub completion_tokens: u32,
+}
+
+/// A model's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The assistant message.
+    pub text: String,
+    /// Why generation stopped.
+    pub finish_reason: FinishReason,
+    /// Tokens it took.
+    pub usage: Usage,
+    /// The served model's name.
+    pub model: String,
+    /// The model's revision: equal revisions give equal greedy answers.
+    pub revision: String,
+    /// Mean log-probability of the generated tokens (natural logarithm), where the engine gives it.
+    pub mean_logprob: Option<f32>,
+}
+
+/// How a job came by its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerSource {
+    /// A model ran for this job.
+    Computed,
+    /// An answer kept from an earlier identical job.
+    Cache,
+    /// An identical job was in flight; its answer served both.
+    Shared,
+}
+
+impl AnswerSource {
+    /// The name used in SQL, JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Computed => "computed",
+            Self::Cache => "cache",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+impl FromStr for AnswerSource {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        [Self::Computed, Self::Cache, Self::Shared]
+            .into_iter()
+            .find(|source| source.as_str() == name)
+            .ok_or_else(|| format!("unknown answer source {name:?}"))
+    }
+}
+
+/// A job as the ledger holds it, without its prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRecord {
+    /// The job's identity.
+    pub id: JobId,
+    /// Whose job it is.
+    pub tenant: Tenant,
+    /// The producer's idempotency key.
+    pub key: Option<String>,
+    /// The producer's own name for the line.
+    pub custom_id: Option<String>,
+    /// The submission it belongs to.
+    pub batch: Option<String>,
+    /// Where it stands.
+    pub state: JobState,
+    /// The tier chosen last.
+    pub tier: Option<Tier>,
+    /// The router's score, 0 to 1, higher for large.
+    pub score: Option<f64>,
+    /// The answer, once succeeded.
+    pub answer: Option<Answer>,
+    /// How the answer was come by.
+    pub source: Option<AnswerSource>,
+    /// Why there is no answer, once terminal without one.
+    pub reason: Option<Reason>,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// Where the producer wants its answer.
+    pub reply_to: Option<ReplyTo>,
+    /// When the producer handed the job over.
+    pub submitted_at: DateTime<Utc>,
+    /// When its last attempt began.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it became terminal.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl JobRecord {
+    /// The HTTP status that tells the job's end, or 202 while it has none.
+    pub fn status_code(&self) -> u16 {
+        match self.state {
+            JobState::Queued | JobState::Routed | JobState::Running => 202,
+            JobState::Succeeded => 200,
+            JobState::Rejected => match self.reason.as_ref().map(|r| r.code.as_str()) {
+                Some("model_not_found") => 404,
+                Some("idempotency_key_reused" | "duplicate_custom_id") => 409,
+                Some("body_too_large") => 413,
+                _ => 400,
+            },
+            JobState::Failed => match self.reason.as_ref().map(|r| r.code.as_str()) {
+                Some("context_length_exceeded") => 400,
+                _ => 500,
+            },
+            JobState::Cancelled => 499,
+            JobState::Expired => 504,
+        }
+    }
+
+    /// The OpenAI `chat.completion` object of a succeeded job.
+    pub fn to_chat_completion(&self) -> Option<Value> {
+        let answer = self.answer.as_ref()?;
+        let created = self.finished_at.unwrap_or(self.submitted_at).timestamp();
+        let usage = answer.usage;
+        Some(json!({
+            "id": format!("chatcmpl-{}", self.id),
+            "object": "chat.completion",
+            "created": created,
+            "model": answer.model,
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": answer.text},
+                "logprobs": null,
+                "finish_reason": answer.finish_reason.as_str(),
+            }],
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+                "prompt_tokens_details": {
+                    "cached_tokens": usage.prompt_tokens - usage.prompt_tokens_computed.min(usage.prompt_tokens),
+                },
+            },
+            "promptyard": self.to_extension(),
+        }))
+    }
+
+    /// OpenAI's error object for a job that ended without an answer.
+    pub fn to_error(&self) -> Option<Value> {
+        let reason = self.reason.as_ref()?;
+        let kind = match self.status_code() {
+            400..=498 => "invalid_request_error",
+            _ => "server_error",
+        };
+        Some(json!({"message": reason.message, "type": kind, "param": null, "code": reason.code}))
+    }
+
+    /// The OpenAI batch output line: the shape of `run`, `results` and reply messages.
+    pub fn to_batch_line(&self) -> Value {
+        let body = match (self.to_chat_completion(), self.to_error()) {
+            (Some(completion), _) => completion,
+            (None, Some(error)) => json!({"error": error}),
+            (None, None) => Value::Null,
+        };
+        let error = match (&self.answer, &self.reason) {
+            (None, Some(reason)) => json!({"code": reason.code, "message": reason.message}),
+            _ => Value::Null,
+        };
+        json!({
+            "id": self.id,
+            "custom_id": self.custom_id,
+            "response": {
+                "status_code": self.status_code(),
+                "request_id": self.id,
+                "body": body,
+            },
+            "error": error,
+        })
+    }
+
+    /// What only promptyard knows of the job: `GET /v1/jobs/{id}` and the `promptyard` field.
+    pub fn to_extension(&self) -> Value {
+        let millis = |a: DateTime<Utc>, b: DateTime<Utc>| (b - a).num_milliseconds().max(0);
+        json!({
+            "job_id": self.id,
+            "tenant": self.tenant,
+            "state": self.state,
+            "tier": self.tier,
+            "score": self.score,
+            "source": self.source,
+            "attempts": self.attempts,
+            "revision": self.answer.as_ref().map(|a| &a.revision),
+            "latency_ms": self.finished_at.map(|end| millis(self.submitted_at, end)),
+        })
+    }
+}

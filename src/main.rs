@@ -1,0 +1,2 @@
+//! promptyard
+fn main() {}

@@ -1,0 +1,176 @@
+//! Every metric, declared once: the doc comment is its help text.
+//!
+//! Labels are few and of low cardinality; ids and prompt text never become labels.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// What kind of metric it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// A declared metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Name on the wire.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// Help text.
+    pub help: &'static str,
+    /// Upper bounds of a histogram's buckets.
+    pub buckets: &'static [f64],
+}
+
+/// Latencies of jobs: from an answer out of the cache (milliseconds) to a long queue (an hour).
+pub const LATENCY_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+];
+/// Calls to broker and ledger: a fast batch takes a millisecond, a time-out half a minute.
+pub const CALL_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+/// Sizes of batches: powers of two up to the largest that can be configured.
+pub const BATCH_SIZES: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
+];
+
+macro_rules! declare {
+    ($($(#[doc = $help:literal])+ $kind:ident $constant:ident = $name:literal [$($label:literal),*] $(in $buckets:ident)?;)+) => {
+        $($(#[doc = $help])+ pub const $constant: &str = $name;)+
+
+        /// Every metric, in the order of the data's way.
+        pub const ALL: &[Metric] = &[$(Metric {
+            name: $name,
+            kind: Kind::$kind,
+            labels: &[$($label),*],
+            help: concat!($($help),+),
+            buckets: declare!(@buckets $($buckets)?),
+        }),+];
+    };
+    (@buckets) => { &[] };
+    (@buckets $buckets:ident) => { $buckets };
+}
+
+declare! {
+    /// HTTP requests by route and status.
+    Counter HTTP_REQUESTS = "promptyard_http_requests_total" ["route", "status"];
+    /// Seconds from an HTTP request to its response.
+    Histogram HTTP_SECONDS = "promptyard_http_request_seconds" ["route"] in LATENCY_SECONDS;
+    /// HTTP requests that wait for an answer now.
+    Gauge HTTP_WAITING = "promptyard_http_waiting_requests" [];
+
+    /// Messages published, by queue and outcome (confirmed, refused, unroutable, timed_out, unreachable).
+    Counter PUBLISHED = "promptyard_broker_published_total" ["queue", "outcome"];
+    /// Messages taken from a queue, by whether they had been delivered before.
+    Counter DELIVERED = "promptyard_broker_delivered_total" ["queue", "redelivered"];
+    /// Times a connection to the broker was made again.
+    Counter RECONNECTED = "promptyard_broker_reconnects_total" [];
+    /// Seconds until the broker confirmed a batch of messages.
+    Histogram PUBLISH_SECONDS = "promptyard_broker_publish_seconds" [] in CALL_SECONDS;
+    /// Messages that wait in a queue.
+    Gauge QUEUE_READY = "promptyard_queue_ready_messages" ["queue"];
+
+    /// Jobs the router has seen, by outcome (routed, waiting, cache, rejected, expired, known).
+    Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
+    /// Jobs routed to each tier.
+    Counter ROUTED = "promptyard_router_tier_total" ["tier"];
+    /// The router's scores.
+    Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
+    /// Jobs in one routing batch.
+    Histogram ROUTER_BATCH = "promptyard_router_batch_jobs" [] in BATCH_SIZES;
+    /// Seconds from taking a batch to acknowledging it.
+    Histogram ROUTER_SECONDS = "promptyard_router_batch_seconds" [] in CALL_SECONDS;
+
+    /// Seconds of a ledger call, by method.
+    Histogram STORE_SECONDS = "promptyard_store_call_seconds" ["call"] in CALL_SECONDS;
+    /// Ledger calls that failed, by method.
+    Counter STORE_FAULTS = "promptyard_store_faults_total" ["call"];
+
+    /// Attempts that ended, by tier and outcome (succeeded, failed, expired, retried, escalated, returned, fenced).
+    Counter ATTEMPTS = "promptyard_worker_attempts_total" ["tier", "outcome"];
+    /// Jobs that became terminal, by state and source of the answer (computed, cache, shared, none).
+    Counter FINISHED = "promptyard_jobs_finished_total" ["state", "source"];
+    /// Seconds from submission to the terminal row, by source of the answer.
+    Histogram JOB_SECONDS = "promptyard_job_latency_seconds" ["source"] in LATENCY_SECONDS;
+    /// Jobs a worker runs now.
+    Gauge RUNNING = "promptyard_worker_running_jobs" ["tier"];
+    /// Replies that could not be delivered because the reply queue is gone.
+    Counter REPLIES_LOST = "promptyard_replies_undeliverable_total" [];
+
+    /// Prompt tokens sent to a model.
+    Counter PROMPT_TOKENS = "promptyard_prompt_tokens_total" ["tier"];
+    /// Prompt tokens a model computed; the rest came from a prefix cache.
+    Counter PROMPT_TOKENS_COMPUTED = "promptyard_prompt_computed_tokens_total" ["tier"];
+    /// Tokens generated.
+    Counter COMPLETION_TOKENS = "promptyard_completion_tokens_total" ["tier"];
+    /// Steps of the in-process engine.
+    Counter ENGINE_STEPS = "promptyard_engine_steps_total" ["tier"];
+    /// Seconds of an engine step.
+    Histogram STEP_SECONDS = "promptyard_engine_step_seconds" ["tier"] in CALL_SECONDS;
+    /// Sequences that shared an engine step.
+    Histogram STEP_SEQUENCES = "promptyard_engine_step_sequences" ["tier"] in BATCH_SIZES;
+    /// Requests that wait inside the engine.
+    Gauge ENGINE_WAITING = "promptyard_engine_waiting_requests" ["tier"];
+}
+
+/// Scores lie between 0 and 1.
+const SCORES: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
+
+/// Gives the installed recorder every metric's help text.
+pub fn describe() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => describe_counter!(metric.name, Unit::Count, metric.help),
+            Kind::Gauge => describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_prefix_and_unit() {
+        let units = [
+            "_total",
+            "_seconds",
+            "_tokens",
+            "_ratio",
+            "_jobs",
+            "_messages",
+            "_requests",
+            "_sequences",
+        ];
+        for metric in ALL {
+            assert!(metric.name.starts_with("promptyard_"), "{}", metric.name);
+            assert!(
+                units.iter().any(|u| metric.name.ends_with(u)),
+                "{} has no unit",
+                metric.name
+            );
+            assert_eq!(
+                metric.kind == Kind::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
+            assert_eq!(
+                metric.kind == Kind::Histogram,
+                !metric.buckets.is_empty(),
+                "{}",
+                metric.name
+            );
+        }
+    }
+}

@@ -1,0 +1,606 @@
+//! The ledger: every job, attempt, answer and cache entry, and the only place where a job's state changes.
+//!
+//! Comes in: batches of admissions, claims and settlements. Goes out: what each of them came to,
+//! and records. Two backends pass one contract suite (`tests/store_contract.rs`): [`postgres`] for
+//! a fleet and [`sqlite`] for one machine. Every method that changes state does so for a whole
+//! batch in one transaction. It never publishes and never runs a model.
+
+pub mod postgres;
+pub mod sqlite;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    config::StoreConfig,
+    job::{
+        Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob,
+        Tenant, Tier,
+    },
+};
+
+use postgres::PostgresStore;
+use sqlite::SqliteStore;
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFault {
+    /// No connection, or it broke, or a deadlock or serialisation fault: try again.
+    #[error("cannot reach the ledger at {url}: {message}")]
+    Unreachable {
+        /// The URL, masked.
+        url: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The tables are missing or of another version: run `promptyard migrate`.
+    #[error("the ledger's tables do not fit this version: {message}; run `promptyard migrate`")]
+    Schema {
+        /// What went wrong.
+        message: String,
+    },
+    /// The disk is full, the file is read-only or damaged.
+    #[error("the ledger cannot be written: {message}")]
+    Storage {
+        /// What went wrong.
+        message: String,
+    },
+    /// A fault of ours: a statement or a stored value that cannot be.
+    #[error("the ledger refused a statement: {message}")]
+    Refused {
+        /// What went wrong.
+        message: String,
+    },
+}
+
+impl StoreFault {
+    /// True when the same call may work later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Storage { .. })
+    }
+}
+
+/// What the router thought of a job; kept with it for analysis and learning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// 0 to 1, higher for large.
+    pub score: f64,
+    /// The score from which a job goes to large.
+    pub threshold: f64,
+    /// Name and version of the scorer.
+    pub scorer: String,
+    /// The features it saw, by name. Never prompt text.
+    pub features: Value,
+}
+
+/// A job that is to be routed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The chosen tier.
+    pub tier: Tier,
+    /// Why.
+    pub decision: Decision,
+    /// Under which an answer may be reused, if at all.
+    pub cache_key: Option<CacheKey>,
+}
+
+/// What is to become of a job that comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Course {
+    /// Known to the ledger, not yet routed (HTTP producers).
+    Queue,
+    /// Routed, answered from the cache, or joined to an identical job.
+    Route(Route),
+    /// Terminal at once: [`JobState::Rejected`] or [`JobState::Expired`].
+    End {
+        /// The terminal state.
+        state: JobState,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// A job that comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admission {
+    /// Identity and envelope; its key is unique within its tenant.
+    pub head: JobHead,
+    /// The request, unless it could not be read.
+    pub request: Option<ChatRequest>,
+    /// BLAKE3 of what was asked: tells a repeated submission from a reused key.
+    pub digest: [u8; 32],
+    /// What is to become of it.
+    pub course: Course,
+}
+
+/// What an admission came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admitted {
+    /// Written as queued.
+    Queued,
+    /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
+    /// now leads: its answer will fill the cache.
+    Routed,
+    /// An identical job is in flight; its settlement will settle this one.
+    Waiting,
+    /// Terminal now: answered from the cache, rejected or expired.
+    Ended(Box<JobRecord>),
+    /// The id or the (tenant, key) is known with the same digest. The record says how far it is;
+    /// if it is routed and the message was redelivered, publish it to its tier again.
+    Known(Box<JobRecord>),
+    /// The key is known with another digest; nothing was written.
+    KeyReused {
+        /// The job that owns the key.
+        owner: JobId,
+    },
+}
+
+/// The worker on whose behalf jobs are claimed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimant {
+    /// Unique for each process and tier.
+    pub worker: String,
+    /// The tier it serves.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The model's revision.
+    pub revision: String,
+    /// Attempts a job gets; returned attempts do not count.
+    pub attempts_max: u32,
+    /// How long the claim holds without a heartbeat.
+    pub lease: Duration,
+}
+
+/// A job that a worker wants to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The job.
+    pub job: JobId,
+    /// The message was delivered before, so an attempt that still runs is presumed lost.
+    pub redelivered: bool,
+}
+
+/// What a claim came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claimed {
+    /// Run it. The attempt is recorded; only its number can settle the job.
+    Run {
+        /// Counted from 1, never reused.
+        attempt: u32,
+        /// An earlier attempt vanished without a word: run this one apart from others.
+        suspect: bool,
+    },
+    /// Another worker runs it and is alive: this message is a duplicate.
+    Busy,
+    /// Terminal, now or before (deadline passed, attempts spent): send the reply, acknowledge.
+    Ended(Box<JobRecord>),
+    /// The ledger does not know the job.
+    Unknown,
+}
+
+/// What an attempt came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// The job has its answer.
+    Succeeded(Answer),
+    /// The job ends as failed; no further attempt.
+    Failed(Reason),
+    /// The job ends as expired.
+    Expired(Reason),
+    /// The job goes back to routed and will be tried again.
+    Retry(Reason),
+    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt.
+    Escalate {
+        /// The tier that takes over.
+        to: Tier,
+        /// Why.
+        reason: Reason,
+    },
+    /// The worker stops: the job goes back to routed and the attempt does not count.
+    Returned,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settlement {
+    /// The job.
+    pub job: JobId,
+    /// The attempt that claimed it: settles only while this is the job's latest.
+    pub attempt: u32,
+    /// What it came to.
+    pub verdict: Verdict,
+    /// When the engine began with it.
+    pub started_at: DateTime<Utc>,
+    /// When the first token was there.
+    pub first_token_at: Option<DateTime<Utc>>,
+    /// When the engine was done with it.
+    pub finished_at: DateTime<Utc>,
+    /// Under which the answer may be reused; `None` leaves the cache alone.
+    pub cache_key: Option<CacheKey>,
+}
+
+/// What a settlement came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settled {
+    /// Written.
+    Committed {
+        /// The job as it is now.
+        record: Box<JobRecord>,
+        /// Identical jobs that waited for this answer and are now terminal too.
+        shared: Vec<JobRecord>,
+    },
+    /// A newer attempt has the job, or it is terminal: nothing was written.
+    Fenced,
+}
+
+/// A worker's sign of life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heartbeat {
+    /// The worker and its model.
+    pub claimant: Claimant,
+    /// Sequences it runs at once.
+    pub batch_max: u32,
+    /// Jobs it runs now.
+    pub running: u32,
+    /// True from when it was told to stop.
+    pub draining: bool,
+}
+
+/// A worker as the ledger knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerRecord {
+    /// Unique for each process and tier.
+    pub worker: String,
+    /// The tier it serves.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The model's revision.
+    pub revision: String,
+    /// Sequences it runs at once.
+    pub batch_max: u32,
+    /// Jobs it ran at its last sign of life.
+    pub running: u32,
+    /// True from when it was told to stop.
+    pub draining: bool,
+    /// Its last sign of life.
+    pub seen_at: DateTime<Utc>,
+}
+
+/// Which records to list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecordFilter {
+    /// Only this tenant's.
+    pub tenant: Option<Tenant>,
+    /// Only this submission's.
+    pub batch: Option<String>,
+    /// Only jobs that became terminal at or after this instant; terminal jobs only.
+    pub finished_since: Option<DateTime<Utc>>,
+    /// Continues after this position of an earlier page: (finished_at, id).
+    pub after: Option<(DateTime<Utc>, JobId)>,
+}
+
+/// A message that was given up: by the broker, or by a worker whose attempts were spent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Its own identity.
+    pub id: Uuid,
+    /// The job it was, if that could be told.
+    pub job: Option<JobId>,
+    /// Whose it was, if that could be told.
+    pub tenant: Option<Tenant>,
+    /// The queue it died in.
+    pub queue: String,
+    /// Why.
+    pub reason: Reason,
+    /// The body that is published again on a redrive: the job, or the message as it came.
+    pub body: Vec<u8>,
+    /// When it died.
+    pub died_at: DateTime<Utc>,
+}
+
+/// Which dead letters to list, redrive or discard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeadFilter {
+    /// Only these.
+    pub ids: Vec<Uuid>,
+    /// Only with this reason code.
+    pub reason: Option<String>,
+    /// Only this tenant's.
+    pub tenant: Option<Tenant>,
+    /// Only those that died before this instant.
+    pub died_before: Option<DateTime<Utc>>,
+}
+
+/// What was done with a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadResolution {
+    /// Published again as a new job.
+    Redriven,
+    /// Thrown away by a person.
+    Discarded,
+}
+
+/// One attempt, for `dead show` and `GET /v1/jobs/{id}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptRecord {
+    /// Counted from 1.
+    pub attempt: u32,
+    /// The tier it ran on.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The worker that ran it.
+    pub worker: String,
+    /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned` or `lost`.
+    pub outcome: String,
+    /// Why it did not succeed.
+    pub reason: Option<Reason>,
+    /// When it was claimed.
+    pub claimed_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Figures for `promptyard status`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overview {
+    /// Jobs in each state that has any, over the last day and all unfinished ones.
+    pub states: Vec<(JobState, u64)>,
+    /// Jobs that became terminal in the last minute.
+    pub finished_last_minute: u64,
+    /// Tokens generated for jobs that became terminal in the last minute.
+    pub completion_tokens_last_minute: u64,
+    /// Dead letters not yet redriven or discarded.
+    pub dead_letters: u64,
+}
+
+/// A ledger of either kind. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// Postgres 15 and later.
+    Postgres(PostgresStore),
+    /// A SQLite file.
+    Sqlite(SqliteStore),
+}
+
+macro_rules! each {
+    ($value:expr, $backend:ident => $call:expr) => {
+        match $value {
+            Self::Postgres($backend) => $call,
+            Self::Sqlite($backend) => $call,
+        }
+    };
+}
+
+impl Store {
+    /// Connects. The tables are not touched: see [`Store::migrate`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached or the file cannot be opened.
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+        if config.url.has_scheme(&["sqlite"]) {
+            SqliteStore::connect(config).await.map(Self::Sqlite)
+        } else {
+            PostgresStore::connect(config).await.map(Self::Postgres)
+        }
+    }
+
+    /// Brings the tables to this version; safe to run from several processes at once.
+    /// Returns the number of migrations applied.
+    ///
+    /// # Errors
+    /// When a migration fails, or the tables are newer than this version.
+    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+        each!(self, store => store.migrate().await)
+    }
+
+    /// Fails unless the tables are of this version.
+    ///
+    /// # Errors
+    /// [`StoreFault::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+        each!(self, store => store.check_schema().await)
+    }
+
+    /// Makes the partitions that the next days need; no work for SQLite. Call at start and daily.
+    ///
+    /// # Errors
+    /// As every method: when the database cannot be reached or refuses.
+    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
+        each!(self, store => store.ensure_partitions().await)
+    }
+
+    /// Writes jobs that come in; one outcome for each, in order. Within one batch, earlier
+    /// admissions are seen by later ones. A cache key leads to a hit (fresh entry), to waiting
+    /// (an identical job leads and its lease runs) or to leading.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn admit(
+        &self,
+        admissions: &[Admission],
+        cache_lease: Duration,
+    ) -> Result<Vec<Admitted>, StoreFault> {
+        each!(self, store => store.admit(admissions, cache_lease).await)
+    }
+
+    /// Records an attempt for each job before it runs; one outcome for each, in order. A job whose
+    /// deadline has passed ends as expired; one whose attempts are spent ends as failed and leaves
+    /// a dead letter.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn claim(
+        &self,
+        claimant: &Claimant,
+        claims: &[Claim],
+    ) -> Result<Vec<Claimed>, StoreFault> {
+        each!(self, store => store.claim(claimant, claims).await)
+    }
+
+    /// Ends attempts; one outcome for each, in order. A success with a cache key fills the entry
+    /// and settles the jobs that wait for it; any other end gives the entry up, so that a waiting
+    /// job is promoted.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn settle(
+        &self,
+        settlements: &[Settlement],
+        cache_ttl: Duration,
+    ) -> Result<Vec<Settled>, StoreFault> {
+        each!(self, store => store.settle(settlements, cache_ttl).await)
+    }
+
+    /// Ends jobs that no attempt holds: the broker gave them up. Jobs that are terminal stay as
+    /// they are, jobs the ledger does not know are written. Returns the records, in order.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn end(
+        &self,
+        endings: &[(JobHead, JobState, Reason)],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        each!(self, store => store.end(endings).await)
+    }
+
+    /// Picks, for each cache key whose leader was lost or failed, the oldest waiting job, makes it
+    /// the leader and returns it to be published. It stays pickable until a worker claims it.
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn promote_waiting(
+        &self,
+        limit: usize,
+        cache_lease: Duration,
+    ) -> Result<Vec<RoutedJob>, StoreFault> {
+        each!(self, store => store.promote_waiting(limit, cache_lease).await)
+    }
+
+    /// Records a worker's sign of life and extends the leases of all jobs it runs.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
+        each!(self, store => store.beat(heartbeat).await)
+    }
+
+    /// The workers seen within `age`, the latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+        each!(self, store => store.workers(age).await)
+    }
+
+    /// The records of these jobs that exist, in no particular order.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+        each!(self, store => store.records(ids).await)
+    }
+
+    /// The records of the jobs that own these idempotency keys.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn records_by_key(
+        &self,
+        tenant: &Tenant,
+        keys: &[String],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        each!(self, store => store.records_by_key(tenant, keys).await)
+    }
+
+    /// Terminal records by rising (finished_at, id).
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn finished(
+        &self,
+        filter: &RecordFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        each!(self, store => store.finished(filter, limit).await)
+    }
+
+    /// A job with its request, as it was admitted.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+        each!(self, store => store.job(id).await)
+    }
+
+    /// A job's attempts, the first first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+        each!(self, store => store.attempts(id).await)
+    }
+
+    /// Keeps dead letters; a letter whose id is known is passed over.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
+        each!(self, store => store.bury(letters).await)
+    }
+
+    /// Unresolved dead letters, the oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreFault> {
+        each!(self, store => store.dead_letters(filter, limit).await)
+    }
+
+    /// Marks dead letters as resolved; returns how many were not before.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn resolve_dead(
+        &self,
+        ids: &[Uuid],
+        resolution: DeadResolution,
+    ) -> Result<u64, StoreFault> {
+        each!(self, store => store.resolve_dead(ids, resolution).await)
+    }
+
+    /// Figures for `promptyard status`.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+        each!(self, store => store.overview().await)
+    }
+
+    /// True while the database answers; drives `/readyz`.
+    pub async fn is_reachable(&self) -> bool {
+        each!(self, store => store.is_reachable().await)
+    }
+
+    /// Drops the schema (Postgres) or the tables (SQLite) with all they hold. For tests.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drop_all(&self) -> Result<(), StoreFault> {
+        each!(self, store => store.drop_all().await)
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        each!(self, store => store.close().await)
+    }
+}
