@@ -219,8 +219,11 @@ pub struct Settlement {
     pub first_token_at: Option<DateTime<Utc>>,
     /// When the engine was done with it.
     pub finished_at: DateTime<Utc>,
-    /// Under which the answer may be reused; `None` leaves the cache alone.
+    /// The cache entry this job leads; `None` leaves the cache alone.
     pub cache_key: Option<CacheKey>,
+    /// Whether the entry may serve later jobs. False when the model that answered is not the one
+    /// the key was made for: jobs that wait are settled, and then the entry is deleted.
+    pub reusable: bool,
 }
 
 /// What a settlement came to.
