@@ -113,8 +113,6 @@ settings! {
         lease_s: u64 = 60, "a whole number from 1", |n| *n >= 1;
         /// Seconds that running jobs get to finish when the process is told to stop.
         drain_s: u64 = 30, "0 to 3600", |n| *n <= 3600;
-        /// Tokens generated for a request that names no limit.
-        completion_tokens_default: u32 = 256, "a whole number from 1", |n| *n >= 1;
     }
 }
 
@@ -158,6 +156,8 @@ settings! {
         messages_max: usize = 1024, "a whole number from 1", |n| *n >= 1;
         /// Most tokens a request may ask to be generated.
         completion_tokens_max: u32 = 32_768, "a whole number from 1", |n| *n >= 1;
+        /// Tokens generated for a request that names no limit.
+        completion_tokens_default: u32 = 256, "a whole number from 1", |n| *n >= 1;
         /// Temperature of requests that name none; 0 (greedy) lets their answers be reused.
         temperature_default: f64 = 0.0, "a number from 0 to 2", |t| (0.0..=2.0).contains(t);
     }
@@ -255,6 +255,7 @@ impl Config {
             body_bytes_max: self.limits.body_bytes_max,
             messages_max: self.limits.messages_max,
             completion_tokens_max: self.limits.completion_tokens_max,
+            completion_tokens_default: self.limits.completion_tokens_default,
             temperature_default: self.limits.temperature_default as f32,
         }
     }

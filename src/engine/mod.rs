@@ -42,8 +42,6 @@ pub struct Generate {
     pub sampling: Sampling,
     /// Used when the sampling names no seed, so that a repeated attempt samples alike.
     pub seed_default: u64,
-    /// Most tokens to generate.
-    pub completion_tokens_max: u32,
 }
 
 /// An answer and when it came about.

@@ -92,8 +92,8 @@ pub struct Sampling {
     /// Generation ends before the first of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Most tokens to generate; the worker's default applies when absent.
-    pub max_completion_tokens: Option<u32>,
+    /// Most tokens to generate.
+    pub max_completion_tokens: u32,
 }
 
 impl Sampling {
@@ -167,6 +167,8 @@ pub struct RequestLimits {
     pub messages_max: usize,
     /// Most `max_completion_tokens` a producer may ask for.
     pub completion_tokens_max: u32,
+    /// Tokens generated for requests that name no limit.
+    pub completion_tokens_default: u32,
     /// Temperature of requests that name none.
     pub temperature_default: f32,
 }
@@ -177,6 +179,7 @@ impl Default for RequestLimits {
             body_bytes_max: 4 << 20,
             messages_max: 1024,
             completion_tokens_max: 32_768,
+            completion_tokens_default: 256,
             temperature_default: 0.0,
         }
     }
@@ -509,9 +512,9 @@ impl Fields {
         };
         let tokens_max = limits.completion_tokens_max;
         let max_completion_tokens = match asked {
-            None => None,
+            None => limits.completion_tokens_default,
             Some((name, value)) => match value.as_u64() {
-                Some(tokens @ 1..) if tokens <= u64::from(tokens_max) => Some(tokens as u32),
+                Some(tokens @ 1..) if tokens <= u64::from(tokens_max) => tokens as u32,
                 _ => {
                     let expected = format!("an integer from 1 to {tokens_max}");
                     return Err(wrong_value(name, &expected, &value));
@@ -757,7 +760,7 @@ mod tests {
         assert_eq!(read.request.options.cache, CacheMode::Off);
         assert_eq!(read.tenant.expect("tenant").as_str(), "t1");
         assert_eq!(read.deadline_ms, Some(10));
-        assert_eq!(read.request.sampling.max_completion_tokens, Some(5));
+        assert_eq!(read.request.sampling.max_completion_tokens, 5);
     }
 
     #[test]
