@@ -2,7 +2,9 @@
 //!
 //! Labels are few and of low cardinality; ids and prompt text never become labels.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+
+use crate::job::JobRecord;
 
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +135,18 @@ pub fn describe() {
             Kind::Gauge => describe_gauge!(metric.name, metric.help),
             Kind::Histogram => describe_histogram!(metric.name, metric.help),
         }
+    }
+}
+
+/// Records the end of a job: counted by state and source, its latency by source.
+pub fn observe_end(record: &JobRecord) {
+    let source = record.source.map_or("none", |source| source.as_str());
+    counter!(FINISHED, "state" => record.state.as_str(), "source" => source).increment(1);
+    if let Some(finished_at) = record.finished_at {
+        let seconds = (finished_at - record.submitted_at)
+            .as_seconds_f64()
+            .max(0.0);
+        histogram!(JOB_SECONDS, "source" => source).record(seconds);
     }
 }
 

@@ -5,6 +5,8 @@
 //! [`embedded`] for one process. A broker never looks into a body and never counts attempts.
 
 pub mod embedded;
+pub mod letters;
+pub mod outbox;
 pub mod rabbitmq;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -157,7 +159,9 @@ pub enum BrokerFault {
         message: String,
     },
     /// A queue exists with other arguments than ours.
-    #[error("queue {queue} exists with other arguments ({message}); delete it or choose another broker.prefix")]
+    #[error(
+        "queue {queue} exists with other arguments ({message}); delete it or choose another broker.prefix"
+    )]
     Conflict {
         /// The queue's full name.
         queue: String,
@@ -165,7 +169,9 @@ pub enum BrokerFault {
         message: String,
     },
     /// Another process consumes from this embedded broker.
-    #[error("{path} is in use by another promptyard process; for several processes use RabbitMQ and Postgres")]
+    #[error(
+        "{path} is in use by another promptyard process; for several processes use RabbitMQ and Postgres"
+    )]
     InUse {
         /// The SQLite file.
         path: String,
@@ -258,7 +264,9 @@ impl Broker {
         embedded_path: &std::path::Path,
     ) -> Result<Self, BrokerFault> {
         if config.url.expose() == "embedded" {
-            EmbeddedBroker::open(config, embedded_path).await.map(Self::Embedded)
+            EmbeddedBroker::open(config, embedded_path)
+                .await
+                .map(Self::Embedded)
         } else {
             RabbitBroker::connect(config).await.map(Self::Rabbit)
         }

@@ -61,7 +61,9 @@ pub struct Generation {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFault {
     /// Never on this model; a model with a longer context may take it.
-    #[error("the prompt has {prompt_tokens} tokens; {model} takes {context_tokens} with at least one for the answer")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens; {model} takes {context_tokens} with at least one for the answer"
+    )]
     ContextTooLong {
         /// The model's name.
         model: String,
@@ -135,11 +137,15 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             Ok(Arc::new(engine))
         }
         Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
-            let engine = upstream::UpstreamEngine::connect(url, config).await.map_err(fault)?;
+            let engine = upstream::UpstreamEngine::connect(url, config)
+                .await
+                .map_err(fault)?;
             Ok(Arc::new(engine))
         }
         _ => {
-            let engine = candle::CandleEngine::open(tier, config).await.map_err(fault)?;
+            let engine = candle::CandleEngine::open(tier, config)
+                .await
+                .map_err(fault)?;
             Ok(Arc::new(engine))
         }
     }

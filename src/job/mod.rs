@@ -29,6 +29,12 @@ impl JobId {
     pub fn now() -> Self {
         Self(Uuid::now_v7())
     }
+
+    /// When it was made, to the millisecond.
+    pub fn created_at(self) -> Option<DateTime<Utc>> {
+        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+        DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+    }
 }
 
 impl fmt::Display for JobId {

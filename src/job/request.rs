@@ -158,6 +158,31 @@ pub struct ChatRequest {
     pub options: Options,
 }
 
+impl ChatRequest {
+    /// Writes the request as a body again; parsing it gives an equal request.
+    pub fn to_body(&self, tenant: &Tenant) -> Value {
+        let mut body = serde_json::json!({
+            "model": self.model.as_str(),
+            "messages": self.messages,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": self.sampling.top_k,
+            "seed": self.sampling.seed,
+            "max_completion_tokens": self.sampling.max_completion_tokens,
+            "promptyard": {
+                "cache": self.options.cache,
+                "context": self.options.context,
+                "escalate": self.options.escalate,
+                "tenant": tenant,
+            },
+        });
+        if !self.sampling.stop.is_empty() {
+            body["stop"] = Value::from(self.sampling.stop.clone());
+        }
+        body
+    }
+}
+
 /// Limits and defaults that apply to every body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestLimits {
@@ -761,6 +786,16 @@ mod tests {
         assert_eq!(read.tenant.expect("tenant").as_str(), "t1");
         assert_eq!(read.deadline_ms, Some(10));
         assert_eq!(read.request.sampling.max_completion_tokens, 5);
+    }
+
+    #[test]
+    fn a_request_survives_being_written_and_read_again() {
+        let body = r#"{"model":"large","messages":[{"role":"user","content":"hi"}],"temperature":0.7,"top_p":0.9,
+            "top_k":40,"seed":18446744073709551615,"stop":["a"],"max_tokens":9,"promptyard":{"cache":"off","tenant":"t"}}"#;
+        let read = parse(body).expect("valid");
+        let tenant = read.tenant.clone().expect("tenant");
+        let again = parse(&read.request.to_body(&tenant).to_string()).expect("valid again");
+        assert_eq!(again, read);
     }
 
     #[test]

@@ -173,6 +173,9 @@ pub enum Claimed {
         attempt: u32,
         /// An earlier attempt vanished without a word: run this one apart from others.
         suspect: bool,
+        /// No attempt is left after this one: a fault that would be retried ends the job
+        /// ([`Verdict::Spent`]).
+        last: bool,
     },
     /// Another worker runs it and is alive: this message is a duplicate.
     Busy,
@@ -189,6 +192,9 @@ pub enum Verdict {
     Succeeded(Answer),
     /// The job ends as failed; no further attempt.
     Failed(Reason),
+    /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
+    /// claim with spent attempts does.
+    Spent(Reason),
     /// The job ends as expired.
     Expired(Reason),
     /// The job goes back to routed and will be tried again.
@@ -461,7 +467,8 @@ impl Store {
     }
 
     /// Ends jobs that no attempt holds: the broker gave them up. Jobs that are terminal stay as
-    /// they are, jobs the ledger does not know are written. Returns the records, in order.
+    /// they are, jobs the ledger does not know (by id, then by tenant and key) are written.
+    /// Returns the records, in order.
     ///
     /// # Errors
     /// When nothing was written.

@@ -1,0 +1,138 @@
+//! How jobs are written as messages: the envelope's fields and headers, in one place for every
+//! producer and consumer of ours. Other producers need none of the headers.
+
+use std::collections::BTreeMap;
+
+use super::{Delay, Envelope, Publication, Queue, Target};
+use crate::job::{Job, JobId, JobRecord, RoutedJob};
+
+/// The job's id, when the producer has chosen it already (a UUIDv7).
+pub const HEADER_JOB_ID: &str = "promptyard-job-id";
+/// The submission that a job belongs to.
+pub const HEADER_BATCH: &str = "promptyard-batch";
+/// The line's own name, when the body does not carry it.
+pub const HEADER_CUSTOM_ID: &str = "promptyard-custom-id";
+/// The job that a redriven one repeats.
+pub const HEADER_REDRIVE_OF: &str = "promptyard-redrive-of";
+/// Marks a body that is a routed job coming back from a delay queue.
+pub const HEADER_ROUTED: &str = "promptyard-routed";
+/// On replies: the job's terminal state.
+pub const HEADER_STATE: &str = "promptyard-state";
+
+/// Longest idempotency key in bytes: what an AMQP `message_id` can hold.
+pub const KEY_BYTES_MAX: usize = 255;
+
+/// A body on its way to the router, with what its producer says beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Letter {
+    /// The job's id.
+    pub id: JobId,
+    /// The producer's idempotency key.
+    pub key: Option<String>,
+    /// The line's own name.
+    pub custom_id: Option<String>,
+    /// The submission it belongs to.
+    pub batch: Option<String>,
+    /// The job that it repeats.
+    pub redrive_of: Option<JobId>,
+    /// The body as [`crate::job::Submission::parse`] reads it.
+    pub body: Vec<u8>,
+}
+
+impl Letter {
+    /// A letter with a fresh id and nothing but a body.
+    pub fn new(body: Vec<u8>) -> Self {
+        Self {
+            id: JobId::now(),
+            key: None,
+            custom_id: None,
+            batch: None,
+            redrive_of: None,
+            body,
+        }
+    }
+}
+
+impl From<Letter> for Publication {
+    fn from(letter: Letter) -> Self {
+        let mut headers = BTreeMap::from([(HEADER_JOB_ID.to_owned(), letter.id.to_string())]);
+        let optional = [
+            (HEADER_BATCH, letter.batch),
+            (HEADER_CUSTOM_ID, letter.custom_id),
+            (
+                HEADER_REDRIVE_OF,
+                letter.redrive_of.map(|id| id.to_string()),
+            ),
+        ];
+        for (name, value) in optional {
+            headers.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        Self {
+            target: Target::Queue(Queue::In),
+            envelope: Envelope {
+                message_id: letter.key,
+                headers,
+                ..Envelope::default()
+            },
+            body: letter.body,
+        }
+    }
+}
+
+impl Publication {
+    /// A routed job for its tier's workers.
+    pub fn to_tier(routed: &RoutedJob) -> Self {
+        Self::of_routed(routed, Queue::Tier(routed.tier))
+    }
+
+    /// A routed job that rests before it is tried again.
+    pub fn to_retry(routed: &RoutedJob, delay: Delay) -> Self {
+        Self::of_routed(routed, Queue::Retry(delay))
+    }
+
+    fn of_routed(routed: &RoutedJob, queue: Queue) -> Self {
+        let head = &routed.job.head;
+        Self {
+            target: Target::Queue(queue),
+            envelope: Envelope {
+                message_id: Some(head.id.to_string()),
+                priority: head.priority,
+                expires_at: head.deadline,
+                headers: BTreeMap::from([(HEADER_ROUTED.to_owned(), "1".to_owned())]),
+                ..Envelope::default()
+            },
+            body: serde_json::to_vec(routed).expect("a job has no map with non-text keys"),
+        }
+    }
+
+    /// The answer for the producer's reply queue, if it wants one: an OpenAI batch output line.
+    pub fn reply(record: &JobRecord) -> Option<Self> {
+        let reply_to = record.reply_to.as_ref()?;
+        let state = (HEADER_STATE.to_owned(), record.state.to_string());
+        Some(Self {
+            target: Target::Reply(reply_to.queue.clone()),
+            envelope: Envelope {
+                message_id: Some(record.id.to_string()),
+                correlation_id: reply_to.correlation_id.clone(),
+                headers: BTreeMap::from([state]),
+                ..Envelope::default()
+            },
+            body: record.to_batch_line().to_string().into_bytes(),
+        })
+    }
+}
+
+/// A job submitted once more, as a new one: its deadline and reply queue are not taken along.
+pub fn resubmission(job: &Job) -> Letter {
+    Letter {
+        custom_id: job.head.custom_id.clone(),
+        batch: job.head.batch.clone(),
+        redrive_of: Some(job.head.id),
+        ..Letter::new(
+            job.request
+                .to_body(&job.head.tenant)
+                .to_string()
+                .into_bytes(),
+        )
+    }
+}

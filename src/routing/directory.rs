@@ -1,0 +1,99 @@
+//! Which models the fleet serves, as its workers' heartbeats tell it.
+
+use std::{
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use crate::{
+    job::Tier,
+    shutdown::Shutdown,
+    store::{Store, StoreFault, WorkerRecord},
+};
+
+/// Workers unseen for longer no longer count as serving their model.
+const WORKER_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often the directory is read again.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A snapshot of the served models.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Models {
+    /// The latest worker first.
+    workers: Vec<WorkerRecord>,
+}
+
+impl Models {
+    /// The name and revision that a tier serves, by its latest worker.
+    pub fn of_tier(&self, tier: Tier) -> Option<(&str, &str)> {
+        self.workers
+            .iter()
+            .find(|worker| worker.tier == tier)
+            .map(|worker| (worker.model.as_str(), worker.revision.as_str()))
+    }
+
+    /// The tier whose latest worker serves a model of this name.
+    pub fn tier_of(&self, name: &str) -> Option<Tier> {
+        Tier::ALL
+            .into_iter()
+            .find(|tier| self.of_tier(*tier).is_some_and(|(model, _)| model == name))
+    }
+
+    /// The names of the served models, small first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        Tier::ALL
+            .into_iter()
+            .filter_map(|tier| self.of_tier(tier).map(|(model, _)| model))
+    }
+}
+
+/// The served models, kept up to date.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    store: Store,
+    models: Arc<RwLock<Arc<Models>>>,
+}
+
+impl Directory {
+    /// Reads the directory for the first time.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn open(store: Store) -> Result<Self, StoreFault> {
+        let directory = Self {
+            store,
+            models: Arc::default(),
+        };
+        directory.refresh().await?;
+        Ok(directory)
+    }
+
+    /// The models served now.
+    pub fn models(&self) -> Arc<Models> {
+        self.models
+            .read()
+            .expect("nobody panics while holding it")
+            .clone()
+    }
+
+    /// Reads the directory again at intervals until asked to stop.
+    pub async fn keep_fresh(self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+            }
+            if let Err(fault) = self.refresh().await {
+                tracing::warn!(%fault, "cannot read which models are served; the last answer stands");
+            }
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), StoreFault> {
+        let mut workers = self.store.workers(WORKER_AGE_MAX).await?;
+        workers.sort_by_key(|worker| std::cmp::Reverse(worker.seen_at));
+        *self.models.write().expect("nobody panics while holding it") =
+            Arc::new(Models { workers });
+        Ok(())
+    }
+}

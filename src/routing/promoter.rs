@@ -1,0 +1,39 @@
+//! Revives jobs that wait for an identical one whose run was lost or failed.
+
+use std::time::Duration;
+
+use crate::{
+    broker::{Publication, outbox::publish_all},
+    shutdown::Shutdown,
+};
+
+use super::Router;
+
+/// How often lost leaders are looked for.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Most jobs promoted at a time.
+const PROMOTED_MAX: usize = 256;
+
+/// Promotes waiting jobs at intervals until asked to stop. A promoted job stays promotable until
+/// a worker claims it, so one whose message was never published comes up again.
+pub(super) async fn run(router: Router, shutdown: Shutdown) {
+    let lease = Duration::from_secs(router.cache.lease_s);
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        match router.store.promote_waiting(PROMOTED_MAX, lease).await {
+            Ok(jobs) if jobs.is_empty() => {}
+            Ok(jobs) => {
+                tracing::info!(
+                    jobs = jobs.len(),
+                    "jobs take over from identical ones that were lost"
+                );
+                let messages = jobs.iter().map(Publication::to_tier).collect();
+                publish_all(&router.broker, messages, &shutdown).await;
+            }
+            Err(fault) => tracing::warn!(%fault, "cannot look for jobs whose leader was lost"),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The router's loop: micro-batches, each admitted in one ledger transaction, published with
+//! pipelined confirms, and acknowledged when everything it led to is durable.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::Utc;
+use metrics::{counter, histogram};
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    broker::{Broker, BrokerFault, Delivery, Publication, Queue, Ticket, outbox::publish_all},
+    config::{CacheConfig, RouterConfig},
+    job::{JobRecord, JobState, Reason, RequestLimits},
+    metrics::{ADMITTED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
+    shutdown::Shutdown,
+    store::{Admission, Admitted, Course, Store, StoreFault},
+};
+
+use super::{
+    directory::Directory,
+    intake::{self, Intake, IntakeContext},
+    promoter, undertaker,
+};
+
+/// Why the router ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterFault {
+    /// It cannot consume.
+    #[error(transparent)]
+    Broker(#[from] BrokerFault),
+    /// It cannot read the ledger.
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+}
+
+/// How long to wait before a ledger that failed is asked again.
+const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
+
+/// The role that gives each job its tier.
+#[derive(Clone, Debug)]
+pub struct Router {
+    pub(super) broker: Broker,
+    pub(super) store: Store,
+    config: RouterConfig,
+    pub(super) cache: CacheConfig,
+    limits: RequestLimits,
+}
+
+impl Router {
+    /// A router over a broker and a ledger.
+    pub fn new(
+        broker: Broker,
+        store: Store,
+        config: RouterConfig,
+        cache: CacheConfig,
+        limits: RequestLimits,
+    ) -> Self {
+        Self {
+            broker,
+            store,
+            config,
+            cache,
+            limits,
+        }
+    }
+
+    pub(super) fn limits(&self) -> &RequestLimits {
+        &self.limits
+    }
+
+    /// Routes until told to stop; then finishes the batches in hand and returns the rest.
+    ///
+    /// # Errors
+    /// When it cannot start consuming or read the ledger; interruptions later are waited out.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), RouterFault> {
+        let directory = Directory::open(self.store.clone()).await?;
+        let mut consumer = self
+            .broker
+            .consume(&[Queue::In], self.config.prefetch)
+            .await?;
+        let dead = self
+            .broker
+            .consume(&[Queue::Dead], undertaker::PREFETCH)
+            .await?;
+        let tasks = TaskTracker::new();
+        tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
+        tasks.spawn(promoter::run(self.clone(), shutdown.child()));
+        tasks.spawn(undertaker::run(self.clone(), dead, shutdown.child()));
+
+        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight_max));
+        let linger = Duration::from_millis(self.config.linger_ms);
+        loop {
+            let permit = permits.clone().acquire_owned().await.expect("never closed");
+            let batch = tokio::select! {
+                () = shutdown.requested() => break,
+                batch = consumer.next_batch(self.config.batch_max, linger) => batch,
+            };
+            if batch.is_empty() {
+                break;
+            }
+            let (router, directory, stop) = (self.clone(), directory.clone(), shutdown.clone());
+            tasks.spawn(async move {
+                router.route(batch, &directory, &stop).await;
+                drop(permit);
+            });
+        }
+        consumer.close().await;
+        tasks.close();
+        tasks.wait().await;
+        Ok(())
+    }
+
+    /// Routes one batch.
+    async fn route(&self, batch: Vec<Delivery>, directory: &Directory, shutdown: &Shutdown) {
+        let begun = Instant::now();
+        histogram!(ROUTER_BATCH).record(batch.len() as f64);
+        let models = directory.models();
+        let context = IntakeContext {
+            limits: &self.limits,
+            threshold: self.config.threshold,
+            models: &models,
+            now: Utc::now(),
+        };
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut forwards = Vec::new();
+        for delivery in batch
+            .into_iter()
+            .filter(|delivery| delivery.ticket.is_live())
+        {
+            match intake::read(&delivery, context) {
+                Intake::Admit(admission) => entries.push(Entry {
+                    admission: *admission,
+                    redelivered: delivery.redelivered,
+                    ticket: delivery.ticket,
+                }),
+                Intake::Forward(routed) => {
+                    forwards.push((delivery.ticket, vec![Publication::to_tier(&routed)]));
+                }
+            }
+        }
+        let mut finished = forwards;
+        self.admit(entries, &mut finished, shutdown).await;
+        self.finish(finished, shutdown).await;
+        histogram!(ROUTER_SECONDS).record(begun.elapsed().as_secs_f64());
+    }
+
+    /// Admits entries in one transaction and adds what is to be published for each.
+    ///
+    /// A ledger that cannot be reached is asked again; one that refuses the batch is given its
+    /// halves, so that a single entry it cannot take ends alone, as a dead letter.
+    async fn admit(
+        &self,
+        entries: Vec<Entry>,
+        finished: &mut Vec<(Ticket, Vec<Publication>)>,
+        shutdown: &Shutdown,
+    ) {
+        let mut parts = vec![entries];
+        while let Some(mut part) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let admissions: Vec<_> = part.iter().map(|entry| entry.admission.clone()).collect();
+            let lease = Duration::from_secs(self.cache.lease_s);
+            match self.store.admit(&admissions, lease).await {
+                Ok(outcomes) => {
+                    let mut reused = Vec::new();
+                    for (entry, outcome) in part.into_iter().zip(outcomes) {
+                        if let Admitted::KeyReused { owner } = outcome {
+                            reused.push(entry.refuse_reused_key(&owner.to_string()));
+                        } else {
+                            let messages = entry.messages(outcome);
+                            finished.push((entry.ticket, messages));
+                        }
+                    }
+                    parts.push(reused);
+                }
+                Err(fault) if fault.is_transient() => {
+                    tracing::warn!(%fault, jobs = part.len(), "jobs wait for the ledger");
+                    tokio::select! {
+                        () = shutdown.requested() => {
+                            self.requeue(part.into_iter().map(|entry| entry.ticket)).await;
+                        }
+                        () = tokio::time::sleep(STORE_RETRY_WAIT) => parts.push(part),
+                    }
+                }
+                Err(fault) if part.len() == 1 => {
+                    tracing::error!(%fault, "the ledger cannot take a job; it becomes a dead letter");
+                    let tickets = part.into_iter().map(|entry| entry.ticket).collect();
+                    if let Err(fault) = self.broker.reject(tickets).await {
+                        tracing::warn!(%fault, "not rejected; it will be delivered again");
+                    }
+                }
+                Err(_) => {
+                    let rest = part.split_off(part.len() / 2);
+                    parts.push(rest);
+                    parts.push(part);
+                }
+            }
+        }
+    }
+
+    /// Publishes what each delivery led to, then acknowledges those whose messages are all out.
+    pub(super) async fn finish(
+        &self,
+        finished: Vec<(Ticket, Vec<Publication>)>,
+        shutdown: &Shutdown,
+    ) {
+        let mut messages = Vec::new();
+        let mut counts = Vec::with_capacity(finished.len());
+        let mut tickets = Vec::with_capacity(finished.len());
+        for (ticket, out) in finished {
+            counts.push(out.len());
+            messages.extend(out);
+            tickets.push(ticket);
+        }
+        let mut done = publish_all(&self.broker, messages, shutdown)
+            .await
+            .into_iter();
+        let (mut acked, mut returned) = (Vec::new(), Vec::new());
+        for (ticket, count) in tickets.into_iter().zip(counts) {
+            let all_out = done.by_ref().take(count).fold(true, |all, one| all && one);
+            if all_out {
+                acked.push(ticket)
+            } else {
+                returned.push(ticket)
+            }
+        }
+        if let Err(fault) = self.broker.ack(acked).await {
+            tracing::warn!(%fault, "not acknowledged; the messages will be delivered again");
+        }
+        self.requeue(returned.into_iter()).await;
+    }
+
+    pub(super) async fn requeue(&self, tickets: impl Iterator<Item = Ticket>) {
+        let tickets: Vec<_> = tickets.collect();
+        if tickets.is_empty() {
+            return;
+        }
+        if let Err(fault) = self.broker.requeue(tickets).await {
+            tracing::warn!(%fault, "not put back; the broker does so when the connection ends");
+        }
+    }
+}
+
+/// A delivery on its way through the ledger.
+struct Entry {
+    admission: Admission,
+    redelivered: bool,
+    ticket: Ticket,
+}
+
+impl Entry {
+    /// The messages that an admission's outcome calls for.
+    fn messages(&self, outcome: Admitted) -> Vec<Publication> {
+        match outcome {
+            Admitted::Routed => {
+                if let Course::Route(route) = &self.admission.course {
+                    counter!(ROUTED, "tier" => route.tier.as_str()).increment(1);
+                    histogram!(SCORE).record(route.decision.score);
+                }
+                count("routed");
+                self.to_tier()
+            }
+            Admitted::Waiting => {
+                count("waiting");
+                Vec::new()
+            }
+            Admitted::Ended(record) => {
+                count(match record.state {
+                    JobState::Succeeded => "cache",
+                    JobState::Expired => "expired",
+                    _ => "rejected",
+                });
+                observe_end(&record);
+                Publication::reply(&record).into_iter().collect()
+            }
+            Admitted::Known(record) => {
+                count("known");
+                self.repeat(&record)
+            }
+            // The router never admits as queued, and reused keys are refused before.
+            Admitted::Queued | Admitted::KeyReused { .. } => Vec::new(),
+        }
+    }
+
+    /// What a message calls for whose job is known already.
+    fn repeat(&self, record: &JobRecord) -> Vec<Publication> {
+        if record.state.is_terminal() {
+            // The producer asks again, perhaps on another reply queue.
+            let mut record = record.clone();
+            record.reply_to = self.admission.head.reply_to.clone().or(record.reply_to);
+            return Publication::reply(&record).into_iter().collect();
+        }
+        if record.state == JobState::Routed && self.redelivered {
+            // The router may have died between commit and publish. If it had published, the
+            // worker's claim absorbs the second message.
+            return self.to_tier_as(record);
+        }
+        Vec::new()
+    }
+
+    fn to_tier(&self) -> Vec<Publication> {
+        intake::routed(&self.admission)
+            .iter()
+            .map(Publication::to_tier)
+            .collect()
+    }
+
+    fn to_tier_as(&self, record: &JobRecord) -> Vec<Publication> {
+        let Some(mut routed) = intake::routed(&self.admission) else {
+            return Vec::new();
+        };
+        routed.job.head.id = record.id;
+        routed.tier = record.tier.unwrap_or(routed.tier);
+        vec![Publication::to_tier(&routed)]
+    }
+
+    /// The same message as a job of its own that is refused. Its key holds the digest, so that a
+    /// redelivery finds the refusal instead of writing another.
+    fn refuse_reused_key(mut self, owner: &str) -> Self {
+        let head = &mut self.admission.head;
+        let key = head.key.take().unwrap_or_default();
+        let digest = blake3::Hash::from_bytes(self.admission.digest).to_hex();
+        head.key = Some(format!("{key}#{}", &digest.as_str()[..16]));
+        self.admission.course = Course::End {
+            state: JobState::Rejected,
+            reason: Reason::new(
+                "idempotency_key_reused",
+                format!("the idempotency key belongs to job {owner}, which asked something else"),
+            ),
+        };
+        self
+    }
+}
+
+fn count(outcome: &'static str) {
+    counter!(ADMITTED, "outcome" => outcome).increment(1);
+}

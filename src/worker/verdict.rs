@@ -1,0 +1,180 @@
+//! From an engine's outcome to what happens to the job.
+
+use crate::{
+    broker::Delay,
+    engine::{EngineFault, Generation},
+    job::{ModelChoice, Reason, RoutedJob, Tier},
+    store::Verdict,
+};
+
+/// What follows the commit of a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The job is terminal: reply and acknowledge.
+    Done,
+    /// Publish the job to another tier, then acknowledge.
+    Tier(Tier),
+    /// Publish the job to a delay queue, then acknowledge.
+    Rest(Delay),
+    /// Put the message back: another worker takes it.
+    PutBack,
+}
+
+/// Judges an attempt. `last` says that no attempt is left after this one.
+pub fn judge(
+    routed: &RoutedJob,
+    attempt: u32,
+    last: bool,
+    outcome: Result<Generation, EngineFault>,
+) -> (Verdict, Next) {
+    let fault = match outcome {
+        Ok(generation) => return (Verdict::Succeeded(generation.answer), Next::Done),
+        Err(fault) => fault,
+    };
+    let message = fault.to_string();
+    let (code, retry_after_ms) = match fault {
+        EngineFault::Closed => return (Verdict::Returned, Next::PutBack),
+        EngineFault::ContextTooLong { .. } => {
+            let reason = Reason::new("context_length_exceeded", message);
+            if may_escalate(routed) {
+                let to = Tier::Large;
+                return (Verdict::Escalate { to, reason }, Next::Tier(to));
+            }
+            return (Verdict::Failed(reason), Next::Done);
+        }
+        EngineFault::Unservable(_) => {
+            return (
+                Verdict::Failed(Reason::new("unservable", message)),
+                Next::Done,
+            );
+        }
+        EngineFault::Unavailable { retry_after_ms, .. } => ("engine_unavailable", retry_after_ms),
+        EngineFault::Crashed(_) => ("engine_crashed", None),
+    };
+    let reason = Reason::new(code, message);
+    if last {
+        (Verdict::Spent(reason), Next::Done)
+    } else {
+        (
+            Verdict::Retry(reason),
+            Next::Rest(delay(attempt, retry_after_ms)),
+        )
+    }
+}
+
+/// True when the large model may take over: the router chose the small one, not the producer.
+fn may_escalate(routed: &RoutedJob) -> bool {
+    routed.tier == Tier::Small
+        && routed.job.request.model == ModelChoice::Auto
+        && routed.job.request.options.escalate != Some(false)
+}
+
+/// Longer after each attempt, and at least what the server asked for as far as the queues go.
+fn delay(attempt: u32, retry_after_ms: Option<u64>) -> Delay {
+    let by_attempt = match attempt {
+        0 | 1 => Delay::S1,
+        2 => Delay::S10,
+        _ => Delay::S60,
+    };
+    let asked = match retry_after_ms.unwrap_or(0) {
+        0..=1_000 => Delay::S1,
+        1_001..=10_000 => Delay::S10,
+        _ => Delay::S60,
+    };
+    by_attempt.max(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::job::{Job, JobHead, JobId, RequestLimits, Submission, Tenant};
+
+    fn routed(body: &str, tier: Tier) -> RoutedJob {
+        let request = Submission::parse(body.as_bytes(), &RequestLimits::default())
+            .expect("valid")
+            .request;
+        let head = JobHead {
+            id: JobId::now(),
+            tenant: Tenant::default(),
+            key: None,
+            custom_id: None,
+            batch: None,
+            deadline: None,
+            reply_to: None,
+            priority: Default::default(),
+            redrive_of: None,
+            submitted_at: Utc::now(),
+        };
+        RoutedJob {
+            job: Job { head, request },
+            tier,
+            cache_key: None,
+        }
+    }
+
+    fn too_long() -> EngineFault {
+        EngineFault::ContextTooLong {
+            model: "m".into(),
+            prompt_tokens: 9,
+            context_tokens: 8,
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_escalates_once_and_only_if_the_router_chose_small() {
+        let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
+        assert_eq!(
+            judge(&auto, 1, false, Err(too_long())).1,
+            Next::Tier(Tier::Large)
+        );
+        for refused in [
+            routed(r#"{"prompt":"a"}"#, Tier::Large),
+            routed(r#"{"prompt":"a","model":"small"}"#, Tier::Small),
+            routed(
+                r#"{"prompt":"a","promptyard":{"escalate":false}}"#,
+                Tier::Small,
+            ),
+        ] {
+            let (verdict, next) = judge(&refused, 1, false, Err(too_long()));
+            assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
+            assert_eq!(next, Next::Done);
+        }
+    }
+
+    #[test]
+    fn faults_that_pass_are_retried_later_each_time_until_attempts_are_spent() {
+        let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
+        let crash = || Err(EngineFault::Crashed("out of memory".into()));
+        let delays: Vec<_> = (1..=3)
+            .map(|attempt| judge(&job, attempt, false, crash()).1)
+            .collect();
+        assert_eq!(
+            delays,
+            [
+                Next::Rest(Delay::S1),
+                Next::Rest(Delay::S10),
+                Next::Rest(Delay::S60)
+            ]
+        );
+        let (verdict, next) = judge(&job, 4, true, crash());
+        assert!(matches!(verdict, Verdict::Spent(_)));
+        assert_eq!(next, Next::Done);
+        let throttled = EngineFault::Unavailable {
+            message: "429".into(),
+            retry_after_ms: Some(7_000),
+        };
+        assert_eq!(
+            judge(&job, 1, false, Err(throttled)).1,
+            Next::Rest(Delay::S10)
+        );
+    }
+
+    #[test]
+    fn a_closed_engine_puts_the_job_back_without_charge() {
+        let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
+        let closed = judge(&job, 1, true, Err(EngineFault::Closed));
+        assert_eq!(closed, (Verdict::Returned, Next::PutBack));
+    }
+}
