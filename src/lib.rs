@@ -1,8 +1,14 @@
 //! promptyard: a marshalling yard for prompts.
 
+pub mod api;
+pub mod broker;
 pub mod cache;
 pub mod config;
+pub mod engine;
 pub mod job;
 pub mod metrics;
+pub mod routing;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,119 @@
+//! OpenAI's error shape, and how each fault of ours looks in it.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{broker::PublishFault, job::Reason, store::StoreFault};
+
+/// Seconds that a refused producer is asked to wait.
+const RETRY_AFTER_S: u32 = 1;
+
+/// An error response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiError {
+    status: StatusCode,
+    reason: Reason,
+    param: Option<String>,
+}
+
+impl ApiError {
+    /// An error with its status.
+    pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason: Reason::new(code, message),
+            param: None,
+        }
+    }
+
+    /// A request whose body is at fault.
+    pub fn invalid(reason: Reason) -> Self {
+        let status = match reason.code.as_str() {
+            "body_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+            "model_not_found" => StatusCode::NOT_FOUND,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        // Messages about one field begin with its name.
+        let param = reason
+            .message
+            .split_once(": ")
+            .map(|(field, _)| field)
+            .filter(|field| {
+                field
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"_.[]".contains(&b))
+            })
+            .map(ToOwned::to_owned);
+        Self {
+            status,
+            reason,
+            param,
+        }
+    }
+
+    /// The status it is sent with.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl From<StoreFault> for ApiError {
+    fn from(fault: StoreFault) -> Self {
+        tracing::error!(%fault, "the ledger failed a request");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ledger_unavailable",
+            "the ledger is not available; try again",
+        )
+    }
+}
+
+impl From<PublishFault> for ApiError {
+    fn from(fault: PublishFault) -> Self {
+        match fault {
+            PublishFault::Refused => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue_full",
+                "the queue is full; try again later",
+            ),
+            fault => {
+                tracing::error!(%fault, "the broker failed a request");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "broker_unavailable",
+                    "the broker is not available; try again",
+                )
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let kind = match self.status.as_u16() {
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        };
+        let body = json!({"error": {
+            "message": self.reason.message,
+            "type": kind,
+            "param": self.param,
+            "code": self.reason.code,
+        }});
+        let mut response = (self.status, Json(body)).into_response();
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        response
+    }
+}

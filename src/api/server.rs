@@ -1,0 +1,385 @@
+//! The routes: submit and wait, submit and go, look a job up.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{MatchedPath, Path, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use chrono::Utc;
+use metrics::{counter, histogram};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::{
+    broker::{
+        Broker, Publication,
+        letters::{KEY_BYTES_MAX, Letter},
+    },
+    config::ApiConfig,
+    job::{
+        ChatRequest, JobHead, JobId, JobRecord, JobState, Priority, Reason, RequestLimits,
+        Submission,
+    },
+    metrics::{HTTP_REQUESTS, HTTP_SECONDS},
+    shutdown::Shutdown,
+    store::{Admission, Admitted, AttemptRecord, Course, Store},
+};
+
+use super::{
+    answers::{Answers, TooManyWaiting},
+    error::ApiError,
+};
+
+/// Header that carries the producer's idempotency key.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Header of responses that names the job.
+const JOB_ID: &str = "x-promptyard-job-id";
+
+/// Why the interface could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {message}; choose another api.listen")]
+pub struct ApiFault {
+    address: String,
+    message: String,
+}
+
+/// The HTTP interface.
+#[derive(Clone, Debug)]
+pub struct Api {
+    broker: Broker,
+    store: Store,
+    config: ApiConfig,
+    limits: RequestLimits,
+    answers: Answers,
+}
+
+impl Api {
+    /// An interface over a broker and a ledger.
+    pub fn new(broker: Broker, store: Store, config: ApiConfig, limits: RequestLimits) -> Self {
+        let answers = Answers::new(config.waiting_max);
+        Self {
+            broker,
+            store,
+            config,
+            limits,
+            answers,
+        }
+    }
+
+    /// Listens until told to stop, then lets open requests finish for as long as they may wait.
+    /// The address comes back at once; the server runs in a task of its own.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve(
+        self,
+        shutdown: Shutdown,
+    ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), ApiFault> {
+        let fault = |fault: std::io::Error| ApiFault {
+            address: self.config.listen.clone(),
+            message: fault.to_string(),
+        };
+        let listener = TcpListener::bind(&self.config.listen)
+            .await
+            .map_err(fault)?;
+        let address = listener.local_addr().map_err(fault)?;
+        // Open requests still need their answers while the server drains.
+        let looking = Shutdown::new();
+        tokio::spawn(
+            self.answers
+                .clone()
+                .run(self.store.clone(), looking.clone()),
+        );
+        let routes = self.routes();
+        let task = tokio::spawn(async move {
+            let server = axum::serve(listener, routes);
+            let stop = async move { shutdown.requested().await };
+            if let Err(fault) = server.with_graceful_shutdown(stop).await {
+                tracing::error!(%fault, "the HTTP server ended");
+            }
+            looking.request();
+        });
+        Ok((address, task))
+    }
+
+    /// The routes, for tests and for embedding.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/v1/chat/completions", post(complete_chat))
+            .route("/v1/jobs", post(submit_job))
+            .route("/v1/jobs/{id}", get(show_job))
+            .fallback(|| async {
+                ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such page")
+            })
+            .method_not_allowed_fallback(|| async {
+                ApiError::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    "the page does not take this method",
+                )
+            })
+            .layer(middleware::from_fn(measure))
+            .with_state(self)
+    }
+
+    /// Writes a job as queued, then publishes it. A job whose key is known is only published
+    /// again while the router has not seen it.
+    async fn submit(&self, headers: &HeaderMap, body: &[u8]) -> Result<JobRecord, ApiError> {
+        let key = read_key(headers)?;
+        let submission = Submission::parse(body, &self.limits)
+            .map_err(|rejection| ApiError::invalid(rejection.reason))?;
+        let letter = Letter {
+            key: key.clone(),
+            custom_id: submission.custom_id.clone(),
+            ..Letter::new(body.to_vec())
+        };
+        let head = head_of(&letter, &submission);
+        let record = self.enqueue(&head, &submission.request).await?;
+        if record.state != JobState::Queued {
+            return Ok(record);
+        }
+        let publication = Publication::from(Letter {
+            id: record.id,
+            ..letter
+        });
+        let outcome = self.broker.publish(vec![publication]).await.pop();
+        let Some(Err(fault)) = outcome else {
+            return Ok(record);
+        };
+        if key.is_none() {
+            // Nobody can submit this job again, so it must not stay open. With a key its producer
+            // can: the row waits for that.
+            let reason = Reason::new("not_queued", format!("the job was not accepted: {fault}"));
+            self.store
+                .end(&[(head, JobState::Rejected, reason)])
+                .await?;
+        }
+        Err(fault.into())
+    }
+
+    async fn enqueue(&self, head: &JobHead, request: &ChatRequest) -> Result<JobRecord, ApiError> {
+        let canonical = serde_json::to_vec(request).expect("a request has only text keys");
+        let admission = Admission {
+            head: head.clone(),
+            digest: *blake3::hash(&canonical).as_bytes(),
+            request: Some(request.clone()),
+            course: Course::Queue,
+        };
+        match self.store.admit(&[admission], Duration::ZERO).await?.pop() {
+            Some(Admitted::Known(record) | Admitted::Ended(record)) => Ok(*record),
+            Some(Admitted::KeyReused { owner }) => Err(ApiError::new(
+                StatusCode::CONFLICT,
+                "idempotency_key_reused",
+                format!("the idempotency key belongs to job {owner}, which asked something else"),
+            )),
+            _ => Ok(queued_record(head)),
+        }
+    }
+}
+
+async fn complete_chat(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
+    let answered = async {
+        let body = read_body(body, &api.limits).await?;
+        let record = api.submit(&headers, &body).await?;
+        let record = wait(&api, record).await?;
+        let job = record.id;
+        let response = match record.to_chat_completion() {
+            Some(completion) => Json(completion).into_response(),
+            None => {
+                let status = StatusCode::from_u16(record.status_code())
+                    .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                (status, Json(json!({"error": record.to_error()}))).into_response()
+            }
+        };
+        Ok::<_, ApiError>(with_job_id(response, job))
+    };
+    answered.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Waits for a job's end within the configured time.
+async fn wait(api: &Api, record: JobRecord) -> Result<JobRecord, ApiError> {
+    if record.state.is_terminal() {
+        return Ok(record);
+    }
+    let receiver = api.answers.of(record.id).map_err(|TooManyWaiting| {
+        ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_waiting",
+            format!(
+                "too many requests wait for answers; job {} goes on: look it up under /v1/jobs",
+                record.id
+            ),
+        )
+    })?;
+    let limit = Duration::from_secs(api.config.wait_s);
+    match tokio::time::timeout(limit, receiver).await {
+        Ok(Ok(record)) => Ok(record),
+        _ => Err(ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "answer_pending",
+            format!(
+                "no answer yet; job {} goes on: look it up under /v1/jobs",
+                record.id
+            ),
+        )),
+    }
+}
+
+async fn submit_job(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
+    let submitted = async {
+        let body = read_body(body, &api.limits).await?;
+        let record = api.submit(&headers, &body).await?;
+        let status = if record.state.is_terminal() {
+            StatusCode::OK
+        } else {
+            StatusCode::ACCEPTED
+        };
+        let response = (status, Json(job_object(&record, &[]))).into_response();
+        Ok::<_, ApiError>(with_job_id(response, record.id))
+    };
+    submitted.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn show_job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let unknown = || {
+        let shown: String = id.chars().take(64).collect();
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "job_not_found",
+            format!("there is no job {shown:?}"),
+        )
+    };
+    let id: JobId = id.parse().map_err(|_| unknown())?;
+    let record = api.store.records(&[id]).await?.pop().ok_or_else(unknown)?;
+    let attempts = api.store.attempts(id).await?;
+    Ok(Json(job_object(&record, &attempts)))
+}
+
+/// The object of `/v1/jobs`: promptyard's own view of a job, with its answer as OpenAI shapes it.
+fn job_object(record: &JobRecord, attempts: &[AttemptRecord]) -> Value {
+    let mut object = record.to_extension();
+    object["object"] = json!("job");
+    object["id"] = json!(record.id);
+    object["custom_id"] = json!(record.custom_id);
+    object["batch"] = json!(record.batch);
+    object["submitted_at"] = json!(record.submitted_at);
+    object["finished_at"] = json!(record.finished_at);
+    object["response"] = json!(record.to_chat_completion());
+    object["error"] = json!(record.to_error());
+    object["history"] = attempts
+        .iter()
+        .map(|attempt| {
+            json!({
+                "attempt": attempt.attempt,
+                "tier": attempt.tier,
+                "model": attempt.model,
+                "worker": attempt.worker,
+                "outcome": attempt.outcome,
+                "reason": attempt.reason,
+                "claimed_at": attempt.claimed_at,
+                "finished_at": attempt.finished_at,
+            })
+        })
+        .collect();
+    object
+}
+
+fn with_job_id(mut response: Response, job: JobId) -> Response {
+    if let Ok(value) = HeaderValue::from_str(&job.to_string()) {
+        response.headers_mut().insert(JOB_ID, value);
+    }
+    response
+}
+
+fn read_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(key) if (1..=KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_value",
+            format!("Idempotency-Key: expected 1 to {KEY_BYTES_MAX} visible ASCII characters"),
+        )),
+    }
+}
+
+async fn read_body(body: Body, limits: &RequestLimits) -> Result<Vec<u8>, ApiError> {
+    match axum::body::to_bytes(body, limits.body_bytes_max).await {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(_) => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!(
+                "the body could not be read within {} bytes",
+                limits.body_bytes_max
+            ),
+        )),
+    }
+}
+
+fn head_of(letter: &Letter, submission: &Submission) -> JobHead {
+    let submitted_at = letter.id.created_at().unwrap_or_else(Utc::now);
+    let deadline = submission
+        .deadline_ms
+        .and_then(|ms| i64::try_from(ms).ok())
+        .map(|ms| submitted_at + chrono::TimeDelta::milliseconds(ms));
+    JobHead {
+        id: letter.id,
+        tenant: submission.tenant.clone().unwrap_or_default(),
+        key: letter.key.clone(),
+        custom_id: letter.custom_id.clone(),
+        batch: None,
+        deadline,
+        reply_to: None,
+        priority: Priority::Normal,
+        redrive_of: None,
+        submitted_at,
+    }
+}
+
+/// The record of a job that was written as queued a moment ago.
+fn queued_record(head: &JobHead) -> JobRecord {
+    JobRecord {
+        id: head.id,
+        tenant: head.tenant.clone(),
+        key: head.key.clone(),
+        custom_id: head.custom_id.clone(),
+        batch: head.batch.clone(),
+        state: JobState::Queued,
+        tier: None,
+        score: None,
+        answer: None,
+        source: None,
+        reason: None,
+        attempts: 0,
+        reply_to: None,
+        submitted_at: head.submitted_at,
+        started_at: None,
+        finished_at: None,
+    }
+}
+
+/// Counts and times every request by its route.
+async fn measure(request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    let status = response.status().as_u16().to_string();
+    counter!(HTTP_REQUESTS, "route" => route.clone(), "status" => status).increment(1);
+    histogram!(HTTP_SECONDS, "route" => route).record(begun.elapsed().as_secs_f64());
+    response
+}
