@@ -1,5 +1,6 @@
 //! promptyard: a marshalling yard for prompts.
 
+pub mod broker;
 pub mod cache;
 pub mod config;
 pub mod job;

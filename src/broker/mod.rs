@@ -10,10 +10,12 @@ pub mod rabbitmq;
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
+use metrics::counter;
 
 use crate::{
     config::BrokerConfig,
     job::{Priority, Tier},
+    metrics::{DELIVERED, PUBLISHED},
 };
 
 use embedded::{EmbeddedBroker, EmbeddedConsumer, EmbeddedTicket};
@@ -157,7 +159,9 @@ pub enum BrokerFault {
         message: String,
     },
     /// A queue exists with other arguments than ours.
-    #[error("queue {queue} exists with other arguments ({message}); delete it or choose another broker.prefix")]
+    #[error(
+        "queue {queue} exists with other arguments ({message}); delete it or choose another broker.prefix"
+    )]
     Conflict {
         /// The queue's full name.
         queue: String,
@@ -165,7 +169,9 @@ pub enum BrokerFault {
         message: String,
     },
     /// Another process consumes from this embedded broker.
-    #[error("{path} is in use by another promptyard process; for several processes use RabbitMQ and Postgres")]
+    #[error(
+        "{path} is in use by another promptyard process; for several processes use RabbitMQ and Postgres"
+    )]
     InUse {
         /// The SQLite file.
         path: String,
@@ -258,7 +264,9 @@ impl Broker {
         embedded_path: &std::path::Path,
     ) -> Result<Self, BrokerFault> {
         if config.url.expose() == "embedded" {
-            EmbeddedBroker::open(config, embedded_path).await.map(Self::Embedded)
+            EmbeddedBroker::open(config, embedded_path)
+                .await
+                .map(Self::Embedded)
         } else {
             RabbitBroker::connect(config).await.map(Self::Rabbit)
         }
@@ -354,5 +362,46 @@ impl Consumer {
     /// Deliveries already returned may still be settled.
     pub async fn close(self) {
         each!(self, consumer => consumer.close().await)
+    }
+}
+
+/// Labels of [`crate::metrics::PUBLISHED`].
+fn labels(target: &Target, outcome: &Result<(), PublishFault>) -> (&'static str, &'static str) {
+    let queue = match target {
+        Target::Queue(queue) => queue.name(),
+        Target::Reply(_) => "reply",
+    };
+    let outcome = match outcome {
+        Ok(()) => "confirmed",
+        Err(PublishFault::Refused) => "refused",
+        Err(PublishFault::Unroutable) => "unroutable",
+        Err(PublishFault::TimedOut(_)) => "timed_out",
+        Err(PublishFault::Unreachable(_)) => "unreachable",
+    };
+    (queue, outcome)
+}
+
+/// Counts the outcomes of a batch, by queue.
+fn count_published(targets: &[Target], outcomes: &[Result<(), PublishFault>]) {
+    let mut counts = BTreeMap::new();
+    for (target, outcome) in targets.iter().zip(outcomes) {
+        *counts.entry(labels(target, outcome)).or_insert(0) += 1;
+    }
+    for ((queue, outcome), count) in counts {
+        counter!(PUBLISHED, "queue" => queue, "outcome" => outcome).increment(count);
+    }
+}
+
+/// Counts messages handed to a consumer, by queue.
+fn count_delivered(batch: &[Delivery]) {
+    let mut counts = BTreeMap::new();
+    for delivery in batch {
+        *counts
+            .entry((delivery.queue.name(), delivery.redelivered))
+            .or_insert(0) += 1;
+    }
+    for ((queue, redelivered), count) in counts {
+        let redelivered = if redelivered { "true" } else { "false" };
+        counter!(DELIVERED, "queue" => queue, "redelivered" => redelivered).increment(count);
     }
 }
