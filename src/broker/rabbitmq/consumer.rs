@@ -30,6 +30,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Settles one delivery of RabbitMQ.
 pub struct RabbitTicket {
     pub(super) acker: Acker,
+    queue: Queue,
     /// Keeps the channel open until its last delivery is settled, also after the consumer ended.
     _channel: Arc<Channel>,
 }
@@ -38,6 +39,11 @@ impl RabbitTicket {
     /// False once the channel that delivered it is gone.
     pub fn is_live(&self) -> bool {
         self.acker.usable()
+    }
+
+    /// True for a dead letter: it has nowhere else to go, and a rejection would discard it.
+    pub(super) fn is_dead_letter(&self) -> bool {
+        self.queue == Queue::Dead
     }
 }
 
@@ -257,6 +263,7 @@ impl Subscription {
             redelivered: message.redelivered,
             ticket: Ticket::Rabbit(RabbitTicket {
                 acker: message.acker,
+                queue: self.queue,
                 _channel: channel.clone(),
             }),
         }

@@ -176,11 +176,15 @@ fn of_rabbit(tickets: Vec<Ticket>) -> Vec<RabbitTicket> {
 
 /// A nack that does not reach the server needs no answer: the message returns when the channel ends.
 async fn nack(tickets: &[RabbitTicket], requeue: bool) {
-    let options = BasicNackOptions {
-        requeue,
-        ..BasicNackOptions::default()
-    };
-    join_all(tickets.iter().map(|ticket| ticket.acker.nack(options))).await;
+    let nacks = tickets.iter().map(|ticket| {
+        let requeue = requeue || ticket.is_dead_letter();
+        let options = BasicNackOptions {
+            requeue,
+            ..BasicNackOptions::default()
+        };
+        ticket.acker.nack(options)
+    });
+    join_all(nacks).await;
 }
 
 /// Puts deliveries back that nobody has seen.
