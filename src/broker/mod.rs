@@ -12,10 +12,12 @@ pub mod rabbitmq;
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
+use metrics::counter;
 
 use crate::{
     config::BrokerConfig,
     job::{Priority, Tier},
+    metrics::{DELIVERED, PUBLISHED},
 };
 
 use embedded::{EmbeddedBroker, EmbeddedConsumer, EmbeddedTicket};
@@ -362,5 +364,46 @@ impl Consumer {
     /// Deliveries already returned may still be settled.
     pub async fn close(self) {
         each!(self, consumer => consumer.close().await)
+    }
+}
+
+/// Labels of [`crate::metrics::PUBLISHED`].
+fn labels(target: &Target, outcome: &Result<(), PublishFault>) -> (&'static str, &'static str) {
+    let queue = match target {
+        Target::Queue(queue) => queue.name(),
+        Target::Reply(_) => "reply",
+    };
+    let outcome = match outcome {
+        Ok(()) => "confirmed",
+        Err(PublishFault::Refused) => "refused",
+        Err(PublishFault::Unroutable) => "unroutable",
+        Err(PublishFault::TimedOut(_)) => "timed_out",
+        Err(PublishFault::Unreachable(_)) => "unreachable",
+    };
+    (queue, outcome)
+}
+
+/// Counts the outcomes of a batch, by queue.
+fn count_published(targets: &[Target], outcomes: &[Result<(), PublishFault>]) {
+    let mut counts = BTreeMap::new();
+    for (target, outcome) in targets.iter().zip(outcomes) {
+        *counts.entry(labels(target, outcome)).or_insert(0) += 1;
+    }
+    for ((queue, outcome), count) in counts {
+        counter!(PUBLISHED, "queue" => queue, "outcome" => outcome).increment(count);
+    }
+}
+
+/// Counts messages handed to a consumer, by queue.
+fn count_delivered(batch: &[Delivery]) {
+    let mut counts = BTreeMap::new();
+    for delivery in batch {
+        *counts
+            .entry((delivery.queue.name(), delivery.redelivered))
+            .or_insert(0) += 1;
+    }
+    for ((queue, redelivered), count) in counts {
+        let redelivered = if redelivered { "true" } else { "false" };
+        counter!(DELIVERED, "queue" => queue, "redelivered" => redelivered).increment(count);
     }
 }

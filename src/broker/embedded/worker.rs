@@ -1,0 +1,419 @@
+//! The task that owns the file: it merges what callers want into few transactions.
+//!
+//! Everything that arrives while one transaction is written goes into the next, so a slow disk
+//! makes larger groups and not a longer line.
+
+use std::{
+    collections::HashMap,
+    fs::{File, TryLockError},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::Utc;
+use sqlx::{Connection as _, SqliteConnection};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    super::{BrokerFault, Depth, Publication, PublishFault, Queue, Target},
+    subscription::{Session, Subscription},
+    table::Table,
+};
+
+/// Commands that wait for the worker; callers beyond wait for room.
+pub(super) const COMMANDS_MAX: usize = 256;
+/// How often the file is looked at for messages of other processes, deadlines and delays.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a queue's counted length is trusted while other processes may publish too.
+const COUNT_TRUST: Duration = Duration::from_secs(1);
+
+/// What happens to settled messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Ack,
+    Requeue,
+    Reject,
+}
+
+pub(super) type Outcomes = Vec<Result<(), PublishFault>>;
+pub(super) type Reply<T> = oneshot::Sender<T>;
+
+/// What callers ask of the worker.
+#[derive(Debug)]
+pub(super) enum Command {
+    Publish(Vec<Publication>, Reply<Outcomes>),
+    Settle(Settlement, Vec<i64>, Reply<Result<(), String>>),
+    Subscribe(Arc<Subscription>, Reply<Result<(), BrokerFault>>),
+    Depths(Reply<Result<Vec<Depth>, String>>),
+    Clear(Reply<Result<(), String>>),
+    /// Answered when closed subscriptions have put back their messages.
+    Reap(Reply<()>),
+    Close(Reply<()>),
+}
+
+/// The file and everybody who consumes from it.
+pub(super) struct Worker {
+    pub(super) path: PathBuf,
+    pub(super) table: Table,
+    pub(super) queue_messages_max: u64,
+    pub(super) session: Arc<Session>,
+    /// Publishing and settling: what it commits is on the disk.
+    pub(super) durable: SqliteConnection,
+    /// Claiming: a lost claim is only a message delivered again, so it need not wait for the disk.
+    pub(super) quick: SqliteConnection,
+    pub(super) subscriptions: Vec<Arc<Subscription>>,
+    /// Held while this process consumes.
+    pub(super) lock: Option<File>,
+    pub(super) lengths: HashMap<Queue, Length>,
+}
+
+/// A queue's length as last counted, and with what this process added since.
+#[derive(Clone, Copy)]
+pub(super) struct Length {
+    messages: u64,
+    counted_at: Instant,
+}
+
+impl Worker {
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let session = self.session.clone();
+        let mut group = Vec::with_capacity(COMMANDS_MAX);
+        let closing = loop {
+            tokio::select! {
+                received = commands.recv_many(&mut group, COMMANDS_MAX) => if received == 0 {
+                    break Vec::new();
+                },
+                () = session.demand.notified() => {}
+                _ = look.tick(), if self.lock.is_some() => {
+                    let swept = self.sweep().await;
+                    log("cannot move messages that are due", swept);
+                }
+            }
+            let closing = self.answer(std::mem::take(&mut group)).await;
+            if !closing.is_empty() {
+                break closing;
+            }
+            let reaped = self.reap().await;
+            log("cannot put messages back", reaped);
+            let served = self.serve().await;
+            log("cannot take messages", served);
+        };
+        self.end().await;
+        for reply in closing {
+            // A caller that no longer listens needs no answer; so in all of this file.
+            let _ = reply.send(());
+        }
+    }
+
+    /// Carries out a group of commands; returns who waits for the end, if anybody does.
+    async fn answer(&mut self, group: Vec<Command>) -> Vec<Reply<()>> {
+        let mut closing = Vec::new();
+        let mut writes = Vec::new();
+        let mut reaps = Vec::new();
+        for command in group {
+            match command {
+                Command::Close(reply) => closing.push(reply),
+                Command::Reap(reply) => reaps.push(reply),
+                Command::Subscribe(subscription, reply) => {
+                    let _ = reply.send(self.subscribe(subscription).await);
+                }
+                Command::Depths(reply) => {
+                    let depths = self.depths().await;
+                    let _ = reply.send(depths.map_err(|error| error.to_string()));
+                }
+                write => writes.push(write),
+            }
+        }
+        self.write(writes).await;
+        if !reaps.is_empty() {
+            let reaped = self.reap().await;
+            log("cannot put messages back", reaped);
+            for reply in reaps {
+                let _ = reply.send(());
+            }
+        }
+        closing
+    }
+
+    /// Writes a group in one transaction and tells everybody how it went.
+    async fn write(&mut self, group: Vec<Command>) {
+        if group.is_empty() {
+            return;
+        }
+        let mut work = Vec::with_capacity(group.len());
+        let mut waiting = Vec::with_capacity(group.len());
+        for command in group {
+            let (task, answer) = match command {
+                Command::Publish(messages, reply) => {
+                    let outcomes = Vec::with_capacity(messages.len());
+                    let expected = messages.len();
+                    (
+                        Work::Insert(messages),
+                        Answer::Outcomes(reply, outcomes, expected),
+                    )
+                }
+                Command::Settle(how, ids, reply) => (Work::Settle(how, ids), Answer::Done(reply)),
+                Command::Clear(reply) => (Work::Clear, Answer::Done(reply)),
+                // Answered before.
+                Command::Subscribe(..)
+                | Command::Depths(_)
+                | Command::Reap(_)
+                | Command::Close(_) => continue,
+            };
+            work.push(task);
+            waiting.push(answer);
+        }
+        let written = self.transact(work, &mut waiting).await;
+        if written.is_err() {
+            self.lengths.clear();
+        }
+        for answer in waiting {
+            answer.send(&written);
+        }
+    }
+
+    async fn transact(&mut self, work: Vec<Work>, waiting: &mut [Answer]) -> sqlx::Result<()> {
+        let mut transaction = self.durable.begin_with("BEGIN IMMEDIATE").await?;
+        for (task, answer) in work.into_iter().zip(waiting) {
+            match (task, answer) {
+                (Work::Insert(messages), Answer::Outcomes(_, outcomes, _)) => {
+                    let mut insert = Insert {
+                        table: &self.table,
+                        lengths: &mut self.lengths,
+                        queue_messages_max: self.queue_messages_max,
+                    };
+                    for message in messages {
+                        outcomes.push(insert.one(&mut transaction, message).await?);
+                    }
+                }
+                (Work::Settle(Settlement::Ack, ids), _) => {
+                    self.table.delete(&mut transaction, &ids).await?;
+                }
+                (Work::Settle(how, ids), _) => {
+                    if how == Settlement::Reject {
+                        self.table.bury(&mut transaction, &ids, "rejected").await?;
+                    }
+                    self.table.release(&mut transaction, &ids).await?;
+                }
+                (Work::Clear, _) => {
+                    self.table.clear(&mut transaction).await?;
+                    self.lengths.clear();
+                }
+                (Work::Insert(_), Answer::Done(_)) => {}
+            }
+        }
+        transaction.commit().await
+    }
+
+    /// The first subscription takes the file for this process and puts back what an earlier one
+    /// held when it ended.
+    async fn subscribe(&mut self, subscription: Arc<Subscription>) -> Result<(), BrokerFault> {
+        if self.lock.is_none() {
+            let lock = self.take_lock()?;
+            let recovered = self.recover().await;
+            recovered.map_err(|error| BrokerFault::Storage {
+                path: self.path.display().to_string(),
+                message: error.to_string(),
+            })?;
+            self.lock = Some(lock);
+        }
+        self.subscriptions.push(subscription);
+        Ok(())
+    }
+
+    fn take_lock(&self) -> Result<File, BrokerFault> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".lock");
+        let shown = || self.path.display().to_string();
+        let open = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
+        let storage = |error: std::io::Error| BrokerFault::Storage {
+            path: shown(),
+            message: format!("lock file: {error}"),
+        };
+        let file = open.map_err(storage)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(BrokerFault::InUse { path: shown() }),
+            Err(TryLockError::Error(error)) => Err(storage(error)),
+        }
+    }
+
+    async fn recover(&mut self) -> sqlx::Result<()> {
+        let held = self.table.claimed(&mut self.durable).await?;
+        self.put_back(&held).await
+    }
+
+    async fn put_back(&mut self, ids: &[i64]) -> sqlx::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.durable.begin_with("BEGIN IMMEDIATE").await?;
+        self.table.release(&mut transaction, ids).await?;
+        transaction.commit().await
+    }
+
+    /// Puts back what closed subscriptions were never asked for. When their last ticket is gone
+    /// too, nobody can settle the rest any more and that goes back as well.
+    async fn reap(&mut self) -> sqlx::Result<()> {
+        let mut ids = Vec::new();
+        self.subscriptions.retain(|subscription| {
+            if !subscription.is_closed() {
+                return true;
+            }
+            let last = Arc::strong_count(subscription) == 1;
+            ids.extend(subscription.abandon(last));
+            !last
+        });
+        self.put_back(&ids).await
+    }
+
+    /// Moves what is due: out of the retry queues, and expired messages to the dead letters.
+    async fn sweep(&mut self) -> sqlx::Result<()> {
+        let (rested, _) = self.table.due(&mut self.quick).await?;
+        self.table.wake(&mut self.quick, &rested).await?;
+        let (_, expired) = self.table.due(&mut self.quick).await?;
+        self.table.bury(&mut self.quick, &expired, "expired").await
+    }
+
+    /// Gives consumers what they want, each queue of each in turn.
+    async fn serve(&mut self) -> sqlx::Result<()> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        for subscription in &self.subscriptions {
+            let mut asked = 0;
+            while let Some((place, room)) = subscription.room(asked) {
+                asked += 1;
+                if room == 0 {
+                    continue;
+                }
+                let queue = subscription.queues[place];
+                let rows = self.table.claim(&mut self.quick, queue, room).await?;
+                subscription.fill(place, rows);
+            }
+        }
+        // Who was served last is served first next time.
+        if self.subscriptions.len() > 1 {
+            self.subscriptions.rotate_left(1);
+        }
+        Ok(())
+    }
+
+    async fn depths(&mut self) -> sqlx::Result<Vec<Depth>> {
+        let mut depths = Vec::with_capacity(Queue::ALL.len());
+        for queue in Queue::ALL {
+            let open = self.subscriptions.iter().filter(|s| !s.is_closed());
+            let consumers = open.filter(|s| s.queues.contains(&queue)).count();
+            depths.push(Depth {
+                queue,
+                ready: self.table.ready(&mut self.quick, queue).await?,
+                consumers: u32::try_from(consumers).unwrap_or(u32::MAX),
+            });
+        }
+        Ok(depths)
+    }
+
+    /// Puts everything back, gives the file up and tells the consumers.
+    async fn end(mut self) {
+        self.session.ended.cancel();
+        if self.lock.is_some() {
+            let recovered = self.recover().await;
+            log("cannot put messages back", recovered);
+        }
+        for connection in [self.durable, self.quick] {
+            log("cannot close the file", connection.close().await);
+        }
+        // Only now may another process consume.
+        drop(self.lock);
+    }
+}
+
+/// What a command does to the table.
+enum Work {
+    Insert(Vec<Publication>),
+    Settle(Settlement, Vec<i64>),
+    Clear,
+}
+
+/// Who waits for a command, and what there is to tell so far.
+enum Answer {
+    Outcomes(Reply<Outcomes>, Outcomes, usize),
+    Done(Reply<Result<(), String>>),
+}
+
+impl Answer {
+    fn send(self, written: &sqlx::Result<()>) {
+        match self {
+            Self::Outcomes(reply, outcomes, expected) => {
+                let outcomes = match written {
+                    Ok(()) => outcomes,
+                    Err(error) => {
+                        vec![Err(PublishFault::Unreachable(error.to_string())); expected]
+                    }
+                };
+                let _ = reply.send(outcomes);
+            }
+            Self::Done(reply) => {
+                let done = written.as_ref().map_err(ToString::to_string);
+                let _ = reply.send(done.copied());
+            }
+        }
+    }
+}
+
+/// Inserts messages while watching how long their queues are.
+struct Insert<'a> {
+    table: &'a Table,
+    lengths: &'a mut HashMap<Queue, Length>,
+    queue_messages_max: u64,
+}
+
+impl Insert<'_> {
+    async fn one(
+        &mut self,
+        connection: &mut SqliteConnection,
+        message: Publication,
+    ) -> sqlx::Result<Result<(), PublishFault>> {
+        let queue = match &message.target {
+            Target::Queue(queue) => *queue,
+            // Nobody could consume it: a producer's queue lives on a server.
+            Target::Reply(_) => return Ok(Err(PublishFault::Unroutable)),
+        };
+        let known = self.lengths.get(&queue).copied();
+        let trusted = known.filter(|length| {
+            length.messages < self.queue_messages_max && length.counted_at.elapsed() < COUNT_TRUST
+        });
+        let length = match trusted {
+            Some(length) => length,
+            None => Length {
+                messages: self.table.count(connection, queue).await?,
+                counted_at: Instant::now(),
+            },
+        };
+        if length.messages >= self.queue_messages_max {
+            return Ok(Err(PublishFault::Refused));
+        }
+        let now = Utc::now();
+        self.table.insert(connection, queue, message, now).await?;
+        let messages = length.messages + 1;
+        self.lengths.insert(queue, Length { messages, ..length });
+        Ok(Ok(()))
+    }
+}
+
+/// Logs a fault that no caller waits for; the next look tries again.
+fn log(what: &str, result: sqlx::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "embedded broker: {what}");
+    }
+}

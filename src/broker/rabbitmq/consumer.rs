@@ -1,0 +1,289 @@
+//! Consuming: one channel for each queue, subscribed again whenever it ends.
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use lapin::{
+    Acker, Channel,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use super::{
+    super::{BrokerFault, Delivery, Queue, Ticket},
+    Shared, link, put_back,
+    topology::is_not_found,
+    wire,
+};
+
+/// How long the broker may take to end a subscription.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settles one delivery of RabbitMQ.
+pub struct RabbitTicket {
+    pub(super) acker: Acker,
+    queue: Queue,
+    /// Keeps the channel open until its last delivery is settled, also after the consumer ended.
+    _channel: Arc<Channel>,
+}
+
+impl RabbitTicket {
+    /// False once the channel that delivered it is gone.
+    pub fn is_live(&self) -> bool {
+        self.acker.usable()
+    }
+
+    /// True for a dead letter: it has nowhere else to go, and a rejection would discard it.
+    pub(super) fn is_dead_letter(&self) -> bool {
+        self.queue == Queue::Dead
+    }
+}
+
+impl fmt::Debug for RabbitTicket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitTicket")
+            .field("live", &self.is_live())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A subscription to queues of RabbitMQ.
+#[derive(Debug)]
+pub struct RabbitConsumer {
+    /// Holds what the broker has sent: never more than the prefetch of every queue.
+    arrived: mpsc::Receiver<Delivery>,
+    /// Of a batch in the making; survives a call that is dropped half way.
+    pending: VecDeque<Delivery>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    _stop_with_handle: DropGuard,
+}
+
+impl RabbitConsumer {
+    pub(super) async fn open(
+        shared: Arc<Shared>,
+        queues: &[Queue],
+        prefetch: u16,
+    ) -> Result<Self, BrokerFault> {
+        let capacity = usize::from(prefetch) * queues.len();
+        let (sender, arrived) = mpsc::channel(capacity.max(1));
+        let stop = shared.closed.child_token();
+        let tasks = TaskTracker::new();
+        let mut subscriptions = Vec::with_capacity(queues.len());
+        for &queue in queues {
+            let subscription = Subscription {
+                shared: shared.clone(),
+                queue,
+                prefetch,
+                sender: sender.clone(),
+                stop: stop.clone(),
+            };
+            let session = subscription.session().await?;
+            subscriptions.push((subscription, session));
+        }
+        for (subscription, session) in subscriptions {
+            tasks.spawn(subscription.run(session));
+        }
+        tasks.close();
+        Ok(Self {
+            arrived,
+            pending: VecDeque::new(),
+            _stop_with_handle: stop.clone().drop_guard(),
+            stop,
+            tasks,
+        })
+    }
+
+    /// See [`super::super::Consumer::next_batch`].
+    pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Vec<Delivery> {
+        let max = max.max(1);
+        loop {
+            if self.pending.is_empty() {
+                match self.arrived.recv().await {
+                    Some(delivery) => self.pending.push_back(delivery),
+                    None => return Vec::new(),
+                }
+            }
+            let deadline = Instant::now() + linger;
+            while self.pending.len() < max {
+                match timeout_at(deadline, self.arrived.recv()).await {
+                    Ok(Some(delivery)) => self.pending.push_back(delivery),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            // What arrived before its connection broke will come again.
+            self.pending.retain(|delivery| delivery.ticket.is_live());
+            let taken = self.pending.len().min(max);
+            if taken > 0 {
+                let batch: Vec<_> = self.pending.drain(..taken).collect();
+                super::super::count_delivered(&batch);
+                return batch;
+            }
+        }
+    }
+
+    /// See [`super::super::Consumer::close`].
+    pub async fn close(mut self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.arrived.close();
+        let mut unseen: Vec<_> = self.pending.drain(..).collect();
+        while let Some(delivery) = self.arrived.recv().await {
+            unseen.push(delivery);
+        }
+        put_back(unseen).await;
+    }
+}
+
+/// A channel with its stream of messages.
+struct Session {
+    channel: Arc<Channel>,
+    messages: lapin::Consumer,
+}
+
+/// What a subscription's task needs to subscribe again.
+struct Subscription {
+    shared: Arc<Shared>,
+    queue: Queue,
+    prefetch: u16,
+    sender: mpsc::Sender<Delivery>,
+    stop: CancellationToken,
+}
+
+impl Subscription {
+    async fn session(&self) -> Result<Session, BrokerFault> {
+        let link = &self.shared.consuming;
+        let connection = link.connection(self.shared.connect_timeout).await?;
+        let subscribe = async {
+            let channel = connection.create_channel().await?;
+            channel
+                .basic_qos(self.prefetch, BasicQosOptions::default())
+                .await?;
+            let messages = channel
+                .basic_consume(
+                    self.shared.topology.queue(self.queue),
+                    "".into(),
+                    BasicConsumeOptions::default(),
+                    FieldTable::default(),
+                )
+                .await?;
+            Ok(Session {
+                channel: Arc::new(channel),
+                messages,
+            })
+        };
+        let error: lapin::Error = match timeout(self.shared.connect_timeout, subscribe).await {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(error)) => error,
+            Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        };
+        if is_not_found(&error) && !self.shared.topology.is_deleted() {
+            // Somebody deleted the queue under a running fleet; the next attempt will find it.
+            let declared = self.shared.topology.declare(&connection).await;
+            if let Err(fault) = declared {
+                return Err(
+                    fault.into_broker_fault(&|message| BrokerFault::Unreachable {
+                        url: self.shared.topology.queue(self.queue).to_string(),
+                        message,
+                    }),
+                );
+            }
+        }
+        Err(link.fault(&error))
+    }
+
+    /// Forwards messages, and subscribes again when they end, until told to stop.
+    async fn run(self, mut session: Session) {
+        loop {
+            if !self.forward(&mut session).await {
+                return self.end(session).await;
+            }
+            drop(session);
+            let name = self.queue.name();
+            tracing::warn!(queue = name, "the subscription ended, subscribing again");
+            let mut waits = link::backoff();
+            session = loop {
+                let wait = waits.next().unwrap_or(Duration::from_secs(10));
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = sleep(wait) => {}
+                }
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    opened = self.session() => match opened {
+                        Ok(session) => break session,
+                        Err(BrokerFault::Closed) => return,
+                        Err(fault) => tracing::warn!(queue = name, %fault, "cannot subscribe yet"),
+                    }
+                }
+            };
+        }
+    }
+
+    /// Forwards messages until they end (true) or this subscription must stop (false).
+    async fn forward(&self, session: &mut Session) -> bool {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return false,
+                next = session.messages.next() => next,
+            };
+            let Some(Ok(message)) = next else {
+                return true;
+            };
+            let delivery = self.delivery(message, &session.channel);
+            tokio::select! {
+                biased;
+                room = self.sender.reserve() => match room {
+                    Ok(room) => room.send(delivery),
+                    Err(_) => return false,
+                },
+                () = self.stop.cancelled() => {
+                    put_back([delivery]).await;
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn delivery(&self, message: lapin::message::Delivery, channel: &Arc<Channel>) -> Delivery {
+        let topology = &self.shared.topology;
+        Delivery {
+            queue: self.queue,
+            envelope: wire::envelope(&message.properties, self.queue, |name| topology.strip(name)),
+            body: message.data,
+            redelivered: message.redelivered,
+            ticket: Ticket::Rabbit(RabbitTicket {
+                acker: message.acker,
+                queue: self.queue,
+                _channel: channel.clone(),
+            }),
+        }
+    }
+
+    /// Tells the broker to send no more and puts back what is under way.
+    async fn end(&self, mut session: Session) {
+        let tag = session.messages.tag();
+        let cancel = session
+            .channel
+            .basic_cancel(tag, BasicCancelOptions::default());
+        let requeue = BasicNackOptions {
+            requeue: true,
+            ..BasicNackOptions::default()
+        };
+        if let Ok(Ok(())) = timeout(CANCEL_TIMEOUT, cancel).await {
+            while let Some(Ok(message)) = session.messages.next().await {
+                // What cannot be put back now returns when the channel closes.
+                let _ = message.acker.nack(requeue).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! One connection to RabbitMQ that is made again whenever it breaks.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use futures::StreamExt;
+use lapin::{Connection, ConnectionProperties, uri::AMQPUri};
+use metrics::counter;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{super::BrokerFault, topology::Topology};
+use crate::{
+    config::{BrokerConfig, SecretUrl},
+    metrics::RECONNECTED,
+};
+
+/// Seconds between heartbeats unless the URL or the server asks for fewer: a silent connection is
+/// given up after two of them.
+const HEARTBEAT_SECONDS: u16 = 20;
+/// How often a connection's state is looked at, besides the events it sends.
+const STATE_LOOK: Duration = Duration::from_millis(250);
+/// How long a polite goodbye may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Waits between attempts: 100 ms to 10 s, each with up to as much again at random so that a
+/// fleet does not come back in step.
+pub(super) fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(10))
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// What the keeper tells of its connection.
+#[derive(Clone, Debug)]
+enum State {
+    Up(Arc<Connection>),
+    Down(String),
+}
+
+/// Handle of a connection and of the task that keeps it.
+#[derive(Debug)]
+pub(super) struct Link {
+    url: SecretUrl,
+    state: watch::Receiver<State>,
+    keeper: TaskTracker,
+}
+
+impl Link {
+    /// Connects, declares the queues and starts the keeper.
+    pub(super) async fn open(
+        config: &BrokerConfig,
+        name: &'static str,
+        topology: &Arc<Topology>,
+        closed: &CancellationToken,
+    ) -> Result<Self, BrokerFault> {
+        let dial = Dial::new(config, name, topology.clone())?;
+        let connection = dial.connect().await?;
+        let (sender, state) = watch::channel(State::Up(connection.clone()));
+        let url = config.url.clone();
+        let keeper = TaskTracker::new();
+        keeper.spawn(keep(dial, connection, sender, closed.clone()));
+        keeper.close();
+        Ok(Self { url, state, keeper })
+    }
+
+    /// The connection, if it is up at this moment.
+    pub(super) fn current(&self) -> Option<Arc<Connection>> {
+        match &*self.state.borrow() {
+            State::Up(connection) if connection.status().connected() => Some(connection.clone()),
+            _ => None,
+        }
+    }
+
+    /// The connection, waiting at most `wait` for a broken one to be re-made.
+    pub(super) async fn connection(&self, wait: Duration) -> Result<Arc<Connection>, BrokerFault> {
+        let deadline = Instant::now() + wait;
+        let mut state = self.state.clone();
+        loop {
+            state.mark_unchanged();
+            if let Some(connection) = self.current() {
+                return Ok(connection);
+            }
+            // A connection may break before its keeper has noticed, hence the short looks.
+            let look = deadline.min(Instant::now() + STATE_LOOK);
+            match timeout_at(look, state.changed()).await {
+                Ok(Err(_)) => return Err(BrokerFault::Closed),
+                Err(_) if Instant::now() >= deadline => {
+                    let message = match &*self.state.borrow() {
+                        State::Down(message) => message.clone(),
+                        State::Up(_) => "the connection broke".to_owned(),
+                    };
+                    return Err(self.unreachable(message));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the keeper has ended, after the broker was closed.
+    pub(super) async fn ended(&self) {
+        self.keeper.wait().await;
+    }
+
+    /// What a call that failed on this connection means to the caller.
+    pub(super) fn fault(&self, error: &lapin::Error) -> BrokerFault {
+        self.unreachable(error.to_string())
+    }
+
+    fn unreachable(&self, message: String) -> BrokerFault {
+        BrokerFault::Unreachable {
+            url: self.url.masked(),
+            message,
+        }
+    }
+}
+
+/// All that is needed to connect.
+struct Dial {
+    uri: AMQPUri,
+    masked: String,
+    name: &'static str,
+    timeout: Duration,
+    topology: Arc<Topology>,
+}
+
+impl Dial {
+    fn new(
+        config: &BrokerConfig,
+        name: &'static str,
+        topology: Arc<Topology>,
+    ) -> Result<Self, BrokerFault> {
+        let masked = config.url.masked();
+        // The parser's own error quotes the URL, password included.
+        let mut uri: AMQPUri =
+            config
+                .url
+                .expose()
+                .parse()
+                .map_err(|_| BrokerFault::Unreachable {
+                    url: masked.clone(),
+                    message: "expected amqp://user:password@host:port/vhost".to_owned(),
+                })?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        uri.query
+            .connection_timeout
+            .get_or_insert(config.connect_timeout_ms);
+        Ok(Self {
+            uri,
+            masked,
+            name,
+            timeout: Duration::from_millis(config.connect_timeout_ms),
+            topology,
+        })
+    }
+
+    async fn connect(&self) -> Result<Arc<Connection>, BrokerFault> {
+        let unreachable = |message: String| BrokerFault::Unreachable {
+            url: self.masked.clone(),
+            message,
+        };
+        let attempt = async {
+            let properties = ConnectionProperties::default().with_connection_name(self.name.into());
+            let connection = Connection::connect_uri(self.uri.clone(), properties)
+                .await
+                .map_err(|error| unreachable(error.to_string()))?;
+            self.topology
+                .declare(&connection)
+                .await
+                .map_err(|fault| fault.into_broker_fault(&unreachable))?;
+            Ok(Arc::new(connection))
+        };
+        match timeout(self.timeout, attempt).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(format!(
+                "no answer within {} ms",
+                self.timeout.as_millis()
+            ))),
+        }
+    }
+}
+
+/// Watches a connection and makes it again, until the broker is closed.
+async fn keep(
+    dial: Dial,
+    mut connection: Arc<Connection>,
+    state: watch::Sender<State>,
+    closed: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = closed.cancelled() => break,
+            () = broken(&connection) => {}
+        }
+        tracing::warn!(connection = dial.name, "the connection to RabbitMQ broke");
+        state.send_replace(State::Down("the connection broke".to_owned()));
+        let mut waits = backoff();
+        connection = loop {
+            let wait = waits.next().unwrap_or(Duration::from_secs(10));
+            tokio::select! {
+                () = closed.cancelled() => return,
+                () = sleep(wait) => {}
+            }
+            match dial.connect().await {
+                Ok(connection) => break connection,
+                Err(fault) => {
+                    tracing::warn!(connection = dial.name, %fault, "RabbitMQ is still away");
+                    state.send_replace(State::Down(fault.to_string()));
+                }
+            }
+        };
+        counter!(RECONNECTED).increment(1);
+        tracing::info!(connection = dial.name, "connected to RabbitMQ again");
+        state.send_replace(State::Up(connection.clone()));
+    }
+    // A server that no longer answers has nothing to lose by our leaving.
+    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
+}
+
+/// Returns when the connection is no longer up.
+async fn broken(connection: &Connection) {
+    let mut events = connection.events_listener();
+    while connection.status().connected() {
+        if let Ok(None) = timeout(STATE_LOOK, events.next()).await {
+            return;
+        }
+    }
+}

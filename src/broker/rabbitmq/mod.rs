@@ -1,0 +1,194 @@
+//! Queues on RabbitMQ: quorum queues behind one direct exchange.
+//!
+//! Comes in: publications, confirmed by the broker ([`publisher`]). Goes out: deliveries, one
+//! channel for each queue of a subscription ([`consumer`]). Publishing and consuming have a
+//! connection each, since a broker short of memory stops reading from those that publish. Broken
+//! connections are re-made here ([`link`]) and not by lapin's recovery: a new channel makes every
+//! older ticket provably dead, and the queues are declared again before anything is sent.
+
+mod consumer;
+mod link;
+mod publisher;
+mod topology;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket};
+use crate::config::BrokerConfig;
+
+use link::Link;
+use publisher::Publisher;
+use topology::Topology;
+
+pub use consumer::{RabbitConsumer, RabbitTicket};
+
+/// A fleet's queues on a RabbitMQ server.
+#[derive(Clone, Debug)]
+pub struct RabbitBroker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    topology: Arc<Topology>,
+    publisher: Publisher,
+    consuming: Link,
+    closed: CancellationToken,
+    connect_timeout: Duration,
+    // Ends the tasks that keep the connections when the last clone goes without a close.
+    _end_with_last_clone: DropGuard,
+}
+
+impl RabbitBroker {
+    /// Connects and declares the queues.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or has conflicting queues.
+    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerFault> {
+        let closed = CancellationToken::new();
+        let end = closed.clone().drop_guard();
+        let topology = Arc::new(Topology::new(config));
+        let publishing = Link::open(config, "promptyard publish", &topology, &closed).await?;
+        let consuming = Link::open(config, "promptyard consume", &topology, &closed).await?;
+        let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                publisher: Publisher::new(config, publishing, topology.clone()),
+                topology,
+                consuming,
+                closed,
+                connect_timeout,
+                _end_with_last_clone: end,
+            }),
+        })
+    }
+
+    /// See [`super::Broker::publish`].
+    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishFault>> {
+        self.shared.publisher.publish(messages).await
+    }
+
+    /// See [`super::Broker::consume`].
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn consume(
+        &self,
+        queues: &[Queue],
+        prefetch: u16,
+    ) -> Result<RabbitConsumer, BrokerFault> {
+        if self.shared.closed.is_cancelled() {
+            return Err(BrokerFault::Closed);
+        }
+        RabbitConsumer::open(self.shared.clone(), queues, prefetch).await
+    }
+
+    /// See [`super::Broker::ack`].
+    ///
+    /// # Errors
+    /// Never: a ticket that cannot reach the server is passed over.
+    pub async fn ack(&self, tickets: Vec<Ticket>) -> Result<usize, BrokerFault> {
+        let tickets = of_rabbit(tickets);
+        let acks = tickets
+            .iter()
+            .map(|ticket| ticket.acker.ack(BasicAckOptions::default()));
+        let done = join_all(acks).await;
+        Ok(done.iter().filter(|ack| !matches!(ack, Ok(true))).count())
+    }
+
+    /// See [`super::Broker::requeue`].
+    ///
+    /// # Errors
+    /// Never: what cannot be put back returns by itself.
+    pub async fn requeue(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
+        nack(&of_rabbit(tickets), true).await;
+        Ok(())
+    }
+
+    /// See [`super::Broker::reject`].
+    ///
+    /// # Errors
+    /// Never: what cannot be rejected comes again.
+    pub async fn reject(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
+        nack(&of_rabbit(tickets), false).await;
+        Ok(())
+    }
+
+    /// See [`super::Broker::depths`].
+    ///
+    /// # Errors
+    /// When the server cannot be reached or a queue is missing.
+    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerFault> {
+        let shared = &self.shared;
+        let connection = shared.consuming.connection(shared.connect_timeout).await?;
+        shared
+            .topology
+            .depths(&connection)
+            .await
+            .map_err(|fault| shared.consuming.fault(&fault))
+    }
+
+    /// See [`super::Broker::is_connected`].
+    pub fn is_connected(&self) -> bool {
+        self.shared.publisher.is_connected()
+    }
+
+    /// See [`super::Broker::delete_queues`]. This broker's own consumers do not declare them again.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn delete_queues(&self) -> Result<(), BrokerFault> {
+        let shared = &self.shared;
+        let connection = shared.consuming.connection(shared.connect_timeout).await?;
+        shared
+            .topology
+            .delete(&connection)
+            .await
+            .map_err(|fault| shared.consuming.fault(&fault))
+    }
+
+    /// See [`super::Broker::close`].
+    pub async fn close(&self) {
+        self.shared.closed.cancel();
+        self.shared.publisher.ended().await;
+        self.shared.consuming.ended().await;
+    }
+}
+
+/// A ticket of another backend cannot be settled here, and only a fault of ours brings one.
+fn of_rabbit(tickets: Vec<Ticket>) -> Vec<RabbitTicket> {
+    tickets
+        .into_iter()
+        .filter_map(|ticket| match ticket {
+            Ticket::Rabbit(ticket) => Some(ticket),
+            Ticket::Embedded(_) => {
+                tracing::error!("a ticket of the embedded broker was given to RabbitMQ");
+                None
+            }
+        })
+        .collect()
+}
+
+/// A nack that does not reach the server needs no answer: the message returns when the channel ends.
+async fn nack(tickets: &[RabbitTicket], requeue: bool) {
+    let nacks = tickets.iter().map(|ticket| {
+        let requeue = requeue || ticket.is_dead_letter();
+        let options = BasicNackOptions {
+            requeue,
+            ..BasicNackOptions::default()
+        };
+        ticket.acker.nack(options)
+    });
+    join_all(nacks).await;
+}
+
+/// Puts deliveries back that nobody has seen.
+async fn put_back(deliveries: impl IntoIterator<Item = Delivery>) {
+    let tickets = deliveries.into_iter().map(|delivery| delivery.ticket);
+    nack(&of_rabbit(tickets.collect()), true).await;
+}
