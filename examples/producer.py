@@ -7,7 +7,7 @@
 
 A line of the file is an OpenAI batch line, a chat-completions body, {"prompt": ...} or plain text.
 Exit codes: 0 all answered with status 200, 1 some prompts were refused or failed, 2 wrong usage,
-3 the broker cannot be reached, 4 answers are missing when the time is over.
+3 the broker cannot be used, 4 answers are missing when the time is over.
 """
 
 import argparse
@@ -17,7 +17,13 @@ import time
 import uuid
 
 import pika
-from pika.exceptions import AMQPError, NackError, UnroutableError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+
+
+def amqp_url(text):
+    if not text.startswith(("amqp://", "amqps://")):
+        raise ValueError(text)
+    return pika.URLParameters(text)
 
 
 def read_bodies(arguments):
@@ -66,14 +72,15 @@ def collect(channel, reply_queue, waiting, timeout_s):
 
 
 def produce(arguments, bodies):
-    connection = pika.BlockingConnection(pika.URLParameters(arguments.url))
+    arguments.url.blocked_connection_timeout = arguments.timeout  # a memory alarm stops publishers
+    connection = pika.BlockingConnection(arguments.url)
     channel = connection.channel()
     channel.confirm_delivery()  # basic_publish then waits for the broker's word
     reply_queue = channel.queue_declare("", exclusive=True).method.queue
     waiting, refused = set(), 0
     for number, body in enumerate(bodies, 1):
         key = f"{arguments.key}-{number}" if arguments.key else str(uuid.uuid4())
-        fault = publish(channel, arguments.queue_prefix + "promptyard", reply_queue, body, key)
+        fault = publish(channel, arguments.prefix + "promptyard", reply_queue, body, key)
         if fault is None:
             waiting.add(key)
         else:
@@ -91,8 +98,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", help="prompts, or bodies in JSON")
     parser.add_argument("--file", help="one prompt a line; - is standard input")
-    parser.add_argument("--url", default="amqp://guest:guest@127.0.0.1:5672/%2f")
-    parser.add_argument("--queue-prefix", "--prefix", default="", help="the fleet's broker.prefix")
+    parser.add_argument("--url", type=amqp_url, default="amqp://guest:guest@127.0.0.1:5672/%2f")
+    parser.add_argument("--prefix", "--queue-prefix", default="", help="the fleet's broker.prefix")
     parser.add_argument("--key", help="idempotency keys become KEY-1, KEY-2, ...; random if not given")
     parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for the answers")
     arguments = parser.parse_args()
@@ -104,6 +111,9 @@ def main():
         parser.error("no prompts: give them as arguments or with --file")
     try:
         return produce(arguments, bodies)
+    except ChannelClosedByBroker as fault:
+        print(f"producer: {fault.reply_text}; has promptyard been started?", file=sys.stderr)
+        return 3
     except (AMQPError, OSError) as fault:
         print(f"producer: the broker cannot be reached: {fault!r}", file=sys.stderr)
         return 3
