@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""Sends prompts to promptyard over RabbitMQ and prints the answers as JSON lines.
+"""Sends prompts to promptyard over RabbitMQ and prints the answers as JSON lines (needs pika 1.3.2).
 
-    pip install pika==1.3.2
     python producer.py "What is the capital of France?" "And of Peru?"
     python producer.py --file prompts.jsonl > answers.jsonl
 
@@ -29,10 +28,8 @@ def amqp_url(text):
 def read_bodies(arguments):
     """Yields one JSON body for each prompt."""
     lines = list(arguments.prompts)
-    if arguments.file == "-":
-        lines += sys.stdin
-    elif arguments.file:
-        with open(arguments.file, encoding="utf-8") as file:
+    if arguments.file:
+        with sys.stdin if arguments.file == "-" else open(arguments.file, encoding="utf-8") as file:
             lines += file
     for line in filter(None, map(str.strip, lines)):
         # A JSON object goes out as it is; anything else is a prompt.
