@@ -26,13 +26,12 @@ def amqp_url(text):
 
 
 def read_bodies(arguments):
-    """Yields one JSON body for each prompt."""
+    """Yields one JSON body for each prompt; what is a JSON object already goes out as it is."""
     lines = list(arguments.prompts)
     if arguments.file:
         with sys.stdin if arguments.file == "-" else open(arguments.file, encoding="utf-8") as file:
             lines += file
     for line in filter(None, map(str.strip, lines)):
-        # A JSON object goes out as it is; anything else is a prompt.
         yield line if line.startswith("{") else json.dumps({"prompt": line}, ensure_ascii=False)
 
 
