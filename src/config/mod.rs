@@ -3,7 +3,7 @@
 //! Comes in: a TOML file, `PROMPTYARD_*` variables and `section.field=value` flags, in rising
 //! precedence over the defaults. Goes out: one section for each stage; no stage reads the
 //! environment itself. All faults are collected, so that one run of `promptyard config check`
-//! shows them all ([`load`]).
+//! shows them all ([`Config::load`]).
 
 mod load;
 mod setting;

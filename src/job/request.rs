@@ -616,7 +616,8 @@ impl Fields {
 
     /// Accepts the neutral value of what this version does not do, and refuses any other.
     fn refuse_unsupported(&mut self) -> Result<(), Reason> {
-        let neutral: [(&str, fn(&Value) -> bool); 9] = [
+        type IsNeutral = fn(&Value) -> bool;
+        let neutral: [(&str, IsNeutral); 9] = [
             ("n", |v| v.as_u64() == Some(1)),
             ("stream", |v| v == &Value::Bool(false)),
             ("stream_options", |_| false),

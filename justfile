@@ -1,0 +1,37 @@
+# `just` lists the recipes. .ci/run runs the same commands where just is not installed.
+
+_default:
+    @just --list
+
+# Everything that must hold before a change is merged.
+ci:
+    ./.ci/run
+
+# Every test, with RabbitMQ and Postgres found or started: `just test store_contract`.
+test *arguments:
+    ./scripts/test {{ arguments }}
+
+format:
+    cargo fmt --all
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Licences, advisories and sources of the dependencies; needs cargo-deny.
+deny:
+    cargo deny check
+
+# The main job on the example prompts.
+run *arguments:
+    cargo run --release -- run examples/prompts.jsonl {{ arguments }}
+
+# The whole fleet by docker compose; needs .env (see .env.example).
+up:
+    docker compose up -d --build --wait
+
+down:
+    docker compose down
