@@ -1,0 +1,108 @@
+//! What people type.
+//!
+//! Comes in: the command line. Goes out: exit codes (0 done, 1 something failed, 2 wrong usage or
+//! configuration, 130 interrupted). One file for each command; [`options`] holds what they share.
+
+mod admin;
+mod bench;
+mod dead;
+mod input;
+mod options;
+mod progress;
+mod results;
+mod roles;
+mod router;
+mod run;
+mod status;
+mod submit;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use options::{Common, UsageError};
+
+/// A marshalling yard for prompts: queue, complexity routing, dynamic batching, durable answers.
+#[derive(Debug, Parser)]
+#[command(name = "promptyard", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer a file of prompts in one process and write the answers
+    Run(run::RunArgs),
+    /// Run all roles until stopped
+    Up(roles::UpArgs),
+    /// Run the router until stopped
+    Route(roles::RouteArgs),
+    /// Run workers until stopped
+    Work(roles::WorkArgs),
+    /// Serve HTTP until stopped
+    Serve(roles::ServeArgs),
+    /// Put a file of prompts on the queue
+    Submit(submit::SubmitArgs),
+    /// Print answers as OpenAI batch output lines
+    Results(results::ResultsArgs),
+    /// Show queues, workers and rates
+    Status(status::StatusArgs),
+    /// List, show, redrive or discard dead letters
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+    /// Bring the ledger's tables up to date
+    Migrate(admin::MigrateArgs),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(admin::ConfigCommand),
+    /// Judge the router on prompts of your own
+    #[command(subcommand)]
+    Router(router::RouterCommand),
+    /// Measure promptyard on this machine
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+/// Exit code of a command that was interrupted.
+pub const INTERRUPTED: u8 = 130;
+
+/// Runs the command line; the exit code tells how it went.
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(args).await,
+        Command::Up(args) => roles::up(args).await,
+        Command::Route(args) => roles::route(args).await,
+        Command::Work(args) => roles::work(args).await,
+        Command::Serve(args) => roles::serve(args).await,
+        Command::Submit(args) => submit::submit(args).await,
+        Command::Results(args) => results::results(args).await,
+        Command::Status(args) => status::status(args).await,
+        Command::Dead(command) => dead::dead(command).await,
+        Command::Migrate(args) => admin::migrate(args).await,
+        Command::Config(command) => admin::config(command),
+        Command::Router(command) => router::router(command),
+        Command::Bench(command) => bench::bench(command).await,
+    };
+    outcome.unwrap_or_else(|fault| {
+        if is_broken_pipe(&fault) {
+            return ExitCode::SUCCESS;
+        }
+        options::complain(&format!("error: {fault:#}"));
+        ExitCode::from(if fault.is::<UsageError>() { 2 } else { 1 })
+    })
+}
+
+/// True when whoever read our output has stopped reading: no fault of ours.
+fn is_broken_pipe(fault: &anyhow::Error) -> bool {
+    fault
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|fault| fault.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// The command tree, for documentation and tests.
+pub fn command() -> clap::Command {
+    Cli::command()
+}

@@ -1,0 +1,123 @@
+//! Options that every command shares, and how they become the configuration.
+
+use std::{io::Write, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    config::{Config, LogFormat, Overrides},
+    telemetry,
+};
+
+/// Wrong usage or configuration: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Where broker, ledger and settings are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Common {
+    /// TOML file with settings; see `promptyard config show`
+    #[arg(long, env = "PROMPTYARD_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Where jobs wait: `embedded`, or an amqp:// URL of RabbitMQ
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// The ledger: sqlite:PATH or a postgres:// URL
+    #[arg(long, value_name = "URL", conflicts_with = "ledger")]
+    pub store: Option<String>,
+    /// The ledger as a SQLite file: short for --store sqlite:FILE
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+    /// Any setting: --set router.threshold=0.4 (repeatable)
+    #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
+    pub set: Vec<String>,
+    /// Log lines for people (text) or collectors (json)
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged, such as info,promptyard=debug
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The models of a process that runs them.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Models {
+    /// The small model: a Hugging Face directory, a hub name, or an OpenAI-compatible server's URL
+    #[arg(long, value_name = "DIR|NAME|URL")]
+    pub small: Option<String>,
+    /// The large model, likewise
+    #[arg(long, value_name = "DIR|NAME|URL")]
+    pub large: Option<String>,
+}
+
+impl Models {
+    /// Adds the models to what the command line says.
+    pub fn apply(&self, overrides: &mut Overrides) {
+        for (flag, path, model) in
+            [("--small", "small.model", &self.small), ("--large", "large.model", &self.large)]
+        {
+            if let Some(model) = model {
+                overrides.set(flag, path, model);
+            }
+        }
+    }
+}
+
+impl Common {
+    /// Loads the configuration; a command's own flags come in `overrides`.
+    ///
+    /// # Errors
+    /// A [`UsageError`] that lists every fault.
+    pub fn load(&self, mut overrides: Overrides) -> Result<Config, UsageError> {
+        if let Some(url) = &self.broker {
+            overrides.set("--broker", "broker.url", url);
+        }
+        if let Some(url) = &self.store {
+            overrides.set("--store", "store.url", url);
+        }
+        if let Some(path) = &self.ledger {
+            overrides.set("--ledger", "store.url", format!("sqlite:{}", path.display()));
+        }
+        if let Some(format) = self.log_format {
+            let name = if format == LogFormat::Json { "json" } else { "text" };
+            overrides.set("--log-format", "telemetry.log_format", name);
+        }
+        if let Some(filter) = &self.log {
+            overrides.set("--log", "telemetry.log", filter);
+        }
+        for assignment in &self.set {
+            let Some((path, value)) = assignment.split_once('=') else {
+                return Err(UsageError(format!(
+                    "--set {assignment}: expected section.field=value"
+                )));
+            };
+            overrides.set(&format!("--set {path}"), path, value);
+        }
+        Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|faults| {
+            let lines: Vec<_> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
+            UsageError(format!("the configuration has {} fault(s):{}", lines.len(), lines.concat()))
+        })
+    }
+}
+
+/// Sends log lines out; a filter that cannot be read is wrong usage.
+///
+/// # Errors
+/// A [`UsageError`].
+pub fn init_logs(config: &Config) -> Result<(), UsageError> {
+    telemetry::init_logs(&config.telemetry).map_err(|fault| UsageError(fault.to_string()))
+}
+
+/// Writes a line to standard error; one that nobody reads is no fault.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn say(line: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{line}")
+}

@@ -1,0 +1,162 @@
+//! `up`, `route`, `work`, `serve`: roles that run until they are told to stop.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::{
+    config::{Config, Overrides, Tiers},
+    engine,
+    fleet::{Fleet, Roles},
+    job::Tier,
+    shutdown::Shutdown,
+    telemetry,
+};
+
+use super::options::{Common, Models, complain, init_logs};
+
+/// All roles in one process.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    models: Models,
+    /// Address of the HTTP interface
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
+
+/// The router alone.
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
+
+/// Workers alone.
+#[derive(Debug, Args)]
+pub struct WorkArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    models: Models,
+    /// Tiers to serve: small, large or small,large
+    #[arg(long, value_name = "TIERS")]
+    tier: Option<Tiers>,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
+
+/// The HTTP interface alone.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Address of the HTTP interface
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
+
+fn listening(listen: Option<&String>, metrics_listen: Option<&String>) -> Overrides {
+    let mut overrides = Overrides::default();
+    if let Some(address) = listen {
+        overrides.set("--listen", "api.listen", address);
+    }
+    if let Some(address) = metrics_listen {
+        overrides.set("--metrics-listen", "telemetry.listen", address);
+    }
+    overrides
+}
+
+/// Runs `up`.
+pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
+    let mut overrides = listening(args.listen.as_ref(), args.metrics_listen.as_ref());
+    args.models.apply(&mut overrides);
+    let config = args.common.load(overrides)?;
+    let tiers = config.worker.tiers.as_slice().to_vec();
+    run(&config, Roles { router: true, tiers, api: true, migrate: true }).await
+}
+
+/// Runs `route`.
+pub async fn route(args: RouteArgs) -> anyhow::Result<ExitCode> {
+    let config = args.common.load(listening(None, args.metrics_listen.as_ref()))?;
+    run(&config, Roles { router: true, ..Roles::default() }).await
+}
+
+/// Runs `work`.
+pub async fn work(args: WorkArgs) -> anyhow::Result<ExitCode> {
+    let mut overrides = listening(None, args.metrics_listen.as_ref());
+    args.models.apply(&mut overrides);
+    let mut config = args.common.load(overrides)?;
+    if let Some(tiers) = args.tier {
+        config.worker.tiers = tiers;
+    }
+    let tiers = config.worker.tiers.as_slice().to_vec();
+    run(&config, Roles { tiers, ..Roles::default() }).await
+}
+
+/// Runs `serve`.
+pub async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let overrides = listening(args.listen.as_ref(), args.metrics_listen.as_ref());
+    let config = args.common.load(overrides)?;
+    run(&config, Roles { api: true, ..Roles::default() }).await
+}
+
+async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
+    init_logs(config)?;
+    let metrics = telemetry::init_metrics()?;
+    let shutdown = Shutdown::new();
+    shutdown.on_signals()?;
+    let fleet = tokio::select! {
+        fleet = Fleet::start(config, &roles, Some(metrics), &shutdown) => fleet?,
+        () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
+    };
+    note_placeholders(config, &roles.tiers);
+    for (tier, engine) in &fleet.engines {
+        let info = engine.info();
+        let revision: String = info.revision.chars().take(12).collect();
+        tracing::info!(%tier, model = %info.model, revision, batch_max = info.batch_max, "model ready");
+    }
+    tracing::info!(
+        router = roles.router,
+        api = ?fleet.api_address,
+        metrics = ?fleet.metrics_address,
+        broker = %config.broker.url.masked(),
+        ledger = %config.store.url.masked(),
+        "running",
+    );
+    fleet.wait().await?;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says in one line that a tier runs on a placeholder, if one does.
+pub fn note_placeholders(config: &Config, tiers: &[Tier]) {
+    let placeholders: Vec<_> = tiers
+        .iter()
+        .filter(|tier| {
+            engine::is_placeholder(match tier {
+                Tier::Small => &config.small,
+                Tier::Large => &config.large,
+            })
+        })
+        .map(|tier| tier.as_str())
+        .collect();
+    if !placeholders.is_empty() {
+        complain(&format!(
+            "note: no model given for {}: using the tiny bundled test checkpoint, whose answers are gibberish; choose models with --small and --large",
+            placeholders.join(" and ")
+        ));
+    }
+}

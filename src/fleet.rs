@@ -1,0 +1,314 @@
+//! All roles in one process, or some of them: opened in the right order, watched, and drained
+//! together.
+//!
+//! Comes in: the configuration and the roles wanted. Goes out: running tasks and the addresses
+//! they listen on. Roles meet only through the broker and the ledger, so a fleet of many
+//! processes is the same thing spread out.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinSet;
+
+use crate::{
+    api::{Api, ApiFault},
+    broker::{Broker, BrokerFault},
+    config::Config,
+    engine::{self, Engine, OpenFault},
+    job::{JobId, Tier},
+    metrics::QUEUE_READY,
+    routing::{Router, RouterFault},
+    shutdown::Shutdown,
+    store::{Store, StoreFault},
+    telemetry::{self, Readiness, TelemetryFault},
+    worker::{Worker, WorkerFault},
+};
+
+/// How often queue depths are read for the metrics.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often partitions are made ahead.
+const PARTITION_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+
+/// Why a fleet could not start or ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant passes on the fault of a stage")]
+pub enum FleetFault {
+    #[error(transparent)]
+    Broker(#[from] BrokerFault),
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    #[error(transparent)]
+    Engine(#[from] OpenFault),
+    #[error(transparent)]
+    Router(#[from] RouterFault),
+    #[error(transparent)]
+    Worker(#[from] WorkerFault),
+    #[error(transparent)]
+    Api(#[from] ApiFault),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryFault),
+    #[error("the {role} role panicked; see the log")]
+    Panicked { role: &'static str },
+}
+
+/// The roles of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// Gives jobs their tier.
+    pub router: bool,
+    /// Runs these tiers' jobs.
+    pub tiers: Vec<Tier>,
+    /// Takes jobs over HTTP.
+    pub api: bool,
+    /// Brings the ledger's tables up to date first instead of only checking them.
+    pub migrate: bool,
+}
+
+/// Connects to the broker and the ledger that a configuration names.
+///
+/// # Errors
+/// When one of them cannot be reached, or the ledger's tables do not fit.
+pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), FleetFault> {
+    let store = Store::connect(&config.store).await?;
+    // A file is its owner's alone, so its tables are brought up to date whenever it is opened.
+    if migrate || matches!(store, Store::Sqlite(_)) {
+        store.migrate().await?;
+    } else {
+        store.check_schema().await?;
+    }
+    let broker = Broker::connect(&config.broker, &embedded_path(config)).await?;
+    Ok((broker, store))
+}
+
+/// The file that holds the embedded broker's queues: the ledger's own, if that is a file.
+pub fn embedded_path(config: &Config) -> PathBuf {
+    config.sqlite_path().unwrap_or_else(|| PathBuf::from("promptyard.db"))
+}
+
+/// Roles that run.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The broker they meet through.
+    pub broker: Broker,
+    /// The ledger they write.
+    pub store: Store,
+    /// The engines of the tiers served here.
+    pub engines: Vec<(Tier, Arc<dyn Engine>)>,
+    /// Where the HTTP interface listens.
+    pub api_address: Option<SocketAddr>,
+    /// Where metrics and health are served.
+    pub metrics_address: Option<SocketAddr>,
+    tasks: JoinSet<(&'static str, Result<(), FleetFault>)>,
+    roles_stop: Shutdown,
+}
+
+impl Fleet {
+    /// Starts roles; they drain when `shutdown` is requested.
+    ///
+    /// # Errors
+    /// When anything they need cannot be had; nothing keeps running then.
+    pub async fn start(
+        config: &Config,
+        roles: &Roles,
+        metrics: Option<PrometheusHandle>,
+        shutdown: &Shutdown,
+    ) -> Result<Self, FleetFault> {
+        let (broker, store) = connect(config, roles.migrate).await?;
+        store.ensure_partitions().await?;
+        let mut fleet = Self {
+            broker,
+            store,
+            engines: Vec::new(),
+            api_address: None,
+            metrics_address: None,
+            tasks: JoinSet::new(),
+            roles_stop: shutdown.child(),
+        };
+        if let Err(fault) = fleet.start_roles(config, roles, metrics).await {
+            fleet.roles_stop.request();
+            // The fault that stopped the start is the one to tell.
+            let _ = fleet.wait().await;
+            return Err(fault);
+        }
+        Ok(fleet)
+    }
+
+    async fn start_roles(
+        &mut self,
+        config: &Config,
+        roles: &Roles,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<(), FleetFault> {
+        let mut workers = Vec::new();
+        for tier in &roles.tiers {
+            let model = match tier {
+                Tier::Small => &config.small,
+                Tier::Large => &config.large,
+            };
+            let engine = engine::open(*tier, model).await?;
+            let worker = Worker::new(
+                worker_name(*tier),
+                *tier,
+                (self.broker.clone(), self.store.clone(), engine.clone()),
+                config.worker.clone(),
+                config.cache.clone(),
+            );
+            // The router learns the models from the ledger: tell it before it starts.
+            worker.announce().await?;
+            self.engines.push((*tier, engine));
+            workers.push(worker);
+        }
+        if let Some(handle) = metrics {
+            let stop = self.roles_stop.clone();
+            let address = telemetry::serve(&config.telemetry, handle, self.readiness(), stop);
+            self.metrics_address = address.await?;
+        }
+        if roles.api {
+            let api = Api::new(
+                self.broker.clone(),
+                self.store.clone(),
+                config.api.clone(),
+                config.request_limits(),
+            );
+            let (address, server) = api.serve(self.roles_stop.clone()).await?;
+            self.api_address = Some(address);
+            let ended = server.map(|end| end.map_err(|_| FleetFault::Panicked { role: "api" }));
+            self.spawn("api", ended);
+        }
+        if roles.router {
+            let router = Router::new(
+                self.broker.clone(),
+                self.store.clone(),
+                config.router.clone(),
+                config.cache.clone(),
+                config.request_limits(),
+            );
+            let stop = self.roles_stop.clone();
+            self.spawn("router", async move { Ok(router.run(stop).await?) });
+            let (broker, store, stop) =
+                (self.broker.clone(), self.store.clone(), self.roles_stop.clone());
+            self.spawn("upkeep", async move {
+                upkeep(broker, store, stop).await;
+                Ok(())
+            });
+        }
+        for worker in workers {
+            let stop = self.roles_stop.clone();
+            self.spawn("worker", async move { Ok(worker.run(stop).await?) });
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        role: &'static str,
+        task: impl Future<Output = Result<(), FleetFault>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            let caught = std::panic::AssertUnwindSafe(task).catch_unwind().await;
+            (role, caught.unwrap_or(Err(FleetFault::Panicked { role })))
+        });
+    }
+
+    fn readiness(&self) -> Readiness {
+        let (broker, store, engines, stop) = (
+            self.broker.clone(),
+            self.store.clone(),
+            self.engines.clone(),
+            self.roles_stop.clone(),
+        );
+        Arc::new(move || {
+            let (broker, store, engines, stop) =
+                (broker.clone(), store.clone(), engines.clone(), stop.clone());
+            Box::pin(async move {
+                if stop.is_requested() {
+                    return Err("draining".to_owned());
+                }
+                if !broker.is_connected() {
+                    return Err("waiting for the broker".to_owned());
+                }
+                if let Some((tier, _)) = engines.iter().find(|(_, engine)| !engine.is_ready()) {
+                    return Err(format!("waiting for the {tier} engine"));
+                }
+                if !store.is_reachable().await {
+                    return Err("waiting for the ledger".to_owned());
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Waits until a role ends by itself: with a fault, or because it was told to stop.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// The fault it ended with.
+    pub async fn ended(&mut self) -> Result<(), FleetFault> {
+        match self.tasks.join_next().await {
+            Some(Ok((role, outcome))) => {
+                if let Err(fault) = &outcome {
+                    tracing::error!(role, %fault, "a role ended");
+                }
+                outcome
+            }
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
+    /// Waits for every role to end, then closes broker and ledger. A role that ends with a fault
+    /// stops the others.
+    ///
+    /// # Errors
+    /// The first fault of a role.
+    pub async fn wait(mut self) -> Result<(), FleetFault> {
+        let mut outcome = Ok(());
+        while !self.tasks.is_empty() {
+            if let Err(fault) = self.ended().await {
+                self.roles_stop.request();
+                if outcome.is_ok() {
+                    outcome = Err(fault);
+                }
+            }
+        }
+        self.broker.close().await;
+        self.store.close().await;
+        outcome
+    }
+
+    /// Asks the roles to drain and waits for them.
+    ///
+    /// # Errors
+    /// The first fault of a role.
+    pub async fn stop(self) -> Result<(), FleetFault> {
+        self.roles_stop.request();
+        self.wait().await
+    }
+}
+
+/// Unique for each process and tier; the random part is the end of a fresh id.
+fn worker_name(tier: Tier) -> String {
+    let id = JobId::now().to_string();
+    format!("{tier}-{}-{}", std::process::id(), &id[id.len() - 8..])
+}
+
+/// Keeps the queue gauges and the partitions up to date.
+async fn upkeep(broker: Broker, store: Store, shutdown: Shutdown) {
+    let mut depths = tokio::time::interval(DEPTH_INTERVAL);
+    let mut partitions = tokio::time::interval(PARTITION_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            _ = depths.tick() => match broker.depths().await {
+                Ok(depths) => for depth in depths {
+                    gauge!(QUEUE_READY, "queue" => depth.queue.name()).set(depth.ready as f64);
+                },
+                Err(fault) => tracing::warn!(%fault, "cannot read the queues' depths"),
+            },
+            _ = partitions.tick() => if let Err(fault) = store.ensure_partitions().await {
+                tracing::error!(%fault, "cannot make partitions ahead; rows go to the default one");
+            },
+        }
+    }
+}
