@@ -2,12 +2,14 @@
 
 pub mod api;
 pub mod broker;
+pub mod batching;
 pub mod cache;
 pub mod config;
 pub mod engine;
 pub mod job;
 pub mod metrics;
 pub mod routing;
+pub mod prompt;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
