@@ -1,15 +1,15 @@
 //! promptyard: a marshalling yard for prompts.
 
 pub mod api;
-pub mod broker;
 pub mod batching;
+pub mod broker;
 pub mod cache;
 pub mod config;
 pub mod engine;
 pub mod job;
 pub mod metrics;
-pub mod routing;
 pub mod prompt;
+pub mod routing;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
