@@ -1,12 +1,14 @@
 //! promptyard: a marshalling yard for prompts.
 
 pub mod api;
+pub mod batching;
 pub mod broker;
 pub mod cache;
 pub mod config;
 pub mod engine;
 pub mod job;
 pub mod metrics;
+pub mod prompt;
 pub mod routing;
 pub mod shutdown;
 pub mod store;

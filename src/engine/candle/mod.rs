@@ -1,0 +1,218 @@
+//! A model in this process, on a thread of its own.
+//!
+//! Comes in: conversations, through a bounded channel. Goes out: answers, each through its own
+//! one-shot channel. The thread ([`runner`]) owns the model ([`model`]), the KV caches and the
+//! scheduler; every step it takes in who came, drops who is not waited for any more, computes one
+//! ragged step and chooses a token for each sequence that is ready for one.
+
+mod attention;
+mod bundled;
+mod files;
+#[cfg(feature = "hub")]
+mod hub;
+mod model;
+mod rope;
+mod runner;
+mod sampler;
+mod sequence;
+mod shape;
+
+use std::{
+    fmt,
+    path::Path,
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    thread,
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use crate::{
+    batching::Limits,
+    config::ModelConfig,
+    job::Tier,
+    prompt::{ChatTemplate, Vocabulary},
+};
+use runner::{Language, Runner, Ticket};
+
+pub use attention::KvCache;
+pub use files::ModelFiles;
+pub use model::{CandleModel, Chunk, Logits, Rows};
+pub use shape::{Family, Rope, Shape};
+
+/// Requests that may wait inside the engine for each that may run; as many again may wait in the
+/// channel to it. A worker takes no more from the broker than it can start, so few ever wait here.
+const WAITING_PER_RUNNING: usize = 4;
+
+/// Memory that the KV caches may take together, unless one full context needs more.
+const KV_BYTES_MAX: usize = 4 << 30;
+
+/// Names the arithmetic: changed whenever the same checkpoint may answer differently.
+const ARITHMETIC: &str = "promptyard candle f32 1";
+
+/// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
+/// is random and speaks gibberish.
+pub fn is_placeholder(config: &ModelConfig) -> bool {
+    config.model.is_none()
+}
+
+/// A model in this process.
+pub struct CandleEngine {
+    info: EngineInfo,
+    requests: SyncSender<Ticket>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl fmt::Debug for CandleEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CandleEngine")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CandleEngine {
+    /// Opens the model that a tier's configuration names: a directory, a hub name, or the bundled
+    /// checkpoint when it names none.
+    ///
+    /// # Errors
+    /// One line that says what was found and what was expected.
+    pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
+        let config = config.clone();
+        spawn_blocking(move || Self::open_blocking(tier, &config))
+            .await
+            .map_err(|fault| format!("loading panicked: {fault}"))?
+    }
+
+    fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
+        let (name, files) = locate(tier, config.model.as_deref())?;
+        let model = CandleModel::read(&files, config.context_tokens_max)?;
+        let language = read_language(&files, &model)?;
+        let context_tokens = model.context_tokens();
+        let mut digest = files.digest()?;
+        digest
+            .update(ARITHMETIC.as_bytes())
+            .update(&context_tokens.to_le_bytes());
+        let info = EngineInfo {
+            model: config.name.clone().unwrap_or(name),
+            revision: digest.finalize().to_hex()[..32].to_owned(),
+            context_tokens: Some(context_tokens),
+            batch_max: config.batch_max,
+        };
+        let waiting_max = config.batch_max * WAITING_PER_RUNNING;
+        let kv_tokens_fit = KV_BYTES_MAX / model.kv_bytes_per_token();
+        let limits = Limits {
+            batch_max: config.batch_max,
+            waiting_max,
+            step_tokens_max: config.step_tokens_max,
+            kv_tokens_max: kv_tokens_fit.max(context_tokens),
+        };
+        let (requests, receiver) = sync_channel(waiting_max);
+        let runner = Runner::new(model, language, info.clone(), tier, limits, receiver);
+        let thread = thread::Builder::new()
+            .name(format!("engine-{tier}"))
+            .spawn(move || runner.run())
+            .map_err(|fault| format!("cannot start the engine's thread: {fault}"))?;
+        Ok(Self {
+            info,
+            requests,
+            thread,
+        })
+    }
+}
+
+/// A name to serve the model under, and its files.
+fn locate(tier: Tier, model: Option<&str>) -> Result<(String, ModelFiles), String> {
+    let Some(model) = model else {
+        let (name, files) = bundled::bundled(tier);
+        return Ok((name.to_owned(), files));
+    };
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        // `.` and `..` have no name of their own until they are resolved.
+        let whole = folder.canonicalize().map_err(|fault| fault.to_string())?;
+        let name = whole
+            .file_name()
+            .map_or(model.into(), |name| name.to_string_lossy());
+        return Ok((name.into_owned(), ModelFiles::Directory(whole.clone())));
+    }
+    if folder.exists() {
+        return Err(
+            "this is a file; a directory with config.json and safetensors files is expected"
+                .to_owned(),
+        );
+    }
+    if !is_hub_name(model) {
+        return Err("there is no such directory, and it is no hub name (OWNER/NAME)".to_owned());
+    }
+    #[cfg(feature = "hub")]
+    return hub::fetch(model).map(|files| (model.to_owned(), files));
+    #[cfg(not(feature = "hub"))]
+    Err(
+        "there is no such directory, and this binary was built without the feature `hub`"
+            .to_owned(),
+    )
+}
+
+/// `OWNER/NAME`, with an optional `@REVISION`.
+fn is_hub_name(model: &str) -> bool {
+    let allowed = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    let (name, revision) = model.split_once('@').unwrap_or((model, "main"));
+    let revision_allowed = revision.split('/').all(allowed);
+    name.split_once('/')
+        .is_some_and(|(owner, name)| allowed(owner) && allowed(name) && revision_allowed)
+}
+
+fn read_language(files: &ModelFiles, model: &CandleModel) -> Result<Language, String> {
+    let template = ChatTemplate::from_files(
+        files.read("tokenizer_config.json")?.as_deref(),
+        files.read("chat_template.jinja")?.as_deref(),
+    );
+    let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
+    let vocabulary = vocabulary.map_err(|fault| fault.to_string())?;
+    // Models round their vocabulary up, so it may be larger than the tokenizer's, never smaller.
+    let (tokens, rows) = (vocabulary.len(), model.shape().vocabulary);
+    if tokens > rows {
+        return Err(format!(
+            "tokenizer.json has {tokens} tokens, the model only {rows}"
+        ));
+    }
+    Ok(Language {
+        template: template.map_err(|fault| fault.to_string())?,
+        vocabulary,
+        eos: model.shape().eos.clone(),
+    })
+}
+
+impl Engine for CandleEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        let (reply, answer) = oneshot::channel();
+        match self.requests.try_send(Ticket { request, reply }) {
+            Ok(()) => async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed(),
+            Err(TrySendError::Full(_)) => {
+                let message = "as many requests wait as may".to_owned();
+                let fault = EngineFault::Unavailable {
+                    message,
+                    retry_after_ms: None,
+                };
+                async { Err(fault) }.boxed()
+            }
+            Err(TrySendError::Disconnected(_)) => async { Err(EngineFault::Closed) }.boxed(),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}

@@ -1,0 +1,238 @@
+//! One request on its way through the engine: its tokens, its text so far, and when it ends.
+
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+
+use super::sampler::{NotFinite, Sampler};
+use crate::{
+    engine::{EngineFault, Generate, Generation},
+    job::{Answer, FinishReason, Usage},
+    prompt::{Detokenizer, PromptFault, Vocabulary},
+};
+
+/// Where an answer goes.
+pub(super) type Reply = oneshot::Sender<Result<Generation, EngineFault>>;
+
+/// An answer as it grows.
+#[derive(Debug)]
+pub(super) struct Writer {
+    detokenizer: Detokenizer,
+    text: String,
+    stop: Vec<String>,
+    eos: Vec<u32>,
+    completion_tokens: usize,
+    completion_tokens_max: usize,
+    logprob_sum: f64,
+}
+
+impl Writer {
+    pub(super) fn new(stop: Vec<String>, eos: Vec<u32>, completion_tokens_max: usize) -> Self {
+        Self {
+            detokenizer: Detokenizer::default(),
+            text: String::new(),
+            stop,
+            eos,
+            completion_tokens: 0,
+            completion_tokens_max,
+            logprob_sum: 0.0,
+        }
+    }
+
+    /// Takes the next token and tells whether it was the last.
+    fn push(
+        &mut self,
+        vocabulary: &Vocabulary,
+        token: u32,
+        logprob: f32,
+    ) -> Result<Option<FinishReason>, PromptFault> {
+        self.completion_tokens += 1;
+        self.logprob_sum += f64::from(logprob);
+        let is_eos = self.eos.contains(&token);
+        let is_last = is_eos || self.completion_tokens >= self.completion_tokens_max;
+        let mut piece = String::new();
+        if !is_eos {
+            piece = self.detokenizer.push(vocabulary, token)?;
+        }
+        if is_last {
+            piece += &self.detokenizer.finish(vocabulary)?;
+        }
+        if self.add(&piece) || is_eos {
+            return Ok(Some(FinishReason::Stop));
+        }
+        Ok(is_last.then_some(FinishReason::Length))
+    }
+
+    /// Adds text and cuts it before the first stop string, which may have begun in earlier pieces.
+    fn add(&mut self, piece: &str) -> bool {
+        let before = self.text.len();
+        self.text.push_str(piece);
+        let found = self.stop.iter().filter_map(|stop| {
+            let mut from = (before + 1).saturating_sub(stop.len());
+            while !self.text.is_char_boundary(from) {
+                from -= 1;
+            }
+            self.text[from..].find(stop.as_str()).map(|at| from + at)
+        });
+        let Some(end) = found.min() else {
+            return false;
+        };
+        self.text.truncate(end);
+        true
+    }
+}
+
+/// A request that waits or runs.
+#[derive(Debug)]
+pub(super) struct Sequence<C> {
+    /// Prompt, then what was generated.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_tokens: usize,
+    /// There once admitted.
+    pub(super) cache: Option<C>,
+    writer: Writer,
+    sampler: Sampler,
+    reply: Reply,
+    started_at: Option<DateTime<Utc>>,
+    first_token_at: Option<DateTime<Utc>>,
+}
+
+impl<C> Sequence<C> {
+    pub(super) fn new(request: &Generate, prompt: Vec<u32>, writer: Writer, reply: Reply) -> Self {
+        Self {
+            prompt_tokens: prompt.len(),
+            tokens: prompt,
+            cache: None,
+            writer,
+            sampler: Sampler::new(&request.sampling, request.seed_default),
+            reply,
+            started_at: None,
+            first_token_at: None,
+        }
+    }
+
+    /// Prompt and completion together, at most.
+    pub(super) fn tokens_max(&self) -> usize {
+        self.prompt_tokens + self.writer.completion_tokens_max
+    }
+
+    /// False when nobody waits for the answer any more.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
+    /// Begins to run.
+    pub(super) fn start(&mut self, cache: C) {
+        self.cache = Some(cache);
+        self.started_at = Some(Utc::now());
+    }
+
+    /// Chooses the next token from a step's logits and tells whether it was the last.
+    ///
+    /// # Errors
+    /// [`EngineFault::Crashed`] when the logits are not finite or cannot become text.
+    pub(super) fn take(
+        &mut self,
+        vocabulary: &Vocabulary,
+        logits: &[f32],
+    ) -> Result<Option<FinishReason>, EngineFault> {
+        let choice = self.sampler.choose(logits).map_err(|NotFinite| {
+            EngineFault::Crashed("the model gave logits that are not finite".to_owned())
+        })?;
+        self.first_token_at.get_or_insert_with(Utc::now);
+        self.tokens.push(choice.token);
+        self.writer
+            .push(vocabulary, choice.token, choice.logprob)
+            .map_err(|fault| EngineFault::Crashed(fault.to_string()))
+    }
+
+    /// Hands the answer over; nobody may be there to take it.
+    pub(super) fn finish(self, finish_reason: FinishReason, model: &str, revision: &str) {
+        let finished_at = Utc::now();
+        let prompt_tokens = self.prompt_tokens as u32;
+        let completion_tokens = self.writer.completion_tokens;
+        let answer = Answer {
+            text: self.writer.text,
+            finish_reason,
+            usage: Usage {
+                prompt_tokens,
+                prompt_tokens_computed: prompt_tokens,
+                completion_tokens: completion_tokens as u32,
+            },
+            model: model.to_owned(),
+            revision: revision.to_owned(),
+            mean_logprob: Some((self.writer.logprob_sum / completion_tokens as f64) as f32),
+        };
+        let _ = self.reply.send(Ok(Generation {
+            answer,
+            started_at: self.started_at.unwrap_or(finished_at),
+            first_token_at: self.first_token_at,
+            finished_at,
+        }));
+    }
+
+    /// Says that there will be no answer.
+    pub(super) fn fail(self, fault: EngineFault) {
+        let _ = self.reply.send(Err(fault));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompt::Specials;
+
+    fn vocabulary() -> Vocabulary {
+        let json = include_bytes!("../../../tests/fixtures/models/tiny-llama/tokenizer.json");
+        Vocabulary::from_json(json).expect("the fixture is a tokenizer")
+    }
+
+    /// Writes a text token by token and tells what came of it and after how many tokens.
+    fn write(
+        text: &str,
+        stop: &[&str],
+        eos: &[u32],
+        most: usize,
+    ) -> (String, Option<FinishReason>, usize) {
+        let vocabulary = vocabulary();
+        let stop = stop.iter().map(|stop| (*stop).to_owned()).collect();
+        let mut writer = Writer::new(stop, eos.to_vec(), most);
+        let mut end = None;
+        for token in vocabulary.encode(text, Specials::Written).expect("encodes") {
+            end = writer.push(&vocabulary, token, -0.5).expect("decodes");
+            if end.is_some() {
+                break;
+            }
+        }
+        (writer.text, end, writer.completion_tokens)
+    }
+
+    #[test]
+    fn ends_before_a_stop_string_that_crosses_tokens() {
+        let (text, end, tokens) = write("one two xyzzy three", &["wo x", "yzzy"], &[], 100);
+        assert_eq!((text.as_str(), end), ("one t", Some(FinishReason::Stop)));
+        assert!(tokens < 15, "it stops at once, not at the end: {tokens}");
+        let (text, end, _) = write("日本語🙂です", &["🙂"], &[], 100);
+        assert_eq!((text.as_str(), end), ("日本語", Some(FinishReason::Stop)));
+    }
+
+    #[test]
+    fn ends_at_an_end_token_and_at_the_limit() {
+        let (text, end, _) = write("hi<|eot_id|>there", &[], &[2], 100);
+        assert_eq!((text.as_str(), end), ("hi", Some(FinishReason::Stop)));
+        let (text, end, tokens) = write("qqqqqq", &["never"], &[], 3);
+        assert_eq!(
+            (text.as_str(), end, tokens),
+            ("qqq", Some(FinishReason::Length), 3)
+        );
+    }
+
+    #[test]
+    fn half_a_character_at_the_limit_is_replaced() {
+        let (text, end, _) = write("ॐॐॐ", &[], &[], 4);
+        assert_eq!(end, Some(FinishReason::Length));
+        assert!(
+            text.starts_with('ॐ') && text.ends_with(char::REPLACEMENT_CHARACTER),
+            "{text:?}"
+        );
+    }
+}

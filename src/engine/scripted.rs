@@ -1,0 +1,441 @@
+//! An engine that answers by rule: for tests of everything around it, and for load.
+//!
+//! `scripted:` is followed by settings, separated by commas:
+//!
+//! | setting | effect | default |
+//! |---|---|---|
+//! | `model=NAME` | served name | `scripted` |
+//! | `latency_ms=N` | time that each answer takes | 0 |
+//! | `jitter_ms=N` | up to so much more, decided by the prompt | 0 |
+//! | `fail_percent=N` | so many of a hundred prompts fail, always the same ones | 0 |
+//! | `poison=TEXT` | a prompt with this text brings down all that run beside it, as a crash does | none |
+//! | `context=N` | longest context; a word is a token | none |
+//! | `echo` | the answer is the last message | off: words derived from the prompt |
+//!
+//! The same conversation gets the same answer from every worker.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::Utc;
+use futures::{FutureExt as _, future::BoxFuture};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use crate::{
+    config::ModelConfig,
+    job::{Answer, FinishReason, Message, Usage},
+};
+
+/// Requests that may wait for each that may run.
+const WAITING_PER_RUNNING: usize = 4;
+
+/// Words that made-up answers consist of.
+const WORDS: [&str; 16] = [
+    "wagon", "signal", "track", "yard", "switch", "engine", "freight", "platform", "coupling",
+    "siding", "gauge", "brake", "cargo", "points", "hump", "train",
+];
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Script {
+    model: Option<String>,
+    latency_ms: u64,
+    jitter_ms: u64,
+    fail_percent: u64,
+    poison: Option<String>,
+    context_tokens: Option<usize>,
+    echo: bool,
+}
+
+impl Script {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut script = Self::default();
+        let settings = text.strip_prefix("scripted:").unwrap_or(text);
+        for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+            let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+            let number = || {
+                value
+                    .parse::<u64>()
+                    .map_err(|_| format!("{key}: expected a whole number, found {value:?}"))
+            };
+            let text = || match value {
+                "" => Err(format!("{key}: expected {key}=TEXT")),
+                text => Ok(Some(text.to_owned())),
+            };
+            match key {
+                "model" => script.model = text()?,
+                "latency_ms" => script.latency_ms = number()?,
+                "jitter_ms" => script.jitter_ms = number()?,
+                "fail_percent" => script.fail_percent = number()?,
+                "poison" => script.poison = text()?,
+                "context" => script.context_tokens = Some(number()? as usize),
+                "echo" if value.is_empty() => script.echo = true,
+                "echo" => return Err("echo takes no value".to_owned()),
+                _ => {
+                    return Err(format!(
+                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, echo"
+                    ));
+                }
+            }
+        }
+        if script.fail_percent > 100 {
+            return Err(format!(
+                "fail_percent: expected 0 to 100, found {}",
+                script.fail_percent
+            ));
+        }
+        Ok(script)
+    }
+}
+
+/// Answers by rule.
+#[derive(Debug)]
+pub struct ScriptedEngine {
+    info: EngineInfo,
+    script: Arc<Script>,
+    running: Arc<Semaphore>,
+    accepted: Arc<AtomicUsize>,
+    /// Counts crashes; whatever runs when it changes is lost.
+    crashes: watch::Sender<u64>,
+}
+
+impl ScriptedEngine {
+    /// Reads a script.
+    ///
+    /// # Errors
+    /// When a setting is unknown or its value is not of its kind.
+    pub fn from_script(script: &str, config: &ModelConfig) -> Result<Self, String> {
+        let script = Script::parse(script)?;
+        let name = config.name.clone().or_else(|| script.model.clone());
+        let limit = (config.context_tokens_max > 0).then_some(config.context_tokens_max);
+        let context_tokens = script
+            .context_tokens
+            .map(|tokens| limit.map_or(tokens, |limit| limit.min(tokens)));
+        // What changes an answer, and nothing else: workers of different speed give the same ones.
+        let rule = format!("echo={} context={context_tokens:?}", script.echo);
+        Ok(Self {
+            info: EngineInfo {
+                model: name.unwrap_or_else(|| "scripted".to_owned()),
+                revision: blake3::hash(rule.as_bytes()).to_hex()[..32].to_owned(),
+                context_tokens,
+                batch_max: config.batch_max,
+            },
+            script: Arc::new(script),
+            running: Arc::new(Semaphore::new(config.batch_max)),
+            accepted: Arc::new(AtomicUsize::new(0)),
+            crashes: watch::Sender::new(0),
+        })
+    }
+
+    fn prompt_tokens(&self, request: &Generate) -> Result<usize, EngineFault> {
+        let words = |message: &Message| message.content.split_whitespace().count();
+        let prompt_tokens = request.messages.iter().map(words).sum::<usize>().max(1);
+        match self.info.context_tokens {
+            Some(context_tokens) if prompt_tokens >= context_tokens => {
+                Err(EngineFault::ContextTooLong {
+                    model: self.info.model.clone(),
+                    prompt_tokens,
+                    context_tokens,
+                })
+            }
+            _ => Ok(prompt_tokens),
+        }
+    }
+
+    fn answer(&self, request: &Generate, prompt_tokens: usize, digest: &[u8; 32]) -> Answer {
+        let last = request
+            .messages
+            .last()
+            .map_or("", |message| message.content.as_str());
+        let words: Vec<&str> = if self.script.echo {
+            last.split_whitespace().collect()
+        } else {
+            let count = 4 + usize::from(digest[0] % 12);
+            let at = |byte: &u8| WORDS[usize::from(byte % 16)];
+            digest[1..=count].iter().map(at).collect()
+        };
+        let left = self
+            .info
+            .context_tokens
+            .map_or(usize::MAX, |context| context - prompt_tokens);
+        let most = left.min(request.sampling.max_completion_tokens as usize);
+        let whole = if self.script.echo {
+            last.to_owned()
+        } else {
+            words.join(" ")
+        };
+        let mut finish_reason = FinishReason::Stop;
+        let mut text = whole;
+        if words.len() > most {
+            finish_reason = FinishReason::Length;
+            text = words[..most].join(" ");
+        }
+        let stops = request.sampling.stop.iter().filter(|stop| !stop.is_empty());
+        if let Some(end) = stops.filter_map(|stop| text.find(stop.as_str())).min() {
+            finish_reason = FinishReason::Stop;
+            text.truncate(end);
+        }
+        let completion_tokens = text.split_whitespace().count() as u32;
+        Answer {
+            finish_reason,
+            usage: Usage {
+                prompt_tokens: prompt_tokens as u32,
+                prompt_tokens_computed: prompt_tokens as u32,
+                completion_tokens,
+            },
+            text,
+            model: self.info.model.clone(),
+            revision: self.info.revision.clone(),
+            mean_logprob: Some(-f32::from(digest[31]) / 256.0),
+        }
+    }
+}
+
+/// Decides everything about a request's answer: the conversation, and the seed unless it is greedy.
+fn digest(request: &Generate) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for message in &request.messages {
+        hasher.update(message.role.as_str().as_bytes()).update(&[0]);
+        hasher.update(message.content.as_bytes()).update(&[0]);
+    }
+    if request.sampling.temperature > 0.0 {
+        let seed = request.sampling.seed.unwrap_or(request.seed_default);
+        hasher.update(&seed.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Gives a place back when its request is answered or dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(accepted: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let one_more = |taken| (taken < most).then_some(taken + 1);
+        accepted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .ok()
+            .map(|_| Self(accepted.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Engine for ScriptedEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        let most = self.info.batch_max * (1 + WAITING_PER_RUNNING);
+        let Some(place) = Place::take(&self.accepted, most) else {
+            let message = format!("{most} requests run or wait already");
+            let fault = EngineFault::Unavailable {
+                message,
+                retry_after_ms: None,
+            };
+            return async { Err(fault) }.boxed();
+        };
+        let digest = digest(&request);
+        let answer = self
+            .prompt_tokens(&request)
+            .map(|prompt_tokens| self.answer(&request, prompt_tokens, &digest));
+        let fails =
+            u64::from(u16::from_le_bytes([digest[2], digest[3]])) % 100 < self.script.fail_percent;
+        let poison = self.script.poison.as_deref();
+        let is_poison = poison.is_some_and(|poison| {
+            request
+                .messages
+                .iter()
+                .any(|message| message.content.contains(poison))
+        });
+        let jitter = u64::from(u32::from_le_bytes([
+            digest[4], digest[5], digest[6], digest[7],
+        ]));
+        let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
+        let running = self.running.clone();
+        let crashes = self.crashes.clone();
+        async move {
+            let _place = place;
+            let answer = answer?;
+            let _running = running.acquire_owned().await.map_err(|_| EngineFault::Closed)?;
+            let mut crashed = crashes.subscribe();
+            if is_poison {
+                crashes.send_modify(|count| *count += 1);
+                return Err(EngineFault::Crashed("scripted crash".to_owned()));
+            }
+            let (started_at, began) = (Utc::now(), Instant::now());
+            tokio::select! {
+                () = sleep_until(began + Duration::from_millis(latency_ms)) => {}
+                Ok(()) = crashed.changed() => {
+                    return Err(EngineFault::Crashed("scripted crash beside this request".to_owned()));
+                }
+            }
+            if fails {
+                return Err(EngineFault::Crashed("scripted failure".to_owned()));
+            }
+            let finished_at = Utc::now();
+            Ok(Generation {
+                answer,
+                started_at,
+                first_token_at: Some(finished_at),
+                finished_at,
+            })
+        }
+        .boxed()
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Role, Sampling};
+
+    fn engine(script: &str) -> ScriptedEngine {
+        let config = ModelConfig {
+            batch_max: 2,
+            ..ModelConfig::default()
+        };
+        ScriptedEngine::from_script(script, &config).expect("a script")
+    }
+
+    fn request(content: &str) -> Generate {
+        Generate {
+            messages: vec![Message {
+                role: Role::User,
+                content: content.to_owned(),
+            }],
+            sampling: Sampling {
+                temperature: 0.0,
+                top_p: 1.0,
+                top_k: 0,
+                seed: None,
+                stop: Vec::new(),
+                max_completion_tokens: 100,
+            },
+            seed_default: 1,
+        }
+    }
+
+    #[test]
+    fn unknown_settings_and_wrong_values_are_faults() {
+        for (script, expected) in [
+            ("scripted:latency=5", "unknown setting \"latency\""),
+            ("scripted:latency_ms=fast", "expected a whole number"),
+            ("scripted:fail_percent=101", "0 to 100"),
+            ("scripted:echo=yes", "echo takes no value"),
+            ("scripted:poison", "poison=TEXT"),
+        ] {
+            let fault =
+                ScriptedEngine::from_script(script, &ModelConfig::default()).expect_err(script);
+            assert!(fault.contains(expected), "{script}: {fault}");
+        }
+        assert_eq!(engine("scripted:").info().model, "scripted");
+        assert_eq!(engine("scripted:model=a,latency_ms=5").info().model, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_alike_everywhere_and_as_the_request_limits() {
+        let first = engine("scripted:")
+            .generate(request("a b c"))
+            .await
+            .expect("answer");
+        let second = engine("scripted:latency_ms=9,jitter_ms=9")
+            .generate(request("a b c"))
+            .await;
+        assert_eq!(first.answer, second.expect("answer").answer);
+        assert_eq!(first.answer.usage.prompt_tokens, 3);
+        let echo = engine("scripted:echo");
+        let whole = echo
+            .generate(request("one  two three"))
+            .await
+            .expect("answer")
+            .answer;
+        assert_eq!(
+            (whole.text.as_str(), whole.finish_reason),
+            ("one  two three", FinishReason::Stop)
+        );
+        let mut short = request("one two three");
+        short.sampling.max_completion_tokens = 2;
+        let cut = echo.generate(short.clone()).await.expect("answer").answer;
+        assert_eq!(
+            (cut.text.as_str(), cut.finish_reason),
+            ("one two", FinishReason::Length)
+        );
+        short.sampling.stop = vec![" tw".to_owned()];
+        let stopped = echo.generate(short).await.expect("answer").answer;
+        assert_eq!(
+            (stopped.text.as_str(), stopped.finish_reason),
+            ("one", FinishReason::Stop)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fails_for_the_same_share_of_prompts_each_time() {
+        let engine = engine("scripted:fail_percent=30");
+        let mut failed = Vec::new();
+        for _ in 0..2 {
+            let mut now = Vec::new();
+            for at in 0..200 {
+                let outcome = engine.generate(request(&format!("prompt {at}"))).await;
+                if matches!(outcome, Err(EngineFault::Crashed(_))) {
+                    now.push(at);
+                }
+            }
+            failed.push(now);
+        }
+        assert_eq!(failed[0], failed[1]);
+        assert!((40..80).contains(&failed[0].len()), "{}", failed[0].len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn poison_takes_its_neighbours_along_and_the_engine_goes_on() {
+        let engine = engine("scripted:latency_ms=10,poison=BOOM");
+        let beside = tokio::spawn(engine.generate(request("fine")));
+        tokio::task::yield_now().await;
+        let poison = engine.generate(request("a BOOM b")).await;
+        assert!(matches!(poison, Err(EngineFault::Crashed(_))));
+        let beside = beside.await.expect("no panic");
+        assert!(matches!(beside, Err(EngineFault::Crashed(_))), "{beside:?}");
+        let slow = tokio::spawn(engine.generate(request("later")));
+        assert!(slow.await.expect("no panic").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refuses_beyond_its_queue_and_beyond_its_context() {
+        let engine = engine("scripted:latency_ms=10,context=4");
+        let accepted: Vec<_> = (0..10).map(|_| engine.generate(request("a"))).collect();
+        let refused = engine.generate(request("a")).await;
+        assert!(
+            matches!(refused, Err(EngineFault::Unavailable { .. })),
+            "{refused:?}"
+        );
+        let began = Instant::now();
+        for answer in futures::future::join_all(accepted).await {
+            answer.expect("accepted ones are answered");
+        }
+        assert_eq!(began.elapsed().as_millis(), 50, "two at a time");
+        let long = engine.generate(request("a b c d")).await;
+        let expected = EngineFault::ContextTooLong {
+            model: "scripted".to_owned(),
+            prompt_tokens: 4,
+            context_tokens: 4,
+        };
+        assert_eq!(long, Err(expected));
+    }
+}

@@ -1,0 +1,26 @@
+//! Conversations become tokens, and tokens text again.
+//!
+//! Comes in: messages, and the tokenizer and chat template that a model carries. Goes out: the
+//! prompt as the model was trained to read it ([`ChatTemplate`]), its tokens and their number
+//! ([`Vocabulary`]), and an answer's text, piece by piece ([`Detokenizer`]). It knows no model's
+//! weights and does no I/O.
+
+mod template;
+mod vocabulary;
+
+pub use template::{ChatTemplate, SpecialTokens};
+pub use vocabulary::{Detokenizer, Specials, Vocabulary};
+
+/// Why a conversation cannot become a prompt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromptFault {
+    /// The model's files cannot be used: no request can be served.
+    #[error("{0}")]
+    BadFile(String),
+    /// The template refuses this conversation, in its own words.
+    #[error("the model's chat template refuses the conversation: {0}")]
+    Refused(String),
+    /// The tokenizer fails on this text.
+    #[error("the model's tokenizer fails: {0}")]
+    Tokenizer(String),
+}

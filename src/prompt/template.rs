@@ -1,0 +1,403 @@
+//! Renders Hugging Face chat templates exactly as transformers does.
+//!
+//! A template is a Jinja program inside the checkpoint. transformers renders it with
+//! `trim_blocks`, `lstrip_blocks` and loop controls, gives it the special tokens, `messages`,
+//! `add_generation_prompt`, `raise_exception` and `strftime_now`, and expects Python's string
+//! methods (`transformers/utils/chat_template_utils.py`).
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use chrono::{Local, NaiveDateTime};
+use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig, value::Kwargs};
+use serde::{Deserialize, Serialize as _};
+
+use super::{PromptFault, Specials};
+use crate::job::{Message, Role};
+
+/// The tokens that a template may name: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens(BTreeMap<String, String>);
+
+impl SpecialTokens {
+    const NAMES: [&'static str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
+
+    /// From pairs of a name (`bos_token`) and the token's text.
+    pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
+/// `tokenizer_config.json`, as far as prompts need it.
+#[derive(Deserialize)]
+struct TokenizerConfig {
+    #[serde(default)]
+    chat_template: Option<TemplateField>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+/// Published checkpoints carry one template, or several with names.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TemplateField {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+impl TokenizerConfig {
+    fn special_tokens(&self) -> SpecialTokens {
+        let text = |name: &&str| {
+            let value = self.others.get(*name)?;
+            // Older files write `{"content": "<s>", "lstrip": false, …}`.
+            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            Some(((*name).to_owned(), token.to_owned()))
+        };
+        SpecialTokens(SpecialTokens::NAMES.iter().filter_map(text).collect())
+    }
+
+    fn template(&self) -> Option<&str> {
+        match self.chat_template.as_ref()? {
+            TemplateField::One(template) => Some(template),
+            TemplateField::Named(named) => {
+                let default = named.iter().find(|entry| entry.name == "default");
+                default
+                    .or(named.first())
+                    .map(|entry| entry.template.as_str())
+            }
+        }
+    }
+}
+
+/// Turns messages into the text that a model was trained to continue.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    /// Holds the one compiled template; `None` is the plain form.
+    environment: Option<Environment<'static>>,
+    special_tokens: SpecialTokens,
+}
+
+impl ChatTemplate {
+    const NAME: &'static str = "chat";
+
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// [`PromptFault::BadFile`] with the line that is no Jinja.
+    pub fn new(template: &str, special_tokens: SpecialTokens) -> Result<Self, PromptFault> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.expect("the default delimiters are valid"));
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_filter("tojson", to_python_json);
+        environment
+            .add_template_owned(Self::NAME, without_generation_tags(template))
+            .map_err(|fault| {
+                PromptFault::BadFile(format!("the chat template is not understood: {fault}"))
+            })?;
+        Ok(Self {
+            environment: Some(environment),
+            special_tokens,
+        })
+    }
+
+    /// The form used for a model without a template: a lone user message is continued as it
+    /// stands; a longer conversation is written as `System:`, `User:` and `Assistant:` paragraphs.
+    pub fn plain() -> Self {
+        Self {
+            environment: None,
+            special_tokens: SpecialTokens::default(),
+        }
+    }
+
+    /// Reads what a checkpoint carries: `chat_template.jinja`, else `chat_template` of
+    /// `tokenizer_config.json` (one or a list, of which `default` counts), else [`Self::plain`].
+    ///
+    /// # Errors
+    /// [`PromptFault::BadFile`] when a file is not understood.
+    pub fn from_files(
+        tokenizer_config: Option<&[u8]>,
+        template_file: Option<&[u8]>,
+    ) -> Result<Self, PromptFault> {
+        let bad = |what: &str, fault: String| {
+            PromptFault::BadFile(format!("{what} is not understood: {fault}"))
+        };
+        let config: Option<TokenizerConfig> = tokenizer_config
+            .map(serde_json::from_slice)
+            .transpose()
+            .map_err(|fault| bad("tokenizer_config.json", fault.to_string()))?;
+        let file = template_file
+            .map(str::from_utf8)
+            .transpose()
+            .map_err(|fault| bad("chat_template.jinja", fault.to_string()))?;
+        let special_tokens = config
+            .as_ref()
+            .map(TokenizerConfig::special_tokens)
+            .unwrap_or_default();
+        match file.or_else(|| config.as_ref()?.template()) {
+            Some(template) => Self::new(template, special_tokens),
+            None => Ok(Self::plain()),
+        }
+    }
+
+    /// How the rendered text must be tokenized: a template writes its special tokens itself.
+    pub fn specials(&self) -> Specials {
+        match self.environment {
+            Some(_) => Specials::Written,
+            None => Specials::Add,
+        }
+    }
+
+    /// Renders a conversation up to where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// [`PromptFault::Refused`] when the template raises an exception or fails on the messages.
+    pub fn render(&self, messages: &[Message]) -> Result<String, PromptFault> {
+        self.render_at(messages, true, Local::now().naive_local())
+    }
+
+    /// Renders as [`Self::render`] does, with the opening of an answer or without it, for a
+    /// given local time (some templates write the date).
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_at(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: NaiveDateTime,
+    ) -> Result<String, PromptFault> {
+        let Some(environment) = &self.environment else {
+            return Ok(plain_text(messages, add_generation_prompt));
+        };
+        let mut context: BTreeMap<&str, Value> = self
+            .special_tokens
+            .0
+            .iter()
+            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
+            .collect();
+        context.insert(
+            "messages",
+            messages.iter().map(turn).collect::<Vec<_>>().into(),
+        );
+        context.insert("add_generation_prompt", Value::from(add_generation_prompt));
+        // transformers passes both even when there are none.
+        context.insert("tools", Value::from(()));
+        context.insert("documents", Value::from(()));
+        context.insert(
+            "strftime_now",
+            Value::from_function(move |format: String| strftime(now, &format)),
+        );
+        environment
+            .get_template(Self::NAME)
+            .and_then(|template| template.render(context))
+            .map_err(|fault| {
+                PromptFault::Refused(
+                    fault
+                        .detail()
+                        .map_or_else(|| fault.to_string(), str::to_owned),
+                )
+            })
+    }
+}
+
+fn turn(message: &Message) -> Value {
+    Value::from_pairs([
+        ("role", message.role.as_str()),
+        ("content", &message.content),
+    ])
+}
+
+fn plain_text(messages: &[Message], add_generation_prompt: bool) -> String {
+    if let [only] = messages
+        && only.role == Role::User
+    {
+        return only.content.clone();
+    }
+    let mut text = String::new();
+    for message in messages {
+        let speaker = match message.role {
+            Role::System => "System",
+            Role::User => "User",
+            Role::Assistant => "Assistant",
+        };
+        let _ = write!(text, "{speaker}: {}\n\n", message.content);
+    }
+    if add_generation_prompt {
+        text.push_str("Assistant:");
+    }
+    text
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    // An unknown specifier is a formatting error, which `to_string` would turn into a panic.
+    write!(text, "{}", now.format(format)).map_err(|_| {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: bad format {format:?}"),
+        )
+    })?;
+    Ok(text)
+}
+
+/// `json.dumps(value, ensure_ascii=False)`; minijinja's own filter escapes for HTML.
+fn to_python_json(value: Value, options: Kwargs) -> Result<Value, Error> {
+    let fault = |fault| Error::new(ErrorKind::InvalidOperation, format!("tojson: {fault}"));
+    let indent: Option<usize> = options.get("indent")?;
+    let mut json = Vec::new();
+    match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(
+                    &mut json, style,
+                ))
+                .map_err(fault)?;
+        }
+        None => value
+            .serialize(&mut serde_json::Serializer::with_formatter(
+                &mut json, PythonJson,
+            ))
+            .map_err(fault)?,
+    }
+    Ok(Value::from(
+        String::from_utf8(json).expect("serde_json writes UTF-8"),
+    ))
+}
+
+/// Python puts a space after every comma and colon.
+struct PythonJson;
+
+impl serde_json::ser::Formatter for PythonJson {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// transformers' `{% generation %}` marks the assistant's part for training and writes nothing.
+fn without_generation_tags(template: &str) -> String {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        text.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |at| at + 2);
+        let (tag, after) = tag.split_at(end);
+        let word = tag.trim_matches(|c: char| "{%-+} \n\t".contains(c));
+        match word {
+            "generation" => text.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
+            _ => text.push_str(tag),
+        }
+        rest = after;
+    }
+    text.push_str(rest);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(content: &str) -> Message {
+        Message {
+            role: Role::User,
+            content: content.to_owned(),
+        }
+    }
+
+    #[test]
+    fn continues_a_lone_message_and_labels_a_conversation_without_a_template() {
+        let plain = ChatTemplate::plain();
+        assert_eq!(plain.render(&[user("Once")]).as_deref(), Ok("Once"));
+        let system = Message {
+            role: Role::System,
+            content: "Be brief.".to_owned(),
+        };
+        let text = plain.render(&[system, user("Hi")]);
+        assert_eq!(
+            text.as_deref(),
+            Ok("System: Be brief.\n\nUser: Hi\n\nAssistant:")
+        );
+        assert_eq!(plain.specials(), Specials::Add);
+    }
+
+    #[test]
+    fn reads_special_tokens_and_templates_as_published_files_spell_them() {
+        let config = br#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
+            "chat_template": [{"name": "tool_use", "template": "no"},
+                              {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}{{ pad_token }}"}]}"#;
+        let template = ChatTemplate::from_files(Some(config), None).expect("understood");
+        assert_eq!(template.render(&[user("a")]).as_deref(), Ok("<s>a"));
+        let template = ChatTemplate::from_files(Some(config), Some(b"file {{ eos_token }}"))
+            .expect("understood");
+        assert_eq!(template.render(&[user("a")]).as_deref(), Ok("file </s>"));
+        assert_eq!(template.specials(), Specials::Written);
+    }
+
+    #[test]
+    fn writes_json_as_python_and_passes_over_generation_marks() {
+        let source = "{% generation %}{{ messages | tojson }}{%- endgeneration %}";
+        let template = ChatTemplate::new(source, SpecialTokens::default()).expect("understood");
+        let text = template.render(&[user("<é'>")]);
+        assert_eq!(
+            text.as_deref(),
+            Ok("[{\"role\": \"user\", \"content\": \"<é'>\"}]")
+        );
+    }
+
+    #[test]
+    fn faults_say_what_the_template_says_and_never_panic() {
+        let bad = ChatTemplate::new("{% for %}", SpecialTokens::default()).expect_err("no Jinja");
+        assert!(
+            bad.to_string().contains("chat template is not understood"),
+            "{bad}"
+        );
+        let template = ChatTemplate::new(
+            "{{ raise_exception('no such role') }}",
+            SpecialTokens::default(),
+        );
+        let fault = template.expect("understood").render(&[user("secret")]);
+        assert_eq!(fault, Err(PromptFault::Refused("no such role".to_owned())));
+        let template = ChatTemplate::new("{{ strftime_now('%Q') }}", SpecialTokens::default());
+        template
+            .expect("understood")
+            .render(&[user("a")])
+            .expect_err("bad format");
+    }
+}
