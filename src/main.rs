@@ -1,2 +1,8 @@
-//! promptyard
-fn main() {}
+//! The `promptyard` command.
+
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    promptyard::cli::main().await
+}

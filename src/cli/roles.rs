@@ -146,7 +146,7 @@ pub fn note_placeholders(config: &Config, tiers: &[Tier]) {
     let placeholders: Vec<_> = tiers
         .iter()
         .filter(|tier| {
-            engine::is_placeholder(match tier {
+            engine::candle::is_placeholder(match tier {
                 Tier::Small => &config.small,
                 Tier::Large => &config.large,
             })

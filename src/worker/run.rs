@@ -462,7 +462,7 @@ impl Yard {
             .spawn(async move { settler.settle(group, &give_up).await });
     }
 
-    async fn beat(&self, draining: bool) {
+    async fn beat(&mut self, draining: bool) {
         let heartbeat = self.worker.heartbeat(self.running.len(), draining);
         if let Err(fault) = self.worker.store.beat(&heartbeat).await {
             tracing::warn!(%fault, "no heartbeat written; running jobs may be taken over");

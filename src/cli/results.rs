@@ -1,0 +1,187 @@
+//! `results`: answers out of the ledger.
+
+use std::{collections::HashMap, process::ExitCode, time::Duration};
+
+use anyhow::anyhow;
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+
+use crate::{
+    config::Overrides,
+    job::{JobId, JobRecord, Tenant},
+    shutdown::Shutdown,
+    store::{RecordFilter, Store},
+};
+
+use super::options::{Common, UsageError, complain, init_logs, say};
+
+/// Records of one page.
+const PAGE_MAX: usize = 1000;
+/// Wait between two looks while following.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// A commit can be this much later than the time of finishing that it writes; following looks
+/// back so far for rows that came late.
+const LATE_MAX: TimeDelta = TimeDelta::seconds(30);
+
+/// Print answers as OpenAI batch output lines.
+#[derive(Debug, Args)]
+pub struct ResultsArgs {
+    /// Only these jobs (repeatable); jobs that have not ended are waited for with --follow
+    #[arg(long = "id", value_name = "JOB")]
+    ids: Vec<JobId>,
+    /// Only this batch's
+    #[arg(long, value_name = "NAME")]
+    batch: Option<String>,
+    /// Only this tenant's
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<Tenant>,
+    /// Only what ended since: a time (2026-01-31T12:00:00Z) or an age (90s, 15m, 24h, 7d)
+    #[arg(long, value_name = "TIME|AGE")]
+    since: Option<String>,
+    /// Go on printing what ends, until interrupted (with --id: until all have ended)
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs `results`.
+pub async fn results(args: ResultsArgs) -> anyhow::Result<ExitCode> {
+    let config = args.common.load(Overrides::default())?;
+    init_logs(&config)?;
+    let since = args.since.as_deref().map(read_since).transpose()?;
+    let store = Store::connect(&config.store).await?;
+    store.check_schema().await?;
+    let shutdown = Shutdown::new();
+    shutdown.on_signals()?;
+    let outcome = if args.ids.is_empty() {
+        let filter = RecordFilter {
+            tenant: args.tenant,
+            batch: args.batch,
+            finished_since: since,
+            after: None,
+        };
+        by_filter(&store, filter, args.follow, &shutdown).await
+    } else {
+        by_id(&store, args.ids, args.follow, &shutdown).await
+    };
+    store.close().await;
+    outcome
+}
+
+async fn by_filter(
+    store: &Store,
+    mut filter: RecordFilter,
+    follow: bool,
+    shutdown: &Shutdown,
+) -> anyhow::Result<ExitCode> {
+    // What the window of late rows may bring again.
+    let mut printed: HashMap<JobId, DateTime<Utc>> = HashMap::new();
+    loop {
+        let records = store.finished(&filter, PAGE_MAX).await?;
+        let is_last_page = records.len() < PAGE_MAX;
+        for record in &records {
+            let at = record.finished_at.unwrap_or_default();
+            if !follow || printed.insert(record.id, at).is_none() {
+                print(record)?;
+            }
+        }
+        if let Some(last) = records.last().and_then(position) {
+            filter.after = Some(last);
+        }
+        if !is_last_page {
+            continue;
+        }
+        if !follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+        let from = Utc::now() - LATE_MAX;
+        if filter.after.is_some_and(|(at, _)| at > from) {
+            filter.after = Some((from, JobId(uuid::Uuid::nil())));
+        }
+        printed.retain(|_, at| *at >= from);
+    }
+}
+
+async fn by_id(
+    store: &Store,
+    mut ids: Vec<JobId>,
+    follow: bool,
+    shutdown: &Shutdown,
+) -> anyhow::Result<ExitCode> {
+    let mut any_failed = false;
+    loop {
+        for record in store.records(&ids).await? {
+            if record.state.is_terminal() {
+                ids.retain(|id| *id != record.id);
+                any_failed |= record.answer.is_none();
+                print(&record)?;
+            } else if !follow {
+                complain(&format!("job {} is {}", record.id, record.state));
+                ids.retain(|id| *id != record.id);
+                any_failed = true;
+            }
+        }
+        if ids.is_empty() {
+            return Ok(ExitCode::from(u8::from(any_failed)));
+        }
+        if !follow {
+            let missing: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            return Err(anyhow!("the ledger does not know {}", missing.join(", ")));
+        }
+        tokio::select! {
+            () = shutdown.requested() => return Ok(ExitCode::FAILURE),
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+}
+
+fn position(record: &JobRecord) -> Option<(DateTime<Utc>, JobId)> {
+    record.finished_at.map(|at| (at, record.id))
+}
+
+fn print(record: &JobRecord) -> std::io::Result<()> {
+    say(&record.to_batch_line().to_string())
+}
+
+/// Reads a time or an age.
+fn read_since(text: &str) -> Result<DateTime<Utc>, UsageError> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    let age = text.char_indices().last().and_then(|(at, unit)| {
+        let count: i64 = text[..at].parse().ok()?;
+        match unit {
+            's' => TimeDelta::try_seconds(count),
+            'm' => TimeDelta::try_minutes(count),
+            'h' => TimeDelta::try_hours(count),
+            'd' => TimeDelta::try_days(count),
+            _ => None,
+        }
+    });
+    age.and_then(|age| Utc::now().checked_sub_signed(age)).ok_or_else(|| {
+        UsageError(format!(
+            "--since {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_takes_times_and_ages() {
+        let noon = read_since("2026-01-31T12:00:00Z").expect("a time");
+        assert_eq!(noon.to_rfc3339(), "2026-01-31T12:00:00+00:00");
+        let age = Utc::now() - read_since("15m").expect("an age");
+        assert!((899..=901).contains(&age.num_seconds()));
+        for wrong in ["", "m", "15", "15w", "99999999999999999d", "é"] {
+            assert!(read_since(wrong).is_err(), "{wrong}");
+        }
+    }
+}

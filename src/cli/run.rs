@@ -1,0 +1,323 @@
+//! `run`: a file of prompts in, a file of answers out, in one process.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io::{BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use chrono::Utc;
+use clap::Args;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+
+use crate::{
+    broker::{Publication, letters::Letter, outbox::publish_all},
+    config::{Config, Overrides, TelemetryConfig},
+    fleet::{Fleet, Roles},
+    job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
+    shutdown::Shutdown,
+    store::{Admission, Admitted, Course},
+    telemetry,
+};
+
+use super::{
+    INTERRUPTED,
+    input::{self, Line},
+    options::{Common, Models, complain, init_logs, say},
+    progress::Progress,
+    roles::note_placeholders,
+    summary::Summary,
+};
+
+/// Lines read ahead of their submission.
+const LINES_AHEAD: usize = 1024;
+/// Most lines submitted, and most keys looked up, at once.
+const CHUNK_MAX: usize = 256;
+/// Most jobs awaited at once; reading pauses beyond.
+const AWAITED_MAX: usize = 50_000;
+/// Wait between two looks into the ledger.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+/// Seconds that running jobs get when the run is interrupted; they are put back otherwise.
+const DRAIN_S: u64 = 5;
+
+/// Answer a file of prompts in one process and write the answers.
+///
+/// Every line is one prompt: an OpenAI batch line, a chat-completions body, {"prompt": …} or plain
+/// text. Answers are OpenAI batch output lines in the order they come; `custom_id` is the line's
+/// own or its number. What the ledger has answered already is not computed again, so an
+/// interrupted run is resumed by running it again.
+///
+/// Exit codes: 0 all answered, 1 some not, 2 wrong usage, 130 interrupted.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct RunArgs {
+    /// File of prompts, one a line; `-` is standard input
+    file: PathBuf,
+    /// Write the answers to a file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print the summary as JSON (to standard output with --out, else to standard error)
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    models: Models,
+    #[command(flatten)]
+    common: Common,
+    /// Serve /metrics, /healthz and /readyz at this address meanwhile
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
+
+/// Runs `run`.
+pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let config = load(&args)?;
+    init_logs(&config)?;
+    let lines = input::open(&args.file, config.request_limits())
+        .with_context(|| format!("cannot open {}", args.file.display()))?;
+    let total = input::count(&args.file)?;
+    let out: Box<dyn Write + Send> = match &args.out {
+        Some(path) => Box::new(
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
+        ),
+        None => Box::new(std::io::stdout()),
+    };
+    let metrics = match args.metrics_listen {
+        Some(_) => Some(telemetry::init_metrics()?),
+        None => None,
+    };
+    let shutdown = Shutdown::new();
+    shutdown.on_signals()?;
+    note_placeholders(&config, &Tier::ALL);
+    let roles = Roles { router: true, tiers: Tier::ALL.to_vec(), api: false, migrate: true };
+    let fleet = Fleet::start(&config, &roles, metrics, &shutdown).await?;
+
+    let mut run = Run {
+        fleet,
+        shutdown: shutdown.clone(),
+        awaited: HashMap::new(),
+        order: VecDeque::new(),
+        out: BufWriter::new(out),
+        progress: Progress::new(total),
+        summary: Summary::new(),
+    };
+    let outcome = run.answer(lines).await;
+    run.progress.finish();
+    let Run { fleet, summary, mut out, awaited, .. } = run;
+    let flushed = out.flush();
+    let stopped = fleet.stop().await;
+    outcome?;
+    flushed.context("cannot write the answers")?;
+    stopped?;
+    report(&args, &config, &summary)?;
+    if shutdown.is_requested() {
+        complain(&format!(
+            "interrupted with {} jobs open; run the same command again to go on",
+            awaited.len()
+        ));
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    Ok(ExitCode::from(u8::from(summary.failed() > 0)))
+}
+
+fn load(args: &RunArgs) -> anyhow::Result<Config> {
+    let mut overrides = Overrides::default();
+    args.models.apply(&mut overrides);
+    if let Some(address) = &args.metrics_listen {
+        overrides.set("--metrics-listen", "telemetry.listen", address);
+    }
+    let mut config = args.common.load(overrides)?;
+    config.worker.drain_s = config.worker.drain_s.min(DRAIN_S);
+    if config.telemetry.log == TelemetryConfig::default().log {
+        // A person watches a progress bar: only what goes wrong is worth a line.
+        config.telemetry.log = "warn".to_owned();
+    }
+    Ok(config)
+}
+
+fn report(args: &RunArgs, config: &Config, summary: &Summary) -> anyhow::Result<()> {
+    let ledger = config.store.url.masked();
+    let text = if args.json {
+        summary.to_json(&ledger).to_string()
+    } else {
+        summary.to_text(&ledger).trim_end().to_owned()
+    };
+    if args.out.is_some() {
+        say(&text)?;
+    } else {
+        complain(&text);
+    }
+    Ok(())
+}
+
+/// A run under way.
+struct Run {
+    fleet: Fleet,
+    shutdown: Shutdown,
+    /// The names of the lines whose jobs have not ended, by tenant and key.
+    awaited: HashMap<(Tenant, String), String>,
+    /// The awaited, in the order in which they are looked up next.
+    order: VecDeque<(Tenant, String)>,
+    out: BufWriter<Box<dyn Write + Send>>,
+    progress: Progress,
+    summary: Summary,
+}
+
+impl Run {
+    /// Submits every line and collects every end, or stops when told to.
+    async fn answer(
+        &mut self,
+        lines: impl Iterator<Item = std::io::Result<Line>> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        // Standard input may block, so a thread of its own reads it.
+        let (sender, mut receiver) = mpsc::channel(LINES_AHEAD);
+        std::thread::spawn(move || {
+            for line in lines {
+                if sender.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut at_end = false;
+        let mut poll = tokio::time::interval(POLL_INTERVAL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut chunk = Vec::with_capacity(CHUNK_MAX);
+        let shutdown = self.shutdown.clone();
+        while !(at_end && self.awaited.is_empty()) {
+            let may_read = !at_end && self.awaited.len() < AWAITED_MAX;
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                ended = self.fleet.ended() => {
+                    ended?;
+                    anyhow::ensure!(shutdown.is_requested(), "a role ended before the run did");
+                }
+                count = receiver.recv_many(&mut chunk, CHUNK_MAX), if may_read => {
+                    at_end = count == 0;
+                    let lines = chunk.drain(..).collect::<Result<Vec<_>, _>>();
+                    self.submit(lines.context("cannot read the prompts")?).await?;
+                }
+                _ = poll.tick(), if !self.awaited.is_empty() => self.collect().await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn submit(&mut self, lines: Vec<Line>) -> anyhow::Result<()> {
+        let mut known = HashMap::new();
+        let mut by_tenant: HashMap<Tenant, Vec<String>> = HashMap::new();
+        for line in &lines {
+            by_tenant.entry(line.tenant.clone()).or_default().push(line.key.clone());
+        }
+        for (tenant, keys) in by_tenant {
+            for record in self.fleet.store.records_by_key(&tenant, &keys).await? {
+                if let Some(key) = record.key.clone() {
+                    known.insert((tenant.clone(), key), record);
+                }
+            }
+        }
+        let (mut letters, mut refusals) = (Vec::new(), Vec::new());
+        for line in lines {
+            let slot = (line.tenant.clone(), line.key.clone());
+            if let Some(record) = known.get(&slot)
+                && record.state.is_terminal()
+            {
+                self.write(record, &line.custom_id, false)?;
+                continue;
+            }
+            match line.body {
+                Err(ref reason) => refusals.push((refusal(&line, reason.clone()), line.custom_id)),
+                Ok(body) => {
+                    // A job that is known but open is published again, should its message be
+                    // lost; if it is not, the second one does nothing.
+                    letters.push(Publication::from(Letter {
+                        key: Some(line.key),
+                        custom_id: Some(line.custom_id.clone()),
+                        ..Letter::new(body)
+                    }));
+                    self.awaited.insert(slot.clone(), line.custom_id);
+                    self.order.push_back(slot);
+                }
+            }
+        }
+        self.refuse(refusals).await?;
+        publish_all(&self.fleet.broker, letters, &self.shutdown).await;
+        Ok(())
+    }
+
+    /// Lines that are no requests end at once, as rows with their reason.
+    async fn refuse(&mut self, refusals: Vec<(Admission, String)>) -> anyhow::Result<()> {
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        let (admissions, names): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
+        let outcomes = self.fleet.store.admit(&admissions, Duration::ZERO).await?;
+        for (outcome, name) in outcomes.into_iter().zip(names) {
+            if let Admitted::Ended(record) | Admitted::Known(record) = outcome {
+                self.write(&record, &name, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up the next of the awaited jobs, and writes those that have ended.
+    async fn collect(&mut self) -> anyhow::Result<()> {
+        let mut by_tenant: HashMap<Tenant, Vec<String>> = HashMap::new();
+        for _ in 0..CHUNK_MAX.min(self.order.len()) {
+            let Some((tenant, key)) = self.order.pop_front() else { break };
+            by_tenant.entry(tenant).or_default().push(key);
+        }
+        for (tenant, keys) in by_tenant {
+            let records = self.fleet.store.records_by_key(&tenant, &keys).await;
+            let records = match records {
+                Ok(records) => records,
+                Err(fault) if fault.is_transient() => {
+                    tracing::warn!(%fault, "cannot look for answers; trying again");
+                    Vec::new()
+                }
+                Err(fault) => return Err(fault.into()),
+            };
+            for record in records.into_iter().filter(|record| record.state.is_terminal()) {
+                let slot = (tenant.clone(), record.key.clone().unwrap_or_default());
+                if let Some(name) = self.awaited.remove(&slot) {
+                    self.write(&record, &name, true)?;
+                }
+            }
+            let open = keys.into_iter().map(|key| (tenant.clone(), key));
+            self.order.extend(open.filter(|slot| self.awaited.contains_key(slot)));
+        }
+        self.out.flush().context("cannot write the answers")
+    }
+
+    fn write(&mut self, record: &JobRecord, custom_id: &str, is_new: bool) -> anyhow::Result<()> {
+        let mut line = record.to_batch_line();
+        line["custom_id"] = custom_id.into();
+        writeln!(self.out, "{line}").context("cannot write the answers")?;
+        self.summary.add(record, is_new);
+        self.progress.step();
+        Ok(())
+    }
+}
+
+/// The admission of a line that is no request.
+fn refusal(line: &Line, reason: Reason) -> Admission {
+    Admission {
+        head: JobHead {
+            id: JobId::now(),
+            tenant: line.tenant.clone(),
+            key: Some(line.key.clone()),
+            custom_id: Some(line.custom_id.clone()),
+            batch: None,
+            deadline: None,
+            reply_to: None,
+            priority: Priority::Normal,
+            redrive_of: None,
+            submitted_at: Utc::now(),
+        },
+        request: None,
+        digest: line.digest,
+        course: Course::End { state: JobState::Rejected, reason },
+    }
+}

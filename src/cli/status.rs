@@ -1,0 +1,112 @@
+//! `status`: queues, workers and rates at a glance.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Args;
+use comfy_table::{Table, presets::NOTHING};
+use serde_json::json;
+
+use crate::{
+    broker::Depth,
+    config::Overrides,
+    fleet,
+    store::{Overview, WorkerRecord},
+};
+
+use super::options::{Common, init_logs, say};
+
+/// Workers unseen for longer are not shown.
+const WORKER_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// Show queues, workers and rates.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs `status`.
+pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let config = args.common.load(Overrides::default())?;
+    init_logs(&config)?;
+    let (broker, store) = fleet::connect(&config, false).await?;
+    let depths = broker.depths().await?;
+    let workers = store.workers(WORKER_AGE_MAX).await?;
+    let overview = store.overview().await?;
+    broker.close().await;
+    store.close().await;
+    let text = if args.json {
+        to_json(&depths, &workers, &overview).to_string()
+    } else {
+        to_text(&depths, &workers, &overview)
+    };
+    say(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn to_json(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> serde_json::Value {
+    json!({
+        "queues": depths.iter().map(|depth| json!({
+            "name": depth.queue.name(),
+            "ready": depth.ready,
+            "consumers": depth.consumers,
+        })).collect::<Vec<_>>(),
+        "workers": workers.iter().map(|worker| json!({
+            "worker": worker.worker,
+            "tier": worker.tier,
+            "model": worker.model,
+            "revision": worker.revision,
+            "batch_max": worker.batch_max,
+            "running": worker.running,
+            "draining": worker.draining,
+            "seen_at": worker.seen_at,
+        })).collect::<Vec<_>>(),
+        "jobs": overview.states.iter().map(|(state, count)| (state.to_string(), json!(count)))
+            .collect::<serde_json::Map<_, _>>(),
+        "finished_last_minute": overview.finished_last_minute,
+        "completion_tokens_last_minute": overview.completion_tokens_last_minute,
+        "dead_letters": overview.dead_letters,
+    })
+}
+
+fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> String {
+    let mut queues = table(&["QUEUE", "READY", "CONSUMERS"]);
+    for depth in depths {
+        queues.add_row([
+            depth.queue.name().to_owned(),
+            depth.ready.to_string(),
+            depth.consumers.to_string(),
+        ]);
+    }
+    let mut fleet = table(&["WORKER", "TIER", "MODEL", "RUNNING", "SEEN", ""]);
+    let now = chrono::Utc::now();
+    for worker in workers {
+        let age = (now - worker.seen_at).num_seconds().max(0);
+        fleet.add_row([
+            worker.worker.clone(),
+            worker.tier.to_string(),
+            worker.model.clone(),
+            format!("{} of {}", worker.running, worker.batch_max),
+            format!("{age} s ago"),
+            if worker.draining { "draining".to_owned() } else { String::new() },
+        ]);
+    }
+    let states: Vec<_> =
+        overview.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let states = if states.is_empty() { "none".to_owned() } else { states.join(", ") };
+    let workers = if workers.is_empty() { "no worker seen in the last hour".to_owned() } else { fleet.to_string() };
+    format!(
+        "{queues}\n\n{workers}\n\njobs of the last day: {states}\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
+        overview.finished_last_minute, overview.completion_tokens_last_minute, overview.dead_letters,
+    )
+}
+
+/// A table without lines, as other command-line tools print them.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    table
+}

@@ -1,0 +1,191 @@
+//! What a run came to, for people and for programs.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::job::{AnswerSource, JobRecord, JobState, Tier};
+
+/// Counts records as they end.
+#[derive(Debug)]
+pub struct Summary {
+    begun: Instant,
+    /// Terminal already when the run began.
+    pub already: u64,
+    /// Jobs with an answer.
+    pub answered: u64,
+    failures: BTreeMap<String, u64>,
+    tiers: [u64; 2],
+    from_cache: u64,
+    shared: u64,
+    tokens_sent: u64,
+    tokens_computed: u64,
+    tokens_generated: u64,
+    latencies_ms: Vec<u64>,
+}
+
+impl Summary {
+    /// A summary that begins now.
+    pub fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            already: 0,
+            answered: 0,
+            failures: BTreeMap::new(),
+            tiers: [0; 2],
+            from_cache: 0,
+            shared: 0,
+            tokens_sent: 0,
+            tokens_computed: 0,
+            tokens_generated: 0,
+            latencies_ms: Vec::new(),
+        }
+    }
+
+    /// Counts a terminal record; `is_new` tells that it ended in this run.
+    pub fn add(&mut self, record: &JobRecord, is_new: bool) {
+        if let Some(tier) = record.tier {
+            self.tiers[usize::from(tier == Tier::Large)] += 1;
+        }
+        match (&record.reason, record.state) {
+            (_, JobState::Succeeded) => self.answered += 1,
+            (Some(reason), _) => *self.failures.entry(reason.code.clone()).or_default() += 1,
+            (None, state) => *self.failures.entry(state.to_string()).or_default() += 1,
+        }
+        if !is_new {
+            self.already += 1;
+            return;
+        }
+        match record.source {
+            Some(AnswerSource::Cache) => self.from_cache += 1,
+            Some(AnswerSource::Shared) => self.shared += 1,
+            Some(AnswerSource::Computed) | None => {}
+        }
+        if let (Some(answer), Some(AnswerSource::Computed)) = (&record.answer, record.source) {
+            self.tokens_sent += u64::from(answer.usage.prompt_tokens);
+            self.tokens_computed += u64::from(answer.usage.prompt_tokens_computed);
+            self.tokens_generated += u64::from(answer.usage.completion_tokens);
+        }
+        if let (Some(finished_at), JobState::Succeeded) = (record.finished_at, record.state) {
+            let latency = (finished_at - record.submitted_at).num_milliseconds();
+            self.latencies_ms.push(u64::try_from(latency).unwrap_or(0));
+        }
+    }
+
+    /// Jobs that ended without an answer.
+    pub fn failed(&self) -> u64 {
+        self.failures.values().sum()
+    }
+
+    /// The summary as JSON; times are milliseconds from submission to the terminal row.
+    pub fn to_json(&self, ledger: &str) -> Value {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let (p50, p95) = self.percentiles();
+        json!({
+            "answered": self.answered,
+            "failed": self.failed(),
+            "failures": self.failures,
+            "already_answered": self.already,
+            "route": {"small": self.tiers[0], "large": self.tiers[1]},
+            "cache_hits": {"earlier_answers": self.from_cache, "shared_in_flight": self.shared},
+            "tokens": {
+                "prompt_sent": self.tokens_sent,
+                "prompt_computed": self.tokens_computed,
+                "generated": self.tokens_generated,
+            },
+            "latency_ms": {"p50": p50, "p95": p95},
+            "generated_tokens_per_second": round(self.tokens_generated as f64 / seconds),
+            "wall_seconds": round(seconds),
+            "ledger": ledger,
+        })
+    }
+
+    /// The summary in lines for people.
+    pub fn to_text(&self, ledger: &str) -> String {
+        let mut failed = self.failed().to_string();
+        if !self.failures.is_empty() {
+            let parts: Vec<_> =
+                self.failures.iter().map(|(code, count)| format!("{count} {code}")).collect();
+            failed.push_str(&format!(" ({})", parts.join(", ")));
+        }
+        let (p50, p95) = self.percentiles();
+        let latency = match (p50, p95) {
+            (Some(p50), Some(p95)) => format!("p50 {p50} ms, p95 {p95} ms"),
+            _ => "none: nothing was answered anew".to_owned(),
+        };
+        let wall = self.begun.elapsed();
+        let lines = [
+            ("answered", format!("{} ({} of them in an earlier run)", self.answered, self.already_answered())),
+            ("failed", failed),
+            ("route", format!("{} small, {} large", self.tiers[0], self.tiers[1])),
+            (
+                "cache hits",
+                format!("{} earlier answers, {} shared with an identical prompt in flight", self.from_cache, self.shared),
+            ),
+            (
+                "tokens",
+                format!(
+                    "{} prompt sent, {} computed, {} generated",
+                    self.tokens_sent, self.tokens_computed, self.tokens_generated
+                ),
+            ),
+            ("latency", latency),
+            (
+                "speed",
+                format!(
+                    "{:.0} generated tokens/s over {}",
+                    self.tokens_generated as f64 / wall.as_secs_f64(),
+                    show_duration(wall)
+                ),
+            ),
+            ("ledger", ledger.to_owned()),
+        ];
+        lines.iter().map(|(name, text)| format!("{name:>10}  {text}\n")).collect()
+    }
+
+    fn already_answered(&self) -> u64 {
+        self.already.min(self.answered)
+    }
+
+    fn percentiles(&self) -> (Option<u64>, Option<u64>) {
+        let mut sorted = self.latencies_ms.clone();
+        sorted.sort_unstable();
+        (percentile(&sorted, 50), percentile(&sorted, 95))
+    }
+}
+
+/// The nearest-rank percentile of sorted values.
+fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.checked_sub(1)?).copied()
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn show_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 120.0 {
+        format!("{seconds:.1} s")
+    } else {
+        format!("{:.1} min", seconds / 60.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_nearest_rank() {
+        let values: Vec<u64> = (1..=20).collect();
+        assert_eq!(percentile(&values, 50), Some(10));
+        assert_eq!(percentile(&values, 95), Some(19));
+        assert_eq!(percentile(&[7], 95), Some(7));
+        assert_eq!(percentile(&[], 50), None);
+    }
+}
