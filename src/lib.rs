@@ -5,4 +5,5 @@ pub mod config;
 pub mod job;
 pub mod metrics;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;
