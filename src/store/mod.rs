@@ -5,12 +5,20 @@
 //! a fleet and [`sqlite`] for one machine. Every method that changes state does so for a whole
 //! batch in one transaction. It never publishes and never runs a model.
 
+mod fault;
 pub mod postgres;
+mod row;
+mod rules;
+mod schema;
 pub mod sqlite;
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
+use metrics::{counter, histogram};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -20,6 +28,7 @@ use crate::{
         Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob,
         Tenant, Tier,
     },
+    metrics::{STORE_FAULTS, STORE_SECONDS},
 };
 
 use postgres::PostgresStore;
@@ -334,6 +343,16 @@ pub enum DeadResolution {
     Discarded,
 }
 
+impl DeadResolution {
+    /// The name used in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redriven => "redriven",
+            Self::Discarded => "discarded",
+        }
+    }
+}
+
 /// One attempt, for `dead show` and `GET /v1/jobs/{id}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttemptRecord {
@@ -386,6 +405,30 @@ macro_rules! each {
     };
 }
 
+/// Calls a backend under the eyes of the metrics.
+macro_rules! measured {
+    ($value:expr, $name:literal, $backend:ident => $call:expr) => {
+        match $value {
+            Self::Postgres($backend) => measure($name, $call).await,
+            Self::Sqlite($backend) => measure($name, $call).await,
+        }
+    };
+}
+
+/// Takes the time of a call and counts it if it fails.
+async fn measure<T>(
+    call: &'static str,
+    work: impl Future<Output = Result<T, StoreFault>>,
+) -> Result<T, StoreFault> {
+    let begun = Instant::now();
+    let outcome = work.await;
+    histogram!(STORE_SECONDS, "call" => call).record(begun.elapsed());
+    if outcome.is_err() {
+        counter!(STORE_FAULTS, "call" => call).increment(1);
+    }
+    outcome
+}
+
 impl Store {
     /// Connects. The tables are not touched: see [`Store::migrate`].
     ///
@@ -405,7 +448,7 @@ impl Store {
     /// # Errors
     /// When a migration fails, or the tables are newer than this version.
     pub async fn migrate(&self) -> Result<usize, StoreFault> {
-        each!(self, store => store.migrate().await)
+        measured!(self, "migrate", store => store.migrate())
     }
 
     /// Fails unless the tables are of this version.
@@ -413,7 +456,7 @@ impl Store {
     /// # Errors
     /// [`StoreFault::Schema`] when they are not.
     pub async fn check_schema(&self) -> Result<(), StoreFault> {
-        each!(self, store => store.check_schema().await)
+        measured!(self, "check_schema", store => store.check_schema())
     }
 
     /// Makes the partitions that the next days need; no work for SQLite. Call at start and daily.
@@ -421,7 +464,7 @@ impl Store {
     /// # Errors
     /// As every method: when the database cannot be reached or refuses.
     pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
-        each!(self, store => store.ensure_partitions().await)
+        measured!(self, "ensure_partitions", store => store.ensure_partitions())
     }
 
     /// Writes jobs that come in; one outcome for each, in order. Within one batch, earlier
@@ -435,7 +478,7 @@ impl Store {
         admissions: &[Admission],
         cache_lease: Duration,
     ) -> Result<Vec<Admitted>, StoreFault> {
-        each!(self, store => store.admit(admissions, cache_lease).await)
+        measured!(self, "admit", store => store.admit(admissions, cache_lease))
     }
 
     /// Records an attempt for each job before it runs; one outcome for each, in order. A job whose
@@ -449,7 +492,7 @@ impl Store {
         claimant: &Claimant,
         claims: &[Claim],
     ) -> Result<Vec<Claimed>, StoreFault> {
-        each!(self, store => store.claim(claimant, claims).await)
+        measured!(self, "claim", store => store.claim(claimant, claims))
     }
 
     /// Ends attempts; one outcome for each, in order. A success with a cache key fills the entry
@@ -463,7 +506,7 @@ impl Store {
         settlements: &[Settlement],
         cache_ttl: Duration,
     ) -> Result<Vec<Settled>, StoreFault> {
-        each!(self, store => store.settle(settlements, cache_ttl).await)
+        measured!(self, "settle", store => store.settle(settlements, cache_ttl))
     }
 
     /// Ends jobs that no attempt holds: the broker gave them up. Jobs that are terminal stay as
@@ -476,7 +519,7 @@ impl Store {
         &self,
         endings: &[(JobHead, JobState, Reason)],
     ) -> Result<Vec<JobRecord>, StoreFault> {
-        each!(self, store => store.end(endings).await)
+        measured!(self, "end", store => store.end(endings))
     }
 
     /// Picks, for each cache key whose leader was lost or failed, the oldest waiting job, makes it
@@ -489,7 +532,7 @@ impl Store {
         limit: usize,
         cache_lease: Duration,
     ) -> Result<Vec<RoutedJob>, StoreFault> {
-        each!(self, store => store.promote_waiting(limit, cache_lease).await)
+        measured!(self, "promote_waiting", store => store.promote_waiting(limit, cache_lease))
     }
 
     /// Records a worker's sign of life and extends the leases of all jobs it runs.
@@ -497,7 +540,7 @@ impl Store {
     /// # Errors
     /// When nothing was written.
     pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
-        each!(self, store => store.beat(heartbeat).await)
+        measured!(self, "beat", store => store.beat(heartbeat))
     }
 
     /// The workers seen within `age`, the latest first.
@@ -505,7 +548,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
-        each!(self, store => store.workers(age).await)
+        measured!(self, "workers", store => store.workers(age))
     }
 
     /// The records of these jobs that exist, in no particular order.
@@ -513,7 +556,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
-        each!(self, store => store.records(ids).await)
+        measured!(self, "records", store => store.records(ids))
     }
 
     /// The records of the jobs that own these idempotency keys.
@@ -525,7 +568,7 @@ impl Store {
         tenant: &Tenant,
         keys: &[String],
     ) -> Result<Vec<JobRecord>, StoreFault> {
-        each!(self, store => store.records_by_key(tenant, keys).await)
+        measured!(self, "records_by_key", store => store.records_by_key(tenant, keys))
     }
 
     /// Terminal records by rising (finished_at, id).
@@ -537,7 +580,7 @@ impl Store {
         filter: &RecordFilter,
         limit: usize,
     ) -> Result<Vec<JobRecord>, StoreFault> {
-        each!(self, store => store.finished(filter, limit).await)
+        measured!(self, "finished", store => store.finished(filter, limit))
     }
 
     /// A job with its request, as it was admitted.
@@ -545,7 +588,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
-        each!(self, store => store.job(id).await)
+        measured!(self, "job", store => store.job(id))
     }
 
     /// A job's attempts, the first first.
@@ -553,7 +596,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
-        each!(self, store => store.attempts(id).await)
+        measured!(self, "attempts", store => store.attempts(id))
     }
 
     /// Keeps dead letters; a letter whose id is known is passed over.
@@ -561,7 +604,7 @@ impl Store {
     /// # Errors
     /// When nothing was written.
     pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
-        each!(self, store => store.bury(letters).await)
+        measured!(self, "bury", store => store.bury(letters))
     }
 
     /// Unresolved dead letters, the oldest first.
@@ -573,7 +616,7 @@ impl Store {
         filter: &DeadFilter,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreFault> {
-        each!(self, store => store.dead_letters(filter, limit).await)
+        measured!(self, "dead_letters", store => store.dead_letters(filter, limit))
     }
 
     /// Marks dead letters as resolved; returns how many were not before.
@@ -585,7 +628,7 @@ impl Store {
         ids: &[Uuid],
         resolution: DeadResolution,
     ) -> Result<u64, StoreFault> {
-        each!(self, store => store.resolve_dead(ids, resolution).await)
+        measured!(self, "resolve_dead", store => store.resolve_dead(ids, resolution))
     }
 
     /// Figures for `promptyard status`.
@@ -593,7 +636,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn overview(&self) -> Result<Overview, StoreFault> {
-        each!(self, store => store.overview().await)
+        measured!(self, "overview", store => store.overview())
     }
 
     /// True while the database answers; drives `/readyz`.
@@ -606,7 +649,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn drop_all(&self) -> Result<(), StoreFault> {
-        each!(self, store => store.drop_all().await)
+        measured!(self, "drop_all", store => store.drop_all())
     }
 
     /// Closes the connections.

@@ -1,0 +1,402 @@
+//! Admissions: the ledger's hot path. A batch of new jobs costs four statements: keys, cache
+//! entries, jobs, requests; only jobs that are known, hits and repeats cost more.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    PostgresStore, cache,
+    insert::{insert_jobs, write_hits},
+    lock_rows,
+    text::encode,
+};
+use crate::{
+    job::{CacheKey, JobHead, JobId},
+    store::{
+        Admission, Admitted, Course, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules::{self, Entry, Meeting, NewJob},
+    },
+};
+
+impl PostgresStore {
+    /// Writes jobs that come in; see [`crate::store::Store::admit`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn admit(
+        &self,
+        admissions: &[Admission],
+        cache_lease: Duration,
+    ) -> Result<Vec<Admitted>, StoreFault> {
+        if admissions.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.admit_once(admissions, cache_lease))
+    }
+
+    async fn admit_once(
+        &self,
+        admissions: &[Admission],
+        lease: Duration,
+    ) -> Result<Vec<Admitted>, Fault> {
+        let (firsts, repeats) = rules::split_repeats(admissions);
+        let mut transaction = self.pool.begin().await?;
+        let mut round = Round {
+            admissions,
+            lease,
+            now: now(),
+            outcomes: vec![None; admissions.len()],
+        };
+        round.run(&mut transaction, firsts).await?;
+        // What appeared before in this batch is known by now.
+        round.run(&mut transaction, repeats).await?;
+        transaction.commit().await?;
+        let outcomes = round.outcomes.into_iter().collect::<Option<_>>();
+        outcomes.ok_or_else(|| Fault::Rule("an admission was left without an outcome".to_owned()))
+    }
+}
+
+/// One pass over a batch; positions index into it.
+struct Round<'a> {
+    admissions: &'a [Admission],
+    lease: Duration,
+    now: DateTime<Utc>,
+    outcomes: Vec<Option<Admitted>>,
+}
+
+impl<'a> Round<'a> {
+    fn head(&self, at: usize) -> &'a JobHead {
+        &self.admissions[at].head
+    }
+
+    async fn run(
+        &mut self,
+        connection: &mut PgConnection,
+        positions: Vec<usize>,
+    ) -> Result<(), Fault> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let owners = self.claim_keys(connection, &positions).await?;
+        let (moving, mut fresh) = self.meet_owners(connection, &positions, owners).await?;
+        // An id can be known although its key is not; only writing the job tells.
+        let clashes = self.write(connection, &fresh, &moving).await?;
+        if clashes.is_empty() {
+            return Ok(());
+        }
+        fresh.retain(|at| clashes.contains(at));
+        let owners = fresh.iter().map(|&at| (at, self.head(at).id.0)).collect();
+        let (moving, lost) = self.meet_owners(connection, &fresh, owners).await?;
+        if !lost.is_empty() {
+            return Err(Fault::Rule("a job that exists cannot be found".to_owned()));
+        }
+        self.disown(connection, &fresh).await?;
+        self.write(connection, &[], &moving).await?;
+        Ok(())
+    }
+
+    /// Takes the keys that nobody owns; returns the owners of the others by position.
+    async fn claim_keys(
+        &self,
+        connection: &mut PgConnection,
+        positions: &[usize],
+    ) -> Result<HashMap<usize, Uuid>, Fault> {
+        let mut keyed: Vec<(&str, &str, usize)> = positions
+            .iter()
+            .filter_map(|&at| {
+                let head = self.head(at);
+                Some((head.tenant.as_str(), head.key.as_deref()?, at))
+            })
+            .collect();
+        if keyed.is_empty() {
+            return Ok(HashMap::new());
+        }
+        keyed.sort_unstable();
+        let tenants: Vec<&str> = keyed.iter().map(|(tenant, ..)| *tenant).collect();
+        let keys: Vec<_> = keyed.iter().map(|(_, key, _)| encode(key)).collect();
+        let ids: Vec<Uuid> = keyed.iter().map(|(.., at)| self.head(*at).id.0).collect();
+        let taken: HashSet<Uuid> = sqlx::query_scalar!(
+            "insert into idempotency (tenant, key, job_id)
+             select * from unnest($1::text[], $2::text[], $3::uuid[])
+                 on conflict (tenant, key) do nothing
+             returning job_id",
+            &tenants as &[&str],
+            &keys as &[std::borrow::Cow<'_, str>],
+            &ids
+        )
+        .fetch_all(&mut *connection)
+        .await?
+        .into_iter()
+        .collect();
+        if taken.len() == keyed.len() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query!(
+            "select n.at, i.job_id
+               from unnest($1::text[], $2::text[]) with ordinality as n (tenant, key, at)
+               join idempotency i on i.tenant = n.tenant and i.key = n.key",
+            &tenants as &[&str],
+            &keys as &[std::borrow::Cow<'_, str>],
+        )
+        .fetch_all(connection)
+        .await?;
+        let mut owners = HashMap::new();
+        for row in rows {
+            let index = row.at.and_then(|at| usize::try_from(at - 1).ok());
+            if let Some(&(.., at)) = index.and_then(|index| keyed.get(index)) {
+                if !taken.contains(&row.job_id) {
+                    owners.insert(at, row.job_id);
+                }
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Settles what is known already; returns the positions that move on from queued and those
+    /// that are new.
+    async fn meet_owners(
+        &mut self,
+        connection: &mut PgConnection,
+        positions: &[usize],
+        mut owners: HashMap<usize, Uuid>,
+    ) -> Result<(Vec<usize>, Vec<usize>), Fault> {
+        // Without a key, only the id can be known.
+        let keyless = positions.iter().filter(|&&at| self.head(at).key.is_none());
+        let keyless: Vec<usize> = keyless.copied().collect();
+        let mut ids: Vec<Uuid> = owners.values().copied().collect();
+        ids.extend(keyless.iter().map(|&at| self.head(at).id.0));
+        if ids.is_empty() {
+            return Ok((Vec::new(), positions.to_vec()));
+        }
+        let mut rows: HashMap<Uuid, Row> = lock_rows(connection, &ids)
+            .await?
+            .into_iter()
+            .map(|row| (row.id, row))
+            .collect();
+        for at in keyless {
+            owners.insert(at, self.head(at).id.0);
+        }
+        let (mut moving, mut fresh, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
+        for &at in positions {
+            let Some(owner) = owners.get(&at) else {
+                fresh.push(at);
+                continue;
+            };
+            let Some(row) = rows.get_mut(owner) else {
+                if self.head(at).key.is_some() {
+                    orphans.push(at);
+                }
+                fresh.push(at);
+                continue;
+            };
+            self.outcomes[at] = match rules::meet(&self.admissions[at], row) {
+                Meeting::Reused => Some(Admitted::KeyReused {
+                    owner: JobId(row.id),
+                }),
+                Meeting::Known => Some(Admitted::Known(Box::new(row.clone().into_record()?))),
+                Meeting::Moves => {
+                    moving.push(at);
+                    // Whoever repeats it in this batch finds it under way.
+                    row.state = "routed".to_owned();
+                    None
+                }
+            };
+        }
+        self.adopt(connection, &orphans).await?;
+        Ok((moving, fresh))
+    }
+
+    /// Takes over keys whose job is gone: its partition was dropped.
+    async fn adopt(&self, connection: &mut PgConnection, orphans: &[usize]) -> Result<(), Fault> {
+        for &at in orphans {
+            let head = self.head(at);
+            sqlx::query!(
+                "update idempotency set job_id = $3 where tenant = $1 and key = $2",
+                head.tenant.as_str(),
+                &*encode(head.key.as_deref().unwrap_or_default()),
+                head.id.0
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back keys that were taken for ids which turned out to belong to other requests.
+    async fn disown(
+        &self,
+        connection: &mut PgConnection,
+        positions: &[usize],
+    ) -> Result<(), Fault> {
+        for &at in positions {
+            let head = self.head(at);
+            let is_reused = matches!(self.outcomes[at], Some(Admitted::KeyReused { .. }));
+            if let (true, Some(key)) = (is_reused, head.key.as_deref()) {
+                sqlx::query!(
+                    "delete from idempotency where tenant = $1 and key = $2 and job_id = $3",
+                    head.tenant.as_str(),
+                    &*encode(key),
+                    head.id.0
+                )
+                .execute(&mut *connection)
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes new jobs and moves queued ones; returns the new ones whose id was known.
+    async fn write(
+        &mut self,
+        connection: &mut PgConnection,
+        fresh: &[usize],
+        moving: &[usize],
+    ) -> Result<HashSet<usize>, Fault> {
+        let entries = self.ask_cache(connection, fresh, moving).await?;
+        let new_job = |at: usize| {
+            let admission = &self.admissions[at];
+            let entry = match &admission.course {
+                Course::Route(route) => route.cache_key.and_then(|key| entries.get(&key)),
+                _ => None,
+            };
+            NewJob::of(admission, entry)
+        };
+        let jobs: Vec<NewJob<'_>> = fresh.iter().map(|&at| new_job(at)).collect();
+        let mut inserted = insert_jobs(connection, &jobs, self.now).await?;
+        let mut clashes = HashSet::new();
+        for (&at, job) in fresh.iter().zip(&jobs) {
+            // Taken out, so that a repeat of the same id counts as known.
+            if inserted.remove(&job.head.id.0) {
+                self.outcomes[at] = Some(job.admitted(self.now));
+            } else {
+                clashes.insert(at);
+            }
+        }
+        let moves: Vec<NewJob<'_>> = moving.iter().map(|&at| new_job(at)).collect();
+        move_queued(connection, &moves, self.now).await?;
+        for (&at, job) in moving.iter().zip(&moves) {
+            self.outcomes[at] = Some(job.admitted(self.now));
+        }
+        Ok(clashes)
+    }
+
+    /// What the cache holds for the jobs that are routed.
+    async fn ask_cache(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &[usize],
+        moving: &[usize],
+    ) -> Result<HashMap<CacheKey, Entry>, Fault> {
+        let mut bids: HashMap<CacheKey, cache::Bid<'_>> = HashMap::new();
+        for &at in fresh.iter().chain(moving) {
+            let Course::Route(route) = &self.admissions[at].course else {
+                continue;
+            };
+            let Some(key) = route.cache_key else { continue };
+            let head = self.head(at);
+            bids.entry(key)
+                .and_modify(|bid| bid.wanted += 1)
+                .or_insert(cache::Bid {
+                    key,
+                    tenant: head.tenant.as_str(),
+                    job: head.id,
+                    wanted: 1,
+                });
+        }
+        let mut bids: Vec<_> = bids.into_values().collect();
+        bids.sort_unstable_by_key(|bid| bid.key.0);
+        cache::settle_bids(connection, &bids, self.now, self.lease).await
+    }
+}
+
+/// Moves queued jobs, whose rows are locked, on their course.
+async fn move_queued(
+    connection: &mut PgConnection,
+    jobs: &[NewJob<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let routes: Vec<_> = jobs.iter().map(NewJob::route).collect();
+    let reasons: Vec<_> = jobs.iter().map(NewJob::reason).collect();
+    let ids: Vec<Uuid> = jobs.iter().map(|job| job.head.id.0).collect();
+    let states: Vec<&str> = jobs.iter().map(|job| job.state().as_str()).collect();
+    let tiers: Vec<_> = routes.iter().map(|r| r.map(|r| r.tier.as_str())).collect();
+    let scores: Vec<_> = routes.iter().map(|r| r.map(|r| r.decision.score)).collect();
+    let thresholds: Vec<_> = routes
+        .iter()
+        .map(|r| r.map(|r| r.decision.threshold))
+        .collect();
+    let scorers: Vec<_> = routes
+        .iter()
+        .map(|r| r.map(|r| r.decision.scorer.as_str()))
+        .collect();
+    let features: Vec<_> = routes
+        .iter()
+        .map(|r| r.map(|r| super::text::encode_json(&r.decision.features)))
+        .collect();
+    let cache_keys: Vec<_> = routes
+        .iter()
+        .map(|r| r.and_then(|r| r.cache_key.as_ref().map(|key| key.0.as_slice())))
+        .collect();
+    let waits_for: Vec<_> = jobs
+        .iter()
+        .map(|job| job.waits_for().map(|key| key.0.as_slice()))
+        .collect();
+    let sources: Vec<_> = jobs
+        .iter()
+        .map(|job| job.source().map(|source| source.as_str()))
+        .collect();
+    let answered_by: Vec<_> = jobs
+        .iter()
+        .map(|job| job.hit().map(|hit| hit.leader.0))
+        .collect();
+    let codes: Vec<_> = reasons.iter().map(|r| r.map(|r| r.code.as_str())).collect();
+    let messages: Vec<_> = reasons
+        .iter()
+        .map(|r| r.map(|r| encode(&r.message)))
+        .collect();
+    let finished: Vec<_> = jobs.iter().map(|job| job.finished_at(now)).collect();
+    sqlx::query!(
+        "update jobs j
+            set state = n.state, tier = n.tier, score = n.score, threshold = n.threshold, scorer = n.scorer,
+                features = n.features::jsonb, cache_key = n.cache_key, waits_for = n.waits_for,
+                source = n.source, answered_by = n.answered_by, reason_code = n.reason_code,
+                reason_message = n.reason_message, routed_at = case when n.tier is null then null else $15::timestamptz end,
+                finished_at = n.finished_at
+           from unnest($1::uuid[], $2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::text[],
+                       $8::bytea[], $9::bytea[], $10::text[], $11::uuid[], $12::text[], $13::text[],
+                       $14::timestamptz[])
+                as n (id, state, tier, score, threshold, scorer, features, cache_key, waits_for, source,
+                      answered_by, reason_code, reason_message, finished_at)
+          where j.id = n.id and j.state = 'queued'",
+        &ids,
+        &states as &[&str],
+        &tiers as &[Option<&str>],
+        &scores as &[Option<f64>],
+        &thresholds as &[Option<f64>],
+        &scorers as &[Option<&str>],
+        &features as &[Option<String>],
+        &cache_keys as &[Option<&[u8]>],
+        &waits_for as &[Option<&[u8]>],
+        &sources as &[Option<&str>],
+        &answered_by as &[Option<Uuid>],
+        &codes as &[Option<&str>],
+        &messages as &[Option<std::borrow::Cow<'_, str>>],
+        &finished as &[Option<DateTime<Utc>>],
+        now as DateTime<Utc>,
+    )
+    .execute(&mut *connection)
+    .await?;
+    let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();
+    write_hits(connection, &hits).await
+}

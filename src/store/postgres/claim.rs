@@ -1,0 +1,379 @@
+//! Claims: an attempt is on record before it runs.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{PostgresStore, cache, dead, lock_rows, text::encode};
+use crate::{
+    job::{JobHead, JobRecord, JobState, Reason},
+    store::{
+        Claim, Claimant, Claimed, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules::{self, ClaimStep, Fate, NewJob},
+    },
+};
+
+/// A job that ends without an answer and without an attempt's word.
+struct End {
+    row: Row,
+    state: JobState,
+    reason: Reason,
+    bury: bool,
+}
+
+impl PostgresStore {
+    /// Records an attempt for each job before it runs; see [`crate::store::Store::claim`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn claim(
+        &self,
+        claimant: &Claimant,
+        claims: &[Claim],
+    ) -> Result<Vec<Claimed>, StoreFault> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.claim_once(claimant, claims))
+    }
+
+    async fn claim_once(
+        &self,
+        claimant: &Claimant,
+        claims: &[Claim],
+    ) -> Result<Vec<Claimed>, Fault> {
+        let now = now();
+        let mut transaction = self.pool.begin().await?;
+        let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job.0).collect();
+        let mut rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
+            .await?
+            .into_iter()
+            .map(|row| (row.id, row))
+            .collect();
+        let alive = alive(&mut transaction, rows.values(), now).await?;
+        let mut seen = HashSet::new();
+        let (mut runs, mut lost, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let mut outcomes = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let id = claim.job.0;
+            let Some(row) = rows.get(&id) else {
+                outcomes.push(Claimed::Unknown);
+                continue;
+            };
+            if !seen.insert(id) && row.is_open() {
+                outcomes.push(Claimed::Busy);
+                continue;
+            }
+            let step = rules::claim_step(
+                row,
+                claim.redelivered,
+                alive.contains(&id),
+                claimant.attempts_max,
+                now,
+            );
+            outcomes.push(match step {
+                ClaimStep::Busy => Claimed::Busy,
+                ClaimStep::Ended => Claimed::Ended(Box::new(row.clone().into_record()?)),
+                ClaimStep::Run {
+                    attempt,
+                    lost: was_running,
+                    last,
+                } => {
+                    if was_running {
+                        lost.push((id, row.attempts));
+                    }
+                    runs.push((id, attempt));
+                    Claimed::Run {
+                        attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                        suspect: was_running,
+                        last,
+                    }
+                }
+                ClaimStep::End {
+                    state,
+                    reason,
+                    lost: was_running,
+                    bury,
+                } => {
+                    if was_running {
+                        lost.push((id, row.attempts));
+                    }
+                    let ended = row.clone().ended(state.as_str(), &reason, now);
+                    let record = ended.clone().into_record()?;
+                    rows.insert(id, ended.clone());
+                    ends.push(End {
+                        row: ended,
+                        state,
+                        reason,
+                        bury,
+                    });
+                    Claimed::Ended(Box::new(record))
+                }
+            });
+        }
+        mark_lost(&mut transaction, &lost, now).await?;
+        begin_attempts(&mut transaction, claimant, &runs, now).await?;
+        write_ends(&mut transaction, &ends, now).await?;
+        transaction.commit().await?;
+        Ok(outcomes)
+    }
+
+    /// Ends jobs that no attempt holds; see [`crate::store::Store::end`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn end(
+        &self,
+        endings: &[(JobHead, JobState, Reason)],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        if endings.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.end_once(endings))
+    }
+
+    async fn end_once(
+        &self,
+        endings: &[(JobHead, JobState, Reason)],
+    ) -> Result<Vec<JobRecord>, Fault> {
+        let now = now();
+        let mut transaction = self.pool.begin().await?;
+        let owners = owners(&mut transaction, endings).await?;
+        let jobs: Vec<NewJob<'_>> = endings
+            .iter()
+            .filter(|(head, ..)| !owners.contains_key(&head.id.0))
+            .map(|(head, state, reason)| NewJob {
+                head,
+                request: None,
+                digest: None,
+                fate: Fate::Ended(*state, reason),
+            })
+            .collect();
+        let mut unknown = super::insert::insert_jobs(&mut transaction, &jobs, now).await?;
+        let ids: Vec<Uuid> = endings
+            .iter()
+            .map(|(head, ..)| owners.get(&head.id.0).copied().unwrap_or(head.id.0))
+            .collect();
+        let mut rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
+            .await?
+            .into_iter()
+            .map(|row| (row.id, row))
+            .collect();
+        let alive = alive(&mut transaction, rows.values(), now).await?;
+        let (mut lost, mut ends) = (Vec::new(), Vec::new());
+        for (id, (_, state, reason)) in ids.iter().copied().zip(endings) {
+            let Some(row) = rows.get(&id) else { continue };
+            if unknown.remove(&id) || !row.is_open() || alive.contains(&id) {
+                continue;
+            }
+            if row.state == "running" {
+                lost.push((id, row.attempts));
+            }
+            let ended = row.clone().ended(state.as_str(), reason, now);
+            rows.insert(id, ended.clone());
+            let (state, reason) = (*state, reason.clone());
+            ends.push(End {
+                row: ended,
+                state,
+                reason,
+                bury: false,
+            });
+        }
+        mark_lost(&mut transaction, &lost, now).await?;
+        write_ends(&mut transaction, &ends, now).await?;
+        transaction.commit().await?;
+        ids.iter()
+            .filter_map(|id| rows.get(id))
+            .map(|row| row.clone().into_record().map_err(Fault::from))
+            .collect()
+    }
+}
+
+/// Those of the running jobs whose claim holds: by its own lease or by a sign of life since.
+async fn alive(
+    connection: &mut PgConnection,
+    rows: impl Iterator<Item = &Row>,
+    now: DateTime<Utc>,
+) -> Result<HashSet<Uuid>, Fault> {
+    let running: Vec<&Row> = rows.filter(|row| row.state == "running").collect();
+    if running.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let names: Vec<&str> = running
+        .iter()
+        .filter_map(|row| row.worker.as_deref())
+        .collect();
+    let workers: HashSet<String> = sqlx::query_scalar!(
+        "select worker from workers where worker = any($1) and lease_until > $2",
+        &names as &[&str],
+        now
+    )
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .collect();
+    let holds = |row: &&Row| {
+        row.lease_until.is_some_and(|until| until > now)
+            || row
+                .worker
+                .as_ref()
+                .is_some_and(|worker| workers.contains(worker))
+    };
+    Ok(running
+        .into_iter()
+        .filter(holds)
+        .map(|row| row.id)
+        .collect())
+}
+
+/// Marks attempts that vanished without a word.
+async fn mark_lost(
+    connection: &mut PgConnection,
+    lost: &[(Uuid, i32)],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let (ids, attempts): (Vec<Uuid>, Vec<i32>) = lost.iter().copied().unzip();
+    sqlx::query!(
+        "update attempts a set outcome = 'lost', finished_at = $3
+           from unnest($1::uuid[], $2::int4[]) as n (job_id, attempt)
+          where a.job_id = n.job_id and a.attempt = n.attempt and a.outcome = 'running'",
+        &ids,
+        &attempts,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Puts new attempts on record; the rows are locked.
+async fn begin_attempts(
+    connection: &mut PgConnection,
+    claimant: &Claimant,
+    runs: &[(Uuid, i32)],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let (ids, attempts): (Vec<Uuid>, Vec<i32>) = runs.iter().copied().unzip();
+    sqlx::query!(
+        "update jobs j
+            set state = 'running', attempts = n.attempt, worker = $3, lease_until = $4, started_at = $5,
+                waits_for = null
+           from unnest($1::uuid[], $2::int4[]) as n (id, attempt)
+          where j.id = n.id and j.state in ('queued', 'routed', 'running')",
+        &ids,
+        &attempts,
+        claimant.worker,
+        rules::after(now, claimant.lease),
+        now
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "insert into attempts (job_id, attempt, tier, model, revision, worker, outcome, claimed_at)
+         select n.job_id, n.attempt, $3, $4, $5, $6, 'running', $7
+           from unnest($1::uuid[], $2::int4[]) as n (job_id, attempt)",
+        &ids,
+        &attempts,
+        claimant.tier.as_str(),
+        &*encode(&claimant.model),
+        &*encode(&claimant.revision),
+        claimant.worker,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes ends without an answer: the jobs, their cache entries and their dead letters.
+async fn write_ends(
+    connection: &mut PgConnection,
+    ends: &[End],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if ends.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = ends.iter().map(|end| end.row.id).collect();
+    let states: Vec<&str> = ends.iter().map(|end| end.state.as_str()).collect();
+    let codes: Vec<&str> = ends.iter().map(|end| end.reason.code.as_str()).collect();
+    let messages: Vec<_> = ends.iter().map(|end| encode(&end.reason.message)).collect();
+    sqlx::query!(
+        "update jobs j
+            set state = n.state, reason_code = n.code, reason_message = n.message, finished_at = $5,
+                waits_for = null
+           from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as n (id, state, code, message)
+          where j.id = n.id and j.state in ('queued', 'routed', 'running')",
+        &ids,
+        &states as &[&str],
+        &codes as &[&str],
+        &messages as &[std::borrow::Cow<'_, str>],
+        now
+    )
+    .execute(&mut *connection)
+    .await?;
+    let led: Vec<_> = ends
+        .iter()
+        .filter_map(|end| Some((end.row.cache_key()?, end.row.id)))
+        .collect();
+    cache::give_up(connection, &led).await?;
+    let spent: Vec<_> = ends
+        .iter()
+        .filter(|end| end.bury)
+        .map(|end| (&end.row, &end.reason))
+        .collect();
+    dead::quarantine(connection, &spent, now).await
+}
+
+/// The jobs that own the keys of endings under another id. Keys that nobody owns are taken.
+async fn owners(
+    connection: &mut PgConnection,
+    endings: &[(JobHead, JobState, Reason)],
+) -> Result<HashMap<Uuid, Uuid>, Fault> {
+    let mut keyed: Vec<(&str, &str, Uuid)> = endings
+        .iter()
+        .filter_map(|(head, ..)| Some((head.tenant.as_str(), head.key.as_deref()?, head.id.0)))
+        .collect();
+    if keyed.is_empty() {
+        return Ok(HashMap::new());
+    }
+    keyed.sort_unstable();
+    let tenants: Vec<&str> = keyed.iter().map(|(tenant, ..)| *tenant).collect();
+    let keys: Vec<_> = keyed.iter().map(|(_, key, _)| encode(key)).collect();
+    let ids: Vec<Uuid> = keyed.iter().map(|(.., id)| *id).collect();
+    sqlx::query!(
+        "insert into idempotency (tenant, key, job_id)
+         select n.tenant, n.key, n.id
+           from unnest($1::text[], $2::text[], $3::uuid[]) as n (tenant, key, id)
+          where not exists (select from jobs j where j.id = n.id)
+             on conflict (tenant, key) do nothing",
+        &tenants as &[&str],
+        &keys as &[std::borrow::Cow<'_, str>],
+        &ids
+    )
+    .execute(&mut *connection)
+    .await?;
+    let rows = sqlx::query!(
+        r#"select n.id as "id!", i.job_id
+             from unnest($1::text[], $2::text[], $3::uuid[]) as n (tenant, key, id)
+             join idempotency i on i.tenant = n.tenant and i.key = n.key
+            where i.job_id <> n.id and not exists (select from jobs j where j.id = n.id)
+              and (i.job_id = any($3) or exists (select from jobs j where j.id = i.job_id))"#,
+        &tenants as &[&str],
+        &keys as &[std::borrow::Cow<'_, str>],
+        &ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.job_id)).collect())
+}

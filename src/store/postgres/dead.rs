@@ -1,0 +1,190 @@
+//! Dead letters, and the requests that redrives need.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    PostgresStore,
+    text::{decode, encode},
+};
+use crate::{
+    job::{JobId, Reason},
+    store::{
+        DeadFilter, DeadLetter, DeadResolution, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules,
+    },
+};
+
+impl PostgresStore {
+    /// Keeps dead letters; see [`crate::store::Store::bury`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
+        persistent!(self, async {
+            let mut connection = self.pool.acquire().await?;
+            insert(&mut connection, letters).await
+        })
+    }
+
+    /// Unresolved dead letters, the oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreFault> {
+        persistent!(self, self.dead_letters_once(filter, limit))
+    }
+
+    async fn dead_letters_once(
+        &self,
+        filter: &DeadFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, Fault> {
+        let rows = sqlx::query!(
+            "select id, job_id, tenant, queue, reason_code, reason_message, body, died_at
+               from dead_letters
+              where resolution is null
+                and (cardinality($1::uuid[]) = 0 or id = any($1))
+                and ($2::text is null or reason_code = $2)
+                and ($3::text is null or tenant = $3)
+                and ($4::timestamptz is null or died_at < $4)
+              order by died_at, id limit $5",
+            &filter.ids,
+            filter.reason.as_deref() as Option<&str>,
+            filter.tenant.as_ref().map(|tenant| tenant.as_str()) as Option<&str>,
+            filter.died_before as Option<DateTime<Utc>>,
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let letters = rows.into_iter().map(|row| DeadLetter {
+            id: row.id,
+            job: row.job_id.map(JobId),
+            tenant: row.tenant.and_then(|tenant| tenant.parse().ok()),
+            queue: row.queue,
+            reason: Reason {
+                code: row.reason_code,
+                message: decode(row.reason_message),
+            },
+            body: row.body,
+            died_at: row.died_at,
+        });
+        Ok(letters.collect())
+    }
+
+    /// Marks dead letters as resolved; returns how many were not before.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn resolve_dead(
+        &self,
+        ids: &[Uuid],
+        resolution: DeadResolution,
+    ) -> Result<u64, StoreFault> {
+        persistent!(self, async {
+            let done = sqlx::query!(
+                "update dead_letters set resolution = $2, resolved_at = $3
+                  where id = any($1) and resolution is null",
+                ids,
+                resolution.as_str(),
+                now()
+            )
+            .execute(&self.pool)
+            .await?;
+            Ok::<_, Fault>(done.rows_affected())
+        })
+    }
+}
+
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    letters: &[DeadLetter],
+) -> Result<(), Fault> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
+    let jobs: Vec<Option<Uuid>> = letters.iter().map(|l| l.job.map(|job| job.0)).collect();
+    let tenants: Vec<Option<&str>> = letters
+        .iter()
+        .map(|letter| letter.tenant.as_ref().map(|tenant| tenant.as_str()))
+        .collect();
+    let queues: Vec<_> = letters.iter().map(|letter| encode(&letter.queue)).collect();
+    let codes: Vec<_> = letters
+        .iter()
+        .map(|letter| encode(&letter.reason.code))
+        .collect();
+    let messages: Vec<_> = letters
+        .iter()
+        .map(|letter| encode(&letter.reason.message))
+        .collect();
+    let bodies: Vec<&[u8]> = letters
+        .iter()
+        .map(|letter| letter.body.as_slice())
+        .collect();
+    let died: Vec<_> = letters.iter().map(|letter| letter.died_at).collect();
+    sqlx::query!(
+        "insert into dead_letters (id, job_id, tenant, queue, reason_code, reason_message, body, died_at)
+         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+                              $7::bytea[], $8::timestamptz[])
+             on conflict (id) do nothing",
+        &ids,
+        &jobs as &[Option<Uuid>],
+        &tenants as &[Option<&str>],
+        &queues as &[std::borrow::Cow<'_, str>],
+        &codes as &[std::borrow::Cow<'_, str>],
+        &messages as &[std::borrow::Cow<'_, str>],
+        &bodies as &[&[u8]],
+        &died
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Leaves a dead letter for each job whose attempts are spent.
+pub(super) async fn quarantine(
+    connection: &mut PgConnection,
+    spent: &[(&Row, &Reason)],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if spent.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = spent.iter().map(|(row, _)| row.id).collect();
+    let requests = requests(connection, &ids).await?;
+    let letters = spent
+        .iter()
+        .map(|(row, reason)| {
+            let request = requests.get(&row.id).map(String::as_str);
+            rules::letter_of(row, request, reason, now)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    insert(connection, &letters).await
+}
+
+/// The requests of these jobs, as JSON.
+pub(super) async fn requests(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, String>, Fault> {
+    let rows = sqlx::query!(
+        "select job_id, request from requests where job_id = any($1)",
+        ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.job_id, row.request))
+        .collect())
+}

@@ -1,0 +1,251 @@
+//! The ledger in Postgres: every batch is a handful of `UNNEST` statements in one transaction.
+//!
+//! Everything lives in one schema, the connections' whole `search_path`. Statements are checked at
+//! compile time against the tables; `scripts/sqlx-prepare` renews what the check needs without a
+//! server (`.sqlx`).
+//!
+//! **Invariant:** rows are locked in this order: idempotency keys, jobs, cache entries, waiting
+//! jobs, each by rising key. Calls that lose a deadlock all the same are made again.
+//! **Invariant:** who decides to wait for a cache entry holds its row lock until the job is written,
+//! and who settles an entry holds it before looking for waiting jobs, so none is forgotten.
+
+mod admit;
+mod cache;
+mod claim;
+mod dead;
+mod insert;
+mod read;
+mod settle;
+mod text;
+mod workers;
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, PgPool,
+    migrate::{Migrate, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use uuid::Uuid;
+
+use super::{StoreFault, fault::Fault, row, row::Row, schema};
+use crate::config::{SecretUrl, StoreConfig};
+
+/// Selects or returns [`Row`]s: the words before the columns, those after them, and the arguments.
+/// The tail names the answer's text as `text` itself, since only some statements can reach it.
+macro_rules! job_rows {
+    ($before:tt, $after:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            $crate::store::row::Row,
+            $before
+                + r#" j.id as "id!", j.tenant as "tenant!", j.key, j.custom_id, j.batch, j.state as "state!",
+                 j.tier, j.score, j.cache_key, j.source, j.attempts as "attempts!",
+                 j.attempts_returned as "attempts_returned!", j.worker, j.lease_until, j.prompt_tokens,
+                 j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision,
+                 j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
+                 j.correlation_id, j.priority as "priority!", j.deadline, j.submitted_at as "submitted_at!",
+                 j.started_at, j.finished_at, "#
+                + $after
+            $(, $argument)*
+        )
+    };
+}
+use job_rows;
+
+/// Whole weeks for which partitions are made ahead.
+const WEEKS_AHEAD: i32 = 2;
+/// The table in which migrations are counted; the same in both dialects.
+const MIGRATIONS_TABLE: &str = "ledger_migrations";
+/// Most milliseconds that a readiness probe waits.
+const PROBE_MS: u64 = 2_000;
+
+/// A ledger in Postgres.
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    pool: PgPool,
+    options: PgConnectOptions,
+    schema: String,
+    /// Masked, for messages.
+    pub(in crate::store) url: String,
+    connect_timeout: Duration,
+}
+
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!("./migrations/postgres");
+    migrator.dangerous_set_table_name(MIGRATIONS_TABLE);
+    // Its own lock would serialise the migrations of all schemas, and outlive a failed one.
+    migrator.set_locking(false);
+    migrator
+}
+
+impl PostgresStore {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or the URL is wrong.
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+        let url = SecretUrl::masked(&config.url);
+        let options = PgConnectOptions::from_str(config.url.expose())
+            .map_err(|fault| Fault::from(fault).outward(&url))?
+            .application_name("promptyard")
+            // Compiling these short statements costs more than it gains.
+            .options([("search_path", config.schema.as_str()), ("jit", "off")]);
+        let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
+        let store = Self {
+            pool: PgPoolOptions::new()
+                .max_connections(config.connections_max)
+                .acquire_timeout(connect_timeout)
+                .connect_lazy_with(options.clone()),
+            options,
+            schema: config.schema.clone(),
+            url,
+            connect_timeout,
+        };
+        // The pool would try until its time is up; one connection tells at once what is wrong.
+        let probe = store.connection().await?;
+        probe.close().await.map_err(|fault| store.outward(fault))?;
+        Ok(store)
+    }
+
+    fn outward(&self, fault: impl Into<Fault>) -> StoreFault {
+        fault.into().outward(&self.url)
+    }
+
+    async fn connection(&self) -> Result<PgConnection, StoreFault> {
+        let connecting = PgConnection::connect_with(&self.options);
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(connection) => connection.map_err(|fault| self.outward(fault)),
+            Err(_) => Err(self.outward(sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    /// Brings the schema to this version and makes its partitions; see [`super::Store::migrate`].
+    ///
+    /// # Errors
+    /// When a migration fails, or the tables are newer than this version.
+    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+        // The lock belongs to this connection and goes with it, however this ends.
+        let mut connection = self.connection().await?;
+        let outcome = self.migrate_on(&mut connection).await;
+        // Nothing is lost when the farewell fails.
+        let _ = connection.close().await;
+        outcome
+    }
+
+    async fn migrate_on(&self, connection: &mut PgConnection) -> Result<usize, StoreFault> {
+        let lock = format!("promptyard.migrate.{}", self.schema);
+        sqlx::query("select pg_advisory_lock(hashtextextended($1, 0))")
+            .bind(lock)
+            .execute(&mut *connection)
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        let exists: bool = sqlx::query_scalar("select to_regnamespace($1) is not null")
+            .bind(&self.schema)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        if !exists {
+            // The configuration accepts only lower-case SQL names as a schema.
+            let statement = format!("create schema \"{}\"", self.schema);
+            sqlx::query(AssertSqlSafe(statement))
+                .execute(&mut *connection)
+                .await
+                .map_err(|fault| self.outward(fault))?;
+        }
+        let migrate_fault = |fault| schema::migrate_fault(fault, |fault| self.outward(fault));
+        connection
+            .ensure_migrations_table(MIGRATIONS_TABLE)
+            .await
+            .map_err(migrate_fault)?;
+        let applied = connection
+            .list_applied_migrations(MIGRATIONS_TABLE)
+            .await
+            .map_err(migrate_fault)?;
+        let pending = schema::pending(&migrator(), &applied)?;
+        migrator()
+            .run_direct(None, &mut *connection, false)
+            .await
+            .map_err(migrate_fault)?;
+        make_partitions(connection)
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        Ok(pending)
+    }
+
+    /// Fails unless the tables are of this version.
+    ///
+    /// # Errors
+    /// [`StoreFault::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+        let mut connection = self
+            .pool
+            .acquire()
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        let applied = connection
+            .list_applied_migrations(MIGRATIONS_TABLE)
+            .await
+            .map_err(|fault| schema::migrate_fault(fault, |fault| self.outward(fault)))?;
+        schema::require_complete(schema::pending(&migrator(), &applied)?)
+    }
+
+    /// Makes the partitions of this week and the next ones.
+    ///
+    /// # Errors
+    /// When the database cannot be reached or refuses.
+    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
+        super::fault::persistent!(self, async {
+            let mut connection = self.pool.acquire().await?;
+            make_partitions(&mut connection).await
+        })
+    }
+
+    /// True while the database answers.
+    pub async fn is_reachable(&self) -> bool {
+        let probe = sqlx::query("select 1").execute(&self.pool);
+        matches!(
+            tokio::time::timeout(Duration::from_millis(PROBE_MS), probe).await,
+            Ok(Ok(_))
+        )
+    }
+
+    /// Drops the schema with all it holds.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drop_all(&self) -> Result<(), StoreFault> {
+        let statement = format!("drop schema if exists \"{}\" cascade", self.schema);
+        super::fault::persistent!(self, async {
+            sqlx::query(AssertSqlSafe(statement.clone()))
+                .execute(&self.pool)
+                .await
+                .map(|_| ())
+                .map_err(Fault::from)
+        })
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+async fn make_partitions(connection: &mut PgConnection) -> Result<(), Fault> {
+    sqlx::query_scalar!("select make_partitions($1, $2)", row::now(), WEEKS_AHEAD)
+        .fetch_one(connection)
+        .await?;
+    Ok(())
+}
+
+/// The rows of these jobs, locked until the transaction ends.
+async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, Fault> {
+    let rows = job_rows!(
+        "select",
+        r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+           where j.id = any($1) order by j.id for update of j"#,
+        ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(text::decode_row).collect())
+}

@@ -1,0 +1,208 @@
+//! What people and producers ask the ledger.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::{PostgresStore, dead, job_rows, text};
+use crate::{
+    job::{Job, JobId, JobRecord, Reason, Tenant},
+    store::{
+        AttemptRecord, Overview, RecordFilter, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+    },
+};
+
+fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, Fault> {
+    rows.into_iter()
+        .map(|row| text::decode_row(row).into_record().map_err(Fault::from))
+        .collect()
+}
+
+impl PostgresStore {
+    /// The records of these jobs that exist.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        persistent!(self, async {
+            let rows = job_rows!(
+                "select",
+                r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+                   where j.id = any($1)"#,
+                &ids
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            records(rows)
+        })
+    }
+
+    /// The records of the jobs that own these idempotency keys.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn records_by_key(
+        &self,
+        tenant: &Tenant,
+        keys: &[String],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        let keys: Vec<_> = keys.iter().map(|key| text::encode(key)).collect();
+        persistent!(self, async {
+            let rows = job_rows!(
+                "select",
+                r#"a.text as "text?" from idempotency i
+                   join jobs j on j.id = i.job_id left join answers a on a.job_id = j.id
+                   where i.tenant = $1 and i.key = any($2)"#,
+                tenant.as_str(),
+                &keys as &[std::borrow::Cow<'_, str>]
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            records(rows)
+        })
+    }
+
+    /// Terminal records by rising (finished_at, id).
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn finished(
+        &self,
+        filter: &RecordFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        let (after_at, after_id) = match filter.after {
+            Some((at, id)) => (at, id.0),
+            None => (DateTime::UNIX_EPOCH, Uuid::nil()),
+        };
+        let since = filter.finished_since.unwrap_or(DateTime::UNIX_EPOCH);
+        let batch = filter.batch.as_deref().map(text::encode);
+        persistent!(self, async {
+            let rows = job_rows!(
+                "select",
+                r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+                   where j.finished_at is not null and j.finished_at >= $1
+                     and (j.finished_at, j.id) > ($2, $3)
+                     and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
+                   order by j.finished_at, j.id limit $6"#,
+                since,
+                after_at,
+                after_id,
+                filter.tenant.as_ref().map(Tenant::as_str) as Option<&str>,
+                batch.as_deref() as Option<&str>,
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            records(rows)
+        })
+    }
+
+    /// A job with its request, as it was admitted.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+        persistent!(self, self.job_once(id))
+    }
+
+    async fn job_once(&self, id: JobId) -> Result<Option<Job>, Fault> {
+        let mut connection = self.pool.acquire().await?;
+        let row = job_rows!(
+            "select",
+            r#"null::text as "text?" from jobs j where j.id = $1"#,
+            id.0
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        let requests = dead::requests(&mut connection, &[id.0]).await?;
+        match (row, requests.get(&id.0)) {
+            (Some(row), Some(request)) => Ok(Some(text::decode_row(row).job(request)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// A job's attempts, the first first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+        persistent!(self, self.attempts_once(id))
+    }
+
+    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
+        let rows = sqlx::query!(
+            "select attempt, tier, model, worker, outcome, reason_code, reason_message, claimed_at, finished_at
+               from attempts where job_id = $1 order by attempt",
+            id.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(AttemptRecord {
+                    attempt: u32::try_from(row.attempt).unwrap_or(0),
+                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    model: text::decode(row.model),
+                    worker: row.worker,
+                    outcome: row.outcome,
+                    reason: row.reason_code.map(|code| Reason {
+                        code,
+                        message: text::decode(row.reason_message.unwrap_or_default()),
+                    }),
+                    claimed_at: row.claimed_at,
+                    finished_at: row.finished_at,
+                })
+            })
+            .collect()
+    }
+
+    /// Figures for `promptyard status`.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+        persistent!(self, self.overview_once(now()))
+    }
+
+    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, Fault> {
+        let mut connection = self.pool.acquire().await?;
+        let states = sqlx::query!(
+            r#"select state as "state!", count(*) as "jobs!"
+                 from (select state from jobs where finished_at is null
+                       union all select state from jobs where finished_at >= $1) s
+                group by state"#,
+            now - TimeDelta::days(1)
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let states = states
+            .into_iter()
+            .map(|row| {
+                let state = row.state.parse().map_err(Fault::Rule)?;
+                Ok((state, u64::try_from(row.jobs).unwrap_or(0)))
+            })
+            .collect::<Result<_, Fault>>()?;
+        let minute = sqlx::query!(
+            r#"select count(*) as "jobs!",
+                      coalesce(sum(completion_tokens) filter (where source = 'computed'), 0) as "tokens!"
+                 from jobs where finished_at >= $1"#,
+            now - TimeDelta::minutes(1)
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        let letters = sqlx::query_scalar!(
+            r#"select count(*) as "letters!" from dead_letters where resolution is null"#
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        Ok(Overview {
+            states,
+            finished_last_minute: u64::try_from(minute.jobs).unwrap_or(0),
+            completion_tokens_last_minute: u64::try_from(minute.tokens).unwrap_or(0),
+            dead_letters: u64::try_from(letters).unwrap_or(0),
+        })
+    }
+}

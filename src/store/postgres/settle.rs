@@ -1,0 +1,437 @@
+//! Settlements: fenced by the attempt, shared with the jobs that wait, all in one transaction.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    PostgresStore,
+    cache::{self, Filling},
+    dead,
+    insert::{AnswerColumns, insert_texts},
+    job_rows, lock_rows,
+    text::{decode_row, encode},
+};
+use crate::{
+    job::{Answer, CacheKey, JobId, JobRecord, RoutedJob},
+    store::{
+        Settled, Settlement, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules::Effect,
+    },
+};
+
+impl PostgresStore {
+    /// Ends attempts; see [`crate::store::Store::settle`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn settle(
+        &self,
+        settlements: &[Settlement],
+        cache_ttl: Duration,
+    ) -> Result<Vec<Settled>, StoreFault> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.settle_once(settlements, cache_ttl))
+    }
+
+    async fn settle_once(
+        &self,
+        settlements: &[Settlement],
+        ttl: Duration,
+    ) -> Result<Vec<Settled>, Fault> {
+        let now = now();
+        let mut seen = HashSet::new();
+        // The same attempt twice in a batch: the first word counts, the second is fenced.
+        let firsts: Vec<&Settlement> = settlements
+            .iter()
+            .filter(|settlement| seen.insert((settlement.job, settlement.attempt)))
+            .collect();
+        let mut transaction = self.pool.begin().await?;
+        let rows = end_attempts(&mut transaction, &firsts, now).await?;
+        let mut rows: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let committed: Vec<(&Settlement, Effect<'_>)> = firsts
+            .iter()
+            .filter(|settlement| {
+                // Attempts are never reused, so the row's number tells which settlement it obeyed.
+                rows.get(&settlement.job.0)
+                    .is_some_and(|row| u32::try_from(row.attempts) == Ok(settlement.attempt))
+            })
+            .map(|settlement| (*settlement, Effect::of(&settlement.verdict)))
+            .collect();
+        write_attempts(&mut transaction, &committed).await?;
+        let answers: Vec<(Uuid, &Answer)> = committed
+            .iter()
+            .filter_map(|(settlement, effect)| Some((settlement.job.0, effect.answer?)))
+            .collect();
+        insert_texts(&mut transaction, &answers).await?;
+        let mut shared = settle_cache(&mut transaction, &committed, &rows, now, ttl).await?;
+        let spent: Vec<_> = committed
+            .iter()
+            .filter(|(_, effect)| effect.bury)
+            .filter_map(|(settlement, effect)| Some((rows.get(&settlement.job.0)?, effect.reason?)))
+            .collect();
+        dead::quarantine(&mut transaction, &spent, now).await?;
+        transaction.commit().await?;
+
+        let mut records = HashMap::new();
+        for (settlement, effect) in &committed {
+            if let Some(mut row) = rows.remove(&settlement.job.0) {
+                row.text = effect.answer.map(|answer| answer.text.clone());
+                let record = row.into_record()?;
+                records.insert((settlement.job, settlement.attempt), record);
+            }
+        }
+        let outcomes = settlements.iter().map(|settlement| {
+            match records.remove(&(settlement.job, settlement.attempt)) {
+                Some(record) => Settled::Committed {
+                    record: Box::new(record),
+                    shared: shared.remove(&settlement.job).unwrap_or_default(),
+                },
+                None => Settled::Fenced,
+            }
+        });
+        Ok(outcomes.collect())
+    }
+
+    /// Promotes waiting jobs; see [`crate::store::Store::promote_waiting`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn promote_waiting(
+        &self,
+        limit: usize,
+        cache_lease: Duration,
+    ) -> Result<Vec<RoutedJob>, StoreFault> {
+        persistent!(self, self.promote_once(limit, cache_lease))
+    }
+
+    async fn promote_once(&self, limit: usize, lease: Duration) -> Result<Vec<RoutedJob>, Fault> {
+        let now = now();
+        let mut transaction = self.pool.begin().await?;
+        let candidates = sqlx::query!(
+            r#"select distinct on (j.waits_for) j.waits_for as "key!", j.id, j.tenant
+                 from jobs j left join cache_entries e on e.key = j.waits_for
+                where j.waits_for is not null and j.state = 'routed'
+                  and (e.key is null or (e.state = 'computing' and e.lease_until <= $1)
+                       or (e.state = 'ready' and e.expires_at <= $1))
+                order by j.waits_for, j.id limit $2"#,
+            now,
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bids: Vec<cache::Bid<'_>> = candidates
+            .iter()
+            .filter_map(|row| {
+                Some(cache::Bid {
+                    key: cache::to_key(row.key.clone())?,
+                    tenant: &row.tenant,
+                    job: JobId(row.id),
+                    wanted: 0,
+                })
+            })
+            .collect();
+        let won: HashSet<CacheKey> = cache::lead(&mut transaction, &bids, now, lease)
+            .await?
+            .into_iter()
+            .collect();
+        let ids: Vec<Uuid> = bids
+            .iter()
+            .filter(|bid| won.contains(&bid.key))
+            .map(|bid| bid.job.0)
+            .collect();
+        // Meanwhile a worker may have claimed one or its deadline ended it; it leads nobody then.
+        let (waiting, gone): (Vec<Row>, Vec<Row>) = lock_rows(&mut transaction, &ids)
+            .await?
+            .into_iter()
+            .partition(|row| row.state == "routed");
+        let led: Vec<_> = gone
+            .iter()
+            .filter_map(|row| Some((row.cache_key()?, row.id)))
+            .collect();
+        cache::give_up(&mut transaction, &led).await?;
+        let ids: Vec<Uuid> = waiting.iter().map(|row| row.id).collect();
+        let requests = dead::requests(&mut transaction, &ids).await?;
+        transaction.commit().await?;
+        waiting
+            .iter()
+            .filter_map(|row| {
+                let request = requests.get(&row.id)?;
+                Some(row.routed_job(request).map_err(Fault::from))
+            })
+            .collect()
+    }
+}
+
+/// Moves the jobs of settlements that are not fenced to their next state.
+async fn end_attempts(
+    connection: &mut PgConnection,
+    settlements: &[&Settlement],
+    now: DateTime<Utc>,
+) -> Result<Vec<Row>, Fault> {
+    let effects: Vec<Effect<'_>> = settlements.iter().map(|s| Effect::of(&s.verdict)).collect();
+    let mut c = AnswerColumns::default();
+    for effect in &effects {
+        c.push_option(effect.answer);
+    }
+    let ids: Vec<Uuid> = settlements.iter().map(|s| s.job.0).collect();
+    let attempts: Vec<i32> = settlements.iter().map(|s| number(s.attempt)).collect();
+    let states: Vec<&str> = effects.iter().map(|effect| effect.state.as_str()).collect();
+    let tiers: Vec<_> = effects.iter().map(|effect| effect.tier).collect();
+    let returned: Vec<i32> = effects.iter().map(|e| i32::from(e.is_returned)).collect();
+    let codes: Vec<_> = effects
+        .iter()
+        .map(|effect| effect.job_reason().map(|reason| reason.code.as_str()))
+        .collect();
+    let messages: Vec<_> = effects
+        .iter()
+        .map(|effect| effect.job_reason().map(|reason| encode(&reason.message)))
+        .collect();
+    let started: Vec<_> = settlements.iter().map(|s| s.started_at).collect();
+    let first_token: Vec<_> = settlements.iter().map(|s| s.first_token_at).collect();
+    let rows = job_rows!(
+        "with ended as (
+             select * from unnest(
+                 $1::uuid[], $2::int4[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[],
+                 $8::timestamptz[], $9::timestamptz[], $10::int4[], $11::int4[], $12::int4[], $13::text[],
+                 $14::text[], $15::text[], $16::float4[])
+                 as n (id, attempt, state, tier, returned, code, message, started_at, first_token_at,
+                       prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason, model,
+                       revision, mean_logprob))
+         update jobs j
+            set state = n.state,
+                tier = coalesce(n.tier, j.tier),
+                attempts_returned = j.attempts_returned + n.returned,
+                source = case when n.state = 'succeeded' then 'computed' end,
+                reason_code = n.code, reason_message = n.message, started_at = n.started_at,
+                first_token_at = n.first_token_at, prompt_tokens = n.prompt_tokens,
+                prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
+                finish_reason = n.finish_reason, model = n.model, revision = n.revision,
+                mean_logprob = n.mean_logprob,
+                finished_at = case when n.state <> 'routed' then $17::timestamptz end
+           from ended n
+          where j.id = n.id and j.attempts = n.attempt and j.state = 'running'
+         returning",
+        r#"null::text as "text?""#,
+        &ids,
+        &attempts,
+        &states as &[&str],
+        &tiers as &[Option<&str>],
+        &returned,
+        &codes as &[Option<&str>],
+        &messages as &[Option<std::borrow::Cow<'_, str>>],
+        &started,
+        &first_token as &[Option<DateTime<Utc>>],
+        &c.prompt_tokens as &[Option<i32>],
+        &c.prompt_tokens_computed as &[Option<i32>],
+        &c.completion_tokens as &[Option<i32>],
+        &c.finish_reason as &[Option<&str>],
+        &c.model as &[Option<std::borrow::Cow<'_, str>>],
+        &c.revision as &[Option<std::borrow::Cow<'_, str>>],
+        &c.mean_logprob as &[Option<f32>],
+        now as DateTime<Utc>,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(decode_row).collect())
+}
+
+/// Writes what the attempts came to.
+async fn write_attempts(
+    connection: &mut PgConnection,
+    committed: &[(&Settlement, Effect<'_>)],
+) -> Result<(), Fault> {
+    if committed.is_empty() {
+        return Ok(());
+    }
+    let mut c = AnswerColumns::default();
+    for (_, effect) in committed {
+        c.push_option(effect.answer);
+    }
+    let ids: Vec<Uuid> = committed.iter().map(|(s, _)| s.job.0).collect();
+    let attempts: Vec<i32> = committed.iter().map(|(s, _)| number(s.attempt)).collect();
+    let outcomes: Vec<&str> = committed.iter().map(|(_, effect)| effect.outcome).collect();
+    let started: Vec<_> = committed.iter().map(|(s, _)| s.started_at).collect();
+    let first_token: Vec<_> = committed.iter().map(|(s, _)| s.first_token_at).collect();
+    let finished: Vec<_> = committed.iter().map(|(s, _)| s.finished_at).collect();
+    let codes: Vec<_> = committed
+        .iter()
+        .map(|(_, effect)| effect.reason.map(|reason| reason.code.as_str()))
+        .collect();
+    let messages: Vec<_> = committed
+        .iter()
+        .map(|(_, effect)| effect.reason.map(|reason| encode(&reason.message)))
+        .collect();
+    sqlx::query!(
+        "update attempts a
+            set outcome = n.outcome, started_at = n.started_at, first_token_at = n.first_token_at,
+                finished_at = n.finished_at, reason_code = n.code, reason_message = n.message,
+                prompt_tokens = n.prompt_tokens, prompt_tokens_computed = n.prompt_tokens_computed,
+                completion_tokens = n.completion_tokens, mean_logprob = n.mean_logprob
+           from unnest($1::uuid[], $2::int4[], $3::text[], $4::timestamptz[], $5::timestamptz[],
+                       $6::timestamptz[], $7::text[], $8::text[], $9::int4[], $10::int4[], $11::int4[],
+                       $12::float4[])
+                as n (job_id, attempt, outcome, started_at, first_token_at, finished_at, code, message,
+                      prompt_tokens, prompt_tokens_computed, completion_tokens, mean_logprob)
+          where a.job_id = n.job_id and a.attempt = n.attempt",
+        &ids,
+        &attempts,
+        &outcomes as &[&str],
+        &started,
+        &first_token as &[Option<DateTime<Utc>>],
+        &finished,
+        &codes as &[Option<&str>],
+        &messages as &[Option<std::borrow::Cow<'_, str>>],
+        &c.prompt_tokens as &[Option<i32>],
+        &c.prompt_tokens_computed as &[Option<i32>],
+        &c.completion_tokens as &[Option<i32>],
+        &c.mean_logprob as &[Option<f32>],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Fills and gives up cache entries; returns the jobs that waited, by the job that answered them.
+async fn settle_cache(
+    connection: &mut PgConnection,
+    committed: &[(&Settlement, Effect<'_>)],
+    rows: &HashMap<Uuid, Row>,
+    now: DateTime<Utc>,
+    ttl: Duration,
+) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
+    // By rising key; should two jobs of a batch have computed the same, the later answer stays.
+    let mut kept: BTreeMap<[u8; 32], Filling<'_>> = BTreeMap::new();
+    let mut passing: BTreeMap<[u8; 32], Filling<'_>> = BTreeMap::new();
+    let mut led = Vec::new();
+    for (settlement, effect) in committed {
+        let Some(key) = settlement.cache_key else {
+            continue;
+        };
+        let job = settlement.job;
+        if effect.gives_up() || !settlement.reusable && effect.answer.is_some() {
+            led.push((key, job.0));
+        }
+        let tenant = rows.get(&job.0).map(|row| row.tenant.as_str());
+        if let (Some(answer), Some(tenant)) = (effect.answer, tenant) {
+            let fillings = if settlement.reusable {
+                &mut kept
+            } else {
+                &mut passing
+            };
+            fillings.insert(
+                key.0,
+                Filling {
+                    key,
+                    tenant,
+                    job,
+                    answer,
+                },
+            );
+        }
+    }
+    passing.retain(|key, _| !kept.contains_key(key));
+    let keys: Vec<&[u8]> = passing.keys().map(|key| key.as_slice()).collect();
+    cache::lock(connection, &keys).await?;
+    let mut fillings: Vec<Filling<'_>> = kept.into_values().collect();
+    cache::fill(connection, &fillings, now, ttl).await?;
+    fillings.extend(passing.into_values());
+    let shared = share(connection, &fillings, now).await?;
+    cache::give_up(connection, &led).await?;
+    Ok(shared)
+}
+
+/// Gives answers to the jobs that wait for them; their entries are locked.
+async fn share(
+    connection: &mut PgConnection,
+    fillings: &[Filling<'_>],
+    now: DateTime<Utc>,
+) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
+    if fillings.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let keys: Vec<&[u8]> = fillings.iter().map(|f| f.key.0.as_slice()).collect();
+    let waiting = sqlx::query!(
+        r#"select j.id, j.waits_for as "key!" from jobs j
+            where j.waits_for = any($1) and j.state = 'routed' order by j.id for update"#,
+        &keys as &[&[u8]]
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if waiting.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let by_key: HashMap<&[u8], &Filling<'_>> =
+        fillings.iter().map(|f| (f.key.0.as_slice(), f)).collect();
+    let mut c = AnswerColumns::default();
+    let (mut ids, mut leaders, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut given: HashMap<Uuid, &Filling<'_>> = HashMap::new();
+    for row in &waiting {
+        let Some(filling) = by_key.get(row.key.as_slice()) else {
+            continue;
+        };
+        c.push(filling.answer);
+        ids.push(row.id);
+        leaders.push(filling.job.0);
+        answers.push((row.id, filling.answer));
+        given.insert(row.id, filling);
+    }
+    let rows = job_rows!(
+        "update jobs j
+            set state = 'succeeded', source = 'shared', answered_by = n.leader, waits_for = null,
+                finished_at = $10, prompt_tokens = n.prompt_tokens,
+                prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
+                finish_reason = n.finish_reason, model = n.model, revision = n.revision,
+                mean_logprob = n.mean_logprob
+           from unnest($1::uuid[], $2::uuid[], $3::int4[], $4::int4[], $5::int4[], $6::text[], $7::text[],
+                       $8::text[], $9::float4[])
+                as n (id, leader, prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason,
+                      model, revision, mean_logprob)
+          where j.id = n.id and j.state = 'routed'
+         returning",
+        r#"null::text as "text?""#,
+        &ids,
+        &leaders,
+        &c.prompt_tokens as &[Option<i32>],
+        &c.prompt_tokens_computed as &[Option<i32>],
+        &c.completion_tokens as &[Option<i32>],
+        &c.finish_reason as &[Option<&str>],
+        &c.model as &[Option<std::borrow::Cow<'_, str>>],
+        &c.revision as &[Option<std::borrow::Cow<'_, str>>],
+        &c.mean_logprob as &[Option<f32>],
+        now as DateTime<Utc>,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    insert_texts(connection, &answers).await?;
+    let mut shared: HashMap<JobId, Vec<JobRecord>> = HashMap::new();
+    for row in rows {
+        let Some(filling) = given.get(&row.id) else {
+            continue;
+        };
+        let mut row = decode_row(row);
+        row.text = Some(filling.answer.text.clone());
+        shared
+            .entry(filling.job)
+            .or_default()
+            .push(row.into_record()?);
+    }
+    Ok(shared)
+}
+
+/// Attempts are small numbers; one that does not fit matches no row.
+fn number(attempt: u32) -> i32 {
+    i32::try_from(attempt).unwrap_or(-1)
+}

@@ -1,0 +1,78 @@
+//! Workers' signs of life.
+
+use std::time::Duration;
+
+use super::{PostgresStore, text};
+use crate::store::{
+    Heartbeat, StoreFault, WorkerRecord,
+    fault::{Fault, persistent},
+    row::now,
+    rules::{after, before},
+};
+
+impl PostgresStore {
+    /// Records a sign of life. One row carries the lease of all jobs of the worker.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
+        let claimant = &heartbeat.claimant;
+        persistent!(self, async {
+            let now = now();
+            sqlx::query!(
+                "insert into workers (worker, tier, model, revision, batch_max, running, draining,
+                                      lease_until, seen_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                     on conflict (worker) do update
+                    set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
+                        batch_max = excluded.batch_max, running = excluded.running,
+                        draining = excluded.draining, lease_until = excluded.lease_until,
+                        seen_at = excluded.seen_at",
+                claimant.worker,
+                claimant.tier.as_str(),
+                &*text::encode(&claimant.model),
+                &*text::encode(&claimant.revision),
+                i32::try_from(heartbeat.batch_max).unwrap_or(i32::MAX),
+                i32::try_from(heartbeat.running).unwrap_or(i32::MAX),
+                heartbeat.draining,
+                after(now, claimant.lease),
+                now
+            )
+            .execute(&self.pool)
+            .await?;
+            Ok::<_, Fault>(())
+        })
+    }
+
+    /// The workers seen within `age`, the latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+        persistent!(self, self.workers_once(age))
+    }
+
+    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
+        let rows = sqlx::query!(
+            "select worker, tier, model, revision, batch_max, running, draining, seen_at
+               from workers where seen_at >= $1 order by seen_at desc, worker",
+            before(now(), age)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(WorkerRecord {
+                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    worker: row.worker,
+                    model: text::decode(row.model),
+                    revision: text::decode(row.revision),
+                    batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+                    running: u32::try_from(row.running).unwrap_or(0),
+                    draining: row.draining,
+                    seen_at: row.seen_at,
+                })
+            })
+            .collect()
+    }
+}

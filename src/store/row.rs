@@ -1,0 +1,221 @@
+//! A job's row as both backends read it, and the values of the seam that it becomes.
+
+use chrono::{DateTime, SubsecRound, Utc};
+use uuid::Uuid;
+
+use crate::job::{
+    Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, Priority, Reason, ReplyTo,
+    RoutedJob, Tenant, Usage,
+};
+
+/// A value in the ledger that this version does not understand.
+#[derive(Debug, thiserror::Error)]
+#[error("job {id}: {message}")]
+pub(super) struct BadRow {
+    id: Uuid,
+    message: String,
+}
+
+/// The present time, as exact as Postgres keeps it.
+///
+/// All times come from the processes' clocks, never from the database's: leases, deadlines and
+/// latencies then compare instants of one kind on both backends. Fleets need synchronised clocks
+/// (a second is plenty: leases last a minute and more).
+pub(super) fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}
+
+/// The columns of `jobs` that decide about it or are shown, and its answer's text.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(super) struct Row {
+    pub id: Uuid,
+    pub tenant: String,
+    pub key: Option<String>,
+    pub custom_id: Option<String>,
+    pub batch: Option<String>,
+    pub state: String,
+    pub tier: Option<String>,
+    pub score: Option<f64>,
+    pub cache_key: Option<Vec<u8>>,
+    pub source: Option<String>,
+    pub attempts: i32,
+    pub attempts_returned: i32,
+    pub worker: Option<String>,
+    pub lease_until: Option<DateTime<Utc>>,
+    pub prompt_tokens: Option<i32>,
+    pub prompt_tokens_computed: Option<i32>,
+    pub completion_tokens: Option<i32>,
+    pub finish_reason: Option<String>,
+    pub model: Option<String>,
+    pub revision: Option<String>,
+    pub mean_logprob: Option<f32>,
+    pub reason_code: Option<String>,
+    pub reason_message: Option<String>,
+    pub digest: Option<Vec<u8>>,
+    pub redrive_of: Option<Uuid>,
+    pub reply_to: Option<String>,
+    pub correlation_id: Option<String>,
+    pub priority: i16,
+    pub deadline: Option<DateTime<Utc>>,
+    pub submitted_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub text: Option<String>,
+}
+
+impl Row {
+    /// Applies `change` to every text that a producer or a model wrote.
+    pub(super) fn map_texts(mut self, change: impl Fn(String) -> String) -> Self {
+        for text in [
+            &mut self.key,
+            &mut self.custom_id,
+            &mut self.batch,
+            &mut self.reason_message,
+            &mut self.reply_to,
+            &mut self.correlation_id,
+            &mut self.model,
+            &mut self.revision,
+            &mut self.text,
+        ] {
+            *text = text.take().map(&change);
+        }
+        self
+    }
+
+    /// True while something else than a terminal state is written.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state.as_str(), "queued" | "routed" | "running")
+    }
+
+    /// The key whose entry this job may lead.
+    pub(super) fn cache_key(&self) -> Option<CacheKey> {
+        let key = self.cache_key.as_deref()?;
+        key.try_into().ok().map(CacheKey)
+    }
+
+    /// Writes the end without an answer into the row, as the statement beside it does.
+    pub(super) fn ended(mut self, state: &str, reason: &Reason, now: DateTime<Utc>) -> Self {
+        self.state = state.to_owned();
+        self.reason_code = Some(reason.code.clone());
+        self.reason_message = Some(reason.message.clone());
+        self.finished_at = Some(now);
+        self
+    }
+
+    fn bad(&self, message: impl Into<String>) -> BadRow {
+        BadRow {
+            id: self.id,
+            message: message.into(),
+        }
+    }
+
+    fn parse<T: std::str::FromStr<Err = String>>(
+        &self,
+        text: Option<&String>,
+    ) -> Result<Option<T>, BadRow> {
+        text.map(|text| text.parse())
+            .transpose()
+            .map_err(|message: String| self.bad(message))
+    }
+
+    fn tenant(&self) -> Result<Tenant, BadRow> {
+        self.tenant
+            .parse()
+            .map_err(|message: String| self.bad(message))
+    }
+
+    fn reply_to(&self) -> Option<ReplyTo> {
+        Some(ReplyTo {
+            queue: self.reply_to.clone()?,
+            correlation_id: self.correlation_id.clone(),
+        })
+    }
+
+    /// The answer, when the row has all of it.
+    fn take_answer(&mut self) -> Result<Option<Answer>, BadRow> {
+        let (Some(text), Some(finish_reason)) =
+            (self.text.take(), self.parse(self.finish_reason.as_ref())?)
+        else {
+            return Ok(None);
+        };
+        let count = |tokens: Option<i32>| u32::try_from(tokens.unwrap_or(0)).unwrap_or(0);
+        Ok(Some(Answer {
+            text,
+            finish_reason,
+            usage: Usage {
+                prompt_tokens: count(self.prompt_tokens),
+                prompt_tokens_computed: count(self.prompt_tokens_computed),
+                completion_tokens: count(self.completion_tokens),
+            },
+            model: self.model.take().unwrap_or_default(),
+            revision: self.revision.take().unwrap_or_default(),
+            mean_logprob: self.mean_logprob,
+        }))
+    }
+
+    pub(super) fn into_record(mut self) -> Result<JobRecord, BadRow> {
+        let answer = self.take_answer()?;
+        let reason = self.reason_code.take().map(|code| Reason {
+            code,
+            message: self.reason_message.take().unwrap_or_default(),
+        });
+        Ok(JobRecord {
+            id: JobId(self.id),
+            tenant: self.tenant()?,
+            state: self
+                .state
+                .parse()
+                .map_err(|message: String| self.bad(message))?,
+            tier: self.parse(self.tier.as_ref())?,
+            score: self.score,
+            answer,
+            source: self.parse(self.source.as_ref())?,
+            reason,
+            attempts: u32::try_from(self.attempts).unwrap_or(0),
+            reply_to: self.reply_to(),
+            submitted_at: self.submitted_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            key: self.key,
+            custom_id: self.custom_id,
+            batch: self.batch,
+        })
+    }
+
+    pub(super) fn head(&self) -> Result<JobHead, BadRow> {
+        Ok(JobHead {
+            id: JobId(self.id),
+            tenant: self.tenant()?,
+            key: self.key.clone(),
+            custom_id: self.custom_id.clone(),
+            batch: self.batch.clone(),
+            deadline: self.deadline,
+            reply_to: self.reply_to(),
+            priority: Priority::from_amqp(u8::try_from(self.priority).unwrap_or(0)),
+            redrive_of: self.redrive_of.map(JobId),
+            submitted_at: self.submitted_at,
+        })
+    }
+
+    /// The job with the request that is kept beside it.
+    pub(super) fn job(&self, request: &str) -> Result<Job, BadRow> {
+        let request: ChatRequest = serde_json::from_str(request)
+            .map_err(|fault| self.bad(format!("its request cannot be read: {fault}")))?;
+        Ok(Job {
+            head: self.head()?,
+            request,
+        })
+    }
+
+    /// The message that puts the job back on its tier's queue.
+    pub(super) fn routed_job(&self, request: &str) -> Result<RoutedJob, BadRow> {
+        let tier = self
+            .parse(self.tier.as_ref())?
+            .ok_or_else(|| self.bad("it has no tier"))?;
+        Ok(RoutedJob {
+            job: self.job(request)?,
+            tier,
+            cache_key: self.cache_key(),
+        })
+    }
+}

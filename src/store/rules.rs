@@ -1,0 +1,366 @@
+//! What becomes of jobs, decided without I/O so that both backends decide alike.
+
+use std::{collections::HashSet, time::Duration};
+
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::{Admission, Admitted, Course, DeadLetter, Route, Verdict, row::Row};
+use crate::job::{
+    Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason,
+};
+
+/// An instant `span` after `now`; the latest there is if that is beyond the calendar.
+pub(super) fn after(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
+    // A century is forever here, and every database can write it.
+    const SPAN_MAX: TimeDelta = TimeDelta::days(36_525);
+    now + TimeDelta::from_std(span).map_or(SPAN_MAX, |span| span.min(SPAN_MAX))
+}
+
+/// An instant `span` before `now`.
+pub(super) fn before(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
+    now - (after(now, span) - now)
+}
+
+/// What a cache entry holds for jobs that come in.
+#[derive(Clone, Debug)]
+pub(super) enum Entry {
+    /// This job computes the answer.
+    Led(JobId),
+    /// The answer is there.
+    Ready(Hit),
+}
+
+/// An answer found in the cache.
+#[derive(Clone, Debug)]
+pub(super) struct Hit {
+    pub answer: Answer,
+    /// The job that computed it.
+    pub leader: JobId,
+}
+
+/// What a job that comes in is written as.
+#[derive(Clone, Debug)]
+pub(super) enum Fate<'a> {
+    Queued,
+    Routed(&'a Route),
+    Waiting(&'a Route),
+    Hit(&'a Route, Hit),
+    Ended(JobState, &'a Reason),
+}
+
+/// A job about to be written.
+#[derive(Clone, Debug)]
+pub(super) struct NewJob<'a> {
+    pub head: &'a JobHead,
+    pub request: Option<&'a ChatRequest>,
+    pub digest: Option<&'a [u8; 32]>,
+    pub fate: Fate<'a>,
+}
+
+impl<'a> NewJob<'a> {
+    /// Decides what an admission is written as; `entry` is what its cache key leads to.
+    pub(super) fn of(admission: &'a Admission, entry: Option<&Entry>) -> Self {
+        let fate = match &admission.course {
+            Course::Queue => Fate::Queued,
+            Course::End { state, reason } => Fate::Ended(*state, reason),
+            Course::Route(route) => match entry {
+                Some(Entry::Ready(hit)) => Fate::Hit(route, hit.clone()),
+                Some(Entry::Led(leader)) if *leader != admission.head.id => Fate::Waiting(route),
+                Some(Entry::Led(_)) | None => Fate::Routed(route),
+            },
+        };
+        Self {
+            head: &admission.head,
+            request: admission.request.as_ref(),
+            digest: Some(&admission.digest),
+            fate,
+        }
+    }
+
+    pub(super) fn state(&self) -> JobState {
+        match self.fate {
+            Fate::Queued => JobState::Queued,
+            Fate::Routed(_) | Fate::Waiting(_) => JobState::Routed,
+            Fate::Hit(..) => JobState::Succeeded,
+            Fate::Ended(state, _) => state,
+        }
+    }
+
+    pub(super) fn route(&self) -> Option<&'a Route> {
+        match self.fate {
+            Fate::Routed(route) | Fate::Waiting(route) | Fate::Hit(route, _) => Some(route),
+            Fate::Queued | Fate::Ended(..) => None,
+        }
+    }
+
+    pub(super) fn waits_for(&self) -> Option<&'a CacheKey> {
+        match self.fate {
+            Fate::Waiting(route) => route.cache_key.as_ref(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn hit(&self) -> Option<&Hit> {
+        match &self.fate {
+            Fate::Hit(_, hit) => Some(hit),
+            _ => None,
+        }
+    }
+
+    pub(super) fn source(&self) -> Option<AnswerSource> {
+        self.hit().map(|_| AnswerSource::Cache)
+    }
+
+    pub(super) fn reason(&self) -> Option<&'a Reason> {
+        match self.fate {
+            Fate::Ended(_, reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// When it became terminal, if it is.
+    pub(super) fn finished_at(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.state().is_terminal().then_some(now)
+    }
+
+    pub(super) fn admitted(&self, now: DateTime<Utc>) -> Admitted {
+        match self.fate {
+            Fate::Queued => Admitted::Queued,
+            Fate::Routed(_) => Admitted::Routed,
+            Fate::Waiting(_) => Admitted::Waiting,
+            Fate::Hit(..) | Fate::Ended(..) => Admitted::Ended(Box::new(self.record(now))),
+        }
+    }
+
+    pub(super) fn record(&self, now: DateTime<Utc>) -> JobRecord {
+        let head = self.head;
+        JobRecord {
+            id: head.id,
+            tenant: head.tenant.clone(),
+            key: head.key.clone(),
+            custom_id: head.custom_id.clone(),
+            batch: head.batch.clone(),
+            state: self.state(),
+            tier: self.route().map(|route| route.tier),
+            score: self.route().map(|route| route.decision.score),
+            answer: self.hit().map(|hit| hit.answer.clone()),
+            source: self.source(),
+            reason: self.reason().cloned(),
+            attempts: 0,
+            reply_to: head.reply_to.clone(),
+            submitted_at: head.submitted_at.trunc_subsecs(6),
+            started_at: None,
+            finished_at: self.finished_at(now),
+        }
+    }
+}
+
+/// What an admission means for a job that is known.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meeting {
+    /// Another request under the same id or key.
+    Reused,
+    /// The job itself, queued so far, takes its course.
+    Moves,
+    /// The same request again.
+    Known,
+}
+
+/// Compares an admission with the row that owns its id or key.
+pub(super) fn meet(admission: &Admission, owner: &Row) -> Meeting {
+    let is_same = owner
+        .digest
+        .as_ref()
+        // Jobs that the broker gave up before they were read have no digest.
+        .is_none_or(|digest| *digest == admission.digest);
+    if !is_same {
+        Meeting::Reused
+    } else if owner.id == admission.head.id.0
+        && owner.state == "queued"
+        && admission.course != Course::Queue
+    {
+        Meeting::Moves
+    } else {
+        Meeting::Known
+    }
+}
+
+/// Splits a batch's positions into first appearances and those whose id or key appeared before.
+pub(super) fn split_repeats(admissions: &[Admission]) -> (Vec<usize>, Vec<usize>) {
+    let mut ids = HashSet::with_capacity(admissions.len());
+    let mut keys = HashSet::with_capacity(admissions.len());
+    (0..admissions.len()).partition(|&at| {
+        let head = &admissions[at].head;
+        let is_new_id = ids.insert(head.id);
+        let is_new_key = head
+            .key
+            .as_deref()
+            .is_none_or(|key| keys.insert((&head.tenant, key)));
+        is_new_id && is_new_key
+    })
+}
+
+/// What a claim does.
+#[derive(Debug, PartialEq)]
+pub(super) enum ClaimStep {
+    /// Begins this attempt, `last` of those the job gets; an attempt that ran before it is lost.
+    Run {
+        attempt: i32,
+        lost: bool,
+        last: bool,
+    },
+    /// Leaves it alone.
+    Busy,
+    /// It is terminal already.
+    Ended,
+    /// Ends it without an answer.
+    End {
+        state: JobState,
+        reason: Reason,
+        lost: bool,
+        /// True when a dead letter is to be left.
+        bury: bool,
+    },
+}
+
+/// Decides about a claim. `is_alive` tells whether the lease of a running attempt holds.
+pub(super) fn claim_step(
+    row: &Row,
+    redelivered: bool,
+    is_alive: bool,
+    attempts_max: u32,
+    now: DateTime<Utc>,
+) -> ClaimStep {
+    if !row.is_open() {
+        return ClaimStep::Ended;
+    }
+    let lost = row.state == "running";
+    if lost && is_alive && !redelivered {
+        return ClaimStep::Busy;
+    }
+    if let Some(deadline) = row.deadline.filter(|deadline| *deadline <= now) {
+        return ClaimStep::End {
+            state: JobState::Expired,
+            reason: Reason::new(
+                "deadline_passed",
+                format!("the deadline {deadline} passed before the job was run"),
+            ),
+            lost,
+            bury: false,
+        };
+    }
+    let counted = row.attempts - row.attempts_returned;
+    if i64::from(counted) >= i64::from(attempts_max) {
+        return ClaimStep::End {
+            state: JobState::Failed,
+            reason: Reason::new(
+                "attempts_spent",
+                format!("{counted} attempts ended without an answer; the job is quarantined"),
+            ),
+            lost,
+            bury: true,
+        };
+    }
+    ClaimStep::Run {
+        attempt: row.attempts + 1,
+        lost,
+        last: i64::from(counted) + 1 >= i64::from(attempts_max),
+    }
+}
+
+/// The dead letter of a job whose attempts are spent; it carries the job itself, ready to be redriven.
+pub(super) fn letter_of(
+    row: &Row,
+    request: Option<&str>,
+    reason: &Reason,
+    now: DateTime<Utc>,
+) -> Result<DeadLetter, super::row::BadRow> {
+    let body = match request {
+        Some(request) => serde_json::to_vec(&row.routed_job(request)?),
+        None => serde_json::to_vec(&row.head()?),
+    };
+    let tier = row.tier.as_deref().unwrap_or("in");
+    Ok(DeadLetter {
+        id: Uuid::now_v7(),
+        job: Some(JobId(row.id)),
+        tenant: row.tenant.parse().ok(),
+        queue: format!("jobs.{tier}"),
+        reason: reason.clone(),
+        body: body.expect("a job's fields are all representable in JSON"),
+        died_at: now,
+    })
+}
+
+/// What a verdict writes.
+#[derive(Debug)]
+pub(super) struct Effect<'a> {
+    /// The job's next state.
+    pub state: JobState,
+    /// The attempt's outcome.
+    pub outcome: &'static str,
+    /// The job's next tier, where it changes.
+    pub tier: Option<&'static str>,
+    pub answer: Option<&'a Answer>,
+    pub reason: Option<&'a Reason>,
+    /// True when the attempt does not count.
+    pub is_returned: bool,
+    /// True when a dead letter is to be left.
+    pub bury: bool,
+}
+
+impl<'a> Effect<'a> {
+    pub(super) fn of(verdict: &'a Verdict) -> Self {
+        let bare = |state, outcome| Self {
+            state,
+            outcome,
+            tier: None,
+            answer: None,
+            reason: None,
+            is_returned: false,
+            bury: false,
+        };
+        match verdict {
+            Verdict::Succeeded(answer) => Self {
+                answer: Some(answer),
+                ..bare(JobState::Succeeded, "succeeded")
+            },
+            Verdict::Failed(reason) => Self {
+                reason: Some(reason),
+                ..bare(JobState::Failed, "failed")
+            },
+            Verdict::Spent(reason) => Self {
+                reason: Some(reason),
+                bury: true,
+                ..bare(JobState::Failed, "failed")
+            },
+            Verdict::Expired(reason) => Self {
+                reason: Some(reason),
+                ..bare(JobState::Expired, "expired")
+            },
+            Verdict::Retry(reason) => Self {
+                reason: Some(reason),
+                ..bare(JobState::Routed, "retried")
+            },
+            Verdict::Escalate { to, reason } => Self {
+                tier: Some(to.as_str()),
+                reason: Some(reason),
+                ..bare(JobState::Routed, "escalated")
+            },
+            Verdict::Returned => Self {
+                is_returned: true,
+                ..bare(JobState::Routed, "returned")
+            },
+        }
+    }
+
+    /// True when the job does not lead its cache entry any more. Put back on a queue, it still does.
+    pub(super) fn gives_up(&self) -> bool {
+        self.state.is_terminal() && self.answer.is_none()
+    }
+
+    /// The reason as the job keeps it: only for jobs that end.
+    pub(super) fn job_reason(&self) -> Option<&'a Reason> {
+        self.reason.filter(|_| self.state.is_terminal())
+    }
+}

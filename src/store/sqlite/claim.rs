@@ -1,0 +1,265 @@
+//! Claims: an attempt is on record before it runs.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, admit, cache, dead, find_row};
+use crate::{
+    job::{JobHead, JobRecord, JobState, Reason},
+    store::{
+        Claim, Claimant, Claimed, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules::{self, ClaimStep, Fate, NewJob},
+    },
+};
+
+impl SqliteStore {
+    /// Records an attempt for each job before it runs; see [`crate::store::Store::claim`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn claim(
+        &self,
+        claimant: &Claimant,
+        claims: &[Claim],
+    ) -> Result<Vec<Claimed>, StoreFault> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.claim_once(claimant, claims))
+    }
+
+    async fn claim_once(
+        &self,
+        claimant: &Claimant,
+        claims: &[Claim],
+    ) -> Result<Vec<Claimed>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let mut seen = HashSet::new();
+        let mut outcomes = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let outcome = match find_row(&mut transaction, claim.job.0).await? {
+                None => Claimed::Unknown,
+                Some(row) if !seen.insert(row.id) && row.is_open() => Claimed::Busy,
+                Some(row) => {
+                    claim_one(&mut transaction, claimant, row, claim.redelivered, now).await?
+                }
+            };
+            outcomes.push(outcome);
+        }
+        transaction.commit().await?;
+        Ok(outcomes)
+    }
+
+    /// Ends jobs that no attempt holds; see [`crate::store::Store::end`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn end(
+        &self,
+        endings: &[(JobHead, JobState, Reason)],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        if endings.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.end_once(endings))
+    }
+
+    async fn end_once(
+        &self,
+        endings: &[(JobHead, JobState, Reason)],
+    ) -> Result<Vec<JobRecord>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let mut records = Vec::with_capacity(endings.len());
+        for (head, state, reason) in endings {
+            records.push(end_one(&mut transaction, head, *state, reason, now).await?);
+        }
+        transaction.commit().await?;
+        Ok(records)
+    }
+}
+
+async fn claim_one(
+    connection: &mut SqliteConnection,
+    claimant: &Claimant,
+    row: Row,
+    redelivered: bool,
+    now: DateTime<Utc>,
+) -> Result<Claimed, Fault> {
+    let is_alive = is_alive(connection, &row, now).await?;
+    let step = rules::claim_step(&row, redelivered, is_alive, claimant.attempts_max, now);
+    match step {
+        ClaimStep::Busy => Ok(Claimed::Busy),
+        ClaimStep::Ended => Ok(Claimed::Ended(Box::new(row.into_record()?))),
+        ClaimStep::Run {
+            attempt,
+            lost,
+            last,
+        } => {
+            if lost {
+                mark_lost(connection, &row, now).await?;
+            }
+            begin_attempt(connection, claimant, row.id, attempt, now).await?;
+            Ok(Claimed::Run {
+                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                suspect: lost,
+                last,
+            })
+        }
+        ClaimStep::End {
+            state,
+            reason,
+            lost,
+            bury,
+        } => {
+            if lost {
+                mark_lost(connection, &row, now).await?;
+            }
+            let row = write_end(connection, row, state, &reason, now).await?;
+            if bury {
+                dead::quarantine(connection, &row, &reason, now).await?;
+            }
+            Ok(Claimed::Ended(Box::new(row.into_record()?)))
+        }
+    }
+}
+
+async fn end_one(
+    connection: &mut SqliteConnection,
+    head: &JobHead,
+    state: JobState,
+    reason: &Reason,
+    now: DateTime<Utc>,
+) -> Result<JobRecord, Fault> {
+    let mut known = find_row(connection, head.id.0).await?;
+    if known.is_none()
+        && let Some(owner) = admit::owner(connection, head).await?
+    {
+        known = find_row(connection, owner).await?;
+    }
+    let Some(row) = known else {
+        let job = NewJob {
+            head,
+            request: None,
+            digest: None,
+            fate: Fate::Ended(state, reason),
+        };
+        admit::own_key(connection, head).await?;
+        admit::write(connection, &job, now).await?;
+        return Ok(job.record(now));
+    };
+    if !row.is_open() || is_alive(connection, &row, now).await? {
+        return Ok(row.into_record()?);
+    }
+    if row.state == "running" {
+        mark_lost(connection, &row, now).await?;
+    }
+    let row = write_end(connection, row, state, reason, now).await?;
+    Ok(row.into_record()?)
+}
+
+/// True while a running job's claim holds: by its own lease or by a sign of life since.
+async fn is_alive(
+    connection: &mut SqliteConnection,
+    row: &Row,
+    now: DateTime<Utc>,
+) -> Result<bool, Fault> {
+    if row.state != "running" {
+        return Ok(false);
+    }
+    if row.lease_until.is_some_and(|until| until > now) {
+        return Ok(true);
+    }
+    let lease: Option<DateTime<Utc>> =
+        sqlx::query_scalar("select lease_until from workers where worker = ?1")
+            .bind(&row.worker)
+            .fetch_optional(connection)
+            .await?;
+    Ok(lease.is_some_and(|until| until > now))
+}
+
+/// Marks the latest attempt as vanished without a word.
+async fn mark_lost(
+    connection: &mut SqliteConnection,
+    row: &Row,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    sqlx::query(
+        "update attempts set outcome = 'lost', finished_at = ?3
+          where job_id = ?1 and attempt = ?2 and outcome = 'running'",
+    )
+    .bind(row.id)
+    .bind(row.attempts)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn begin_attempt(
+    connection: &mut SqliteConnection,
+    claimant: &Claimant,
+    id: Uuid,
+    attempt: i32,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    sqlx::query(
+        "update jobs
+            set state = 'running', attempts = ?2, worker = ?3, lease_until = ?4, started_at = ?5,
+                waits_for = null
+          where id = ?1 and state in ('queued', 'routed', 'running')",
+    )
+    .bind(id)
+    .bind(attempt)
+    .bind(&claimant.worker)
+    .bind(rules::after(now, claimant.lease))
+    .bind(now)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "insert into attempts (job_id, attempt, tier, model, revision, worker, outcome, claimed_at)
+         values (?1, ?2, ?3, ?4, ?5, ?6, 'running', ?7)",
+    )
+    .bind(id)
+    .bind(attempt)
+    .bind(claimant.tier.as_str())
+    .bind(&claimant.model)
+    .bind(&claimant.revision)
+    .bind(&claimant.worker)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes an end without an answer and gives up the job's cache entry.
+async fn write_end(
+    connection: &mut SqliteConnection,
+    row: Row,
+    state: JobState,
+    reason: &Reason,
+    now: DateTime<Utc>,
+) -> Result<Row, Fault> {
+    sqlx::query(
+        "update jobs
+            set state = ?2, reason_code = ?3, reason_message = ?4, finished_at = ?5, waits_for = null
+          where id = ?1 and state in ('queued', 'routed', 'running')",
+    )
+    .bind(row.id)
+    .bind(state.as_str())
+    .bind(&reason.code)
+    .bind(&reason.message)
+    .bind(now)
+    .execute(&mut *connection)
+    .await?;
+    if let Some(key) = row.cache_key() {
+        cache::give_up(connection, &key, row.id).await?;
+    }
+    Ok(row.ended(state.as_str(), reason, now))
+}

@@ -1,0 +1,180 @@
+//! Dead letters, and the requests that redrives need.
+
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::SqliteStore;
+use crate::{
+    job::{JobId, Reason},
+    store::{
+        DeadFilter, DeadLetter, DeadResolution, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules,
+    },
+};
+
+#[derive(sqlx::FromRow)]
+struct LetterRow {
+    id: Uuid,
+    job_id: Option<Uuid>,
+    tenant: Option<String>,
+    queue: String,
+    reason_code: String,
+    reason_message: String,
+    body: Vec<u8>,
+    died_at: DateTime<Utc>,
+}
+
+impl SqliteStore {
+    /// Keeps dead letters; see [`crate::store::Store::bury`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
+        persistent!(self, self.bury_once(letters))
+    }
+
+    async fn bury_once(&self, letters: &[DeadLetter]) -> Result<(), Fault> {
+        let mut transaction = self.begin().await?;
+        for letter in letters {
+            insert(&mut transaction, letter).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Unresolved dead letters, the oldest first.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreFault> {
+        persistent!(self, self.dead_letters_once(filter, limit))
+    }
+
+    async fn dead_letters_once(
+        &self,
+        filter: &DeadFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, Fault> {
+        let ids: Vec<String> = filter
+            .ids
+            .iter()
+            .map(|id| id.simple().to_string())
+            .collect();
+        let rows: Vec<LetterRow> = sqlx::query_as(
+            "select id, job_id, tenant, queue, reason_code, reason_message, body, died_at
+               from dead_letters
+              where resolution is null
+                and (json_array_length(?1) = 0
+                     or lower(hex(id)) in (select value from json_each(?1)))
+                and (?2 is null or reason_code = ?2)
+                and (?3 is null or tenant = ?3)
+                and (?4 is null or died_at < ?4)
+              order by died_at, id limit ?5",
+        )
+        .bind(serde_json::to_string(&ids)?)
+        .bind(&filter.reason)
+        .bind(filter.tenant.as_ref().map(|tenant| tenant.as_str()))
+        .bind(filter.died_before)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        let letters = rows.into_iter().map(|row| DeadLetter {
+            id: row.id,
+            job: row.job_id.map(JobId),
+            tenant: row.tenant.and_then(|tenant| tenant.parse().ok()),
+            queue: row.queue,
+            reason: Reason {
+                code: row.reason_code,
+                message: row.reason_message,
+            },
+            body: row.body,
+            died_at: row.died_at,
+        });
+        Ok(letters.collect())
+    }
+
+    /// Marks dead letters as resolved; returns how many were not before.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn resolve_dead(
+        &self,
+        ids: &[Uuid],
+        resolution: DeadResolution,
+    ) -> Result<u64, StoreFault> {
+        persistent!(self, self.resolve_dead_once(ids, resolution))
+    }
+
+    async fn resolve_dead_once(
+        &self,
+        ids: &[Uuid],
+        resolution: DeadResolution,
+    ) -> Result<u64, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let mut resolved = 0;
+        for id in ids {
+            let done = sqlx::query(
+                "update dead_letters set resolution = ?2, resolved_at = ?3
+                  where id = ?1 and resolution is null",
+            )
+            .bind(id)
+            .bind(resolution.as_str())
+            .bind(now)
+            .execute(&mut *transaction)
+            .await?;
+            resolved += done.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(resolved)
+    }
+}
+
+async fn insert(connection: &mut SqliteConnection, letter: &DeadLetter) -> Result<(), Fault> {
+    sqlx::query(
+        "insert into dead_letters (id, job_id, tenant, queue, reason_code, reason_message, body, died_at)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (id) do nothing",
+    )
+    .bind(letter.id)
+    .bind(letter.job.map(|job| job.0))
+    .bind(letter.tenant.as_ref().map(|tenant| tenant.as_str()))
+    .bind(&letter.queue)
+    .bind(&letter.reason.code)
+    .bind(&letter.reason.message)
+    .bind(&letter.body)
+    .bind(letter.died_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Leaves a dead letter for a job whose attempts are spent.
+pub(super) async fn quarantine(
+    connection: &mut SqliteConnection,
+    row: &Row,
+    reason: &Reason,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    let request = request(connection, row.id).await?;
+    let letter = rules::letter_of(row, request.as_deref(), reason, now)?;
+    insert(connection, &letter).await
+}
+
+/// A job's request, as JSON.
+pub(super) async fn request(
+    connection: &mut SqliteConnection,
+    id: Uuid,
+) -> Result<Option<String>, Fault> {
+    let request = sqlx::query_scalar("select request from requests where job_id = ?1")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    Ok(request)
+}

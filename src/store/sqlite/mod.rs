@@ -1,0 +1,232 @@
+//! The ledger in a SQLite file: plain statements, one immediate transaction a batch.
+//!
+//! One connection writes, so that batches queue up inside the process instead of polling the file's
+//! lock; others read beside it (WAL). Ids are 16-byte blobs. Times are RFC 3339 text in UTC as sqlx
+//! writes it, whose order is that of the instants.
+
+mod admit;
+mod cache;
+mod claim;
+mod dead;
+mod read;
+mod settle;
+mod workers;
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use sqlx::{
+    Sqlite, SqliteConnection, SqlitePool, Transaction,
+    migrate::{Migrate, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use uuid::Uuid;
+
+use super::{StoreFault, fault::Fault, row::Row, schema};
+use crate::config::StoreConfig;
+
+/// The columns of a [`Row`] but its text.
+macro_rules! row_columns {
+    () => {
+        " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.source, \
+         j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
+         j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision, \
+         j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
+         j.correlation_id, j.priority, j.deadline, j.submitted_at, j.started_at, j.finished_at, "
+    };
+}
+
+/// Selects [`Row`]s with their texts; what follows is put after the join.
+macro_rules! select_rows {
+    ($rest:literal) => {
+        concat!(
+            "select",
+            $crate::store::sqlite::row_columns!(),
+            "a.text from jobs j left join answers a on a.job_id = j.id ",
+            $rest
+        )
+    };
+}
+use row_columns;
+use select_rows;
+
+/// The table in which migrations are counted; the embedded broker's tables have their own.
+const MIGRATIONS_TABLE: &str = "ledger_migrations";
+/// Most milliseconds that a readiness probe waits.
+const PROBE_MS: u64 = 2_000;
+
+/// A ledger in a SQLite file.
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// For messages; the file's name.
+    pub(in crate::store) url: String,
+}
+
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!("./migrations/sqlite");
+    migrator.dangerous_set_table_name(MIGRATIONS_TABLE);
+    migrator
+}
+
+impl SqliteStore {
+    /// Opens the file, which is made with its folder if it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or made.
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+        let url = config.url.masked();
+        let outward = |fault: sqlx::Error| Fault::from(fault).outward(&url);
+        let timeout = Duration::from_millis(config.connect_timeout_ms);
+        let options = SqliteConnectOptions::from_str(config.url.expose())
+            .map_err(outward)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A commit that was reported must survive a power cut.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(timeout);
+        let path = PathBuf::from(options.get_filename());
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder).map_err(|fault| StoreFault::Storage {
+                message: format!("cannot make the folder {}: {fault}", folder.display()),
+            })?;
+        }
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(timeout)
+        };
+        let writer = pool(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(outward)?;
+        let readers = pool(config.connections_max).connect_lazy_with(options);
+        Ok(Self {
+            writer,
+            readers,
+            url,
+        })
+    }
+
+    fn outward(&self, fault: impl Into<Fault>) -> StoreFault {
+        fault.into().outward(&self.url)
+    }
+
+    /// A transaction that holds the file's write lock from its beginning.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, Fault> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// Brings the tables to this version; see [`super::Store::migrate`].
+    ///
+    /// # Errors
+    /// When a migration fails, or the tables are newer than this version.
+    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+        // All migrations or none, and one process at a time: the write lock is held throughout.
+        let mut transaction = self.begin().await.map_err(|fault| self.outward(fault))?;
+        let migrate_fault = |fault| schema::migrate_fault(fault, |fault| self.outward(fault));
+        transaction
+            .ensure_migrations_table(MIGRATIONS_TABLE)
+            .await
+            .map_err(migrate_fault)?;
+        let applied = transaction
+            .list_applied_migrations(MIGRATIONS_TABLE)
+            .await
+            .map_err(migrate_fault)?;
+        let pending = schema::pending(&migrator(), &applied)?;
+        migrator()
+            .run_direct(None, &mut *transaction, false)
+            .await
+            .map_err(migrate_fault)?;
+        transaction
+            .commit()
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        Ok(pending)
+    }
+
+    /// Fails unless the tables are of this version.
+    ///
+    /// # Errors
+    /// [`StoreFault::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+        let mut connection = self
+            .readers
+            .acquire()
+            .await
+            .map_err(|fault| self.outward(fault))?;
+        let applied = connection
+            .list_applied_migrations(MIGRATIONS_TABLE)
+            .await
+            .map_err(|fault| schema::migrate_fault(fault, |fault| self.outward(fault)))?;
+        schema::require_complete(schema::pending(&migrator(), &applied)?)
+    }
+
+    /// SQLite has no partitions.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
+        Ok(())
+    }
+
+    /// True while the file can be read.
+    pub async fn is_reachable(&self) -> bool {
+        let probe = sqlx::query("select count(*) from sqlite_master").execute(&self.readers);
+        matches!(
+            tokio::time::timeout(Duration::from_millis(PROBE_MS), probe).await,
+            Ok(Ok(_))
+        )
+    }
+
+    /// Drops the ledger's tables with all they hold; the file stays.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn drop_all(&self) -> Result<(), StoreFault> {
+        super::fault::persistent!(self, self.drop_once())
+    }
+
+    async fn drop_once(&self) -> Result<(), Fault> {
+        let mut transaction = self.begin().await?;
+        for statement in [
+            "drop view if exists latency",
+            "drop view if exists route_mix",
+            "drop view if exists cache_savings",
+            "drop view if exists tokens",
+            "drop view if exists attempt_outcomes",
+            "drop view if exists tenant_usage",
+            "drop view if exists dead_letter_causes",
+            "drop table if exists jobs",
+            "drop table if exists requests",
+            "drop table if exists answers",
+            "drop table if exists attempts",
+            "drop table if exists idempotency",
+            "drop table if exists cache_entries",
+            "drop table if exists dead_letters",
+            "drop table if exists workers",
+            "drop table if exists ledger_migrations",
+        ] {
+            sqlx::query(statement).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+async fn find_row(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<Row>, Fault> {
+    let row = sqlx::query_as(select_rows!("where j.id = ?1"))
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row)
+}

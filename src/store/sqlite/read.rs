@@ -1,0 +1,220 @@
+//! What people and producers ask the ledger.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::{SqliteStore, dead, find_row, select_rows};
+use crate::{
+    job::{Job, JobId, JobRecord, Reason, Tenant},
+    store::{
+        AttemptRecord, Overview, RecordFilter, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+    },
+};
+
+#[derive(sqlx::FromRow)]
+struct AttemptRow {
+    attempt: i64,
+    tier: String,
+    model: String,
+    worker: String,
+    outcome: String,
+    reason_code: Option<String>,
+    reason_message: Option<String>,
+    claimed_at: DateTime<Utc>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+impl SqliteStore {
+    /// The records of these jobs that exist.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+        persistent!(self, self.records_once(ids))
+    }
+
+    async fn records_once(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, Fault> {
+        let mut connection = self.readers.acquire().await?;
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(row) = find_row(&mut connection, id.0).await? {
+                records.push(row.into_record()?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// The records of the jobs that own these idempotency keys.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn records_by_key(
+        &self,
+        tenant: &Tenant,
+        keys: &[String],
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        persistent!(self, self.records_by_key_once(tenant, keys))
+    }
+
+    async fn records_by_key_once(
+        &self,
+        tenant: &Tenant,
+        keys: &[String],
+    ) -> Result<Vec<JobRecord>, Fault> {
+        let mut connection = self.readers.acquire().await?;
+        let mut records = Vec::with_capacity(keys.len());
+        for key in keys {
+            let row: Option<Row> = sqlx::query_as(select_rows!(
+                "where j.id = (select job_id from idempotency where tenant = ?1 and key = ?2)"
+            ))
+            .bind(tenant.as_str())
+            .bind(key)
+            .fetch_optional(&mut *connection)
+            .await?;
+            if let Some(row) = row {
+                records.push(row.into_record()?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Terminal records by rising (finished_at, id).
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn finished(
+        &self,
+        filter: &RecordFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        persistent!(self, self.finished_once(filter, limit))
+    }
+
+    async fn finished_once(
+        &self,
+        filter: &RecordFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, Fault> {
+        let (after_at, after_id) = match filter.after {
+            Some((at, id)) => (at, id.0),
+            None => (DateTime::UNIX_EPOCH, Uuid::nil()),
+        };
+        let rows: Vec<Row> = sqlx::query_as(select_rows!(
+            "where j.finished_at is not null and j.finished_at >= ?1
+               and (j.finished_at, j.id) > (?2, ?3)
+               and (?4 is null or j.tenant = ?4) and (?5 is null or j.batch = ?5)
+             order by j.finished_at, j.id limit ?6"
+        ))
+        .bind(filter.finished_since.unwrap_or(DateTime::UNIX_EPOCH))
+        .bind(after_at)
+        .bind(after_id)
+        .bind(filter.tenant.as_ref().map(Tenant::as_str))
+        .bind(&filter.batch)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| row.into_record().map_err(Fault::from))
+            .collect()
+    }
+
+    /// A job with its request, as it was admitted.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+        persistent!(self, self.job_once(id))
+    }
+
+    async fn job_once(&self, id: JobId) -> Result<Option<Job>, Fault> {
+        let mut connection = self.readers.acquire().await?;
+        let row = find_row(&mut connection, id.0).await?;
+        let request = dead::request(&mut connection, id.0).await?;
+        match (row, request) {
+            (Some(row), Some(request)) => Ok(Some(row.job(&request)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// A job's attempts, the first first.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+        persistent!(self, self.attempts_once(id))
+    }
+
+    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
+        let rows: Vec<AttemptRow> = sqlx::query_as(
+            "select attempt, tier, model, worker, outcome, reason_code, reason_message, claimed_at, finished_at
+               from attempts where job_id = ?1 order by attempt",
+        )
+        .bind(id.0)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(AttemptRecord {
+                    attempt: u32::try_from(row.attempt).unwrap_or(0),
+                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    model: row.model,
+                    worker: row.worker,
+                    outcome: row.outcome,
+                    reason: row.reason_code.map(|code| Reason {
+                        code,
+                        message: row.reason_message.unwrap_or_default(),
+                    }),
+                    claimed_at: row.claimed_at,
+                    finished_at: row.finished_at,
+                })
+            })
+            .collect()
+    }
+
+    /// Figures for `promptyard status`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+        persistent!(self, self.overview_once(now()))
+    }
+
+    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, Fault> {
+        let mut connection = self.readers.acquire().await?;
+        let states: Vec<(String, i64)> = sqlx::query_as(
+            "select state, count(*)
+               from (select state from jobs where finished_at is null
+                     union all select state from jobs where finished_at >= ?1)
+              group by state",
+        )
+        .bind(now - TimeDelta::days(1))
+        .fetch_all(&mut *connection)
+        .await?;
+        let states = states
+            .into_iter()
+            .map(|(state, jobs)| {
+                let state = state.parse().map_err(Fault::Rule)?;
+                Ok((state, u64::try_from(jobs).unwrap_or(0)))
+            })
+            .collect::<Result<_, Fault>>()?;
+        let (jobs, tokens): (i64, i64) = sqlx::query_as(
+            "select count(*), coalesce(sum(completion_tokens) filter (where source = 'computed'), 0)
+               from jobs where finished_at >= ?1",
+        )
+        .bind(now - TimeDelta::minutes(1))
+        .fetch_one(&mut *connection)
+        .await?;
+        let letters: i64 =
+            sqlx::query_scalar("select count(*) from dead_letters where resolution is null")
+                .fetch_one(&mut *connection)
+                .await?;
+        Ok(Overview {
+            states,
+            finished_last_minute: u64::try_from(jobs).unwrap_or(0),
+            completion_tokens_last_minute: u64::try_from(tokens).unwrap_or(0),
+            dead_letters: u64::try_from(letters).unwrap_or(0),
+        })
+    }
+}

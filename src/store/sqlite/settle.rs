@@ -1,0 +1,251 @@
+//! Settlements: fenced by the attempt, shared with the jobs that wait, all in one transaction.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, admit::insert_text, cache, dead, find_row, row_columns};
+use crate::{
+    job::{Answer, CacheKey, JobRecord, RoutedJob},
+    store::{
+        Settled, Settlement, StoreFault,
+        fault::{Fault, persistent},
+        row::{Row, now},
+        rules::Effect,
+    },
+};
+
+impl SqliteStore {
+    /// Ends attempts; see [`crate::store::Store::settle`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn settle(
+        &self,
+        settlements: &[Settlement],
+        cache_ttl: Duration,
+    ) -> Result<Vec<Settled>, StoreFault> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.settle_once(settlements, cache_ttl))
+    }
+
+    async fn settle_once(
+        &self,
+        settlements: &[Settlement],
+        ttl: Duration,
+    ) -> Result<Vec<Settled>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let mut outcomes = Vec::with_capacity(settlements.len());
+        for settlement in settlements {
+            outcomes.push(settle_one(&mut transaction, settlement, now, ttl).await?);
+        }
+        transaction.commit().await?;
+        Ok(outcomes)
+    }
+
+    /// Promotes waiting jobs; see [`crate::store::Store::promote_waiting`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn promote_waiting(
+        &self,
+        limit: usize,
+        cache_lease: Duration,
+    ) -> Result<Vec<RoutedJob>, StoreFault> {
+        persistent!(self, self.promote_once(limit, cache_lease))
+    }
+
+    async fn promote_once(&self, limit: usize, lease: Duration) -> Result<Vec<RoutedJob>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        // Ids sort by time, so the smallest is the oldest.
+        let rows: Vec<Row> = sqlx::query_as(concat!(
+            "select",
+            row_columns!(),
+            "null as text
+               from (select waits_for, min(id) as id from jobs
+                      where waits_for is not null and state = 'routed' group by waits_for) w
+               join jobs j on j.id = w.id
+               left join cache_entries e on e.key = w.waits_for
+              where e.key is null or (e.state = 'computing' and e.lease_until <= ?1)
+                 or (e.state = 'ready' and e.expires_at <= ?1)
+              order by j.id limit ?2"
+        ))
+        .bind(now)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut *transaction)
+        .await?;
+        let mut promoted = Vec::with_capacity(rows.len());
+        for row in rows {
+            let request = dead::request(&mut transaction, row.id).await?;
+            let (Some(key), Some(request)) = (row.cache_key(), request) else {
+                continue;
+            };
+            if cache::lead(&mut transaction, &key, &row.tenant, row.id, now, lease).await? {
+                promoted.push(row.routed_job(&request)?);
+            }
+        }
+        transaction.commit().await?;
+        Ok(promoted)
+    }
+}
+
+async fn settle_one(
+    connection: &mut SqliteConnection,
+    settlement: &Settlement,
+    now: DateTime<Utc>,
+    ttl: Duration,
+) -> Result<Settled, Fault> {
+    let effect = Effect::of(&settlement.verdict);
+    if !end_attempt(connection, settlement, &effect, now).await? {
+        return Ok(Settled::Fenced);
+    }
+    let id = settlement.job.0;
+    if let Some(answer) = effect.answer {
+        insert_text(connection, id, answer).await?;
+    }
+    write_attempt(connection, settlement, &effect).await?;
+    let Some(row) = find_row(connection, id).await? else {
+        return Err(Fault::Rule("a job that exists cannot be found".to_owned()));
+    };
+    if let (true, Some(reason)) = (effect.bury, effect.reason) {
+        dead::quarantine(connection, &row, reason, now).await?;
+    }
+    let mut shared = Vec::new();
+    if let Some(key) = &settlement.cache_key {
+        if let Some(answer) = effect.answer {
+            if settlement.reusable {
+                cache::fill(connection, key, &row.tenant, id, answer, (now, ttl)).await?;
+            }
+            shared = share(connection, key, id, answer, now).await?;
+        }
+        if effect.state.is_terminal() {
+            // A filled entry stays: only one that still computes is given up.
+            cache::give_up(connection, key, id).await?;
+        }
+    }
+    Ok(Settled::Committed {
+        record: Box::new(row.into_record()?),
+        shared,
+    })
+}
+
+/// Moves the job to its next state; false when the settlement is fenced.
+async fn end_attempt(
+    connection: &mut SqliteConnection,
+    settlement: &Settlement,
+    effect: &Effect<'_>,
+    now: DateTime<Utc>,
+) -> Result<bool, Fault> {
+    let answer = effect.answer;
+    let reason = effect.job_reason();
+    let done = sqlx::query(
+        "update jobs
+            set state = ?3, tier = coalesce(?4, tier), attempts_returned = attempts_returned + ?5,
+                source = case when ?3 = 'succeeded' then 'computed' end,
+                reason_code = ?6, reason_message = ?7, started_at = ?8, first_token_at = ?9,
+                prompt_tokens = ?10, prompt_tokens_computed = ?11, completion_tokens = ?12,
+                finish_reason = ?13, model = ?14, revision = ?15, mean_logprob = ?16, finished_at = ?17
+          where id = ?1 and attempts = ?2 and state = 'running'",
+    )
+    .bind(settlement.job.0)
+    .bind(settlement.attempt)
+    .bind(effect.state.as_str())
+    .bind(effect.tier)
+    .bind(i32::from(effect.is_returned))
+    .bind(reason.map(|reason| reason.code.as_str()))
+    .bind(reason.map(|reason| reason.message.as_str()))
+    .bind(settlement.started_at)
+    .bind(settlement.first_token_at)
+    .bind(answer.map(|answer| answer.usage.prompt_tokens))
+    .bind(answer.map(|answer| answer.usage.prompt_tokens_computed))
+    .bind(answer.map(|answer| answer.usage.completion_tokens))
+    .bind(answer.map(|answer| answer.finish_reason.as_str()))
+    .bind(answer.map(|answer| answer.model.as_str()))
+    .bind(answer.map(|answer| answer.revision.as_str()))
+    .bind(answer.and_then(|answer| answer.mean_logprob))
+    .bind(effect.state.is_terminal().then_some(now))
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Writes what the attempt came to.
+async fn write_attempt(
+    connection: &mut SqliteConnection,
+    settlement: &Settlement,
+    effect: &Effect<'_>,
+) -> Result<(), Fault> {
+    let usage = effect.answer.map(|answer| answer.usage);
+    sqlx::query(
+        "update attempts
+            set outcome = ?3, started_at = ?4, first_token_at = ?5, finished_at = ?6, reason_code = ?7,
+                reason_message = ?8, prompt_tokens = ?9, prompt_tokens_computed = ?10,
+                completion_tokens = ?11, mean_logprob = ?12
+          where job_id = ?1 and attempt = ?2",
+    )
+    .bind(settlement.job.0)
+    .bind(settlement.attempt)
+    .bind(effect.outcome)
+    .bind(settlement.started_at)
+    .bind(settlement.first_token_at)
+    .bind(settlement.finished_at)
+    .bind(effect.reason.map(|reason| reason.code.as_str()))
+    .bind(effect.reason.map(|reason| reason.message.as_str()))
+    .bind(usage.map(|usage| usage.prompt_tokens))
+    .bind(usage.map(|usage| usage.prompt_tokens_computed))
+    .bind(usage.map(|usage| usage.completion_tokens))
+    .bind(effect.answer.and_then(|answer| answer.mean_logprob))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives an answer to the jobs that wait for it.
+async fn share(
+    connection: &mut SqliteConnection,
+    key: &CacheKey,
+    leader: Uuid,
+    answer: &Answer,
+    now: DateTime<Utc>,
+) -> Result<Vec<JobRecord>, Fault> {
+    let waiting: Vec<Uuid> = sqlx::query_scalar(
+        "select id from jobs where waits_for = ?1 and state = 'routed' order by id",
+    )
+    .bind(key.0.as_slice())
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut records = Vec::with_capacity(waiting.len());
+    for id in waiting {
+        sqlx::query(
+            "update jobs
+                set state = 'succeeded', source = 'shared', answered_by = ?2, waits_for = null,
+                    finished_at = ?3, prompt_tokens = ?4, prompt_tokens_computed = ?5,
+                    completion_tokens = ?6, finish_reason = ?7, model = ?8, revision = ?9,
+                    mean_logprob = ?10
+              where id = ?1 and state = 'routed'",
+        )
+        .bind(id)
+        .bind(leader)
+        .bind(now)
+        .bind(answer.usage.prompt_tokens)
+        .bind(answer.usage.prompt_tokens_computed)
+        .bind(answer.usage.completion_tokens)
+        .bind(answer.finish_reason.as_str())
+        .bind(&answer.model)
+        .bind(&answer.revision)
+        .bind(answer.mean_logprob)
+        .execute(&mut *connection)
+        .await?;
+        insert_text(connection, id, answer).await?;
+        if let Some(row) = find_row(connection, id).await? {
+            records.push(row.into_record()?);
+        }
+    }
+    Ok(records)
+}

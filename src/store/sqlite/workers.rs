@@ -1,0 +1,94 @@
+//! Workers' signs of life.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::SqliteStore;
+use crate::store::{
+    Heartbeat, StoreFault, WorkerRecord,
+    fault::{Fault, persistent},
+    row::now,
+    rules::{after, before},
+};
+
+#[derive(sqlx::FromRow)]
+struct WorkerRow {
+    worker: String,
+    tier: String,
+    model: String,
+    revision: String,
+    batch_max: i64,
+    running: i64,
+    draining: bool,
+    seen_at: DateTime<Utc>,
+}
+
+impl SqliteStore {
+    /// Records a sign of life. One row carries the lease of all jobs of the worker.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
+        persistent!(self, self.beat_once(heartbeat))
+    }
+
+    async fn beat_once(&self, heartbeat: &Heartbeat) -> Result<(), Fault> {
+        let claimant = &heartbeat.claimant;
+        let now = now();
+        sqlx::query(
+            "insert into workers (worker, tier, model, revision, batch_max, running, draining, lease_until,
+                                  seen_at)
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 on conflict (worker) do update
+                set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
+                    batch_max = excluded.batch_max, running = excluded.running,
+                    draining = excluded.draining, lease_until = excluded.lease_until,
+                    seen_at = excluded.seen_at",
+        )
+        .bind(&claimant.worker)
+        .bind(claimant.tier.as_str())
+        .bind(&claimant.model)
+        .bind(&claimant.revision)
+        .bind(heartbeat.batch_max)
+        .bind(heartbeat.running)
+        .bind(heartbeat.draining)
+        .bind(after(now, claimant.lease))
+        .bind(now)
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// The workers seen within `age`, the latest first.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+        persistent!(self, self.workers_once(age))
+    }
+
+    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
+        let rows: Vec<WorkerRow> = sqlx::query_as(
+            "select worker, tier, model, revision, batch_max, running, draining, seen_at
+               from workers where seen_at >= ?1 order by seen_at desc, worker",
+        )
+        .bind(before(now(), age))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(WorkerRecord {
+                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    worker: row.worker,
+                    model: row.model,
+                    revision: row.revision,
+                    batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+                    running: u32::try_from(row.running).unwrap_or(0),
+                    draining: row.draining,
+                    seen_at: row.seen_at,
+                })
+            })
+            .collect()
+    }
+}
