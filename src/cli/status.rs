@@ -107,6 +107,6 @@ fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> S
 /// A table without lines, as other command-line tools print them.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header);
+    table.load_style(NOTHING).set_header(header);
     table
 }
