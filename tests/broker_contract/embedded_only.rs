@@ -222,3 +222,27 @@ async fn prefixes_keep_fleets_apart() {
     })
     .await;
 }
+
+/// A file that cannot hold queues is named, with what is wrong with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_no_database_is_told() {
+    in_time(async {
+        let fleet = Fleet::embedded();
+        let path = fleet.folder.path().join("notes.txt");
+        std::fs::write(&path, "shopping list, ".repeat(400)).unwrap();
+        for path in [path.as_path(), fleet.folder.path()] {
+            let fault = Broker::connect(&fleet.config, path).await.unwrap_err();
+            assert!(matches!(fault, BrokerFault::Storage { .. }), "{fault}");
+            assert!(
+                fault.to_string().contains(path.to_str().unwrap()),
+                "{fault}"
+            );
+        }
+        assert!(
+            std::fs::read_to_string(&path)
+                .unwrap()
+                .starts_with("shopping")
+        );
+    })
+    .await;
+}
