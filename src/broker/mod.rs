@@ -138,7 +138,7 @@ pub enum PublishFault {
     /// The queue is full: try again later, and tell the producer so.
     #[error("the queue is full")]
     Refused,
-    /// There is no such queue.
+    /// There is no such queue, or AMQP cannot say its name or a header's (over 255 bytes).
     #[error("no queue takes the message")]
     Unroutable,
     /// No confirm came in time (a memory or disk alarm on the broker, or a lost connection).
@@ -233,7 +233,8 @@ pub struct Depth {
     pub queue: Queue,
     /// Messages that wait for a consumer.
     pub ready: u64,
-    /// Consumers subscribed to it.
+    /// Consumers subscribed to it. RabbitMQ counts one that has ended until its last message is
+    /// settled; the embedded broker knows only those of this process.
     pub consumers: u32,
 }
 
@@ -308,7 +309,8 @@ impl Broker {
         each!(self, broker => broker.requeue(tickets).await)
     }
 
-    /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`.
+    /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`. What lies there
+    /// already is put back instead.
     ///
     /// # Errors
     /// When the broker cannot be reached; the messages will come again.
