@@ -126,7 +126,7 @@ impl RabbitConsumer {
             let taken = self.pending.len().min(max);
             if taken > 0 {
                 let batch: Vec<_> = self.pending.drain(..taken).collect();
-                super::super::count_delivered(&batch);
+                super::super::counts::count_delivered(&batch);
                 return batch;
             }
         }
