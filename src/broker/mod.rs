@@ -4,6 +4,7 @@
 //! Two backends pass one contract suite (`tests/broker_contract.rs`): [`rabbitmq`] for a fleet and
 //! [`embedded`] for one process. A broker never looks into a body and never counts attempts.
 
+mod counts;
 pub mod embedded;
 pub mod letters;
 pub mod outbox;
@@ -12,12 +13,10 @@ pub mod rabbitmq;
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use metrics::counter;
 
 use crate::{
     config::BrokerConfig,
     job::{Priority, Tier},
-    metrics::{DELIVERED, PUBLISHED},
 };
 
 use embedded::{EmbeddedBroker, EmbeddedConsumer, EmbeddedTicket};
@@ -106,7 +105,8 @@ pub struct Envelope {
     /// How urgently the message is delivered, where the broker knows priorities.
     pub priority: Priority,
     /// From this instant the message is dead-lettered instead of delivered. On the wire it is the
-    /// AMQP `expiration`, milliseconds from publishing.
+    /// AMQP `expiration`, milliseconds from publishing. Dead letters keep it and do not expire; on
+    /// RabbitMQ neither does a message that has rested in a retry queue.
     pub expires_at: Option<DateTime<Utc>>,
     /// When the producer made the message (AMQP `timestamp`, whole seconds on RabbitMQ).
     pub timestamp: Option<DateTime<Utc>>,
@@ -138,7 +138,7 @@ pub enum PublishFault {
     /// The queue is full: try again later, and tell the producer so.
     #[error("the queue is full")]
     Refused,
-    /// There is no such queue.
+    /// There is no such queue, or AMQP cannot say its name or a header's (over 255 bytes).
     #[error("no queue takes the message")]
     Unroutable,
     /// No confirm came in time (a memory or disk alarm on the broker, or a lost connection).
@@ -207,6 +207,7 @@ pub struct Delivery {
 }
 
 /// Settles one delivery through [`Broker::ack`], [`Broker::requeue`] or [`Broker::reject`].
+/// One that is dropped leaves its message held until its consumer and the other tickets are gone.
 #[derive(Debug)]
 pub enum Ticket {
     /// Of RabbitMQ.
@@ -233,7 +234,8 @@ pub struct Depth {
     pub queue: Queue,
     /// Messages that wait for a consumer.
     pub ready: u64,
-    /// Consumers subscribed to it.
+    /// Consumers subscribed to it. RabbitMQ counts one that has ended until its last message is
+    /// settled; the embedded broker knows only those of this process.
     pub consumers: u32,
 }
 
@@ -308,7 +310,8 @@ impl Broker {
         each!(self, broker => broker.requeue(tickets).await)
     }
 
-    /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`.
+    /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`. What lies there
+    /// already is put back instead.
     ///
     /// # Errors
     /// When the broker cannot be reached; the messages will come again.
@@ -364,46 +367,5 @@ impl Consumer {
     /// Deliveries already returned may still be settled.
     pub async fn close(self) {
         each!(self, consumer => consumer.close().await)
-    }
-}
-
-/// Labels of [`crate::metrics::PUBLISHED`].
-fn labels(target: &Target, outcome: &Result<(), PublishFault>) -> (&'static str, &'static str) {
-    let queue = match target {
-        Target::Queue(queue) => queue.name(),
-        Target::Reply(_) => "reply",
-    };
-    let outcome = match outcome {
-        Ok(()) => "confirmed",
-        Err(PublishFault::Refused) => "refused",
-        Err(PublishFault::Unroutable) => "unroutable",
-        Err(PublishFault::TimedOut(_)) => "timed_out",
-        Err(PublishFault::Unreachable(_)) => "unreachable",
-    };
-    (queue, outcome)
-}
-
-/// Counts the outcomes of a batch, by queue.
-fn count_published(targets: &[Target], outcomes: &[Result<(), PublishFault>]) {
-    let mut counts = BTreeMap::new();
-    for (target, outcome) in targets.iter().zip(outcomes) {
-        *counts.entry(labels(target, outcome)).or_insert(0) += 1;
-    }
-    for ((queue, outcome), count) in counts {
-        counter!(PUBLISHED, "queue" => queue, "outcome" => outcome).increment(count);
-    }
-}
-
-/// Counts messages handed to a consumer, by queue.
-fn count_delivered(batch: &[Delivery]) {
-    let mut counts = BTreeMap::new();
-    for delivery in batch {
-        *counts
-            .entry((delivery.queue.name(), delivery.redelivered))
-            .or_insert(0) += 1;
-    }
-    for ((queue, redelivered), count) in counts {
-        let redelivered = if redelivered { "true" } else { "false" };
-        counter!(DELIVERED, "queue" => queue, "redelivered" => redelivered).increment(count);
     }
 }

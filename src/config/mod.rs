@@ -53,7 +53,7 @@ settings! {
         publish_timeout_ms: u64 = 30_000, "a whole number from 1", |n| *n >= 1;
         /// Most milliseconds to wait for a connection.
         connect_timeout_ms: u64 = 10_000, "a whole number from 1", |n| *n >= 1;
-        /// Times a broker may deliver a message before it dead-letters it (quorum queues' own limit).
+        /// Times a message may come back unsettled before the broker dead-letters it (quorum queues' own limit).
         delivery_limit: u32 = 20, "a whole number from 1", |n| *n >= 1;
     }
 }
@@ -171,7 +171,7 @@ settings! {
         /// `text` for people, `json` for collectors.
         log_format: LogFormat = LogFormat::Text, "\"text\" or \"json\"";
         /// What is logged, as a tracing filter such as `info,promptyard=debug`.
-        log: String = "info,sqlx=warn,lapin=warn".to_owned(), "a tracing filter";
+        log: String = "info,sqlx=warn,lapin=error,lapin::returned_messages=off".to_owned(), "a tracing filter";
     }
 }
 

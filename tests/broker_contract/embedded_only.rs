@@ -56,8 +56,8 @@ async fn child_that_holds_messages() {
     let mut held = take(&mut consumer, 30).await;
     let acked = held.drain(..10).collect();
     assert_eq!(ack(&broker, acked).await, 0);
-    // The parent has read this line when it kills us.
-    eprintln!("holding {}", held.len());
+    assert_eq!(held.len(), 20);
+    // The parent kills us once this file is there.
     std::fs::write(
         holding(std::env::var_os(PATH_VARIABLE).unwrap().as_ref()),
         "",
@@ -219,6 +219,30 @@ async fn prefixes_keep_fleets_apart() {
         other.close().await;
         let mut consumer = plain.consume(&[Queue::In], 8).await.unwrap();
         assert_eq!(texts(&take(&mut consumer, 2).await), ["0", "1"]);
+    })
+    .await;
+}
+
+/// A file that cannot hold queues is named, with what is wrong with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_no_database_is_told() {
+    in_time(async {
+        let fleet = Fleet::embedded();
+        let path = fleet.folder.path().join("notes.txt");
+        std::fs::write(&path, "shopping list, ".repeat(400)).unwrap();
+        for path in [path.as_path(), fleet.folder.path()] {
+            let fault = Broker::connect(&fleet.config, path).await.unwrap_err();
+            assert!(matches!(fault, BrokerFault::Storage { .. }), "{fault}");
+            assert!(
+                fault.to_string().contains(path.to_str().unwrap()),
+                "{fault}"
+            );
+        }
+        assert!(
+            std::fs::read_to_string(&path)
+                .unwrap()
+                .starts_with("shopping")
+        );
     })
     .await;
 }

@@ -104,10 +104,17 @@ impl Drop for Server {
         let group = format!("-{}", self.process.id());
         let _ = Command::new("kill").args(["-9", "--", &group]).status();
         let _ = self.process.wait();
-        // The port mapper runs on by itself, and ends only when told and without nodes.
-        let _ = Command::new("epmd")
-            .args(["-port", &self.epmd_port.to_string(), "-kill"])
-            .output();
+        // The port mapper runs on by itself. It ends only when told, and not before it has noticed
+        // that its node is gone.
+        for _ in 0..50 {
+            let told = Command::new("epmd")
+                .args(["-port", &self.epmd_port.to_string(), "-kill"])
+                .output();
+            if told.is_ok_and(|told| told.stdout.starts_with(b"Killed")) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 

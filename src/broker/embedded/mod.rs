@@ -9,6 +9,7 @@
 //! There are no reply queues, since nobody could consume them: a reply is always unroutable.
 //! Consumers of another process do not show in the depths.
 
+mod insert;
 mod subscription;
 mod table;
 mod worker;
@@ -31,8 +32,8 @@ use tokio::{
 };
 
 use super::{
-    BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket, count_delivered,
-    count_published,
+    BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket,
+    counts::{count_delivered, count_published},
 };
 use crate::{config::BrokerConfig, metrics::PUBLISH_SECONDS};
 

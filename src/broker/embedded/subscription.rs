@@ -55,7 +55,7 @@ impl Subscription {
         Self {
             session,
             queues: queues.to_vec(),
-            prefetch: prefetch.into(),
+            prefetch: prefetch.max(1).into(),
             held: Mutex::new(held),
             arrived: Notify::new(),
             closed: AtomicBool::new(false),

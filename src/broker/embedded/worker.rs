@@ -11,15 +11,15 @@ use std::{
     time::Duration,
 };
 
-use chrono::Utc;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    super::{BrokerFault, Depth, Publication, PublishFault, Queue, Target},
+    super::{BrokerFault, Depth, Publication, PublishFault, Queue},
+    insert::{Insert, Length},
     subscription::{Session, Subscription},
     table::Table,
 };
@@ -28,9 +28,6 @@ use super::{
 pub(super) const COMMANDS_MAX: usize = 256;
 /// How often the file is looked at for messages of other processes, deadlines and delays.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a queue's counted length is trusted while other processes may publish too.
-const COUNT_TRUST: Duration = Duration::from_secs(1);
-
 /// What happens to settled messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settlement {
@@ -69,13 +66,6 @@ pub(super) struct Worker {
     /// Held while this process consumes.
     pub(super) lock: Option<File>,
     pub(super) lengths: HashMap<Queue, Length>,
-}
-
-/// A queue's length as last counted, and with what this process added since.
-#[derive(Clone, Copy)]
-pub(super) struct Length {
-    messages: u64,
-    counted_at: Instant,
 }
 
 impl Worker {
@@ -368,46 +358,6 @@ impl Answer {
                 let _ = reply.send(done.copied());
             }
         }
-    }
-}
-
-/// Inserts messages while watching how long their queues are.
-struct Insert<'a> {
-    table: &'a Table,
-    lengths: &'a mut HashMap<Queue, Length>,
-    queue_messages_max: u64,
-}
-
-impl Insert<'_> {
-    async fn one(
-        &mut self,
-        connection: &mut SqliteConnection,
-        message: Publication,
-    ) -> sqlx::Result<Result<(), PublishFault>> {
-        let queue = match &message.target {
-            Target::Queue(queue) => *queue,
-            // Nobody could consume it: a producer's queue lives on a server.
-            Target::Reply(_) => return Ok(Err(PublishFault::Unroutable)),
-        };
-        let known = self.lengths.get(&queue).copied();
-        let trusted = known.filter(|length| {
-            length.messages < self.queue_messages_max && length.counted_at.elapsed() < COUNT_TRUST
-        });
-        let length = match trusted {
-            Some(length) => length,
-            None => Length {
-                messages: self.table.count(connection, queue).await?,
-                counted_at: Instant::now(),
-            },
-        };
-        if length.messages >= self.queue_messages_max {
-            return Ok(Err(PublishFault::Refused));
-        }
-        let now = Utc::now();
-        self.table.insert(connection, queue, message, now).await?;
-        let messages = length.messages + 1;
-        self.lengths.insert(queue, Length { messages, ..length });
-        Ok(Ok(()))
     }
 }
 

@@ -73,6 +73,8 @@ impl RabbitConsumer {
         queues: &[Queue],
         prefetch: u16,
     ) -> Result<Self, BrokerFault> {
+        // To AMQP 0 means without limit.
+        let prefetch = prefetch.max(1);
         let capacity = usize::from(prefetch) * queues.len();
         let (sender, arrived) = mpsc::channel(capacity.max(1));
         let stop = shared.closed.child_token();
@@ -124,7 +126,7 @@ impl RabbitConsumer {
             let taken = self.pending.len().min(max);
             if taken > 0 {
                 let batch: Vec<_> = self.pending.drain(..taken).collect();
-                super::super::count_delivered(&batch);
+                super::super::counts::count_delivered(&batch);
                 return batch;
             }
         }

@@ -16,7 +16,7 @@ use metrics::histogram;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    super::{BrokerFault, Publication, PublishFault, Target, count_published},
+    super::{BrokerFault, Publication, PublishFault, Target, counts::count_published},
     link::Link,
     topology::Topology,
     wire,

@@ -145,3 +145,62 @@ fn death(properties: &BasicProperties) -> Option<(String, &str)> {
     };
     Some((text("reason")?.to_owned(), text("queue")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    fn expiration(left: TimeDelta, queue: Option<Queue>) -> Option<i64> {
+        let envelope = Envelope {
+            expires_at: Some(Utc::now() + left),
+            ..Envelope::default()
+        };
+        let written = properties(&envelope, queue).expect("no long header");
+        let read = super::envelope(&written, Queue::In, |name| name);
+        let ms = |at: Option<DateTime<Utc>>| at.map(|at| at.timestamp_millis());
+        assert_eq!(ms(read.expires_at), ms(envelope.expires_at));
+        let expiration = written.expiration().as_ref()?;
+        Some(expiration.as_str().parse().expect("a number"))
+    }
+
+    #[test]
+    fn the_broker_is_told_only_deadlines_it_can_keep() {
+        let minute = expiration(TimeDelta::minutes(1), Some(Queue::In)).expect("sent");
+        assert!((59_000..=60_000).contains(&minute), "{minute}");
+        assert_eq!(expiration(TimeDelta::minutes(-1), None), Some(0));
+        assert_eq!(expiration(TimeDelta::days(60), Some(Queue::In)), None);
+        assert_eq!(expiration(TimeDelta::minutes(1), Some(Queue::Dead)), None);
+        let retry = Some(Queue::Retry(super::super::super::Delay::S10));
+        assert_eq!(expiration(TimeDelta::seconds(1), retry), None);
+    }
+
+    #[test]
+    fn the_latest_death_is_told() {
+        let entry = |reason: &str, queue: &str| {
+            let mut table = FieldTable::default();
+            table.insert("reason".into(), AMQPValue::LongString(reason.into()));
+            table.insert("queue".into(), AMQPValue::LongString(queue.into()));
+            AMQPValue::FieldTable(table)
+        };
+        let deaths = vec![
+            entry("rejected", "p.jobs.in"),
+            entry("expired", "p.jobs.retry.1s"),
+        ];
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
+        headers.insert(
+            "x-first-death-reason".into(),
+            AMQPValue::LongString("expired".into()),
+        );
+        let died = BasicProperties::default().with_headers(headers);
+        let strip = |name| str::strip_prefix(name, "p.").unwrap_or(name);
+        let read = envelope(&died, Queue::Dead, strip).headers;
+        assert_eq!(read[HEADER_DEATH_REASON], "rejected");
+        assert_eq!(read[HEADER_DEATH_QUEUE], "jobs.in");
+        assert_eq!(read.len(), 2);
+        // In any other queue a death is past.
+        assert!(envelope(&died, Queue::In, strip).headers.is_empty());
+    }
+}

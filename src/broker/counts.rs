@@ -1,0 +1,49 @@
+//! Counts what passes, for the metrics.
+
+use std::collections::BTreeMap;
+
+use metrics::counter;
+
+use super::{Delivery, PublishFault, Target};
+use crate::metrics::{DELIVERED, PUBLISHED};
+
+/// Labels of [`crate::metrics::PUBLISHED`].
+fn labels(target: &Target, outcome: &Result<(), PublishFault>) -> (&'static str, &'static str) {
+    let queue = match target {
+        Target::Queue(queue) => queue.name(),
+        Target::Reply(_) => "reply",
+    };
+    let outcome = match outcome {
+        Ok(()) => "confirmed",
+        Err(PublishFault::Refused) => "refused",
+        Err(PublishFault::Unroutable) => "unroutable",
+        Err(PublishFault::TimedOut(_)) => "timed_out",
+        Err(PublishFault::Unreachable(_)) => "unreachable",
+    };
+    (queue, outcome)
+}
+
+/// Counts the outcomes of a batch, by queue.
+pub(super) fn count_published(targets: &[Target], outcomes: &[Result<(), PublishFault>]) {
+    let mut counts = BTreeMap::new();
+    for (target, outcome) in targets.iter().zip(outcomes) {
+        *counts.entry(labels(target, outcome)).or_insert(0) += 1;
+    }
+    for ((queue, outcome), count) in counts {
+        counter!(PUBLISHED, "queue" => queue, "outcome" => outcome).increment(count);
+    }
+}
+
+/// Counts messages handed to a consumer, by queue.
+pub(super) fn count_delivered(batch: &[Delivery]) {
+    let mut counts = BTreeMap::new();
+    for delivery in batch {
+        *counts
+            .entry((delivery.queue.name(), delivery.redelivered))
+            .or_insert(0) += 1;
+    }
+    for ((queue, redelivered), count) in counts {
+        let redelivered = if redelivered { "true" } else { "false" };
+        counter!(DELIVERED, "queue" => queue, "redelivered" => redelivered).increment(count);
+    }
+}

@@ -1,0 +1,68 @@
+//! Publishing into the table while no queue grows past its limit.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::Utc;
+use sqlx::SqliteConnection;
+use tokio::time::Instant;
+
+use super::{
+    super::{Publication, PublishFault, Queue, Target},
+    table::Table,
+};
+
+/// How long a queue's counted length is trusted while other processes may publish too.
+const COUNT_TRUST: Duration = Duration::from_secs(1);
+/// How long a full queue is taken to be full: counting a million messages for each one that is
+/// refused would keep everybody else waiting.
+const FULL_TRUST: Duration = Duration::from_millis(50);
+
+/// A queue's length as last counted, and with what this process added since.
+#[derive(Clone, Copy)]
+pub(super) struct Length {
+    messages: u64,
+    counted_at: Instant,
+}
+
+/// Inserts messages while watching how long their queues are.
+pub(super) struct Insert<'a> {
+    pub(super) table: &'a Table,
+    pub(super) lengths: &'a mut HashMap<Queue, Length>,
+    pub(super) queue_messages_max: u64,
+}
+
+impl Insert<'_> {
+    pub(super) async fn one(
+        &mut self,
+        connection: &mut SqliteConnection,
+        message: Publication,
+    ) -> sqlx::Result<Result<(), PublishFault>> {
+        let queue = match &message.target {
+            Target::Queue(queue) => *queue,
+            // Nobody could consume it: a producer's queue lives on a server.
+            Target::Reply(_) => return Ok(Err(PublishFault::Unroutable)),
+        };
+        let known = self.lengths.get(&queue).copied();
+        let trusted = known.filter(|length| {
+            let is_full = length.messages >= self.queue_messages_max;
+            let trust = if is_full { FULL_TRUST } else { COUNT_TRUST };
+            length.counted_at.elapsed() < trust
+        });
+        let length = match trusted {
+            Some(length) => length,
+            None => Length {
+                messages: self.table.count(connection, queue).await?,
+                counted_at: Instant::now(),
+            },
+        };
+        self.lengths.insert(queue, length);
+        if length.messages >= self.queue_messages_max {
+            return Ok(Err(PublishFault::Refused));
+        }
+        let now = Utc::now();
+        self.table.insert(connection, queue, message, now).await?;
+        let messages = length.messages + 1;
+        self.lengths.insert(queue, Length { messages, ..length });
+        Ok(Ok(()))
+    }
+}
