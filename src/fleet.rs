@@ -84,7 +84,9 @@ pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), 
 
 /// The file that holds the embedded broker's queues: the ledger's own, if that is a file.
 pub fn embedded_path(config: &Config) -> PathBuf {
-    config.sqlite_path().unwrap_or_else(|| PathBuf::from("promptyard.db"))
+    config
+        .sqlite_path()
+        .unwrap_or_else(|| PathBuf::from("promptyard.db"))
 }
 
 /// Roles that run.
@@ -187,8 +189,11 @@ impl Fleet {
             );
             let stop = self.roles_stop.clone();
             self.spawn("router", async move { Ok(router.run(stop).await?) });
-            let (broker, store, stop) =
-                (self.broker.clone(), self.store.clone(), self.roles_stop.clone());
+            let (broker, store, stop) = (
+                self.broker.clone(),
+                self.store.clone(),
+                self.roles_stop.clone(),
+            );
             self.spawn("upkeep", async move {
                 upkeep(broker, store, stop).await;
                 Ok(())

@@ -48,8 +48,13 @@ pub enum TelemetryFault {
 /// # Errors
 /// When the filter cannot be read.
 pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryFault> {
+    // lapin logs returned messages with their bodies, which hold answers: no filter brings it back.
+    let bodies_off = "lapin::returned_messages=off"
+        .parse()
+        .expect("the directive is valid");
     let filter = EnvFilter::try_new(&config.log)
-        .map_err(|fault| TelemetryFault::Filter(fault.to_string()))?;
+        .map_err(|fault| TelemetryFault::Filter(fault.to_string()))?
+        .add_directive(bodies_off);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // A subscriber that is installed already (an embedding program's) is left in place.

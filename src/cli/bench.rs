@@ -92,7 +92,9 @@ struct Measured {
 impl Measured {
     fn new(jobs: usize, begun: Instant, cpu_begun: Option<f64>) -> Self {
         let seconds = begun.elapsed().as_secs_f64();
-        let cpu = cpu_begun.zip(cpu_seconds()).map(|(from, to)| (to - from) * 1e6 / jobs as f64);
+        let cpu = cpu_begun
+            .zip(cpu_seconds())
+            .map(|(from, to)| (to - from) * 1e6 / jobs as f64);
         Self {
             jobs_per_second: jobs as f64 / seconds,
             cpu_us_per_job: cpu,
@@ -122,7 +124,14 @@ async fn measure_hop(config: &Config, jobs: usize) -> anyhow::Result<Measured> {
                 .map(|delivery| {
                     let target = Target::Queue(Queue::Tier(Tier::Small));
                     let (envelope, body) = (delivery.envelope, delivery.body);
-                    (delivery.ticket, Publication { target, envelope, body })
+                    (
+                        delivery.ticket,
+                        Publication {
+                            target,
+                            envelope,
+                            body,
+                        },
+                    )
                 })
                 .unzip();
             let all_out = broker.publish(messages).await.iter().all(Result::is_ok);
@@ -159,7 +168,10 @@ async fn measure_router(config: &Config, jobs: usize) -> anyhow::Result<Measured
     let running = tokio::spawn(router.run(shutdown.clone()));
     let wanted = u64::try_from(jobs).context("too many jobs")?;
     while routed(&broker).await? < wanted {
-        anyhow::ensure!(!running.is_finished(), "the router ended before it was done");
+        anyhow::ensure!(
+            !running.is_finished(),
+            "the router ended before it was done"
+        );
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     let measured = Measured::new(jobs, begun, cpu);
@@ -177,7 +189,9 @@ async fn measure_router(config: &Config, jobs: usize) -> anyhow::Result<Measured
 /// Jobs that wait in the tiers' queues.
 async fn routed(broker: &Broker) -> anyhow::Result<u64> {
     let depths = broker.depths().await?;
-    let tiers = depths.iter().filter(|depth| matches!(depth.queue, Queue::Tier(_)));
+    let tiers = depths
+        .iter()
+        .filter(|depth| matches!(depth.queue, Queue::Tier(_)));
     Ok(tiers.map(|depth| depth.ready).sum())
 }
 
@@ -218,7 +232,10 @@ fn report(args: &RouteBenchArgs, hops: &[Measured], routes: &[Measured]) -> anyh
         let known: Vec<_> = all.iter().filter_map(|one| one.cpu_us_per_job).collect();
         (!known.is_empty()).then(|| median(known))
     };
-    let pairs = hops.iter().zip(routes).map(|(hop, route)| route.jobs_per_second / hop.jobs_per_second);
+    let pairs = hops
+        .iter()
+        .zip(routes)
+        .map(|(hop, route)| route.jobs_per_second / hop.jobs_per_second);
     let ratio = median(pairs.collect());
     let (hop, route) = (speed(hops), speed(routes));
     if args.json {

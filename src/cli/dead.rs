@@ -124,7 +124,9 @@ async fn open(common: &Common) -> anyhow::Result<(crate::config::Config, Store)>
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open(&args.common).await?;
-    let letters = store.dead_letters(&args.selection.filter(), args.limit).await?;
+    let letters = store
+        .dead_letters(&args.selection.filter(), args.limit)
+        .await?;
     store.close().await;
     if args.json {
         for letter in &letters {
@@ -143,7 +145,11 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
             letter.died_at.format("%F %T").to_string(),
             letter.reason.code.clone(),
             letter.queue.clone(),
-            letter.tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
+            letter
+                .tenant
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             letter.job.map(|job| job.to_string()).unwrap_or_default(),
         ]);
     }
@@ -153,7 +159,10 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 
 async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open(&args.common).await?;
-    let filter = DeadFilter { ids: vec![args.id], ..DeadFilter::default() };
+    let filter = DeadFilter {
+        ids: vec![args.id],
+        ..DeadFilter::default()
+    };
     let letter = store
         .dead_letters(&filter, 1)
         .await?
@@ -200,7 +209,9 @@ async fn select(store: &Store, args: &SelectArgs) -> anyhow::Result<Vec<DeadLett
     if args.selection.is_everything() && !args.all {
         return Err(UsageError("name letters, a --reason, a --tenant, or --all".to_owned()).into());
     }
-    Ok(store.dead_letters(&args.selection.filter(), LETTERS_MAX).await?)
+    Ok(store
+        .dead_letters(&args.selection.filter(), LETTERS_MAX)
+        .await?)
 }
 
 async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
@@ -222,7 +233,9 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let count = store.resolve_dead(&published, DeadResolution::Redriven).await?;
+    let count = store
+        .resolve_dead(&published, DeadResolution::Redriven)
+        .await?;
     broker.close().await;
     store.close().await;
     complain(&format!("{count} redriven, {failed} not"));
@@ -242,7 +255,11 @@ fn publication(letter: &DeadLetter) -> Publication {
 
 async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open(&args.common).await?;
-    let ids: Vec<_> = select(&store, &args).await?.iter().map(|letter| letter.id).collect();
+    let ids: Vec<_> = select(&store, &args)
+        .await?
+        .iter()
+        .map(|letter| letter.id)
+        .collect();
     let count = store.resolve_dead(&ids, DeadResolution::Discarded).await?;
     store.close().await;
     complain(&format!("{count} discarded"));

@@ -94,7 +94,11 @@ impl<R: BufRead> Lines<R> {
         let keep_max = self.limits.body_bytes_max + 1;
         let mut kept = Vec::new();
         let limit = u64::try_from(keep_max).unwrap_or(u64::MAX);
-        let mut length = self.reader.by_ref().take(limit).read_until(b'\n', &mut kept)?;
+        let mut length = self
+            .reader
+            .by_ref()
+            .take(limit)
+            .read_until(b'\n', &mut kept)?;
         if length == 0 {
             return Ok(None);
         }
@@ -124,7 +128,10 @@ impl<R: BufRead> Lines<R> {
         let body = match parsed {
             Ok(_) if !is_new => Err(Reason::new(
                 "duplicate_custom_id",
-                format!("line {}: an earlier line has the same custom_id", self.number),
+                format!(
+                    "line {}: an earlier line has the same custom_id",
+                    self.number
+                ),
             )),
             Ok((_, body)) => Ok(body),
             Err(rejection) => Err(rejection.reason),
@@ -208,7 +215,9 @@ mod tests {
             body_bytes_max: 200,
             ..RequestLimits::default()
         };
-        Lines::new(text, limits).map(|line| line.expect("in memory")).collect()
+        Lines::new(text, limits)
+            .map(|line| line.expect("in memory"))
+            .collect()
     }
 
     #[test]
@@ -219,7 +228,10 @@ mod tests {
         );
         let ids: Vec<_> = lines.iter().map(|line| line.custom_id.as_str()).collect();
         assert_eq!(ids, ["a", "3", "4"]);
-        assert_eq!(lines[2].body.as_deref(), Ok(br#"{"prompt":"plain text"}"#.as_slice()));
+        assert_eq!(
+            lines[2].body.as_deref(),
+            Ok(br#"{"prompt":"plain text"}"#.as_slice())
+        );
     }
 
     #[test]

@@ -54,9 +54,10 @@ pub struct Models {
 impl Models {
     /// Adds the models to what the command line says.
     pub fn apply(&self, overrides: &mut Overrides) {
-        for (flag, path, model) in
-            [("--small", "small.model", &self.small), ("--large", "large.model", &self.large)]
-        {
+        for (flag, path, model) in [
+            ("--small", "small.model", &self.small),
+            ("--large", "large.model", &self.large),
+        ] {
             if let Some(model) = model {
                 overrides.set(flag, path, model);
             }
@@ -77,10 +78,18 @@ impl Common {
             overrides.set("--store", "store.url", url);
         }
         if let Some(path) = &self.ledger {
-            overrides.set("--ledger", "store.url", format!("sqlite:{}", path.display()));
+            overrides.set(
+                "--ledger",
+                "store.url",
+                format!("sqlite:{}", path.display()),
+            );
         }
         if let Some(format) = self.log_format {
-            let name = if format == LogFormat::Json { "json" } else { "text" };
+            let name = if format == LogFormat::Json {
+                "json"
+            } else {
+                "text"
+            };
             overrides.set("--log-format", "telemetry.log_format", name);
         }
         if let Some(filter) = &self.log {
@@ -96,7 +105,11 @@ impl Common {
         }
         Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|faults| {
             let lines: Vec<_> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
-            UsageError(format!("the configuration has {} fault(s):{}", lines.len(), lines.concat()))
+            UsageError(format!(
+                "the configuration has {} fault(s):{}",
+                lines.len(),
+                lines.concat()
+            ))
         })
     }
 }

@@ -163,11 +163,12 @@ fn read_since(text: &str) -> Result<DateTime<Utc>, UsageError> {
             _ => None,
         }
     });
-    age.and_then(|age| Utc::now().checked_sub_signed(age)).ok_or_else(|| {
-        UsageError(format!(
-            "--since {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
-        ))
-    })
+    age.and_then(|age| Utc::now().checked_sub_signed(age))
+        .ok_or_else(|| {
+            UsageError(format!(
+                "--since {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
+            ))
+        })
 }
 
 #[cfg(test)]

@@ -85,13 +85,31 @@ pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
     args.models.apply(&mut overrides);
     let config = args.common.load(overrides)?;
     let tiers = config.worker.tiers.as_slice().to_vec();
-    run(&config, Roles { router: true, tiers, api: true, migrate: true }).await
+    run(
+        &config,
+        Roles {
+            router: true,
+            tiers,
+            api: true,
+            migrate: true,
+        },
+    )
+    .await
 }
 
 /// Runs `route`.
 pub async fn route(args: RouteArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(listening(None, args.metrics_listen.as_ref()))?;
-    run(&config, Roles { router: true, ..Roles::default() }).await
+    let config = args
+        .common
+        .load(listening(None, args.metrics_listen.as_ref()))?;
+    run(
+        &config,
+        Roles {
+            router: true,
+            ..Roles::default()
+        },
+    )
+    .await
 }
 
 /// Runs `work`.
@@ -103,14 +121,28 @@ pub async fn work(args: WorkArgs) -> anyhow::Result<ExitCode> {
         config.worker.tiers = tiers;
     }
     let tiers = config.worker.tiers.as_slice().to_vec();
-    run(&config, Roles { tiers, ..Roles::default() }).await
+    run(
+        &config,
+        Roles {
+            tiers,
+            ..Roles::default()
+        },
+    )
+    .await
 }
 
 /// Runs `serve`.
 pub async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let overrides = listening(args.listen.as_ref(), args.metrics_listen.as_ref());
     let config = args.common.load(overrides)?;
-    run(&config, Roles { api: true, ..Roles::default() }).await
+    run(
+        &config,
+        Roles {
+            api: true,
+            ..Roles::default()
+        },
+    )
+    .await
 }
 
 async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {

@@ -52,7 +52,10 @@ pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
             continue;
         }
         let row: Row = serde_json::from_str(&line).with_context(|| {
-            format!("line {}: expected an object with id and a string prompt", at + 1)
+            format!(
+                "line {}: expected an object with id and a string prompt",
+                at + 1
+            )
         })?;
         let score = scorer::score(&Features::of_text(&row.prompt));
         writeln!(out, "{}", json!({"id": row.id, "score": score}))?;

@@ -92,7 +92,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
     note_placeholders(&config, &Tier::ALL);
-    let roles = Roles { router: true, tiers: Tier::ALL.to_vec(), api: false, migrate: true };
+    let roles = Roles {
+        router: true,
+        tiers: Tier::ALL.to_vec(),
+        api: false,
+        migrate: true,
+    };
     let fleet = Fleet::start(&config, &roles, metrics, &shutdown).await?;
 
     let mut run = Run {
@@ -106,7 +111,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let outcome = run.answer(lines).await;
     run.progress.finish();
-    let Run { fleet, summary, mut out, awaited, .. } = run;
+    let Run {
+        fleet,
+        summary,
+        mut out,
+        awaited,
+        ..
+    } = run;
     let flushed = out.flush();
     let stopped = fleet.stop().await;
     outcome?;
@@ -209,7 +220,10 @@ impl Run {
         let mut known = HashMap::new();
         let mut by_tenant: HashMap<Tenant, Vec<String>> = HashMap::new();
         for line in &lines {
-            by_tenant.entry(line.tenant.clone()).or_default().push(line.key.clone());
+            by_tenant
+                .entry(line.tenant.clone())
+                .or_default()
+                .push(line.key.clone());
         }
         for (tenant, keys) in by_tenant {
             for record in self.fleet.store.records_by_key(&tenant, &keys).await? {
@@ -266,7 +280,9 @@ impl Run {
     async fn collect(&mut self) -> anyhow::Result<()> {
         let mut by_tenant: HashMap<Tenant, Vec<String>> = HashMap::new();
         for _ in 0..CHUNK_MAX.min(self.order.len()) {
-            let Some((tenant, key)) = self.order.pop_front() else { break };
+            let Some((tenant, key)) = self.order.pop_front() else {
+                break;
+            };
             by_tenant.entry(tenant).or_default().push(key);
         }
         for (tenant, keys) in by_tenant {
@@ -279,14 +295,18 @@ impl Run {
                 }
                 Err(fault) => return Err(fault.into()),
             };
-            for record in records.into_iter().filter(|record| record.state.is_terminal()) {
+            for record in records
+                .into_iter()
+                .filter(|record| record.state.is_terminal())
+            {
                 let slot = (tenant.clone(), record.key.clone().unwrap_or_default());
                 if let Some(name) = self.awaited.remove(&slot) {
                     self.write(&record, &name, true)?;
                 }
             }
             let open = keys.into_iter().map(|key| (tenant.clone(), key));
-            self.order.extend(open.filter(|slot| self.awaited.contains_key(slot)));
+            self.order
+                .extend(open.filter(|slot| self.awaited.contains_key(slot)));
         }
         self.out.flush().context("cannot write the answers")
     }
@@ -318,6 +338,9 @@ fn refusal(line: &Line, reason: Reason) -> Admission {
         },
         request: None,
         digest: line.digest,
-        course: Course::End { state: JobState::Rejected, reason },
+        course: Course::End {
+            state: JobState::Rejected,
+            reason,
+        },
     }
 }

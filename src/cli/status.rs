@@ -91,16 +91,33 @@ fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> S
             worker.model.clone(),
             format!("{} of {}", worker.running, worker.batch_max),
             format!("{age} s ago"),
-            if worker.draining { "draining".to_owned() } else { String::new() },
+            if worker.draining {
+                "draining".to_owned()
+            } else {
+                String::new()
+            },
         ]);
     }
-    let states: Vec<_> =
-        overview.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    let states = if states.is_empty() { "none".to_owned() } else { states.join(", ") };
-    let workers = if workers.is_empty() { "no worker seen in the last hour".to_owned() } else { fleet.to_string() };
+    let states: Vec<_> = overview
+        .states
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let states = if states.is_empty() {
+        "none".to_owned()
+    } else {
+        states.join(", ")
+    };
+    let workers = if workers.is_empty() {
+        "no worker seen in the last hour".to_owned()
+    } else {
+        fleet.to_string()
+    };
     format!(
         "{queues}\n\n{workers}\n\njobs of the last day: {states}\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
-        overview.finished_last_minute, overview.completion_tokens_last_minute, overview.dead_letters,
+        overview.finished_last_minute,
+        overview.completion_tokens_last_minute,
+        overview.dead_letters,
     )
 }
 

@@ -45,8 +45,14 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let mut lines = input::open(&args.file, config.request_limits())
         .with_context(|| format!("cannot open {}", args.file.display()))?;
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
-    let batch = args.batch.unwrap_or_else(|| format!("batch-{}", JobId::now()));
-    let priority = if args.urgent { Priority::High } else { Priority::Normal };
+    let batch = args
+        .batch
+        .unwrap_or_else(|| format!("batch-{}", JobId::now()));
+    let priority = if args.urgent {
+        Priority::High
+    } else {
+        Priority::Normal
+    };
     let (mut sent, mut failed) = (0_u64, 0_u64);
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_MAX);
@@ -84,7 +90,9 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
 fn publication(line: Line, batch: &str, priority: Priority) -> Result<Publication, String> {
     let body = line.body.map_err(|reason| reason.to_string())?;
     let mut publication = Publication::from(Letter {
-        key: Some(format!("{batch}:{}", line.key)).filter(|key| key.len() <= 255).or(Some(line.key)),
+        key: Some(format!("{batch}:{}", line.key))
+            .filter(|key| key.len() <= 255)
+            .or(Some(line.key)),
         custom_id: Some(line.custom_id),
         batch: Some(batch.to_owned()),
         ..Letter::new(body)
@@ -95,7 +103,9 @@ fn publication(line: Line, batch: &str, priority: Priority) -> Result<Publicatio
 
 fn hint(fault: &PublishFault) -> String {
     match fault {
-        PublishFault::Refused => format!("{fault}: submit the file again later under the same --batch"),
+        PublishFault::Refused => {
+            format!("{fault}: submit the file again later under the same --batch")
+        }
         fault => fault.to_string(),
     }
 }

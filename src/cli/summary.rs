@@ -107,8 +107,11 @@ impl Summary {
     pub fn to_text(&self, ledger: &str) -> String {
         let mut failed = self.failed().to_string();
         if !self.failures.is_empty() {
-            let parts: Vec<_> =
-                self.failures.iter().map(|(code, count)| format!("{count} {code}")).collect();
+            let parts: Vec<_> = self
+                .failures
+                .iter()
+                .map(|(code, count)| format!("{count} {code}"))
+                .collect();
             failed.push_str(&format!(" ({})", parts.join(", ")));
         }
         let (p50, p95) = self.percentiles();
@@ -118,12 +121,25 @@ impl Summary {
         };
         let wall = self.begun.elapsed();
         let lines = [
-            ("answered", format!("{} ({} of them in an earlier run)", self.answered, self.already_answered())),
+            (
+                "answered",
+                format!(
+                    "{} ({} of them in an earlier run)",
+                    self.answered,
+                    self.already_answered()
+                ),
+            ),
             ("failed", failed),
-            ("route", format!("{} small, {} large", self.tiers[0], self.tiers[1])),
+            (
+                "route",
+                format!("{} small, {} large", self.tiers[0], self.tiers[1]),
+            ),
             (
                 "cache hits",
-                format!("{} earlier answers, {} shared with an identical prompt in flight", self.from_cache, self.shared),
+                format!(
+                    "{} earlier answers, {} shared with an identical prompt in flight",
+                    self.from_cache, self.shared
+                ),
             ),
             (
                 "tokens",
@@ -143,7 +159,10 @@ impl Summary {
             ),
             ("ledger", ledger.to_owned()),
         ];
-        lines.iter().map(|(name, text)| format!("{name:>10}  {text}\n")).collect()
+        lines
+            .iter()
+            .map(|(name, text)| format!("{name:>10}  {text}\n"))
+            .collect()
     }
 
     fn already_answered(&self) -> u64 {
