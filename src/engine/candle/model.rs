@@ -11,10 +11,22 @@ use super::{
     shape::{Family, Shape},
 };
 
-/// Fewer rows than this take other code paths in the matrix product, whose results differ in the
-/// last bit; filling up to it makes a row's result independent of how many rows share the step
-/// (measured with gemm 0.19 on x86-64; `linear_rows_do_not_depend_on_their_number` holds it).
-const ROWS_MIN: usize = 4;
+/// The fewest rows that a product may have, so that a row's result is the same, bit for bit,
+/// whatever the number of rows beside it.
+///
+/// gemm multiplies small shapes in other ways, whose sums differ in the last bit (`gemm-common`
+/// 0.19, `gemm_basic_generic`: up to 256 results by dot products, one row or column as a vector,
+/// 64 by 64 results with a block of its own along the inputs). Two rows are enough for real models.
+/// `a_row_is_the_same_beside_any_number_of_others` holds it.
+fn rows_min(outputs: usize, inputs: usize) -> usize {
+    const DOT_RESULTS_MAX: usize = 256;
+    const SMALL_SIDE_MAX: usize = 64;
+    const SMALL_INPUTS_MAX: usize = 512;
+    if outputs <= SMALL_SIDE_MAX && inputs > SMALL_INPUTS_MAX {
+        return SMALL_SIDE_MAX.max(DOT_RESULTS_MAX / outputs) + 1;
+    }
+    (DOT_RESULTS_MAX / outputs + 1).max(2)
+}
 
 /// Which rows of logits a sequence wants from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +101,9 @@ impl Linear {
     fn apply(&self, mut input: Vec<f32>) -> candle_core::Result<Vec<f32>> {
         let (outputs, inputs) = self.weight.dims2()?;
         let rows = input.len() / inputs;
-        input.resize(rows.max(ROWS_MIN) * inputs, 0.0);
-        let input = Tensor::from_vec(input, (rows.max(ROWS_MIN), inputs), &Device::Cpu)?;
+        let padded = rows.max(rows_min(outputs, inputs));
+        input.resize(padded * inputs, 0.0);
+        let input = Tensor::from_vec(input, (padded, inputs), &Device::Cpu)?;
         let mut output = input
             .matmul(&self.weight.t()?)?
             .flatten_all()?
@@ -455,4 +468,54 @@ fn take_rows(hidden: &[f32], width: usize, chunks: &[Chunk<'_>]) -> Vec<f32> {
         }
     }
     wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_the_same_beside_any_number_of_others() {
+        let shapes = [
+            (1, 64),
+            (2, 600),
+            (48, 16),
+            (64, 64),
+            (64, 700),
+            (96, 160),
+            (384, 64),
+            (576, 1536),
+            (1728, 576),
+        ];
+        for (outputs, inputs) in shapes {
+            let random = |rows: usize| {
+                Tensor::randn(0.0f32, 1.0, (rows, inputs), &Device::Cpu).expect("memory")
+            };
+            let linear = Linear {
+                weight: random(outputs),
+                bias: None,
+            };
+            let input = random(150)
+                .flatten_all()
+                .and_then(|input| input.to_vec1::<f32>())
+                .expect("floats");
+            let whole = linear.apply(input.clone()).expect("a product");
+            for rows in (1..20).chain([31, 32, 33, 63, 64, 65, 66, 100, 149]) {
+                let part = linear
+                    .apply(input[..rows * inputs].to_vec())
+                    .expect("a product");
+                assert!(
+                    part == whole[..rows * outputs],
+                    "{rows} rows of {inputs} to {outputs}"
+                );
+                let part = linear
+                    .apply(input[(150 - rows) * inputs..].to_vec())
+                    .expect("a product");
+                assert!(
+                    part == whole[(150 - rows) * outputs..],
+                    "last {rows} rows of {inputs} to {outputs}"
+                );
+            }
+        }
+    }
 }
