@@ -10,6 +10,7 @@ mod bundled;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+mod linear;
 mod model;
 mod rope;
 mod runner;

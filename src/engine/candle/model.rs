@@ -7,26 +7,10 @@ use candle_core::{Device, Tensor};
 use super::{
     attention::{Heads, KvCache, Queries, attend},
     files::{ModelFiles, Weights},
+    linear::{Linear, add},
     rope::RopeTable,
     shape::{Family, Shape},
 };
-
-/// The fewest rows that a product may have, so that a row's result is the same, bit for bit,
-/// whatever the number of rows beside it.
-///
-/// gemm multiplies small shapes in other ways, whose sums differ in the last bit (`gemm-common`
-/// 0.19, `gemm_basic_generic`: up to 256 results by dot products, one row or column as a vector,
-/// 64 by 64 results with a block of its own along the inputs). Two rows are enough for real models.
-/// `a_row_is_the_same_beside_any_number_of_others` holds it.
-fn rows_min(outputs: usize, inputs: usize) -> usize {
-    const DOT_RESULTS_MAX: usize = 256;
-    const SMALL_SIDE_MAX: usize = 64;
-    const SMALL_INPUTS_MAX: usize = 512;
-    if outputs <= SMALL_SIDE_MAX && inputs > SMALL_INPUTS_MAX {
-        return SMALL_SIDE_MAX.max(DOT_RESULTS_MAX / outputs) + 1;
-    }
-    (DOT_RESULTS_MAX / outputs + 1).max(2)
-}
 
 /// Which rows of logits a sequence wants from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,55 +50,6 @@ impl Logits {
     /// The rows.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.vocabulary)
-    }
-}
-
-/// A linear layer: weight `[out, in]`, bias `[out]`.
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Vec<f32>>,
-}
-
-impl Linear {
-    /// Reads the named layers as one, their outputs side by side.
-    fn read(
-        weights: &Weights,
-        parts: &[(String, usize)],
-        inputs: usize,
-        bias: bool,
-    ) -> Result<Self, String> {
-        let tensors = parts
-            .iter()
-            .map(|(name, outputs)| weights.get(&format!("{name}.weight"), &[*outputs, inputs]))
-            .collect::<Result<Vec<_>, _>>()?;
-        let weight = Tensor::cat(&tensors, 0).map_err(|fault| fault.to_string())?;
-        let mut biases = Vec::new();
-        for (name, outputs) in parts.iter().filter(|_| bias) {
-            biases.extend(vector(weights, &format!("{name}.bias"), *outputs)?);
-        }
-        let bias = bias.then_some(biases);
-        Ok(Self { weight, bias })
-    }
-
-    /// `[rows][in]` to `[rows][out]`.
-    fn apply(&self, mut input: Vec<f32>) -> candle_core::Result<Vec<f32>> {
-        let (outputs, inputs) = self.weight.dims2()?;
-        let rows = input.len() / inputs;
-        let padded = rows.max(rows_min(outputs, inputs));
-        input.resize(padded * inputs, 0.0);
-        let input = Tensor::from_vec(input, (padded, inputs), &Device::Cpu)?;
-        let mut output = input
-            .matmul(&self.weight.t()?)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
-        output.truncate(rows * outputs);
-        if let Some(bias) = &self.bias {
-            for row in output.chunks_exact_mut(outputs) {
-                add(row, bias);
-            }
-        }
-        Ok(output)
     }
 }
 
@@ -189,7 +124,7 @@ impl CandleModel {
             layers: (0..shape.layers)
                 .map(|layer| Layer::read(&weights, &shape, layer))
                 .collect::<Result<_, _>>()?,
-            norm: vector(&weights, "model.norm.weight", shape.hidden)?,
+            norm: weights.vector("model.norm.weight", shape.hidden)?,
             rope: RopeTable::new(&shape, context_tokens),
             embedding,
             head,
@@ -387,16 +322,16 @@ impl Layer {
             (name("mlp.up_proj"), shape.intermediate),
         ];
         let head_norms = if shape.family == Family::Qwen3 {
-            let queries = vector(weights, &name("self_attn.q_norm.weight"), shape.head)?;
+            let queries = weights.vector(&name("self_attn.q_norm.weight"), shape.head)?;
             Some((
                 queries,
-                vector(weights, &name("self_attn.k_norm.weight"), shape.head)?,
+                weights.vector(&name("self_attn.k_norm.weight"), shape.head)?,
             ))
         } else {
             None
         };
         Ok(Self {
-            attention_norm: vector(weights, &name("input_layernorm.weight"), shape.hidden)?,
+            attention_norm: weights.vector(&name("input_layernorm.weight"), shape.hidden)?,
             qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias)?,
             head_norms,
             output: Linear::read(
@@ -405,11 +340,7 @@ impl Layer {
                 query_width,
                 shape.output_bias,
             )?,
-            mlp_norm: vector(
-                weights,
-                &name("post_attention_layernorm.weight"),
-                shape.hidden,
-            )?,
+            mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
             gate_up: Linear::read(weights, &gate_up, shape.hidden, shape.mlp_bias)?,
             down: Linear::read(
                 weights,
@@ -419,19 +350,6 @@ impl Layer {
             )?,
             window: shape.windows[layer],
         })
-    }
-}
-
-fn vector(weights: &Weights, name: &str, width: usize) -> Result<Vec<f32>, String> {
-    let tensor = weights.get(name, &[width])?;
-    tensor
-        .to_vec1()
-        .map_err(|fault| format!("tensor {name}: {fault}"))
-}
-
-fn add(to: &mut [f32], other: &[f32]) {
-    for (to, other) in to.iter_mut().zip(other) {
-        *to += other;
     }
 }
 
@@ -468,54 +386,4 @@ fn take_rows(hidden: &[f32], width: usize, chunks: &[Chunk<'_>]) -> Vec<f32> {
         }
     }
     wanted
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_is_the_same_beside_any_number_of_others() {
-        let shapes = [
-            (1, 64),
-            (2, 600),
-            (48, 16),
-            (64, 64),
-            (64, 700),
-            (96, 160),
-            (384, 64),
-            (576, 1536),
-            (1728, 576),
-        ];
-        for (outputs, inputs) in shapes {
-            let random = |rows: usize| {
-                Tensor::randn(0.0f32, 1.0, (rows, inputs), &Device::Cpu).expect("memory")
-            };
-            let linear = Linear {
-                weight: random(outputs),
-                bias: None,
-            };
-            let input = random(150)
-                .flatten_all()
-                .and_then(|input| input.to_vec1::<f32>())
-                .expect("floats");
-            let whole = linear.apply(input.clone()).expect("a product");
-            for rows in (1..20).chain([31, 32, 33, 63, 64, 65, 66, 100, 149]) {
-                let part = linear
-                    .apply(input[..rows * inputs].to_vec())
-                    .expect("a product");
-                assert!(
-                    part == whole[..rows * outputs],
-                    "{rows} rows of {inputs} to {outputs}"
-                );
-                let part = linear
-                    .apply(input[(150 - rows) * inputs..].to_vec())
-                    .expect("a product");
-                assert!(
-                    part == whole[(150 - rows) * outputs..],
-                    "last {rows} rows of {inputs} to {outputs}"
-                );
-            }
-        }
-    }
 }
