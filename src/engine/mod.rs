@@ -12,7 +12,8 @@ pub mod upstream;
 use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::ModelConfig,
@@ -115,6 +116,21 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// False while the engine could not serve a request; drives `/readyz`.
     fn is_ready(&self) -> bool;
+}
+
+/// Starts a request that needs no thread of its own; dropping the future stops it.
+fn begin(
+    work: impl Future<Output = Result<Generation, EngineFault>> + Send + 'static,
+) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async {
+        task.await
+            .unwrap_or_else(|fault| match fault.try_into_panic() {
+                Ok(_) => Err(EngineFault::Crashed("panic".to_owned())),
+                Err(_) => Err(EngineFault::Closed),
+            })
+    }
+    .boxed()
 }
 
 /// Opens the engine that a tier's configuration names.

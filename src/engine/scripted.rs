@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation, begin};
 use crate::{
     config::ModelConfig,
     job::{Answer, FinishReason, Message, Usage},
@@ -266,10 +266,13 @@ impl Engine for ScriptedEngine {
         let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
         let running = self.running.clone();
         let crashes = self.crashes.clone();
-        async move {
+        begin(async move {
             let _place = place;
             let answer = answer?;
-            let _running = running.acquire_owned().await.map_err(|_| EngineFault::Closed)?;
+            let _running = running
+                .acquire_owned()
+                .await
+                .map_err(|_| EngineFault::Closed)?;
             let mut crashed = crashes.subscribe();
             if is_poison {
                 crashes.send_modify(|count| *count += 1);
@@ -292,8 +295,7 @@ impl Engine for ScriptedEngine {
                 first_token_at: Some(finished_at),
                 finished_at,
             })
-        }
-        .boxed()
+        })
     }
 
     fn is_ready(&self) -> bool {

@@ -19,7 +19,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, header};
 use tokio::{sync::Semaphore, time::sleep};
 use url::Url;
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation, begin};
 use crate::{
     config::{ModelConfig, Secret},
     job::{Answer, Usage},
@@ -409,15 +409,14 @@ impl Engine for UpstreamEngine {
             return async { Err(fault) }.boxed();
         }
         let (server, in_flight) = (self.server.clone(), self.in_flight.clone());
-        async move {
+        begin(async move {
             let _place = place;
             let _in_flight = in_flight
                 .acquire_owned()
                 .await
                 .map_err(|_| EngineFault::Closed)?;
             server.generate(&request).await
-        }
-        .boxed()
+        })
     }
 
     fn is_ready(&self) -> bool {
