@@ -5,6 +5,7 @@
 //! process on a thread of its own, [`upstream`] asks an OpenAI-compatible server, [`scripted`]
 //! answers by rule, for tests and load.
 
+mod admission;
 pub mod candle;
 pub mod scripted;
 pub mod upstream;
@@ -12,8 +13,7 @@ pub mod upstream;
 use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use futures::{FutureExt as _, future::BoxFuture};
-use tokio_util::task::AbortOnDropHandle;
+use futures::future::BoxFuture;
 
 use crate::{
     config::ModelConfig,
@@ -116,21 +116,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// False while the engine could not serve a request; drives `/readyz`.
     fn is_ready(&self) -> bool;
-}
-
-/// Starts a request that needs no thread of its own; dropping the future stops it.
-fn begin(
-    work: impl Future<Output = Result<Generation, EngineFault>> + Send + 'static,
-) -> BoxFuture<'static, Result<Generation, EngineFault>> {
-    let task = AbortOnDropHandle::new(tokio::spawn(work));
-    async {
-        task.await
-            .unwrap_or_else(|fault| match fault.try_into_panic() {
-                Ok(_) => Err(EngineFault::Crashed("panic".to_owned())),
-                Err(_) => Err(EngineFault::Closed),
-            })
-    }
-    .boxed()
 }
 
 /// Opens the engine that a tier's configuration names.
