@@ -5,6 +5,7 @@
 //! process on a thread of its own, [`upstream`] asks an OpenAI-compatible server, [`scripted`]
 //! answers by rule, for tests and load.
 
+mod admission;
 pub mod candle;
 pub mod scripted;
 pub mod upstream;

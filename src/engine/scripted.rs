@@ -14,29 +14,20 @@
 //!
 //! The same conversation gets the same answer from every worker.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use chrono::Utc;
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::future::BoxFuture;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places};
 use crate::{
     config::ModelConfig,
     job::{Answer, FinishReason, Message, Usage},
 };
-
-/// Requests that may wait for each that may run.
-const WAITING_PER_RUNNING: usize = 4;
 
 /// Words that made-up answers consist of.
 const WORDS: [&str; 16] = [
@@ -101,8 +92,7 @@ impl Script {
 pub struct ScriptedEngine {
     info: EngineInfo,
     script: Arc<Script>,
-    running: Arc<Semaphore>,
-    accepted: Arc<AtomicUsize>,
+    places: Places,
     /// Counts crashes; whatever runs when it changes is lost.
     crashes: watch::Sender<u64>,
 }
@@ -129,8 +119,7 @@ impl ScriptedEngine {
                 batch_max: config.batch_max,
             },
             script: Arc::new(script),
-            running: Arc::new(Semaphore::new(config.batch_max)),
-            accepted: Arc::new(AtomicUsize::new(0)),
+            places: Places::new(config.batch_max),
             crashes: watch::Sender::new(0),
         })
     }
@@ -213,40 +202,12 @@ fn digest(request: &Generate) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Gives a place back when its request is answered or dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(accepted: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let one_more = |taken| (taken < most).then_some(taken + 1);
-        accepted
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
-            .ok()
-            .map(|_| Self(accepted.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl Engine for ScriptedEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
-        let most = self.info.batch_max * (1 + WAITING_PER_RUNNING);
-        let Some(place) = Place::take(&self.accepted, most) else {
-            let message = format!("{most} requests run or wait already");
-            let fault = EngineFault::Unavailable {
-                message,
-                retry_after_ms: None,
-            };
-            return async { Err(fault) }.boxed();
-        };
         let digest = digest(&request);
         let answer = self
             .prompt_tokens(&request)
@@ -264,12 +225,9 @@ impl Engine for ScriptedEngine {
             digest[4], digest[5], digest[6], digest[7],
         ]));
         let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
-        let running = self.running.clone();
         let crashes = self.crashes.clone();
-        async move {
-            let _place = place;
+        self.places.begin(async move {
             let answer = answer?;
-            let _running = running.acquire_owned().await.map_err(|_| EngineFault::Closed)?;
             let mut crashed = crashes.subscribe();
             if is_poison {
                 crashes.send_modify(|count| *count += 1);
@@ -292,8 +250,7 @@ impl Engine for ScriptedEngine {
                 first_token_at: Some(finished_at),
                 finished_at,
             })
-        }
-        .boxed()
+        })
     }
 
     fn is_ready(&self) -> bool {

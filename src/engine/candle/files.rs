@@ -226,4 +226,15 @@ impl Weights {
             )),
         }
     }
+
+    /// A vector widened to f32.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, String> {
+        let tensor = self.get(name, &[width])?;
+        tensor
+            .to_vec1()
+            .map_err(|fault| format!("tensor {name}: {fault}"))
+    }
 }

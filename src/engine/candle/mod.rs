@@ -10,6 +10,7 @@ mod bundled;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+mod linear;
 mod model;
 mod rope;
 mod runner;
@@ -19,6 +20,7 @@ mod shape;
 
 use std::{
     fmt,
+    future::ready,
     path::Path,
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
     thread,
@@ -27,7 +29,10 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use super::{
+    Engine, EngineFault, EngineInfo, Generate, Generation,
+    admission::{WAITING_PER_RUNNING, queue_full},
+};
 use crate::{
     batching::Limits,
     config::ModelConfig,
@@ -40,10 +45,6 @@ pub use attention::KvCache;
 pub use files::ModelFiles;
 pub use model::{CandleModel, Chunk, Logits, Rows};
 pub use shape::{Family, Rope, Shape};
-
-/// Requests that may wait inside the engine for each that may run; as many again may wait in the
-/// channel to it. A worker takes no more from the broker than it can start, so few ever wait here.
-const WAITING_PER_RUNNING: usize = 4;
 
 /// Memory that the KV caches may take together, unless one full context needs more.
 const KV_BYTES_MAX: usize = 4 << 30;
@@ -100,6 +101,7 @@ impl CandleEngine {
             context_tokens: Some(context_tokens),
             batch_max: config.batch_max,
         };
+        // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;
         let kv_tokens_fit = KV_BYTES_MAX / model.kv_bytes_per_token();
         let limits = Limits {
@@ -200,15 +202,8 @@ impl Engine for CandleEngine {
         let (reply, answer) = oneshot::channel();
         match self.requests.try_send(Ticket { request, reply }) {
             Ok(()) => async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed(),
-            Err(TrySendError::Full(_)) => {
-                let message = "as many requests wait as may".to_owned();
-                let fault = EngineFault::Unavailable {
-                    message,
-                    retry_after_ms: None,
-                };
-                async { Err(fault) }.boxed()
-            }
-            Err(TrySendError::Disconnected(_)) => async { Err(EngineFault::Closed) }.boxed(),
+            Err(TrySendError::Full(_)) => ready(Err(queue_full())).boxed(),
+            Err(TrySendError::Disconnected(_)) => ready(Err(EngineFault::Closed)).boxed(),
         }
     }
 

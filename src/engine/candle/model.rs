@@ -7,14 +7,10 @@ use candle_core::{Device, Tensor};
 use super::{
     attention::{Heads, KvCache, Queries, attend},
     files::{ModelFiles, Weights},
+    linear::{Linear, add},
     rope::RopeTable,
     shape::{Family, Shape},
 };
-
-/// Fewer rows than this take other code paths in the matrix product, whose results differ in the
-/// last bit; filling up to it makes a row's result independent of how many rows share the step
-/// (measured with gemm 0.19 on x86-64; `linear_rows_do_not_depend_on_their_number` holds it).
-const ROWS_MIN: usize = 4;
 
 /// Which rows of logits a sequence wants from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,54 +50,6 @@ impl Logits {
     /// The rows.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.vocabulary)
-    }
-}
-
-/// A linear layer: weight `[out, in]`, bias `[out]`.
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Vec<f32>>,
-}
-
-impl Linear {
-    /// Reads the named layers as one, their outputs side by side.
-    fn read(
-        weights: &Weights,
-        parts: &[(String, usize)],
-        inputs: usize,
-        bias: bool,
-    ) -> Result<Self, String> {
-        let tensors = parts
-            .iter()
-            .map(|(name, outputs)| weights.get(&format!("{name}.weight"), &[*outputs, inputs]))
-            .collect::<Result<Vec<_>, _>>()?;
-        let weight = Tensor::cat(&tensors, 0).map_err(|fault| fault.to_string())?;
-        let mut biases = Vec::new();
-        for (name, outputs) in parts.iter().filter(|_| bias) {
-            biases.extend(vector(weights, &format!("{name}.bias"), *outputs)?);
-        }
-        let bias = bias.then_some(biases);
-        Ok(Self { weight, bias })
-    }
-
-    /// `[rows][in]` to `[rows][out]`.
-    fn apply(&self, mut input: Vec<f32>) -> candle_core::Result<Vec<f32>> {
-        let (outputs, inputs) = self.weight.dims2()?;
-        let rows = input.len() / inputs;
-        input.resize(rows.max(ROWS_MIN) * inputs, 0.0);
-        let input = Tensor::from_vec(input, (rows.max(ROWS_MIN), inputs), &Device::Cpu)?;
-        let mut output = input
-            .matmul(&self.weight.t()?)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
-        output.truncate(rows * outputs);
-        if let Some(bias) = &self.bias {
-            for row in output.chunks_exact_mut(outputs) {
-                add(row, bias);
-            }
-        }
-        Ok(output)
     }
 }
 
@@ -176,7 +124,7 @@ impl CandleModel {
             layers: (0..shape.layers)
                 .map(|layer| Layer::read(&weights, &shape, layer))
                 .collect::<Result<_, _>>()?,
-            norm: vector(&weights, "model.norm.weight", shape.hidden)?,
+            norm: weights.vector("model.norm.weight", shape.hidden)?,
             rope: RopeTable::new(&shape, context_tokens),
             embedding,
             head,
@@ -374,16 +322,16 @@ impl Layer {
             (name("mlp.up_proj"), shape.intermediate),
         ];
         let head_norms = if shape.family == Family::Qwen3 {
-            let queries = vector(weights, &name("self_attn.q_norm.weight"), shape.head)?;
+            let queries = weights.vector(&name("self_attn.q_norm.weight"), shape.head)?;
             Some((
                 queries,
-                vector(weights, &name("self_attn.k_norm.weight"), shape.head)?,
+                weights.vector(&name("self_attn.k_norm.weight"), shape.head)?,
             ))
         } else {
             None
         };
         Ok(Self {
-            attention_norm: vector(weights, &name("input_layernorm.weight"), shape.hidden)?,
+            attention_norm: weights.vector(&name("input_layernorm.weight"), shape.hidden)?,
             qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias)?,
             head_norms,
             output: Linear::read(
@@ -392,11 +340,7 @@ impl Layer {
                 query_width,
                 shape.output_bias,
             )?,
-            mlp_norm: vector(
-                weights,
-                &name("post_attention_layernorm.weight"),
-                shape.hidden,
-            )?,
+            mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
             gate_up: Linear::read(weights, &gate_up, shape.hidden, shape.mlp_bias)?,
             down: Linear::read(
                 weights,
@@ -406,19 +350,6 @@ impl Layer {
             )?,
             window: shape.windows[layer],
         })
-    }
-}
-
-fn vector(weights: &Weights, name: &str, width: usize) -> Result<Vec<f32>, String> {
-    let tensor = weights.get(name, &[width])?;
-    tensor
-        .to_vec1()
-        .map_err(|fault| format!("tensor {name}: {fault}"))
-}
-
-fn add(to: &mut [f32], other: &[f32]) {
-    for (to, other) in to.iter_mut().zip(other) {
-        *to += other;
     }
 }
 

@@ -16,11 +16,14 @@ use super::{
 };
 use crate::{
     batching::{Limits, Plan, Refusal, Request, Scheduler, SequenceId},
-    engine::{EngineFault, EngineInfo, Generate},
+    engine::{EngineFault, EngineInfo, Generate, admission::queue_full},
     job::{FinishReason, Tier},
     metrics::{ENGINE_STEPS, ENGINE_WAITING, STEP_SECONDS, STEP_SEQUENCES},
     prompt::{ChatTemplate, PromptFault, Vocabulary},
 };
+
+/// All that is told of a panic: its message may quote a prompt.
+const PANIC: &str = "panic in the engine";
 
 /// What computes steps; a test puts something that fails in its place.
 pub(super) trait Forward: Send + 'static {
@@ -98,7 +101,7 @@ impl<M: Forward> Runner<M> {
             let fault = match step {
                 Ok(Ok(())) => continue,
                 Ok(Err(fault)) => fault,
-                Err(panic) => format!("panic: {}", panic_text(&*panic)),
+                Err(_) => PANIC.to_owned(),
             };
             tracing::error!(model.name = %self.info.model, tier = %self.tier, "an engine step failed: {fault}");
             self.rebuild(&fault);
@@ -133,12 +136,7 @@ impl<M: Forward> Runner<M> {
             return;
         }
         let prompt = catch_unwind(AssertUnwindSafe(|| self.language.prompt(&request)))
-            .unwrap_or_else(|panic| {
-                Err(EngineFault::Crashed(format!(
-                    "panic: {}",
-                    panic_text(&*panic)
-                )))
-            })
+            .unwrap_or_else(|_| Err(EngineFault::Crashed(PANIC.to_owned())))
             .and_then(|prompt| {
                 self.completion_tokens_max(&request, prompt.len())
                     .map(|max| (prompt, max))
@@ -174,10 +172,7 @@ impl<M: Forward> Runner<M> {
             Ok(()) => {
                 self.sequences.insert(id, sequence);
             }
-            Err(Refusal::QueueFull) => sequence.fail(EngineFault::Unavailable {
-                message: format!("{} requests wait already", self.limits.waiting_max),
-                retry_after_ms: None,
-            }),
+            Err(Refusal::QueueFull) => sequence.fail(queue_full()),
             Err(Refusal::NeverFits) => sequence.fail(EngineFault::Unservable(format!(
                 "{} tokens; at most {} fit the KV cache",
                 request.tokens_max, self.limits.kv_tokens_max
@@ -220,7 +215,7 @@ impl<M: Forward> Runner<M> {
         }
         for id in &plan.admitted {
             if let Some(sequence) = self.sequences.get_mut(id) {
-                sequence.start(self.model.new_cache(sequence.tokens.len()));
+                sequence.start(self.model.new_cache(sequence.tokens_max()));
             }
         }
         let began = Instant::now();
@@ -319,10 +314,5 @@ impl Language {
     }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
-}
+#[cfg(test)]
+mod tests;

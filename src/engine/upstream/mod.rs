@@ -8,26 +8,24 @@ mod wire;
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::future::BoxFuture;
 use reqwest::{RequestBuilder, Response, StatusCode, header};
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::time::sleep;
 use url::Url;
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation};
+use super::{Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places};
 use crate::{
     config::{ModelConfig, Secret},
     job::{Answer, Usage},
 };
 use wire::{Completion, CompletionRequest, Dialect, ErrorBody, ModelEntry, ModelList};
 
-/// Requests that may wait for each that may be in flight.
-const WAITING_PER_RUNNING: usize = 4;
 /// A connection that takes longer is as good as none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A long answer of a loaded server; what takes longer is tried again later.
@@ -46,8 +44,7 @@ const MESSAGE_CHARS_MAX: usize = 300;
 pub struct UpstreamEngine {
     info: EngineInfo,
     server: Arc<Server>,
-    in_flight: Arc<Semaphore>,
-    accepted: Arc<AtomicUsize>,
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -121,8 +118,7 @@ impl UpstreamEngine {
                 batch_max: config.batch_max,
             },
             server,
-            in_flight: Arc::new(Semaphore::new(config.batch_max)),
-            accepted: Arc::new(AtomicUsize::new(0)),
+            places: Places::new(config.batch_max),
         })
     }
 }
@@ -142,10 +138,8 @@ fn base(url: &str) -> Result<Url, String> {
 
 impl Server {
     fn describe(&mut self, config: &ModelConfig, entry: Option<ModelEntry>) {
-        let limit = (config.context_tokens_max > 0).then_some(config.context_tokens_max);
-        let told = entry.as_ref().and_then(|entry| entry.max_model_len);
-        // The configured limit is a default for models in this process; a server knows its own.
-        self.context_tokens = told.map(|told| limit.map_or(told, |limit| limit.min(told)));
+        // The configured limit is for models in this process; a server knows and keeps its own.
+        self.context_tokens = entry.as_ref().and_then(|entry| entry.max_model_len);
         self.model = match (&config.name, &entry) {
             (Some(name), _) => name.clone(),
             (None, Some(entry)) => entry.id.clone(),
@@ -383,41 +377,15 @@ fn describe_transport(fault: &reqwest::Error) -> String {
     }
 }
 
-/// Gives a place back when its request is answered or dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl Engine for UpstreamEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
-        let most = self.info.batch_max * (1 + WAITING_PER_RUNNING);
-        let place = Place(self.accepted.clone());
-        if self.accepted.fetch_add(1, Ordering::AcqRel) >= most {
-            let message = format!("{most} requests run or wait already");
-            let fault = EngineFault::Unavailable {
-                message,
-                retry_after_ms: None,
-            };
-            return async { Err(fault) }.boxed();
-        }
-        let (server, in_flight) = (self.server.clone(), self.in_flight.clone());
-        async move {
-            let _place = place;
-            let _in_flight = in_flight
-                .acquire_owned()
-                .await
-                .map_err(|_| EngineFault::Closed)?;
-            server.generate(&request).await
-        }
-        .boxed()
+        let server = self.server.clone();
+        self.places
+            .begin(async move { server.generate(&request).await })
     }
 
     fn is_ready(&self) -> bool {

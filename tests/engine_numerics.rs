@@ -1,0 +1,216 @@
+//! Our arithmetic against Hugging Face transformers', and against itself in every batch.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its fixtures fails"
+)]
+
+use std::{collections::HashMap, path::PathBuf};
+
+use candle_core::{Device, Tensor};
+use promptyard::engine::candle::{CandleModel, Chunk, KvCache, Rows};
+
+const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
+/// Largest difference of a logit; logits reach 20, and both sides compute in f32.
+const TOLERANCE: f32 = 1e-3;
+
+/// What transformers makes of one prompt.
+struct Case {
+    prompt: Vec<u32>,
+    rows: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn model(name: &str) -> CandleModel {
+    CandleModel::open(&fixtures().join("models").join(name)).unwrap()
+}
+
+fn cases(name: &str) -> Vec<Case> {
+    let path = fixtures()
+        .join("expected")
+        .join(format!("{name}.safetensors"));
+    let tensors: HashMap<String, Tensor> =
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let integers = |key: String| -> Vec<u32> {
+        let values = tensors[&key].to_vec1::<i64>().unwrap();
+        values
+            .into_iter()
+            .map(|value| u32::try_from(value).unwrap())
+            .collect()
+    };
+    (0..tensors.len() / 4)
+        .map(|at| Case {
+            prompt: integers(format!("prompt.{at}")),
+            rows: integers(format!("rows.{at}"))
+                .into_iter()
+                .map(|row| row as usize)
+                .collect(),
+            logits: tensors[&format!("logits.{at}")].to_vec2().unwrap(),
+            greedy: integers(format!("greedy.{at}")),
+        })
+        .collect()
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)));
+    best.unwrap() as u32
+}
+
+/// A sequence that decodes greedily; it keeps every row of logits that a token was chosen from.
+struct Sequence {
+    cache: KvCache,
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    rows: Vec<Vec<f32>>,
+    wanted: usize,
+}
+
+impl Sequence {
+    fn new(model: &CandleModel, case: &Case) -> Self {
+        Self {
+            cache: model.new_cache(case.prompt.len()),
+            tokens: case.prompt.clone(),
+            prompt_tokens: case.prompt.len(),
+            rows: Vec::new(),
+            wanted: case.greedy.len(),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.rows.len() == self.wanted
+    }
+
+    fn generated(&self) -> &[u32] {
+        &self.tokens[self.prompt_tokens..]
+    }
+}
+
+/// Runs all sequences together; `chunk` says how many prompt tokens each may compute in a step.
+fn run(
+    model: &CandleModel,
+    sequences: &mut [Sequence],
+    mut chunk: impl FnMut(usize, usize) -> usize,
+) {
+    for step in 0.. {
+        if sequences.iter().all(Sequence::is_done) {
+            return;
+        }
+        let mut chunks = Vec::new();
+        let mut yielding = Vec::new();
+        for (at, sequence) in sequences.iter_mut().enumerate() {
+            let known = sequence.tokens.len() - sequence.cache.len();
+            let tokens = chunk(step, at).min(known);
+            if sequence.is_done() || tokens == 0 {
+                continue;
+            }
+            let from = sequence.cache.len();
+            let yields = tokens == known;
+            if yields {
+                yielding.push(at);
+            }
+            chunks.push(Chunk {
+                cache: &mut sequence.cache,
+                tokens: &sequence.tokens[from..from + tokens],
+                rows: if yields { Rows::Last } else { Rows::None },
+            });
+        }
+        let logits = model.forward(&mut chunks).unwrap();
+        assert_eq!(logits.rows().len(), yielding.len());
+        let rows: Vec<Vec<f32>> = logits.rows().map(<[f32]>::to_vec).collect();
+        for (at, row) in yielding.into_iter().zip(rows) {
+            sequences[at].tokens.push(argmax(&row));
+            sequences[at].rows.push(row);
+        }
+    }
+}
+
+fn run_alone(model: &CandleModel, case: &Case) -> Sequence {
+    let mut alone = [Sequence::new(model, case)];
+    run(model, &mut alone, |_, _| usize::MAX);
+    let [alone] = alone;
+    alone
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in MODELS {
+        let model = model(name);
+        let mut worst = 0.0f32;
+        for case in cases(name) {
+            let logits = model.logits(&case.prompt).unwrap();
+            let rows: Vec<&[f32]> = logits.rows().collect();
+            assert_eq!(rows.len(), case.prompt.len());
+            for (row, expected) in case.rows.iter().zip(&case.logits) {
+                for (ours, theirs) in rows[*row].iter().zip(expected) {
+                    worst = worst.max((ours - theirs).abs());
+                }
+            }
+        }
+        eprintln!("{name}: largest difference {worst:e}");
+        assert!(worst < TOLERANCE, "{name}: a logit differs by {worst}");
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    for name in MODELS {
+        let model = model(name);
+        for case in cases(name) {
+            let alone = run_alone(&model, &case);
+            assert_eq!(
+                alone.generated(),
+                case.greedy,
+                "{name}, {} tokens",
+                case.prompt.len()
+            );
+        }
+    }
+}
+
+/// Nobody's logits may depend, in any bit, on who shares the step or on how prompts are cut.
+#[test]
+fn company_and_chunks_change_no_bit() {
+    for name in MODELS {
+        let model = model(name);
+        let cases = cases(name);
+        let alone: Vec<Sequence> = cases.iter().map(|case| run_alone(&model, case)).collect();
+        type Cut = fn(usize, usize) -> usize;
+        let cuts: [(&str, Cut); 5] = [
+            ("all at once", |_, _| usize::MAX),
+            ("single tokens", |_, _| 1),
+            ("chunks of seven", |_, _| 7),
+            ("uneven chunks", |step, at| (step * 5 + at * 3) % 11),
+            ("latecomers", |step, at| if step < at * 4 { 0 } else { 13 }),
+        ];
+        for (cut, chunk) in cuts {
+            let mut together: Vec<Sequence> = cases
+                .iter()
+                .map(|case| Sequence::new(&model, case))
+                .collect();
+            run(&model, &mut together, chunk);
+            for (together, alone) in together.iter().zip(&alone) {
+                let what = format!("{name}, {cut}, prompt of {}", alone.prompt_tokens);
+                assert_eq!(together.generated(), alone.generated(), "{what}");
+                assert!(together.rows == alone.rows, "{what}: logits differ");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_is_said() {
+    let model = model("tiny-llama");
+    let fault = model.logits(&[5, 384]).unwrap_err();
+    assert!(
+        fault.contains("384") && fault.contains("vocabulary"),
+        "{fault}"
+    );
+    let fault = model.logits(&vec![5; 1025]).unwrap_err();
+    assert!(fault.contains("1025") && fault.contains("1024"), "{fault}");
+    assert!(model.logits(&[]).is_err());
+    assert_eq!(model.forward(&mut []).unwrap().rows().len(), 0);
+}
