@@ -121,7 +121,7 @@ impl PostgresStore {
             r#"select distinct on (j.waits_for) j.waits_for as "key!", j.id, j.tenant
                  from jobs j left join cache_entries e on e.key = j.waits_for
                 where j.waits_for is not null and j.state = 'routed'
-                  and (e.key is null or (e.state = 'computing' and e.lease_until <= $1)
+                  and (e.key is null or (e.state = 'computing' and e.lease_until < $1)
                        or (e.state = 'ready' and e.expires_at <= $1))
                 order by j.waits_for, j.id limit $2"#,
             now,

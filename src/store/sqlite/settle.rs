@@ -72,7 +72,7 @@ impl SqliteStore {
                       where waits_for is not null and state = 'routed' group by waits_for) w
                join jobs j on j.id = w.id
                left join cache_entries e on e.key = w.waits_for
-              where e.key is null or (e.state = 'computing' and e.lease_until <= ?1)
+              where e.key is null or (e.state = 'computing' and e.lease_until < ?1)
                  or (e.state = 'ready' and e.expires_at <= ?1)
               order by j.id limit ?2"
         ))

@@ -1,0 +1,131 @@
+//! The views give the figures that the jobs' own rows add up to, alike in both dialects.
+
+use promptyard::{
+    config::StoreConfig,
+    job::Tier,
+    store::{DeadLetter, Settlement, Store, Verdict},
+};
+use sqlx::{Connection, SqliteConnection};
+use uuid::Uuid;
+
+use crate::fixture::{
+    LONG, admission, admit_one, answer, cache_key, cached, head, now, plain, reason, route,
+    run_one, settle_one, settlement, succeed, with_postgres, with_sqlite,
+};
+
+/// Two computed answers (one after a retry), one shared, two hits, one failure, one job for large.
+async fn fill(store: &Store) {
+    let jobs = [cached("p"), cached("p"), plain(head()), plain(head())];
+    store.admit(&jobs, LONG).await.unwrap();
+    succeed(store, jobs[0].head.id, "yes", Some(cache_key("p"))).await;
+    store
+        .admit(&[cached("p"), cached("p")], LONG)
+        .await
+        .unwrap();
+    let attempt = run_one(store, jobs[2].head.id).await;
+    let retry = Verdict::Retry(reason("engine_unavailable"));
+    settle_one(store, settlement(jobs[2].head.id, attempt, retry)).await;
+    succeed(store, jobs[2].head.id, "yes", None).await;
+    let attempt = run_one(store, jobs[3].head.id).await;
+    let failed = Verdict::Failed(reason("unservable"));
+    settle_one(
+        store,
+        Settlement {
+            ..settlement(jobs[3].head.id, attempt, failed)
+        },
+    )
+    .await;
+    admit_one(store, admission(head(), "large", route(Tier::Large, None))).await;
+    let letter = DeadLetter {
+        id: Uuid::now_v7(),
+        job: None,
+        tenant: None,
+        queue: "jobs.in".to_owned(),
+        reason: reason("expired"),
+        body: Vec::new(),
+        died_at: now(),
+    };
+    store.bury(&[letter]).await.unwrap();
+    assert_eq!(answer("yes").usage.completion_tokens, 7);
+}
+
+/// What each view is asked, and what it must answer. Sums go over hours, so that a test which
+/// straddles one still adds up.
+const FIGURES: [(&str, &str); 8] = [
+    ("select cast(sum(jobs) as text) from latency where tier = 'small'", "5"),
+    (
+        "select case when min(p50_s) >= 0 and max(p99_s) < 60 and min(p99_s) >= min(p50_s)
+                     then 'sane' else 'odd' end from latency",
+        "sane",
+    ),
+    (
+        "select cast(sum(case when tier = 'large' then jobs end) as text) || ' of ' || cast(sum(jobs) as text)
+           from route_mix where scorer = 'length-1' and score_mean = 0.25 and share > 0 and share < 1",
+        "1 of 7",
+    ),
+    (
+        "select cast(sum(computed) as text) || ' ' || cast(sum(from_cache) as text) || ' '
+                || cast(sum(shared) as text) || ' ' || cast(sum(prompt_tokens_saved) as text) || ' '
+                || cast(sum(completion_tokens_saved) as text) from cache_savings",
+        "2 2 1 60 21",
+    ),
+    (
+        "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
+                || ' ' || cast(sum(completion_tokens) as text) from tokens where model = 'tiny'",
+        "40 30 14",
+    ),
+    (
+        "select cast(sum(case when outcome = 'succeeded' then attempts end) as text) || ' '
+                || cast(sum(case when reason_code = 'engine_unavailable' then attempts end) as text) || ' '
+                || cast(sum(case when outcome = 'failed' then attempts end) as text) from attempt_outcomes",
+        "2 1 1",
+    ),
+    (
+        "select cast(sum(jobs) as text) || ' ' || cast(sum(succeeded) as text) || ' '
+                || cast(sum(unanswered) as text) || ' ' || cast(sum(unfinished) as text) || ' '
+                || cast(sum(prompt_tokens) as text) || ' ' || cast(sum(completion_tokens) as text)
+           from tenant_usage where tenant = 'default'",
+        "7 5 1 1 40 14",
+    ),
+    (
+        "select queue || ' ' || reason_code || ' ' || resolution || ' ' || cast(letters as text)
+           from dead_letter_causes",
+        "jobs.in expired open 1",
+    ),
+];
+
+/// The views of Postgres add up.
+#[tokio::test]
+async fn postgres_views_add_up() {
+    with_postgres(async |store, config| {
+        fill(&store).await;
+        let mut raw = crate::postgres::connection(&config).await;
+        for (question, expected) in FIGURES {
+            let found: String = sqlx::query_scalar(question)
+                .fetch_one(&mut raw)
+                .await
+                .unwrap();
+            assert_eq!(found, expected, "{question}");
+        }
+    })
+    .await;
+}
+
+/// The views of SQLite add up to the same.
+#[tokio::test]
+async fn sqlite_views_add_up() {
+    with_sqlite(async |store: Store, config: StoreConfig| {
+        fill(&store).await;
+        let mut raw = SqliteConnection::connect(config.url.expose())
+            .await
+            .unwrap();
+        for (question, expected) in FIGURES {
+            let found: String = sqlx::query_scalar(question)
+                .fetch_one(&mut raw)
+                .await
+                .unwrap();
+            assert_eq!(found, expected, "{question}");
+        }
+    })
+    .await;
+}

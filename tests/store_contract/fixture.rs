@@ -1,0 +1,289 @@
+//! A fresh ledger of either kind for each test, and the values that tests are made of.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use futures::FutureExt;
+use promptyard::{
+    config::{SecretUrl, StoreConfig},
+    job::{
+        Answer, CacheKey, ChatRequest, FinishReason, JobHead, JobId, JobRecord, Priority, Reason,
+        RequestLimits, Submission, Tenant, Tier, Usage,
+    },
+    store::{
+        Admission, Admitted, Claim, Claimant, Claimed, Course, Decision, Heartbeat, Route, Settled,
+        Settlement, Store, Verdict,
+    },
+};
+use serde_json::json;
+use uuid::Uuid;
+
+/// Long enough that nothing runs out during a test.
+pub const LONG: Duration = Duration::from_secs(600);
+
+/// Where the tests' Postgres answers.
+pub fn postgres_url() -> String {
+    std::env::var("PROMPTYARD_TEST_DATABASE_URL")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned())
+}
+
+pub fn postgres_config() -> StoreConfig {
+    StoreConfig {
+        url: SecretUrl::new(postgres_url()),
+        schema: format!("test_{}", Uuid::now_v7().simple()),
+        connections_max: 4,
+        ..StoreConfig::default()
+    }
+}
+
+/// Runs a test on a migrated ledger in a schema of its own and drops it, even after a panic.
+pub async fn with_postgres<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreConfig) -> F) {
+    let config = postgres_config();
+    let store = Store::connect(&config)
+        .await
+        .expect("the tests need Postgres: set PROMPTYARD_TEST_DATABASE_URL or start one locally");
+    let outcome = AssertUnwindSafe(async {
+        store.migrate().await.unwrap();
+        test(store.clone(), config).await;
+    })
+    .catch_unwind()
+    .await;
+    store.drop_all().await.unwrap();
+    store.close().await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs a test on a migrated ledger in a file of its own, in a folder that is yet to be made.
+pub async fn with_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreConfig) -> F) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made/for/it/ledger.db");
+    let config = StoreConfig {
+        url: SecretUrl::new(format!("sqlite:{}", path.display())),
+        connections_max: 4,
+        ..StoreConfig::default()
+    };
+    let store = Store::connect(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    test(store.clone(), config).await;
+    store.close().await;
+}
+
+/// Declares tests that run against both ledgers.
+macro_rules! contract {
+    ($($(#[doc = $intent:literal])+ async fn $name:ident($store:ident: Store) $body:block)+) => {$(
+        mod $name {
+            #[allow(unused_imports, reason = "each test uses some of its file's imports")]
+            use super::*;
+
+            async fn check($store: promptyard::store::Store, _: promptyard::config::StoreConfig) $body
+
+            $(#[doc = $intent])+
+            #[tokio::test]
+            async fn postgres() {
+                $crate::fixture::with_postgres(check).await;
+            }
+
+            $(#[doc = $intent])+
+            #[tokio::test]
+            async fn sqlite() {
+                $crate::fixture::with_sqlite(check).await;
+            }
+        }
+    )+};
+}
+pub(crate) use contract;
+
+pub fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}
+
+pub fn tenant(name: &str) -> Tenant {
+    name.parse().unwrap()
+}
+
+pub fn head() -> JobHead {
+    JobHead {
+        id: JobId::now(),
+        tenant: Tenant::default(),
+        key: None,
+        custom_id: None,
+        batch: None,
+        deadline: None,
+        reply_to: None,
+        priority: Priority::Normal,
+        redrive_of: None,
+        submitted_at: now(),
+    }
+}
+
+pub fn keyed(key: &str) -> JobHead {
+    JobHead {
+        key: Some(key.to_owned()),
+        ..head()
+    }
+}
+
+pub fn request(prompt: &str) -> ChatRequest {
+    Submission::from_prompt(prompt, &RequestLimits::default())
+        .unwrap()
+        .request
+}
+
+/// A key that stands for a prompt.
+pub fn cache_key(prompt: &str) -> CacheKey {
+    CacheKey(*blake3::hash(prompt.as_bytes()).as_bytes())
+}
+
+pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
+    Course::Route(Route {
+        tier,
+        decision: Decision {
+            score: 0.25,
+            threshold: 0.5,
+            scorer: "length-1".to_owned(),
+            features: json!({"prompt_characters": 12, "questions": 1}),
+        },
+        cache_key,
+    })
+}
+
+pub fn admission(head: JobHead, prompt: &str, course: Course) -> Admission {
+    Admission {
+        head,
+        request: Some(request(prompt)),
+        digest: *blake3::hash(prompt.as_bytes()).as_bytes(),
+        course,
+    }
+}
+
+/// A job for the small tier that neither reuses answers nor gives its own to others.
+pub fn plain(head: JobHead) -> Admission {
+    admission(head, "a prompt", route(Tier::Small, None))
+}
+
+/// A job for the small tier that may be answered from the cache.
+pub fn cached(prompt: &str) -> Admission {
+    admission(head(), prompt, route(Tier::Small, Some(cache_key(prompt))))
+}
+
+pub fn reason(code: &str) -> Reason {
+    Reason::new(code, format!("a sentence about {code}"))
+}
+
+pub fn answer(text: &str) -> Answer {
+    Answer {
+        text: text.to_owned(),
+        finish_reason: FinishReason::Stop,
+        usage: Usage {
+            prompt_tokens: 20,
+            prompt_tokens_computed: 15,
+            completion_tokens: 7,
+        },
+        model: "tiny".to_owned(),
+        revision: "r1".to_owned(),
+        mean_logprob: Some(-0.5),
+    }
+}
+
+pub fn claimant(worker: &str) -> Claimant {
+    Claimant {
+        worker: worker.to_owned(),
+        tier: Tier::Small,
+        model: "tiny".to_owned(),
+        revision: "r1".to_owned(),
+        attempts_max: 3,
+        lease: LONG,
+    }
+}
+
+pub fn heartbeat(claimant: Claimant) -> Heartbeat {
+    Heartbeat {
+        claimant,
+        batch_max: 16,
+        running: 2,
+        draining: false,
+    }
+}
+
+pub fn settlement(job: JobId, attempt: u32, verdict: Verdict) -> Settlement {
+    Settlement {
+        job,
+        attempt,
+        verdict,
+        started_at: now(),
+        first_token_at: Some(now()),
+        finished_at: now(),
+        cache_key: None,
+        reusable: true,
+    }
+}
+
+pub async fn admit_one(store: &Store, admission: Admission) -> Admitted {
+    let mut outcomes = store.admit(&[admission], LONG).await.unwrap();
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
+}
+
+pub async fn claim_one(store: &Store, job: JobId, redelivered: bool) -> Claimed {
+    claim_as(store, &claimant("worker-1"), job, redelivered).await
+}
+
+pub async fn claim_as(
+    store: &Store,
+    claimant: &Claimant,
+    job: JobId,
+    redelivered: bool,
+) -> Claimed {
+    let claims = [Claim { job, redelivered }];
+    let mut outcomes = store.claim(claimant, &claims).await.unwrap();
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
+}
+
+/// Claims a job that must be free; returns the attempt.
+pub async fn run_one(store: &Store, job: JobId) -> u32 {
+    match claim_one(store, job, false).await {
+        Claimed::Run { attempt, .. } => attempt,
+        other => panic!("expected to run {job}, got {other:?}"),
+    }
+}
+
+pub async fn settle_one(store: &Store, settlement: Settlement) -> Settled {
+    let mut outcomes = store.settle(&[settlement], LONG).await.unwrap();
+    assert_eq!(outcomes.len(), 1);
+    outcomes.remove(0)
+}
+
+/// What was committed; fails when the settlement was fenced.
+pub fn committed(settled: Settled) -> (JobRecord, Vec<JobRecord>) {
+    match settled {
+        Settled::Committed { record, shared } => (*record, shared),
+        Settled::Fenced => panic!("the settlement was fenced"),
+    }
+}
+
+/// Runs a job that waits to be run and gives it an answer.
+pub async fn succeed(
+    store: &Store,
+    job: JobId,
+    text: &str,
+    key: Option<CacheKey>,
+) -> (JobRecord, Vec<JobRecord>) {
+    let attempt = run_one(store, job).await;
+    let settled = settle_one(
+        store,
+        Settlement {
+            cache_key: key,
+            ..settlement(job, attempt, Verdict::Succeeded(answer(text)))
+        },
+    );
+    committed(settled.await)
+}
+
+pub async fn record(store: &Store, job: JobId) -> JobRecord {
+    let mut records = store.records(&[job]).await.unwrap();
+    assert_eq!(records.len(), 1, "{job} is one row");
+    records.remove(0)
+}

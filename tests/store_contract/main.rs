@@ -1,0 +1,11 @@
+//! One suite against every ledger: what `src/store/mod.rs` promises, Postgres and SQLite keep alike.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+mod admission;
+mod analysis;
+mod attempts;
+mod concurrency;
+mod fixture;
+mod postgres;
+mod reading;
+mod sharing;

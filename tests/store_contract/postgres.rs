@@ -1,0 +1,260 @@
+//! What only Postgres has: partitions, schemas, roles.
+
+use promptyard::{
+    config::StoreConfig,
+    job::{JobHead, JobId},
+    store::{Admitted, Store, StoreFault},
+};
+use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
+use uuid::Uuid;
+
+use crate::fixture::{
+    LONG, admit_one, head, plain, postgres_config, postgres_url, record, succeed, with_postgres,
+};
+
+pub async fn connection(config: &StoreConfig) -> PgConnection {
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    let options = options.options([("search_path", config.schema.as_str())]);
+    PgConnection::connect_with(&options).await.unwrap()
+}
+
+async fn count(connection: &mut PgConnection, statement: &'static str) -> i64 {
+    sqlx::query_scalar(statement)
+        .fetch_one(connection)
+        .await
+        .unwrap()
+}
+
+/// New jobs lie in this week's partition; ids of no week lie in the default one and work as well.
+#[tokio::test]
+async fn odd_ids_are_not_lost() {
+    with_postgres(async |store, config| {
+        let mut raw = connection(&config).await;
+        let odd = JobHead {
+            id: JobId(Uuid::from_u128(u128::MAX - 1)),
+            ..head()
+        };
+        admit_one(&store, plain(head())).await;
+        assert_eq!(
+            count(&mut raw, "select count(*) from jobs_default").await,
+            0
+        );
+        assert_eq!(
+            admit_one(&store, plain(odd.clone())).await,
+            Admitted::Routed
+        );
+        assert_eq!(
+            count(&mut raw, "select count(*) from jobs_default").await,
+            1
+        );
+        let (settled, _) = succeed(&store, odd.id, "yes", None).await;
+        assert_eq!(record(&store, odd.id).await, settled);
+        assert_eq!(
+            count(&mut raw, "select count(*) from answers_default").await,
+            1
+        );
+    })
+    .await;
+}
+
+/// Partitions are made ahead of need, once, and take over what the default ones hold of their range.
+#[tokio::test]
+async fn partitions_are_made_ahead() {
+    with_postgres(async |store, config| {
+        let mut raw = connection(&config).await;
+        let partitions = "select count(*) from pg_inherits where inhparent = 'jobs'::regclass";
+        let before = count(&mut raw, partitions).await;
+        assert_eq!(before, 4, "this week, the next two, the default");
+        store.ensure_partitions().await.unwrap();
+        assert_eq!(count(&mut raw, partitions).await, before);
+        let later = chrono::Utc::now() + chrono::TimeDelta::days(35);
+        let millis = u64::try_from(later.timestamp_millis()).unwrap();
+        let early = JobHead {
+            id: JobId(uuid::Builder::from_unix_timestamp_millis(millis, &[7; 10]).into_uuid()),
+            ..head()
+        };
+        admit_one(&store, plain(early.clone())).await;
+        succeed(&store, early.id, "yes", None).await;
+        assert_eq!(
+            count(&mut raw, "select count(*) from jobs_default").await,
+            1
+        );
+        let made: i32 = sqlx::query_scalar("select make_partitions($1, 0)")
+            .bind(later)
+            .fetch_one(&mut raw)
+            .await
+            .unwrap();
+        assert_eq!(made, 4);
+        assert_eq!(
+            count(&mut raw, "select count(*) from jobs_default").await,
+            0
+        );
+        assert_eq!(record(&store, early.id).await.answer.unwrap().text, "yes");
+    })
+    .await;
+}
+
+/// Many processes may migrate and make partitions at once; one does the work.
+#[tokio::test]
+async fn migrations_run_concurrently() {
+    let config = postgres_config();
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        let config = config.clone();
+        tasks.push(tokio::spawn(async move {
+            let store = Store::connect(&config).await.unwrap();
+            let applied = store.migrate().await.unwrap();
+            store.ensure_partitions().await.unwrap();
+            store.close().await;
+            applied
+        }));
+    }
+    let mut applied = Vec::new();
+    for task in tasks {
+        applied.push(task.await.unwrap());
+    }
+    let store = Store::connect(&config).await.unwrap();
+    store.check_schema().await.unwrap();
+    store.drop_all().await.unwrap();
+    assert_eq!(
+        applied.iter().filter(|count| **count > 0).count(),
+        1,
+        "{applied:?}"
+    );
+}
+
+/// Analysts read metadata and views, but no prompt, no answer, no dead body; and they write nothing.
+#[tokio::test]
+async fn analysts_see_no_text() {
+    with_postgres(async |store, config| {
+        admit_one(&store, plain(head())).await;
+        let mut raw = connection(&config).await;
+        sqlx::query("set role promptyard_analyst")
+            .execute(&mut raw)
+            .await
+            .unwrap();
+        assert_eq!(count(&mut raw, "select count(*) from jobs").await, 1);
+        for allowed in [
+            "select 1 from attempts",
+            "select 1 from workers",
+            "select 1 from latency",
+            "select 1 from route_mix",
+            "select 1 from cache_savings",
+            "select 1 from tokens",
+            "select 1 from attempt_outcomes",
+            "select 1 from tenant_usage",
+            "select 1 from dead_letter_causes",
+            "select key, hits from cache_entries",
+            "select id, reason_message from dead_letters",
+            "select count(*) from jobs where id >= uuid7_floor(now() - interval '1 day')",
+        ] {
+            sqlx::query(allowed)
+                .execute(&mut raw)
+                .await
+                .unwrap_or_else(|fault| panic!("{allowed}: {fault}"));
+        }
+        for forbidden in [
+            "select * from requests",
+            "select * from answers",
+            "select * from requests_default",
+            "select answer from cache_entries",
+            "select body from dead_letters",
+            "select * from idempotency",
+            "update jobs set state = 'failed'",
+            "delete from attempts",
+            "create table notes (t text)",
+        ] {
+            let fault = sqlx::query(forbidden).execute(&mut raw).await.unwrap_err();
+            let code = fault
+                .as_database_error()
+                .and_then(|fault| fault.code())
+                .map(String::from);
+            assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {fault}");
+        }
+    })
+    .await;
+}
+
+/// Every table, view and column that an analyst can read says what it is.
+#[tokio::test]
+async fn everything_is_commented() {
+    with_postgres(async |_, config| {
+        let mut raw = connection(&config).await;
+        let bare: Vec<String> = sqlx::query(
+            "select c.relname || coalesce('.' || a.attname, '') as name
+               from pg_class c
+               left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+              where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v')
+                and not c.relispartition and c.relname not in ('ledger_migrations', 'requests', 'answers')
+                and (col_description(c.oid, a.attnum) is null or obj_description(c.oid) is null)",
+        )
+        .fetch_all(&mut raw)
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get("name"))
+        .collect();
+        assert_eq!(bare, Vec::<String>::new());
+    })
+    .await;
+}
+
+/// Tables of a newer version are left alone, and said to be newer.
+#[tokio::test]
+async fn newer_tables_are_refused() {
+    with_postgres(async |store, config| {
+        let mut raw = connection(&config).await;
+        sqlx::query("insert into ledger_migrations values (9999, 'later', now(), true, '', 0)")
+            .execute(&mut raw)
+            .await
+            .unwrap();
+        for fault in [
+            store.check_schema().await.unwrap_err(),
+            store.migrate().await.unwrap_err(),
+        ] {
+            assert!(
+                matches!(&fault, StoreFault::Schema { message } if message.contains("newer")),
+                "{fault}"
+            );
+        }
+    })
+    .await;
+}
+
+/// A key whose job is gone with its partition can be used again.
+#[tokio::test]
+async fn keys_outlive_no_dropped_partition() {
+    with_postgres(async |store, config| {
+        let first = plain(crate::fixture::keyed("k"));
+        admit_one(&store, first.clone()).await;
+        let mut raw = connection(&config).await;
+        sqlx::query("truncate jobs")
+            .execute(&mut raw)
+            .await
+            .unwrap();
+        let again = plain(crate::fixture::keyed("k"));
+        assert_eq!(
+            store.admit(&[again.clone()], LONG).await.unwrap(),
+            [Admitted::Routed]
+        );
+        let found = store
+            .records_by_key(&again.head.tenant, &["k".to_owned()])
+            .await
+            .unwrap();
+        assert_eq!(found[0].id, again.head.id);
+    })
+    .await;
+}
+
+/// A server that is not there is one clear, transient fault without the password.
+#[tokio::test]
+async fn missing_servers_are_told_plainly() {
+    let config = StoreConfig {
+        url: promptyard::config::SecretUrl::new("postgres://me:hunter2@127.0.0.1:1/none"),
+        ..postgres_config()
+    };
+    let fault = Store::connect(&config).await.unwrap_err();
+    assert!(matches!(fault, StoreFault::Unreachable { .. }), "{fault}");
+    assert!(fault.is_transient());
+    assert!(!fault.to_string().contains("hunter2"), "{fault}");
+}
