@@ -496,8 +496,8 @@ impl Store {
     }
 
     /// Ends attempts; one outcome for each, in order. A success with a cache key fills the entry
-    /// and settles the jobs that wait for it; any other end gives the entry up, so that a waiting
-    /// job is promoted.
+    /// and settles the jobs that wait for it; any other end of the job gives the entry up, so that
+    /// a waiting job is promoted. A job that goes back to a queue keeps its lead.
     ///
     /// # Errors
     /// When nothing was written.
@@ -510,7 +510,8 @@ impl Store {
     }
 
     /// Ends jobs that no attempt holds: the broker gave them up. Jobs that are terminal stay as
-    /// they are, jobs the ledger does not know (by id, then by tenant and key) are written.
+    /// they are, and so do running ones whose claim holds: their attempt's word counts. Jobs the
+    /// ledger does not know (by id, then by tenant and key) are written.
     /// Returns the records, in order.
     ///
     /// # Errors

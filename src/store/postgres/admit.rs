@@ -151,10 +151,10 @@ impl<'a> Round<'a> {
         let mut owners = HashMap::new();
         for row in rows {
             let index = row.at.and_then(|at| usize::try_from(at - 1).ok());
-            if let Some(&(.., at)) = index.and_then(|index| keyed.get(index)) {
-                if !taken.contains(&row.job_id) {
-                    owners.insert(at, row.job_id);
-                }
+            if let Some(&(.., at)) = index.and_then(|index| keyed.get(index))
+                && !taken.contains(&row.job_id)
+            {
+                owners.insert(at, row.job_id);
             }
         }
         Ok(owners)

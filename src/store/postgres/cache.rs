@@ -47,7 +47,7 @@ pub(super) async fn lead(
             set state = 'computing', leader = excluded.leader, lease_until = excluded.lease_until,
                 model = null, revision = null, answer = null, created_at = excluded.created_at,
                 expires_at = null
-          where (e.state = 'computing' and (e.lease_until < $5 or e.leader = excluded.leader))
+          where (e.state = 'computing' and e.lease_until < $5)
              or (e.state = 'ready' and e.expires_at <= $5)
          returning key",
         &keys as &[&[u8]],

@@ -61,7 +61,7 @@ pub(super) async fn lead(
             set state = 'computing', leader = excluded.leader, lease_until = excluded.lease_until,
                 model = null, revision = null, answer = null, created_at = excluded.created_at,
                 expires_at = null
-          where (state = 'computing' and (lease_until < ?5 or leader = excluded.leader))
+          where (state = 'computing' and lease_until < ?5)
              or (state = 'ready' and expires_at <= ?5)",
     )
     .bind(key.0.as_slice())
