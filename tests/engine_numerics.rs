@@ -150,7 +150,6 @@ fn logits_are_those_of_transformers() {
                 }
             }
         }
-        eprintln!("{name}: largest difference {worst:e}");
         assert!(worst < TOLERANCE, "{name}: a logit differs by {worst}");
     }
 }
