@@ -219,7 +219,8 @@ impl Router {
             .into_iter();
         let (mut acked, mut returned) = (Vec::new(), Vec::new());
         for (ticket, count) in tickets.into_iter().zip(counts) {
-            let all_out = done.by_ref().take(count).fold(true, |all, one| all && one);
+            // Every flag is consumed, so that the next ticket finds its own.
+            let all_out = done.by_ref().take(count).filter(|is_out| !is_out).count() == 0;
             if all_out {
                 acked.push(ticket)
             } else {
