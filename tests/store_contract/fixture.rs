@@ -72,23 +72,20 @@ pub async fn with_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreC
 
 /// Declares tests that run against both ledgers.
 macro_rules! contract {
-    ($($(#[doc = $intent:literal])+ async fn $name:ident($store:ident: Store) $body:block)+) => {$(
+    ($($(#[doc = $intent:literal])+ async fn $name:ident($store:ident: $type:ty) $body:block)+) => {$(
+        async fn $name($store: $type, _: promptyard::config::StoreConfig) $body
+
         mod $name {
-            #[allow(unused_imports, reason = "each test uses some of its file's imports")]
-            use super::*;
-
-            async fn check($store: promptyard::store::Store, _: promptyard::config::StoreConfig) $body
-
             $(#[doc = $intent])+
             #[tokio::test]
             async fn postgres() {
-                $crate::fixture::with_postgres(check).await;
+                $crate::fixture::with_postgres(super::$name).await;
             }
 
             $(#[doc = $intent])+
             #[tokio::test]
             async fn sqlite() {
-                $crate::fixture::with_sqlite(check).await;
+                $crate::fixture::with_sqlite(super::$name).await;
             }
         }
     )+};

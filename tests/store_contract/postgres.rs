@@ -234,7 +234,10 @@ async fn keys_outlive_no_dropped_partition() {
             .unwrap();
         let again = plain(crate::fixture::keyed("k"));
         assert_eq!(
-            store.admit(&[again.clone()], LONG).await.unwrap(),
+            store
+                .admit(std::slice::from_ref(&again), LONG)
+                .await
+                .unwrap(),
             [Admitted::Routed]
         );
         let found = store
