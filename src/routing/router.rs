@@ -131,7 +131,6 @@ impl Router {
             match intake::read(&delivery, context) {
                 Intake::Admit(admission) => entries.push(Entry {
                     admission: *admission,
-                    redelivered: delivery.redelivered,
                     ticket: delivery.ticket,
                 }),
                 Intake::Forward(routed) => {
@@ -247,7 +246,6 @@ impl Router {
 /// A delivery on its way through the ledger.
 struct Entry {
     admission: Admission,
-    redelivered: bool,
     ticket: Ticket,
 }
 
@@ -293,9 +291,9 @@ impl Entry {
             record.reply_to = self.admission.head.reply_to.clone().or(record.reply_to);
             return Publication::reply(&record).into_iter().collect();
         }
-        if record.state == JobState::Routed && self.redelivered {
-            // The router may have died between commit and publish. If it had published, the
-            // worker's claim absorbs the second message.
+        if record.state == JobState::Routed {
+            // A router may have died between commit and publish, or the message was lost. If it
+            // is there after all, the worker's claim absorbs the second one.
             return self.to_tier_as(record);
         }
         Vec::new()

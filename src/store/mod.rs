@@ -133,12 +133,13 @@ pub enum Admitted {
     /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
     /// now leads: its answer will fill the cache.
     Routed,
-    /// An identical job is in flight; its settlement will settle this one.
+    /// An identical job is in flight; its settlement will settle this one. Repeating such a job
+    /// comes to the same.
     Waiting,
     /// Terminal now: answered from the cache, rejected or expired.
     Ended(Box<JobRecord>),
     /// The id or the (tenant, key) is known with the same digest. The record says how far it is;
-    /// if it is routed and the message was redelivered, publish it to its tier again.
+    /// if it is routed, publish it to its tier again: its message may have been lost.
     Known(Box<JobRecord>),
     /// The key is known with another digest; nothing was written.
     KeyReused {

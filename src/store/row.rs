@@ -37,6 +37,7 @@ pub(super) struct Row {
     pub tier: Option<String>,
     pub score: Option<f64>,
     pub cache_key: Option<Vec<u8>>,
+    pub waits_for: Option<Vec<u8>>,
     pub source: Option<String>,
     pub attempts: i32,
     pub attempts_returned: i32,

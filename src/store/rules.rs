@@ -163,6 +163,8 @@ pub(super) enum Meeting {
     Reused,
     /// The job itself, queued so far, takes its course.
     Moves,
+    /// The same request again, and its job waits for an identical one.
+    Waits,
     /// The same request again.
     Known,
 }
@@ -181,6 +183,8 @@ pub(super) fn meet(admission: &Admission, owner: &Row) -> Meeting {
         && admission.course != Course::Queue
     {
         Meeting::Moves
+    } else if owner.state == "routed" && owner.waits_for.is_some() {
+        Meeting::Waits
     } else {
         Meeting::Known
     }

@@ -20,6 +20,8 @@ contract! {
         assert_eq!(admit_one(&store, leader.clone()).await, Admitted::Routed);
         assert_eq!(admit_one(&store, waiter.clone()).await, Admitted::Waiting);
         assert_eq!(record(&store, waiter.head.id).await.state, JobState::Routed);
+        // Its message comes again: it goes on waiting instead of running beside its leader.
+        assert_eq!(admit_one(&store, waiter.clone()).await, Admitted::Waiting);
         let (settled, shared) = succeed(&store, leader.head.id, "yes", key).await;
         assert_eq!(settled.source, Some(AnswerSource::Computed));
         assert_eq!(shared.len(), 1);

@@ -201,6 +201,7 @@ impl<'a> Round<'a> {
                 Meeting::Reused => Some(Admitted::KeyReused {
                     owner: JobId(row.id),
                 }),
+                Meeting::Waits => Some(Admitted::Waiting),
                 Meeting::Known => Some(Admitted::Known(Box::new(row.clone().into_record()?))),
                 Meeting::Moves => {
                     moving.push(at);

@@ -71,6 +71,7 @@ async fn admit_one(
                     owner: JobId(row.id),
                 });
             }
+            Meeting::Waits => return Ok(Admitted::Waiting),
             Meeting::Known => return Ok(Admitted::Known(Box::new(row.into_record()?))),
             Meeting::Moves => {}
         }

@@ -27,7 +27,7 @@ use crate::config::StoreConfig;
 /// The columns of a [`Row`] but its text.
 macro_rules! row_columns {
     () => {
-        " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.source, \
+        " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
          j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
          j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision, \
          j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
