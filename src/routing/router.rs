@@ -293,9 +293,11 @@ impl Entry {
             record.reply_to = self.admission.head.reply_to.clone().or(record.reply_to);
             return Publication::reply(&record).into_iter().collect();
         }
-        if record.state == JobState::Routed && self.redelivered {
-            // The router may have died between commit and publish. If it had published, the
-            // worker's claim absorbs the second message.
+        // The router may have died between commit and publish, or the commit's own word was lost
+        // and the admission, made again, finds itself. If the message had been published, the
+        // worker's claim absorbs the second one.
+        let may_be_unpublished = self.redelivered || record.id == self.admission.head.id;
+        if record.state == JobState::Routed && may_be_unpublished {
             return self.to_tier_as(record);
         }
         Vec::new()
