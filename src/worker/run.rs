@@ -294,7 +294,7 @@ impl Yard {
 
     /// Claims jobs; false when the ledger is away and the stop was requested.
     async fn claim(&mut self, chosen: Vec<Waiting>, shutdown: &Shutdown) -> bool {
-        let claims: Vec<_> = chosen
+        let mut claims: Vec<_> = chosen
             .iter()
             .map(|w| Claim {
                 job: w.routed.job.head.id,
@@ -311,6 +311,10 @@ impl Yard {
                 Ok(outcomes) => break outcomes,
                 Err(fault) if fault.is_transient() => {
                     tracing::warn!(%fault, jobs = claims.len(), "jobs wait for the ledger");
+                    // The claim may have been committed before its word was lost. Then the jobs
+                    // run in nobody's hands, and a claim that takes them for another worker's
+                    // would leave them there.
+                    claims.iter_mut().for_each(|claim| claim.redelivered = true);
                     tokio::select! {
                         () = shutdown.requested() => {
                             self.waiting.extend(chosen);

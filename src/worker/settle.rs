@@ -41,11 +41,14 @@ impl Settler {
     /// or broker that is away; what is then uncommitted is put back, and runs again.
     pub async fn settle(&self, group: Vec<Finished>, give_up: &Shutdown) {
         let mut parts = vec![group];
+        // A commit whose word was lost may have happened: its repetition is fenced by itself.
+        let mut in_doubt = false;
         while let Some(mut part) = parts.pop() {
             let settlements: Vec<_> = part.iter().map(|one| one.settlement.clone()).collect();
             match self.store.settle(&settlements, self.cache_ttl).await {
-                Ok(outcomes) => self.follow_up(part, outcomes, give_up).await,
+                Ok(outcomes) => self.follow_up(part, outcomes, in_doubt, give_up).await,
                 Err(fault) if fault.is_transient() => {
+                    in_doubt = true;
                     tracing::warn!(%fault, jobs = part.len(), "answers wait for the ledger");
                     tokio::select! {
                         () = give_up.requested() => self.put_back(part).await,
@@ -63,7 +66,13 @@ impl Settler {
         }
     }
 
-    async fn follow_up(&self, part: Vec<Finished>, outcomes: Vec<Settled>, give_up: &Shutdown) {
+    async fn follow_up(
+        &self,
+        part: Vec<Finished>,
+        outcomes: Vec<Settled>,
+        in_doubt: bool,
+        give_up: &Shutdown,
+    ) {
         let mut messages = Vec::new();
         let mut owners = Vec::new();
         let mut put_back = vec![false; part.len()];
@@ -71,6 +80,9 @@ impl Settler {
             let out = match outcome {
                 Settled::Fenced => {
                     self.count_attempt("fenced");
+                    // Put back, the message finds the committed state: a reply or a next attempt
+                    // that is still owed follows from it.
+                    put_back[at] = in_doubt;
                     Vec::new()
                 }
                 Settled::Committed { record, shared } => {
