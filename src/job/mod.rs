@@ -1,11 +1,13 @@
 //! The words that every stage shares: a job, its life, its answer.
 //!
-//! Comes in: request bodies as producers write them ([`request`]).
+//! Comes in: request bodies as producers write them ([`submission`]).
 //! Goes out: [`Job`] on the queues, [`JobRecord`] from the ledger and to the producer ([`record`]).
 //! It never does I/O.
 
+mod body;
 pub mod record;
 pub mod request;
+pub mod submission;
 
 use std::{fmt, str::FromStr};
 
@@ -15,9 +17,10 @@ use uuid::Uuid;
 
 pub use record::{Answer, AnswerSource, FinishReason, JobRecord, Usage};
 pub use request::{
-    CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, Rejection, RequestLimits,
-    Role, Sampling, Submission,
+    CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
+    Sampling,
 };
+pub use submission::{Rejection, Submission};
 
 /// Identifies a job: a UUIDv7, so ids sort by creation time and the ledger partitions by them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

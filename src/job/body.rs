@@ -1,0 +1,391 @@
+//! The fields of a chat-completions body, each checked with words a person can act on.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    Reason, Tenant,
+    request::{ChatRequest, Message, ModelChoice, Options, RequestLimits, Role, Sampling},
+};
+
+/// Fields that OpenAI clients send and that do not change an answer here.
+const IGNORED_FIELDS: [&str; 7] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+];
+
+/// A body's fields, taken out one by one; whatever is left is unknown.
+pub(super) struct Fields {
+    object: Map<String, Value>,
+}
+
+impl Fields {
+    /// The fields of a body.
+    pub(super) fn of(object: Map<String, Value>) -> Self {
+        Self { object }
+    }
+
+    /// Reads every field; the tenant also when another field is at fault.
+    pub(super) fn read(
+        &mut self,
+        limits: &RequestLimits,
+        tenant: &mut Option<Tenant>,
+    ) -> Result<(ChatRequest, Option<u64>), Reason> {
+        let (options, deadline_ms) = self.extension(tenant)?;
+        let model = match self.take("model") {
+            None => ModelChoice::Auto,
+            Some(Value::String(name)) if !name.is_empty() => ModelChoice::from(name.as_str()),
+            Some(other) => return Err(wrong_type("model", "a model's name", &other)),
+        };
+        let messages = self.messages(limits)?;
+        let sampling = self.sampling(limits)?;
+        self.refuse_unsupported()?;
+        for field in IGNORED_FIELDS {
+            self.object.remove(field);
+        }
+        if let Some(field) = self.object.keys().next() {
+            return Err(unknown_field(
+                field,
+                "model, messages or prompt, max_completion_tokens, temperature, top_p, top_k, seed, stop, promptyard",
+            ));
+        }
+        let request = ChatRequest {
+            model,
+            messages,
+            sampling,
+            options,
+        };
+        Ok((request, deadline_ms))
+    }
+
+    /// Takes a field; `null` counts as absent, as OpenAI's clients mean it.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.object.remove(name).filter(|value| !value.is_null())
+    }
+
+    fn extension(&mut self, tenant: &mut Option<Tenant>) -> Result<(Options, Option<u64>), Reason> {
+        let mut inner = match self.take("promptyard") {
+            None => return Ok((Options::default(), None)),
+            Some(Value::Object(object)) => Self { object },
+            Some(other) => return Err(wrong_type("promptyard", "an object", &other)),
+        };
+        *tenant = match inner.take("tenant") {
+            None => None,
+            Some(Value::String(name)) => Some(name.try_into().map_err(|fault: String| {
+                Reason::new("invalid_value", format!("promptyard.tenant: {fault}"))
+            })?),
+            Some(other) => return Err(wrong_type("promptyard.tenant", "a string", &other)),
+        };
+        let options = Options {
+            cache: inner.choice("cache", "\"off\", \"exact\" or \"semantic\"")?,
+            context: inner.choice("context", "\"keep\", \"lossless\" or \"prune\"")?,
+            escalate: match inner.take("escalate") {
+                None => None,
+                Some(Value::Bool(escalate)) => Some(escalate),
+                Some(other) => {
+                    return Err(wrong_type("promptyard.escalate", "true or false", &other));
+                }
+            },
+        };
+        let deadline_ms = match inner.take("deadline_ms") {
+            None => None,
+            Some(value) => match value.as_u64() {
+                Some(ms) if ms <= DEADLINE_MS_MAX => Some(ms),
+                _ => {
+                    let expected = format!("milliseconds from 0 to {DEADLINE_MS_MAX}");
+                    return Err(wrong_value("promptyard.deadline_ms", &expected, &value));
+                }
+            },
+        };
+        match inner.object.keys().next() {
+            Some(field) => Err(unknown_field(
+                &format!("promptyard.{field}"),
+                "cache, context, escalate, deadline_ms, tenant",
+            )),
+            None => Ok((options, deadline_ms)),
+        }
+    }
+
+    fn choice<T: Default + for<'de> Deserialize<'de>>(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<T, Reason> {
+        match self.take(name) {
+            None => Ok(T::default()),
+            Some(value) => T::deserialize(&value)
+                .map_err(|_| wrong_value(&format!("promptyard.{name}"), expected, &value)),
+        }
+    }
+
+    fn messages(&mut self, limits: &RequestLimits) -> Result<Vec<Message>, Reason> {
+        let messages = match (self.take("prompt"), self.take("messages")) {
+            (Some(Value::String(content)), None) => vec![Message {
+                role: Role::User,
+                content,
+            }],
+            (Some(other), None) => return Err(wrong_type("prompt", "a string", &other)),
+            (None, Some(Value::Array(turns))) => {
+                if turns.len() > limits.messages_max {
+                    return Err(Reason::new(
+                        "invalid_value",
+                        format!(
+                            "messages has {} entries; at most {} are accepted",
+                            turns.len(),
+                            limits.messages_max
+                        ),
+                    ));
+                }
+                turns
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, turn)| read_message(at, turn))
+                    .collect::<Result<_, _>>()?
+            }
+            (None, Some(other)) => return Err(wrong_type("messages", "an array", &other)),
+            (Some(_), Some(_)) => {
+                return Err(Reason::new(
+                    "invalid_value",
+                    "the body has both prompt and messages; send one of them",
+                ));
+            }
+            (None, None) => {
+                return Err(Reason::new(
+                    "missing_field",
+                    "the body has neither messages nor prompt",
+                ));
+            }
+        };
+        if messages.iter().all(|turn| turn.content.trim().is_empty()) {
+            return Err(Reason::new("empty_prompt", "the prompt is empty"));
+        }
+        Ok(messages)
+    }
+
+    fn sampling(&mut self, limits: &RequestLimits) -> Result<Sampling, Reason> {
+        let default = limits.temperature_default;
+        let asked = match (self.take("max_completion_tokens"), self.take("max_tokens")) {
+            (Some(value), _) => Some(("max_completion_tokens", value)),
+            (None, Some(value)) => Some(("max_tokens", value)),
+            (None, None) => None,
+        };
+        let tokens_max = limits.completion_tokens_max;
+        let max_completion_tokens = match asked {
+            None => limits.completion_tokens_default,
+            Some((name, value)) => match value.as_u64() {
+                Some(tokens @ 1..) if tokens <= u64::from(tokens_max) => tokens as u32,
+                _ => {
+                    let expected = format!("an integer from 1 to {tokens_max}");
+                    return Err(wrong_value(name, &expected, &value));
+                }
+            },
+        };
+        Ok(Sampling {
+            temperature: self.number("temperature", "a number from 0 to 2", default, |t| {
+                (0.0..=2.0).contains(&t)
+            })?,
+            top_p: self.number("top_p", "a number above 0, up to 1", 1.0, |p| {
+                p > 0.0 && p <= 1.0
+            })?,
+            top_k: match self.take("top_k") {
+                None => 0,
+                Some(value) => value
+                    .as_u64()
+                    .and_then(|k| u32::try_from(k).ok())
+                    .ok_or_else(|| wrong_value("top_k", "a whole number, 0 for all", &value))?,
+            },
+            seed: match self.take("seed") {
+                None => None,
+                // Negative seeds are legal with OpenAI; their bits serve as well as any.
+                Some(value) => Some(
+                    value
+                        .as_u64()
+                        .or_else(|| value.as_i64().map(i64::cast_unsigned))
+                        .ok_or_else(|| wrong_value("seed", "an integer", &value))?,
+                ),
+            },
+            stop: self.stop()?,
+            max_completion_tokens,
+        })
+    }
+
+    fn number(
+        &mut self,
+        name: &str,
+        expected: &str,
+        default: f32,
+        accepts: impl Fn(f64) -> bool,
+    ) -> Result<f32, Reason> {
+        match self.take(name) {
+            None => Ok(default),
+            Some(value) => match value.as_f64() {
+                Some(number) if accepts(number) => Ok(number as f32),
+                _ => Err(wrong_value(name, expected, &value)),
+            },
+        }
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>, Reason> {
+        const EXPECTED: &str = "a string, or up to 4 of them, none empty";
+        let stop = match self.take("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::String(stop)) => vec![stop],
+            Some(Value::Array(list)) => list
+                .into_iter()
+                .map(|item| match item {
+                    Value::String(stop) => Ok(stop),
+                    other => Err(wrong_type("stop", EXPECTED, &other)),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(other) => return Err(wrong_type("stop", EXPECTED, &other)),
+        };
+        if stop.len() > 4 || stop.iter().any(String::is_empty) {
+            return Err(Reason::new(
+                "invalid_value",
+                format!("stop: expected {EXPECTED}"),
+            ));
+        }
+        Ok(stop)
+    }
+
+    /// Accepts the neutral value of what this version does not do, and refuses any other.
+    fn refuse_unsupported(&mut self) -> Result<(), Reason> {
+        type IsNeutral = fn(&Value) -> bool;
+        let neutral: [(&str, IsNeutral); 9] = [
+            ("n", |v| v.as_u64() == Some(1)),
+            ("stream", |v| v == &Value::Bool(false)),
+            ("stream_options", |_| false),
+            ("logprobs", |v| v == &Value::Bool(false)),
+            ("frequency_penalty", |v| v.as_f64() == Some(0.0)),
+            ("presence_penalty", |v| v.as_f64() == Some(0.0)),
+            ("logit_bias", |v| v.as_object().is_some_and(Map::is_empty)),
+            ("tools", |v| v.as_array().is_some_and(Vec::is_empty)),
+            ("response_format", |v| v["type"] == "text"),
+        ];
+        for (name, is_neutral) in neutral {
+            if let Some(value) = self.take(name)
+                && !is_neutral(&value)
+            {
+                return Err(Reason::new(
+                    "unsupported_parameter",
+                    format!("{name} is not supported; leave it out"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Longest deadline: a year, so that adding it to the present never overflows.
+const DEADLINE_MS_MAX: u64 = 365 * 24 * 3600 * 1000;
+
+fn read_message(at: usize, turn: Value) -> Result<Message, Reason> {
+    let Value::Object(mut turn) = turn else {
+        return Err(wrong_type(&format!("messages[{at}]"), "an object", &turn));
+    };
+    let field = |name: &str| format!("messages[{at}].{name}");
+    let role = match turn.remove("role") {
+        Some(Value::String(role)) => match role.as_str() {
+            "system" | "developer" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            _ => {
+                return Err(Reason::new(
+                    "invalid_value",
+                    format!(
+                        "{}: expected system, developer, user or assistant",
+                        field("role")
+                    ),
+                ));
+            }
+        },
+        Some(other) => return Err(wrong_type(&field("role"), "a string", &other)),
+        None => {
+            return Err(Reason::new(
+                "missing_field",
+                format!("{} is missing", field("role")),
+            ));
+        }
+    };
+    let content = match turn.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => join_text_parts(&field("content"), parts)?,
+        Some(other) => {
+            return Err(wrong_type(
+                &field("content"),
+                "a string or text parts",
+                &other,
+            ));
+        }
+        None => {
+            let message = format!("{} is missing", field("content"));
+            return Err(Reason::new("missing_field", message));
+        }
+    };
+    turn.remove("name");
+    match turn.into_iter().find(|(_, value)| !value.is_null()) {
+        Some((name, _)) => Err(unknown_field(&field(&name), "role, content, name")),
+        None => Ok(Message { role, content }),
+    }
+}
+
+fn join_text_parts(field: &str, parts: Vec<Value>) -> Result<String, Reason> {
+    let mut text = String::new();
+    for part in parts {
+        match (part["type"].as_str(), part["text"].as_str()) {
+            (Some("text"), Some(piece)) => text.push_str(piece),
+            _ => {
+                return Err(Reason::new(
+                    "unsupported_parameter",
+                    format!("{field}: only parts of type text with a string text are supported"),
+                ));
+            }
+        }
+    }
+    Ok(text)
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+pub(super) fn wrong_type(field: &str, expected: &str, found: &Value) -> Reason {
+    Reason::new(
+        "invalid_type",
+        format!("{field}: expected {expected}, found {}", type_name(found)),
+    )
+}
+
+/// Quotes numbers and booleans; a string may hold prompt text, so only its type is told.
+pub(super) fn wrong_value(field: &str, expected: &str, found: &Value) -> Reason {
+    let found = match found {
+        Value::Number(number) => number.to_string(),
+        Value::Bool(boolean) => boolean.to_string(),
+        other => type_name(other).to_owned(),
+    };
+    Reason::new(
+        "invalid_value",
+        format!("{field}: expected {expected}, found {found}"),
+    )
+}
+
+pub(super) fn unknown_field(field: &str, known: &str) -> Reason {
+    // A name is the producer's own text: keep it short.
+    let shown: String = field.chars().take(64).collect();
+    Reason::new(
+        "unknown_field",
+        format!("unknown field {shown:?}; known are {known}"),
+    )
+}
