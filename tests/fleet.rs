@@ -1,0 +1,25 @@
+//! The fleet on RabbitMQ and Postgres: real processes of the built binary, killed, drained, cut off
+//! and fed what nobody should send. Each test has queues and tables of its own.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "fleet/bad_input.rs"]
+mod bad_input;
+#[path = "fleet/flight.rs"]
+mod flight;
+#[path = "fleet/harness.rs"]
+mod harness;
+#[path = "fleet/http.rs"]
+mod http;
+#[path = "fleet/load.rs"]
+mod load;
+#[path = "fleet/outage.rs"]
+mod outage;
+#[path = "fleet/people.rs"]
+mod people;
+#[path = "fleet/producer.rs"]
+mod producer;
+#[path = "broker_contract/proxy.rs"]
+mod proxy;
+#[path = "fleet/same_answers.rs"]
+mod same_answers;

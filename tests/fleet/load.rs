@@ -1,0 +1,174 @@
+//! Two thousand jobs through two routers and three workers: each ends once, whatever dies.
+
+use std::collections::BTreeMap;
+
+use lapin::BasicProperties;
+use serde_json::json;
+
+use crate::{
+    harness::{Role, Yard, json_lines, text},
+    producer::Producer,
+};
+
+/// Jobs of each kind of producer.
+const HALF: usize = 1000;
+/// Jobs whose messages are published twice.
+const REPEATED: usize = 60;
+const ENDED: &str = "select count(*) from jobs where finished_at is not null";
+
+/// Prompts of many lengths, so that both tiers get some; every fifth is like another.
+fn body(name: usize) -> serde_json::Value {
+    let same = if name % 5 == 4 {
+        name - name % 50
+    } else {
+        name
+    };
+    let filler = "Explain each step of the calculation: 3 * 7 + 12. ".repeat(same % 7);
+    json!({"custom_id": format!("job-{name}"), "body": {"prompt": format!("{filler}Number {same}?"), "temperature": 0}})
+}
+
+struct Crew {
+    routers: Vec<Role>,
+    workers: Vec<Role>,
+}
+
+const SMALL: &str = "scripted:model=small,latency_ms=40,jitter_ms=60";
+const LARGE: &str = "scripted:model=large,latency_ms=40,jitter_ms=60";
+
+async fn worker(yard: &Yard, tiers: &str) -> Role {
+    yard.start(&["work", "--tier", tiers, "--small", SMALL, "--large", LARGE])
+        .await
+}
+
+async fn crew(yard: &Yard) -> Crew {
+    let (small, large, both) = tokio::join!(
+        worker(yard, "small"),
+        worker(yard, "large"),
+        worker(yard, "small,large")
+    );
+    let workers = vec![small, large, both];
+    let (one, other) = tokio::join!(yard.start(&["route"]), yard.start(&["route"]));
+    Crew {
+        routers: vec![one, other],
+        workers,
+    }
+}
+
+/// The first half, as `submit` sends it.
+async fn submit(yard: &Yard) {
+    let lines: String = (0..HALF).map(|name| format!("{}\n", body(name))).collect();
+    let submitted = yard
+        .run(&["submit", "-", "--batch", "half"], lines.as_bytes())
+        .await;
+    assert!(submitted.status.success(), "{}", text(&submitted.stderr));
+    assert_eq!(text(&submitted.stdout), "half\n");
+}
+
+/// The second half by a plain AMQP client, with some messages repeated.
+async fn publish(yard: &Yard) {
+    let producer = Producer::new(yard).await;
+    let names = (HALF..2 * HALF).chain(HALF..HALF + REPEATED);
+    let messages = names.map(|name| {
+        let properties = BasicProperties::default().with_message_id(format!("key-{name}").into());
+        (properties, body(name).to_string().into_bytes())
+    });
+    producer.publish("jobs.in", messages.collect()).await;
+}
+
+/// Asserts that all jobs ended once with every attempt accounted for; returns the answers by name.
+async fn check(yard: &Yard, crew: Crew) -> BTreeMap<String, String> {
+    let count = |query| yard.count(query);
+    assert_eq!(count("select count(*) from jobs").await, 2 * HALF as i64);
+    assert_eq!(
+        count("select count(distinct custom_id) from jobs").await,
+        2 * HALF as i64
+    );
+    assert_eq!(
+        count("select count(*) from jobs where state <> 'succeeded'").await,
+        0
+    );
+    assert_eq!(
+        count("select count(*) from jobs where tier = 'large'")
+            .await
+            .min(100),
+        100
+    );
+    assert_eq!(
+        count("select count(*) from jobs where tier = 'small'")
+            .await
+            .min(100),
+        100
+    );
+    // One committed run for each computed answer, and it is the job's latest.
+    let unaccounted = "select count(*) from jobs j where
+        (select count(*) from attempts a where a.job_id = j.id) <> j.attempts
+        or (select count(*) from attempts a where a.job_id = j.id and a.outcome = 'succeeded')
+           <> case when j.source = 'computed' then 1 else 0 end
+        or (j.source = 'computed' and not exists (select from attempts a
+               where a.job_id = j.id and a.attempt = j.attempts and a.outcome = 'succeeded'))";
+    assert_eq!(count(unaccounted).await, 0);
+    let open = "select count(*) from attempts where outcome = 'running' or finished_at is null";
+    assert_eq!(count(open).await, 0);
+    let reused = count("select count(*) from jobs where source <> 'computed'").await;
+    assert!(reused > 100, "identical prompts run once: {reused}");
+    assert_eq!(count("select count(*) from dead_letters").await, 0);
+    for role in crew.routers.into_iter().chain(crew.workers) {
+        let log = role.log.clone();
+        let status = role.stop().await;
+        assert!(
+            status.success(),
+            "{}",
+            std::fs::read_to_string(log).unwrap()
+        );
+    }
+    yard.queues_are_empty().await;
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select j.custom_id, a.text from jobs j join answers a on a.job_id = j.id")
+            .fetch_all(&yard.pool)
+            .await
+            .unwrap();
+    let answers: BTreeMap<_, _> = rows.into_iter().collect();
+    assert_eq!(answers.len(), 2 * HALF);
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_job_ends_once_whatever_dies() {
+    let yard = Yard::new().await;
+    let fleet = crew(&yard).await;
+    tokio::join!(submit(&yard), publish(&yard));
+    yard.until_ended(2 * HALF as i64).await;
+    let batch = yard.run(&["results", "--batch", "half"], b"").await;
+    assert_eq!(json_lines(&batch.stdout).len(), HALF);
+    let undisturbed = check(&yard, fleet).await;
+    assert_eq!(
+        yard.count("select count(*) from attempts where outcome <> 'succeeded'")
+            .await,
+        0
+    );
+
+    let yard = Yard::new().await;
+    let mut fleet = crew(&yard).await;
+    submit(&yard).await;
+    yard.until_count(ENDED, 100).await;
+    // The worker of both tiers dies over its batches.
+    fleet.workers.pop().unwrap().kill();
+    tokio::join!(publish(&yard), async {
+        yard.until_count("select count(*) from jobs", HALF as i64 + 50)
+            .await;
+        fleet.routers.pop().unwrap().kill();
+    });
+    yard.until_count(ENDED, 600).await;
+    let drained = fleet.workers.remove(0);
+    let (status, replacement) = tokio::join!(drained.stop(), worker(&yard, "small"));
+    assert!(status.success());
+    fleet.workers.push(replacement);
+    yard.until_ended(2 * HALF as i64).await;
+    assert!(
+        yard.count("select count(*) from attempts where outcome = 'lost'")
+            .await
+            > 0
+    );
+    let disturbed = check(&yard, fleet).await;
+    assert_eq!(undisturbed, disturbed);
+}
