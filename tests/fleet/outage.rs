@@ -1,27 +1,71 @@
-//! The connections to RabbitMQ are cut while jobs run: none is lost, none answered twice.
+//! The connections to RabbitMQ or Postgres are cut while jobs run: none is lost, none answered
+//! twice.
+
+use std::ops::Range;
 
 use lapin::BasicProperties;
 use promptyard::config::SecretUrl;
 use serde_json::json;
 
 use crate::{
-    harness::{Yard, amqp_url},
+    harness::{Yard, amqp_url, database_url},
     producer::Producer,
     proxy::{Mode, Proxy},
 };
 
 const JOBS: usize = 400;
 
+/// A proxy in front of a server, and the server's URL by way of it.
+async fn before(url: &str) -> (Proxy, SecretUrl) {
+    let mut url = url::Url::parse(url).unwrap();
+    let standard = if url.scheme().starts_with("amqp") {
+        5672
+    } else {
+        5432
+    };
+    let server = format!(
+        "{}:{}",
+        url.host_str().unwrap(),
+        url.port().unwrap_or(standard)
+    );
+    let proxy = Proxy::start(server).await;
+    url.set_host(Some("127.0.0.1")).unwrap();
+    url.set_port(Some(proxy.port)).unwrap();
+    (proxy, SecretUrl::new(url.to_string()))
+}
+
+/// Jobs that ask the producer's own queue for their answers.
+fn messages(producer: &Producer, names: Range<usize>) -> Vec<(BasicProperties, Vec<u8>)> {
+    names
+        .map(|at| {
+            let name = format!("job-{at}");
+            let body = json!({"custom_id": name, "body": {"prompt": format!("Number {at}?")}});
+            (
+                producer.asking(&name).with_message_id(name.into()),
+                body.to_string().into_bytes(),
+            )
+        })
+        .collect()
+}
+
+/// Every job ended once, with one committed run.
+async fn check(yard: &Yard) {
+    for query in [
+        "select count(*) from jobs",
+        "select count(*) from jobs where state = 'succeeded'",
+        "select count(*) from attempts where outcome = 'succeeded'",
+    ] {
+        assert_eq!(yard.count(query).await, JOBS as i64, "{query}");
+    }
+    let running = "select count(*) from attempts where outcome = 'running'";
+    assert_eq!(yard.count(running).await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_broker_is_waited_out() {
     let mut yard = Yard::new().await;
-    let url = url::Url::parse(&amqp_url()).unwrap();
-    let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672));
-    let proxy = Proxy::start(server).await;
-    let mut through = url;
-    through.set_host(Some("127.0.0.1")).unwrap();
-    through.set_port(Some(proxy.port)).unwrap();
-    let direct = std::mem::replace(&mut yard.broker.url, SecretUrl::new(through.to_string()));
+    let (proxy, through) = before(&amqp_url()).await;
+    let direct = std::mem::replace(&mut yard.broker.url, through);
     let engine = "scripted:latency_ms=100,jitter_ms=100";
     let worker = yard
         .start(&[
@@ -36,19 +80,9 @@ async fn an_outage_of_the_broker_is_waited_out() {
         .await;
     let router = yard.start(&["route"]).await;
     let mut producer = Producer::new(&yard).await;
-    let messages = |names: std::ops::Range<usize>| -> Vec<(BasicProperties, Vec<u8>)> {
-        names
-            .map(|at| {
-                let name = format!("job-{at}");
-                let body = json!({"custom_id": name, "body": {"prompt": format!("Number {at}?")}});
-                (
-                    producer.asking(&name).with_message_id(name.into()),
-                    body.to_string().into_bytes(),
-                )
-            })
-            .collect()
-    };
-    producer.publish("jobs.in", messages(0..JOBS / 2)).await;
+    producer
+        .publish("jobs.in", messages(&producer, 0..JOBS / 2))
+        .await;
     yard.until_ended(30).await;
     // A blink, in which everything delivered comes again.
     proxy.cut();
@@ -56,31 +90,57 @@ async fn an_outage_of_the_broker_is_waited_out() {
     // An outage that both notice, with new jobs meanwhile.
     proxy.set(Mode::Shut);
     tokio::join!(router.ready(503), worker.ready(503));
-    producer.publish("jobs.in", messages(JOBS / 2..JOBS)).await;
+    producer
+        .publish("jobs.in", messages(&producer, JOBS / 2..JOBS))
+        .await;
     proxy.set(Mode::Open);
     tokio::join!(router.ready(200), worker.ready(200));
     yard.until_ended(JOBS as i64).await;
 
-    assert_eq!(yard.count("select count(*) from jobs").await, JOBS as i64);
-    assert_eq!(
-        yard.count("select count(*) from jobs where state = 'succeeded'")
-            .await,
-        JOBS as i64
-    );
-    assert_eq!(
-        yard.count("select count(*) from attempts where outcome = 'succeeded'")
-            .await,
-        JOBS as i64
-    );
-    assert_eq!(
-        yard.count("select count(*) from attempts where outcome = 'running'")
-            .await,
-        0
-    );
+    check(&yard).await;
     // A reply may come twice when its confirmation was cut off, but each must come.
     producer.replies_at_least_once(JOBS).await;
     assert!(router.stop().await.success());
     assert!(worker.stop().await.success());
     yard.broker.url = direct;
+    yard.queues_are_empty().await;
+}
+
+/// Whether a commit happened whose word was cut off is unknown; every job must end all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_ledger_is_waited_out() {
+    let mut yard = Yard::new().await;
+    let (proxy, through) = before(&database_url()).await;
+    let direct = std::mem::replace(&mut yard.store.url, through);
+    let engine = "scripted:latency_ms=50,jitter_ms=50";
+    let arguments = [
+        "work",
+        "--tier",
+        "small,large",
+        "--small",
+        engine,
+        "--large",
+        engine,
+    ];
+    let worker = yard.start(&arguments).await;
+    let router = yard.start(&["route", "--set", "router.batch_max=16"]).await;
+    let mut producer = Producer::new(&yard).await;
+    for at in 0..10 {
+        let part = JOBS / 10;
+        producer
+            .publish("jobs.in", messages(&producer, at * part..(at + 1) * part))
+            .await;
+        yard.until_ended((at * part / 2 + 1) as i64).await;
+        proxy.cut();
+    }
+    proxy.set(Mode::Shut);
+    tokio::join!(router.ready(503), worker.ready(503));
+    proxy.set(Mode::Open);
+    yard.until_ended(JOBS as i64).await;
+    check(&yard).await;
+    producer.replies_at_least_once(JOBS).await;
+    assert!(router.stop().await.success());
+    assert!(worker.stop().await.success());
+    yard.store.url = direct;
     yard.queues_are_empty().await;
 }
