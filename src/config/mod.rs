@@ -88,9 +88,9 @@ settings! {
     /// The stage that gives each job its tier.
     pub struct RouterConfig {
         /// Messages taken from the broker before the first is acknowledged.
-        prefetch: u16 = 512, "1 to 65535", |n| *n >= 1;
+        prefetch: u16 = 1536, "1 to 65535", |n| *n >= 1;
         /// Most jobs routed in one ledger transaction.
-        batch_max: usize = 256, "1 to 4096", |n| (1..=4096).contains(n);
+        batch_max: usize = 512, "1 to 4096", |n| (1..=4096).contains(n);
         /// Milliseconds to wait for a batch to fill once its first job is there.
         linger_ms: u64 = 5, "0 to 10000", |n| *n <= 10_000;
         /// Batches in the making at once; their order within a priority is not kept.
