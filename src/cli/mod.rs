@@ -8,6 +8,7 @@ mod bench;
 mod dead;
 mod input;
 mod options;
+mod output;
 mod progress;
 mod results;
 mod roles;
