@@ -95,7 +95,7 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
     let done = run("scripted:latency_ms=20,poison=POISON").exits(1);
     let summary = done.json();
     assert_eq!(summary["answered"], 7, "{done}");
-    assert_eq!(summary["failures"], json!({"attempts_spent": 1}), "{done}");
+    assert_eq!(summary["failures"], json!({"engine_crashed": 1}), "{done}");
     let answers = yard.answers();
     assert_eq!(answers["q3"]["response"]["status_code"], 500);
     let message = answers["q3"]["error"]["message"].as_str().unwrap();
@@ -110,10 +110,10 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
 
     let listed = yard.run(&["dead", "list", "--json"]).exits(0);
     let letter = listed.json();
-    assert_eq!(letter["reason"]["code"], "attempts_spent", "{listed}");
+    assert_eq!(letter["reason"]["code"], "engine_crashed", "{listed}");
     let id = letter["id"].as_str().unwrap();
     let table = yard
-        .run(&["dead", "list", "--reason", "attempts_spent"])
+        .run(&["dead", "list", "--reason", "engine_crashed"])
         .exits(0);
     assert!(table.stdout.contains(id), "{table}");
     let shown = yard.run(&["dead", "show", id]).exits(0).json();

@@ -180,6 +180,7 @@ fn wrong_usage_and_environment_get_one_clear_line() {
 #[test]
 fn other_commands_refuse_as_clearly() {
     let yard = Yard::new();
+    yard.write("prompts", "hello\n");
     let cases: &[(&[&str], i32, &[&str])] = &[
         (&["results"], 1, &["no ledger", "promptyard.db"]),
         (&["status"], 1, &["no ledger", "promptyard.db"]),
@@ -194,7 +195,7 @@ fn other_commands_refuse_as_clearly() {
         ),
         (&["up", "--listen", "8080"], 2, &["--listen", "HOST:PORT"]),
         (
-            &["status", "--broker", "amqp://127.0.0.1:1"],
+            &["submit", "prompts", "--broker", "amqp://127.0.0.1:1"],
             1,
             &["amqp://127.0.0.1:1"],
         ),

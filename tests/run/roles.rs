@@ -276,6 +276,34 @@ fn told_to_stop_it_returns_what_it_has_not_begun_and_finishes_the_rest() {
 }
 
 #[test]
+fn a_request_whose_job_has_to_wait_does_not_hold_up_the_stop() {
+    let yard = Yard::new();
+    let slow = "scripted:latency_ms=60000";
+    let up = up(
+        &yard,
+        &[
+            "--small",
+            slow,
+            "--large",
+            slow,
+            "--set",
+            "worker.drain_s=1",
+        ],
+    );
+    let body = json!({"prompt": "not today"});
+    let waiting = thread::spawn(move || post(up.api, "/v1/chat/completions", &body));
+    yard.wait_for(1, "select count(*) from attempts");
+    up.process.signal("TERM");
+    let done = up.process.wait().exits(0);
+    let response = waiting.join().unwrap();
+    response.is_error(503, "answer_pending");
+    let job = yard.column("select state from jobs");
+    assert_eq!(job, ["routed"], "the job goes on later: {done}");
+    let attempt = yard.column("select outcome from attempts");
+    assert_eq!(attempt, ["returned"]);
+}
+
+#[test]
 fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
     for format in ["text", "json"] {
         let yard = Yard::new();
@@ -321,7 +349,7 @@ fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
                 format,
             ])
             .exits(1);
-        yard.wait_for(4, "select count(*) from jobs where state = 'succeeded'");
+        yard.wait_for(3, "select count(*) from jobs where state = 'succeeded'");
         let metrics = get(up.metrics, "/metrics").body;
         let missing: Vec<_> = promptyard::metrics::ALL
             .iter()
