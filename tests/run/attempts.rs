@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::yard::{Yard, extension, text};
+use crate::{
+    roles::{stop, up},
+    yard::{Yard, extension, text},
+};
 
 #[test]
 fn a_prompt_too_long_for_small_is_answered_by_large() {
@@ -130,10 +133,16 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
         .exits(0)
         .complains("no dead letters");
 
-    // The next process answers the new job; the line itself has had its end.
-    let healed = run("scripted:latency_ms=20").exits(1);
-    assert_eq!(healed.json()["already_answered"], 7, "{healed}");
-    yard.wait_for(1, "select count(*) from jobs where redrive_of is not null");
+    // The line has had its end; the letter's job is a new one, for whatever runs next.
+    let again = run("scripted:latency_ms=20").exits(1);
+    assert_eq!(again.json()["already_answered"], 7, "{again}");
+    let healed = up(&yard, &["--small", "scripted:", "--large", "scripted:"]);
+    yard.wait_for(
+        1,
+        "select count(*) from jobs where redrive_of is not null and state = 'succeeded'",
+    );
+    stop(healed);
+    assert_eq!(yard.number("select count(*) from jobs"), 9);
 }
 
 #[test]

@@ -10,14 +10,14 @@ use crate::{
 };
 
 /// A fleet in one process, with the addresses that it told.
-struct Up {
+pub struct Up {
     process: Process,
     api: SocketAddr,
     metrics: SocketAddr,
 }
 
 /// Starts `up` on free ports and waits until it is ready.
-fn up(yard: &Yard, more: &[&str]) -> Up {
+pub fn up(yard: &Yard, more: &[&str]) -> Up {
     let arguments = [
         "up",
         "--listen",
@@ -68,7 +68,7 @@ fn fast(yard: &Yard) -> Up {
     )
 }
 
-fn stop(up: Up) {
+pub fn stop(up: Up) {
     up.process.signal("TERM");
     up.process.wait().exits(0);
 }
@@ -305,68 +305,62 @@ fn a_request_whose_job_has_to_wait_does_not_hold_up_the_stop() {
 
 #[test]
 fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
-    for format in ["text", "json"] {
-        let yard = Yard::new();
-        const MARKER: &str = "xylophonequartz";
-        let up = up(
-            &yard,
-            &[
-                "--log",
-                "trace",
-                "--small",
-                "scripted:echo,poison=BOOM,context=30",
-                "--large",
-                "scripted:model=big,echo",
-                "--set",
-                "worker.attempts_max=1",
-            ],
-        );
-        let chat = "/v1/chat/completions";
-        let good = post(up.api, chat, &json!({"prompt": format!("say {MARKER}")}));
-        assert_eq!(good.status, 200, "{good:?}");
-        for bad in [
-            json!({"prompt": MARKER, "max_tokens": -1}),
-            json!({"prompt": format!("BOOM {MARKER}")}),
-            json!({"prompt": vec![MARKER; 40].join(" ")}),
-            json!({"prompt": MARKER, "model": "none"}),
-            json!({MARKER: 1}),
-        ] {
-            post(up.api, chat, &bad);
-        }
-        let broken = format!("{{\"prompt\": \"{MARKER}\"");
-        send(up.api, "POST", chat, "", broken.as_bytes()).unwrap();
-        yard.write(
-            "prompts",
-            format!("{MARKER} by file\n{{\"prompt\": 1, \"x\": \"{MARKER}\"}}\n"),
-        );
-        let submitted = yard
-            .run(&[
-                "submit",
-                "prompts",
-                "--log",
-                "trace",
-                "--log-format",
-                format,
-            ])
-            .exits(1);
-        yard.wait_for(3, "select count(*) from jobs where state = 'succeeded'");
-        let metrics = get(up.metrics, "/metrics").body;
-        let missing: Vec<_> = promptyard::metrics::ALL
-            .iter()
-            .map(|metric| metric.name)
-            .filter(|name| !metrics.contains(name))
-            .filter(|name| !RARE.contains(name))
-            .collect();
-        assert!(missing.is_empty(), "no samples of {missing:?}:\n{metrics}");
-        assert!(!metrics.contains(MARKER), "{metrics}");
-        let running = "promptyard_jobs_finished_total{state=\"succeeded\",source=\"computed\"} ";
-        assert!(metrics.contains(running), "{metrics}");
-        up.process.signal("TERM");
-        let logs = up.process.wait().exits(0).stderr + &submitted.stderr;
-        assert!(logs.lines().count() > 20, "{logs}");
-        let leaks: Vec<_> = logs.lines().filter(|line| line.contains(MARKER)).collect();
-        assert!(leaks.is_empty(), "{leaks:?}");
+    let yard = Yard::new();
+    const MARKER: &str = "xylophonequartz";
+    let up = up(
+        &yard,
+        &[
+            "--log",
+            "trace",
+            "--small",
+            "scripted:echo,poison=BOOM,context=30",
+            "--large",
+            "scripted:model=big,echo",
+            "--set",
+            "worker.attempts_max=1",
+        ],
+    );
+    let chat = "/v1/chat/completions";
+    let good = post(up.api, chat, &json!({"prompt": format!("say {MARKER}")}));
+    assert_eq!(good.status, 200, "{good:?}");
+    for bad in [
+        json!({"prompt": MARKER, "max_tokens": -1}),
+        json!({"prompt": format!("BOOM {MARKER}")}),
+        json!({"prompt": vec![MARKER; 40].join(" ")}),
+        json!({"prompt": MARKER, "model": "none"}),
+        json!({MARKER: 1}),
+    ] {
+        post(up.api, chat, &bad);
     }
+    let broken = format!("{{\"prompt\": \"{MARKER}\"");
+    send(up.api, "POST", chat, "", broken.as_bytes()).unwrap();
+    yard.write(
+        "prompts",
+        format!("{MARKER} by file\n{{\"prompt\": 1, \"x\": \"{MARKER}\"}}\n"),
+    );
+    let submitted = yard.run(&["submit", "prompts", "--log", "trace"]).exits(1);
+    yard.wait_for(3, "select count(*) from jobs where state = 'succeeded'");
+    let metrics = get(up.metrics, "/metrics").body;
+    let missing: Vec<_> = promptyard::metrics::ALL
+        .iter()
+        .map(|metric| metric.name)
+        .filter(|name| !metrics.contains(name))
+        .filter(|name| !RARE.contains(name))
+        .collect();
+    assert!(missing.is_empty(), "no samples of {missing:?}:\n{metrics}");
+    assert!(!metrics.contains(MARKER), "{metrics}");
+    let running = "promptyard_jobs_finished_total{state=\"succeeded\",source=\"computed\"} ";
+    assert!(metrics.contains(running), "{metrics}");
+    up.process.signal("TERM");
+    let ran = yard
+        .answer("prompts", &["--log", "trace", "--ledger", "other.db"])
+        .exits(1);
+    assert!(ran.stderr.contains("TRACE"), "{ran}");
+    let stopped = up.process.wait().exits(0);
+    let logs = [stopped.stderr, submitted.stderr, ran.stderr].concat();
+    assert!(logs.lines().count() > 20, "{logs}");
+    let leaks: Vec<_> = logs.lines().filter(|line| line.contains(MARKER)).collect();
+    assert!(leaks.is_empty(), "{leaks:?}");
 }
 
 /// Metrics that have no sample in an embedded fleet with scripted engines to which nothing happens.
