@@ -55,7 +55,6 @@ const DRAIN_S: u64 = 5;
 ///
 /// Exit codes: 0 all answered, 1 some not, 2 wrong usage, 130 interrupted.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct RunArgs {
     /// File of prompts, one a line; `-` is standard input
     file: PathBuf,
