@@ -71,15 +71,38 @@ pub struct Roles {
 /// # Errors
 /// When one of them cannot be reached, or the ledger's tables do not fit.
 pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), FleetFault> {
-    let store = Store::connect(&config.store).await?;
-    // A file is its owner's alone, so its tables are brought up to date whenever it is opened.
-    if migrate || matches!(store, Store::Sqlite(_)) {
-        store.migrate().await?;
-    } else {
-        store.check_schema().await?;
-    }
+    let store = open_store(config, migrate).await?;
     let broker = Broker::connect(&config.broker, &embedded_path(config)).await?;
     Ok((broker, store))
+}
+
+/// Connects to the ledger that a configuration names. A file is its owner's alone, so its tables
+/// are brought up to date whenever they are not.
+///
+/// # Errors
+/// When it cannot be reached, or its tables do not fit.
+pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreFault> {
+    let open = async {
+        let store = Store::connect(&config.store).await?;
+        if migrate {
+            store.migrate().await?;
+            return Ok(store);
+        }
+        match (store.check_schema().await, &store) {
+            (Err(StoreFault::Schema { .. }), Store::Sqlite(_)) => {
+                store.migrate().await?;
+            }
+            (outcome, _) => outcome?,
+        }
+        Ok(store)
+    };
+    open.await.map_err(|fault| match fault {
+        // SQLite's own words do not say which file they are about.
+        StoreFault::Storage { message } => StoreFault::Storage {
+            message: format!("{}: {message}", config.store.url.masked()),
+        },
+        fault => fault,
+    })
 }
 
 /// The file that holds the embedded broker's queues: the ledger's own, if that is a file.
@@ -104,6 +127,10 @@ pub struct Fleet {
     pub metrics_address: Option<SocketAddr>,
     tasks: JoinSet<(&'static str, Result<(), FleetFault>)>,
     roles_stop: Shutdown,
+    /// Ends the pages for metrics and health, which tell that the roles drain until they have.
+    pages_stop: Shutdown,
+    /// What the first role that failed ended with.
+    first_fault: Option<String>,
 }
 
 impl Fleet {
@@ -127,6 +154,8 @@ impl Fleet {
             metrics_address: None,
             tasks: JoinSet::new(),
             roles_stop: shutdown.child(),
+            pages_stop: Shutdown::new(),
+            first_fault: None,
         };
         if let Err(fault) = fleet.start_roles(config, roles, metrics).await {
             fleet.roles_stop.request();
@@ -163,16 +192,16 @@ impl Fleet {
             workers.push(worker);
         }
         if let Some(handle) = metrics {
-            let stop = self.roles_stop.clone();
+            let stop = self.pages_stop.clone();
             let address = telemetry::serve(&config.telemetry, handle, self.readiness(), stop);
             self.metrics_address = address.await?;
         }
         if roles.api {
             let api = Api::new(
-                self.broker.clone(),
-                self.store.clone(),
+                (self.broker.clone(), self.store.clone()),
                 config.api.clone(),
                 config.request_limits(),
+                Duration::from_secs(config.worker.drain_s),
             );
             let (address, server) = api.serve(self.roles_stop.clone()).await?;
             self.api_address = Some(address);
@@ -254,11 +283,25 @@ impl Fleet {
         match self.tasks.join_next().await {
             Some(Ok((role, outcome))) => {
                 if let Err(fault) = &outcome {
-                    tracing::error!(role, %fault, "a role ended");
+                    self.tell(role, fault);
                 }
                 outcome
             }
             Some(Err(_)) | None => Ok(()),
+        }
+    }
+
+    /// The first fault is the caller's to report. One that stops all roles comes from each of them,
+    /// so only what says something else is worth a line of its own.
+    fn tell(&mut self, role: &'static str, fault: &FleetFault) {
+        let words = fault.to_string();
+        match &self.first_fault {
+            None => {
+                tracing::info!(role, %fault, "a role ended; the others are stopped");
+                self.first_fault = Some(words);
+            }
+            Some(first) if *first == words => {}
+            Some(_) => tracing::error!(role, %fault, "a role ended"),
         }
     }
 
@@ -277,6 +320,7 @@ impl Fleet {
                 }
             }
         }
+        self.pages_stop.request();
         self.broker.close().await;
         self.store.close().await;
         outcome

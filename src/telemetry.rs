@@ -3,7 +3,7 @@
 //! Comes in: the telemetry section. Goes out: log lines on standard error, and `/metrics`,
 //! `/healthz` and `/readyz` on a port of every role. It never sees prompt text.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -56,7 +56,9 @@ pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryFault> {
         .map_err(|fault| TelemetryFault::Filter(fault.to_string()))?
         .add_directive(bodies_off);
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A subscriber that is installed already (an embedding program's) is left in place.
     let _ = match config.log_format {
         LogFormat::Text => registry.with(lines.with_target(false)).try_init(),

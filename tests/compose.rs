@@ -14,9 +14,6 @@ use std::{
 use promptyard::config::{Config, Overrides};
 use serde_json::{Map, Value};
 
-/// What the compose file may have a container run.
-const SUBCOMMANDS: [&str; 5] = ["migrate", "route", "work", "serve", "up"];
-
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
@@ -386,7 +383,9 @@ fn every_role_is_a_subcommand() {
     let mut roles = BTreeSet::new();
     for (name, service) in own(&compose) {
         let command = strings(&service["command"]);
-        assert!(SUBCOMMANDS.contains(&command[0]), "{name} runs {command:?}");
+        let read = promptyard::cli::command()
+            .try_get_matches_from([&["promptyard"], command.as_slice()].concat());
+        read.unwrap_or_else(|fault| panic!("{name} runs {command:?}: {fault}"));
         roles.insert(command.join(" "));
     }
     for role in [

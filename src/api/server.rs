@@ -60,13 +60,25 @@ pub struct Api {
     config: ApiConfig,
     limits: RequestLimits,
     answers: Answers,
+    /// What open requests get to finish once the server is told to stop.
+    drain: Duration,
+    /// Requested when that time is over.
+    closing: Shutdown,
 }
 
 impl Api {
-    /// An interface over a broker and a ledger.
-    pub fn new(broker: Broker, store: Store, config: ApiConfig, limits: RequestLimits) -> Self {
+    /// An interface over a broker and a ledger; once told to stop, it gives requests that wait for
+    /// an answer `drain` to get it.
+    pub fn new(
+        (broker, store): (Broker, Store),
+        config: ApiConfig,
+        limits: RequestLimits,
+        drain: Duration,
+    ) -> Self {
         let answers = Answers::new(config.waiting_max);
         Self {
+            drain,
+            closing: Shutdown::new(),
             broker,
             store,
             config,
@@ -75,7 +87,7 @@ impl Api {
         }
     }
 
-    /// Listens until told to stop, then lets open requests finish for as long as they may wait.
+    /// Listens until told to stop, then lets open requests finish for as long as it may drain.
     /// The address comes back at once; the server runs in a task of its own.
     ///
     /// # Errors
@@ -99,10 +111,17 @@ impl Api {
                 .clone()
                 .run(self.store.clone(), looking.clone()),
         );
+        let (drain, closing) = (self.drain, self.closing.clone());
         let routes = self.routes();
         let task = tokio::spawn(async move {
             let server = axum::serve(listener, routes);
-            let stop = async move { shutdown.requested().await };
+            let stop = async move {
+                shutdown.requested().await;
+                tokio::spawn(async move {
+                    tokio::time::sleep(drain).await;
+                    closing.request();
+                });
+            };
             if let Err(fault) = server.with_graceful_shutdown(stop).await {
                 tracing::error!(%fault, "the HTTP server ended");
             }
@@ -221,17 +240,19 @@ async fn wait(api: &Api, record: JobRecord) -> Result<JobRecord, ApiError> {
         )
     })?;
     let limit = Duration::from_secs(api.config.wait_s);
-    match tokio::time::timeout(limit, receiver).await {
-        Ok(Ok(record)) => Ok(record),
-        _ => Err(ApiError::new(
-            StatusCode::GATEWAY_TIMEOUT,
-            "answer_pending",
-            format!(
-                "no answer yet; job {} goes on: look it up under /v1/jobs",
-                record.id
-            ),
-        )),
-    }
+    let (status, why) = tokio::select! {
+        Ok(record) = receiver => return Ok(record),
+        () = api.closing.requested() => (StatusCode::SERVICE_UNAVAILABLE, "the server stops"),
+        () = tokio::time::sleep(limit) => (StatusCode::GATEWAY_TIMEOUT, "no answer yet"),
+    };
+    Err(ApiError::new(
+        status,
+        "answer_pending",
+        format!(
+            "{why}; job {} goes on: look it up under /v1/jobs",
+            record.id
+        ),
+    ))
 }
 
 async fn submit_job(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    options::{Common, UsageError, complain, init_logs, say},
+    options::{Common, UsageError, complain, init_logs, require_ledger, say},
     status::table,
 };
 
@@ -117,8 +117,8 @@ pub async fn dead(command: DeadCommand) -> anyhow::Result<ExitCode> {
 async fn open(common: &Common) -> anyhow::Result<(crate::config::Config, Store)> {
     let config = common.load(Overrides::default())?;
     init_logs(&config)?;
-    let store = Store::connect(&config.store).await?;
-    store.check_schema().await?;
+    require_ledger(&config)?;
+    let store = fleet::open_store(&config, false).await?;
     Ok((config, store))
 }
 

@@ -43,7 +43,14 @@ pub fn open(path: &Path, limits: RequestLimits) -> io::Result<Lines<Box<dyn BufR
     let reader: Box<dyn BufRead + Send> = if path == Path::new("-") {
         Box::new(BufReader::new(io::stdin()))
     } else {
-        Box::new(BufReader::with_capacity(1 << 16, File::open(path)?))
+        let file = File::open(path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::Error::new(
+                io::ErrorKind::IsADirectory,
+                "it is a directory",
+            ));
+        }
+        Box::new(BufReader::with_capacity(1 << 16, file))
     };
     Ok(Lines::new(reader, limits))
 }

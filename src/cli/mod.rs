@@ -8,6 +8,7 @@ mod bench;
 mod dead;
 mod input;
 mod options;
+mod output;
 mod progress;
 mod results;
 mod roles;
@@ -33,7 +34,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer a file of prompts in one process and write the answers
+    // `run` and `submit` are told at length beside their arguments; words here would hide those.
     Run(run::RunArgs),
     /// Run all roles until stopped
     Up(roles::UpArgs),
@@ -43,7 +44,6 @@ enum Command {
     Work(roles::WorkArgs),
     /// Serve HTTP until stopped
     Serve(roles::ServeArgs),
-    /// Put a file of prompts on the queue
     Submit(submit::SubmitArgs),
     /// Print answers as OpenAI batch output lines
     Results(results::ResultsArgs),

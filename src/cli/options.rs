@@ -101,7 +101,7 @@ impl Common {
                     "--set {assignment}: expected section.field=value"
                 )));
             };
-            overrides.set(&format!("--set {path}"), path, value);
+            overrides.set("--set", path, value);
         }
         Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|faults| {
             let lines: Vec<_> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
@@ -111,6 +111,20 @@ impl Common {
                 lines.concat()
             ))
         })
+    }
+}
+
+/// Fails when the ledger is a file that is not there: a command that only reads makes none.
+///
+/// # Errors
+/// When the file is missing.
+pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
+    match config.sqlite_path() {
+        Some(path) if !path.exists() => Err(anyhow::anyhow!(
+            "there is no ledger at {}; `run` and `up` make one, --ledger and --store name another",
+            path.display()
+        )),
+        _ => Ok(()),
     }
 }
 

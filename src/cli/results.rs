@@ -8,12 +8,13 @@ use clap::Args;
 
 use crate::{
     config::Overrides,
+    fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
     store::{RecordFilter, Store},
 };
 
-use super::options::{Common, UsageError, complain, init_logs, say};
+use super::options::{Common, UsageError, complain, init_logs, require_ledger, say};
 
 /// Records of one page.
 const PAGE_MAX: usize = 1000;
@@ -50,8 +51,8 @@ pub async fn results(args: ResultsArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
     let since = args.since.as_deref().map(read_since).transpose()?;
-    let store = Store::connect(&config.store).await?;
-    store.check_schema().await?;
+    require_ledger(&config)?;
+    let store = fleet::open_store(&config, false).await?;
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
     let outcome = if args.ids.is_empty() {

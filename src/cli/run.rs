@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs::File,
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
@@ -28,6 +27,7 @@ use super::{
     INTERRUPTED,
     input::{self, Line},
     options::{Common, Models, complain, init_logs, say},
+    output::Output,
     progress::Progress,
     roles::note_placeholders,
     summary::Summary,
@@ -41,6 +41,8 @@ const CHUNK_MAX: usize = 256;
 const AWAITED_MAX: usize = 50_000;
 /// Wait between two looks into the ledger.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
+/// Longest wait for workers to drop what was published again though it was still there.
+const REPEATS_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Seconds that running jobs get when the run is interrupted; they are put back otherwise.
 const DRAIN_S: u64 = 5;
 
@@ -53,7 +55,6 @@ const DRAIN_S: u64 = 5;
 ///
 /// Exit codes: 0 all answered, 1 some not, 2 wrong usage, 130 interrupted.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct RunArgs {
     /// File of prompts, one a line; `-` is standard input
     file: PathBuf,
@@ -79,12 +80,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let lines = input::open(&args.file, config.request_limits())
         .with_context(|| format!("cannot open {}", args.file.display()))?;
     let total = input::count(&args.file)?;
-    let out: Box<dyn Write + Send> = match &args.out {
-        Some(path) => Box::new(
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
-        ),
-        None => Box::new(std::io::stdout()),
-    };
+    let mut taken = vec![(args.file.clone(), "the file of prompts")];
+    taken.extend(config.sqlite_path().map(|path| (path, "the ledger")));
+    let out = Output::open(args.out.as_deref(), &taken)?;
     let metrics = match args.metrics_listen {
         Some(_) => Some(telemetry::init_metrics()?),
         None => None,
@@ -100,11 +98,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let fleet = Fleet::start(&config, &roles, metrics, &shutdown).await?;
 
+    let out = out.begin().context("cannot write the answers")?;
     let mut run = Run {
         fleet,
         shutdown: shutdown.clone(),
         awaited: HashMap::new(),
         order: VecDeque::new(),
+        repeated: false,
         out: BufWriter::new(out),
         progress: Progress::new(total),
         summary: Summary::new(),
@@ -172,6 +172,8 @@ struct Run {
     awaited: HashMap<(Tenant, String), String>,
     /// The awaited, in the order in which they are looked up next.
     order: VecDeque<(Tenant, String)>,
+    /// True when jobs were published that an earlier run had published already.
+    repeated: bool,
     out: BufWriter<Box<dyn Write + Send>>,
     progress: Progress,
     summary: Summary,
@@ -213,7 +215,22 @@ impl Run {
                 _ = poll.tick(), if !self.awaited.is_empty() => self.collect().await?,
             }
         }
+        if self.repeated {
+            // What is left over does no harm, but a queue that holds nothing should look so.
+            let _ = tokio::time::timeout(REPEATS_WAIT_MAX, self.drop_repeats()).await;
+        }
         Ok(())
+    }
+
+    /// Waits until the queues are empty: a worker drops the message of a job that has ended.
+    async fn drop_repeats(&self) {
+        let mut empty_looks = 0;
+        while empty_looks < 2 && !self.shutdown.is_requested() {
+            let depths = self.fleet.broker.depths().await.unwrap_or_default();
+            let ready: u64 = depths.iter().map(|depth| depth.ready).sum();
+            empty_looks = if ready == 0 { empty_looks + 1 } else { 0 };
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
 
     async fn submit(&mut self, lines: Vec<Line>) -> anyhow::Result<()> {
@@ -246,6 +263,7 @@ impl Run {
                 Ok(body) => {
                     // A job that is known but open is published again, should its message be
                     // lost; if it is not, the second one does nothing.
+                    self.repeated |= known.contains_key(&slot);
                     letters.push(Publication::from(Letter {
                         key: Some(line.key),
                         custom_id: Some(line.custom_id.clone()),

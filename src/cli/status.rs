@@ -13,7 +13,7 @@ use crate::{
     store::{Overview, WorkerRecord},
 };
 
-use super::options::{Common, init_logs, say};
+use super::options::{Common, init_logs, require_ledger, say};
 
 /// Workers unseen for longer are not shown.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -32,6 +32,7 @@ pub struct StatusArgs {
 pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
+    require_ledger(&config)?;
     let (broker, store) = fleet::connect(&config, false).await?;
     let depths = broker.depths().await?;
     let workers = store.workers(WORKER_AGE_MAX).await?;

@@ -13,8 +13,8 @@ use crate::job::{AnswerSource, JobRecord, JobState, Tier};
 #[derive(Debug)]
 pub struct Summary {
     begun: Instant,
-    /// Terminal already when the run began.
-    pub already: u64,
+    /// Answered already when the run began.
+    already: u64,
     /// Jobs with an answer.
     pub answered: u64,
     failures: BTreeMap<String, u64>,
@@ -56,7 +56,7 @@ impl Summary {
             (None, state) => *self.failures.entry(state.to_string()).or_default() += 1,
         }
         if !is_new {
-            self.already += 1;
+            self.already += u64::from(record.state == JobState::Succeeded);
             return;
         }
         match record.source {
@@ -125,8 +125,7 @@ impl Summary {
                 "answered",
                 format!(
                     "{} ({} of them in an earlier run)",
-                    self.answered,
-                    self.already_answered()
+                    self.answered, self.already
                 ),
             ),
             ("failed", failed),
@@ -163,10 +162,6 @@ impl Summary {
             .iter()
             .map(|(name, text)| format!("{name:>10}  {text}\n"))
             .collect()
-    }
-
-    fn already_answered(&self) -> u64 {
-        self.already.min(self.answered)
     }
 
     fn percentiles(&self) -> (Option<u64>, Option<u64>) {

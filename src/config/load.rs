@@ -82,42 +82,43 @@ impl Config {
             let line = text[..offset.min(text.len())].matches('\n').count() + 1;
             format!("{place}:{line}")
         };
+        let mut found = Vec::new();
+        let mut tell = |offset: usize, message: String| found.push((offset, message));
         let (table, syntax) = DeTable::parse_recoverable(text);
         for fault in syntax {
-            faults.push(ConfigFault {
-                place: at(fault.span().map_or(0, |span| span.start)),
-                message: fault.message().to_owned(),
-            });
+            let offset = fault.span().map_or(0, |span| span.start);
+            tell(offset, fault.message().to_owned());
         }
         for (name, value) in table.get_ref() {
-            let name_at = at(name.span().start);
+            let name_at = name.span().start;
             let Some(section) = self.section_mut(name.get_ref()) else {
-                faults.push(ConfigFault {
-                    place: name_at,
-                    message: format!(
-                        "unknown section [{}]; known are {}",
-                        name.get_ref(),
-                        Self::SECTIONS.join(", ")
-                    ),
-                });
+                let known = Self::SECTIONS.join(", ");
+                tell(
+                    name_at,
+                    format!("unknown section [{}]; known are {known}", name.get_ref()),
+                );
                 continue;
             };
             let DeValue::Table(fields) = value.get_ref() else {
-                faults.push(ConfigFault {
-                    place: name_at,
-                    message: format!("{} is a section: write [{0}]", name.get_ref()),
-                });
+                tell(
+                    name_at,
+                    format!("{} is a section: write [{0}]", name.get_ref()),
+                );
                 continue;
             };
             for (field, value) in fields {
                 if let Err(message) = section.set(field.get_ref(), &Given::Toml(value.get_ref())) {
-                    faults.push(ConfigFault {
-                        place: at(field.span().start),
-                        message: format!("{}.{}: {message}", name.get_ref(), field.get_ref()),
-                    });
+                    let path = format!("{}.{}", name.get_ref(), field.get_ref());
+                    tell(field.span().start, format!("{path}: {message}"));
                 }
             }
         }
+        // The parser's tables are sorted by name; people read files from the top.
+        found.sort_by_key(|(offset, _)| *offset);
+        faults.extend(found.into_iter().map(|(offset, message)| ConfigFault {
+            place: at(offset),
+            message,
+        }));
     }
 
     fn apply_environment(

@@ -387,4 +387,8 @@ pub struct RoutedJob {
     /// Set when this job's answer is to fill the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_key: Option<CacheKey>,
+    /// True when the engine crashed in this job's last attempt: it runs apart from its neighbours
+    /// until it has proved harmless.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspect: bool,
 }

@@ -134,6 +134,7 @@ pub fn routed(admission: &Admission) -> Option<RoutedJob> {
         },
         tier: route.tier,
         cache_key: route.cache_key,
+        suspect: false,
     })
 }
 

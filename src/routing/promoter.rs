@@ -11,6 +11,9 @@ use super::Router;
 
 /// How often lost leaders are looked for.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How soon again after some were found: what ended one leader often ends the next of its key, and
+/// they take over one by one.
+const INTERVAL_BUSY: Duration = Duration::from_millis(50);
 /// Most jobs promoted at a time.
 const PROMOTED_MAX: usize = 256;
 
@@ -18,11 +21,13 @@ const PROMOTED_MAX: usize = 256;
 /// a worker claims it, so one whose message was never published comes up again.
 pub(super) async fn run(router: Router, shutdown: Shutdown) {
     let lease = Duration::from_secs(router.cache.lease_s);
+    let mut interval = INTERVAL;
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(interval) => {}
         }
+        interval = INTERVAL;
         match router.store.promote_waiting(PROMOTED_MAX, lease).await {
             Ok(jobs) if jobs.is_empty() => {}
             Ok(jobs) => {
@@ -32,6 +37,7 @@ pub(super) async fn run(router: Router, shutdown: Shutdown) {
                 );
                 let messages = jobs.iter().map(Publication::to_tier).collect();
                 publish_all(&router.broker, messages, &shutdown).await;
+                interval = INTERVAL_BUSY;
             }
             Err(fault) => tracing::warn!(%fault, "cannot look for jobs whose leader was lost"),
         }

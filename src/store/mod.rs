@@ -497,8 +497,9 @@ impl Store {
     }
 
     /// Ends attempts; one outcome for each, in order. A success with a cache key fills the entry
-    /// and settles the jobs that wait for it; any other end of the job gives the entry up, so that
-    /// a waiting job is promoted. A job that goes back to a queue keeps its lead.
+    /// and settles the jobs that wait for it; any other end of the job, and its escalation, gives
+    /// the entry up, so that a waiting job is promoted. A job that goes back to its tier's queue
+    /// keeps its lead.
     ///
     /// # Errors
     /// When nothing was written.

@@ -217,6 +217,7 @@ impl Row {
             job: self.job(request)?,
             tier,
             cache_key: self.cache_key(),
+            suspect: false,
         })
     }
 }

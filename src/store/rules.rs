@@ -358,9 +358,11 @@ impl<'a> Effect<'a> {
         }
     }
 
-    /// True when the job does not lead its cache entry any more. Put back on a queue, it still does.
+    /// True when the job does not lead its cache entry any more: it ended without an answer, or
+    /// escalated, and another tier's answer is not what the others wait for. Put back on its own
+    /// tier's queue, it still leads.
     pub(super) fn gives_up(&self) -> bool {
-        self.state.is_terminal() && self.answer.is_none()
+        self.answer.is_none() && (self.state.is_terminal() || self.tier.is_some())
     }
 
     /// The reason as the job keeps it: only for jobs that end.

@@ -173,7 +173,7 @@ struct Yard {
     /// Ended, not committed.
     finished: Vec<Finished>,
     settle_at: Option<Instant>,
-    /// Claimed, but their earlier attempt vanished: each runs by itself, and nothing new is
+    /// Claimed, but their earlier attempt vanished or crashed: each runs by itself, and nothing new is
     /// claimed while one waits, so that it gets its turn.
     suspects: VecDeque<Running>,
     /// True while a suspect runs: nothing joins it.
@@ -342,6 +342,7 @@ impl Yard {
                     last,
                 } => {
                     let Waiting { routed, ticket, .. } = waiting;
+                    let suspect = suspect || routed.suspect;
                     let claimed_at = Utc::now();
                     let running = Running {
                         attempt,
@@ -414,7 +415,7 @@ impl Yard {
 
     fn finish(
         &self,
-        running: Running,
+        mut running: Running,
         attempt: u32,
         outcome: Result<Generation, EngineFault>,
     ) -> Finished {
@@ -427,6 +428,8 @@ impl Yard {
             ),
             Err(_) => (running.claimed_at, None, now),
         };
+        // Whatever shared the step crashed with it; only apart can the innocent show that they are.
+        running.routed.suspect = matches!(outcome, Err(EngineFault::Crashed(_)));
         let (verdict, next) = judge(&running.routed, attempt, running.last, outcome);
         let head = &running.routed.job.head;
         let claimant = &self.worker.claimant;

@@ -111,6 +111,7 @@ mod tests {
             job: Job { head, request },
             tier,
             cache_key: None,
+            suspect: false,
         }
     }
 

@@ -124,7 +124,7 @@ async fn settle_one(
             }
             shared = share(connection, key, id, answer, now).await?;
         }
-        if effect.state.is_terminal() {
+        if effect.answer.is_some() || effect.gives_up() {
             // A filled entry stays: only one that still computes is given up.
             cache::give_up(connection, key, id).await?;
         }

@@ -1,0 +1,26 @@
+//! The built `promptyard` on its embedded default, as people use and misuse it: a file of prompts
+//! in, answers out, whatever happens in between.
+#![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot start its processes has failed"
+)]
+
+#[path = "run/answers.rs"]
+mod answers;
+#[path = "run/attempts.rs"]
+mod attempts;
+#[path = "run/bad_input.rs"]
+mod bad_input;
+#[path = "run/crashes.rs"]
+mod crashes;
+#[path = "run/faults.rs"]
+mod faults;
+#[path = "run/http.rs"]
+mod http;
+#[path = "run/reuse.rs"]
+mod reuse;
+#[path = "run/roles.rs"]
+mod roles;
+#[path = "run/yard.rs"]
+mod yard;

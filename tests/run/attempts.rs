@@ -1,0 +1,178 @@
+//! Attempts that fail: escalated, tried again, given up, and what a person does about it.
+
+use serde_json::{Value, json};
+
+use crate::{
+    roles::{stop, up},
+    yard::{Yard, extension, text},
+};
+
+#[test]
+fn a_prompt_too_long_for_small_is_answered_by_large() {
+    let yard = Yard::new();
+    let long = vec!["word"; 30].join(" ");
+    let line =
+        |name: &str, body: Value| json!({"custom_id": name, "body": body}).to_string() + "\n";
+    let lines = line("auto", json!({"prompt": long}))
+        + &line("small", json!({"prompt": long, "model": "small"}))
+        + &line(
+            "stay",
+            json!({"prompt": long, "promptyard": {"escalate": false, "cache": "off"}}),
+        )
+        + &line("short", json!({"prompt": "short"}));
+    yard.write("prompts", lines);
+    yard.run(&[
+        "run",
+        "prompts",
+        "--out",
+        "answers.jsonl",
+        "--small",
+        "scripted:context=20",
+        "--large",
+        "scripted:model=big,echo",
+        "--set",
+        "router.threshold=1",
+    ])
+    .exits(1);
+    let answers = yard.answers();
+    assert_eq!(text(&answers["auto"]), long);
+    let extension = extension(&answers["auto"]);
+    assert_eq!(
+        (&extension["tier"], &extension["attempts"]),
+        (&json!("large"), &json!(2))
+    );
+    for name in ["small", "stay"] {
+        assert_eq!(
+            answers[name]["error"]["code"], "context_length_exceeded",
+            "{name}"
+        );
+        let message = answers[name]["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("30") && message.contains("20"),
+            "{message}"
+        );
+    }
+    assert!(!text(&answers["short"]).is_empty());
+    let history = yard.column(
+        "select a.tier || ' ' || a.outcome from attempts a join jobs j on j.id = a.job_id where j.custom_id = 'auto' order by attempt",
+    );
+    assert_eq!(history, ["small escalated", "large succeeded"]);
+}
+
+/// A prompt that crashes its engine, among some that do not.
+fn poisoned(yard: &Yard) {
+    let mut lines = String::new();
+    for at in 0..8 {
+        let prompt = if at == 3 {
+            "a POISON pill".to_owned()
+        } else {
+            format!("harmless {at}")
+        };
+        lines += &(json!({"custom_id": format!("q{at}"), "body": {"prompt": prompt}}).to_string()
+            + "\n");
+    }
+    yard.write("prompts", lines);
+}
+
+#[test]
+fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() {
+    let yard = Yard::new();
+    poisoned(&yard);
+    let run = |small: &str| {
+        yard.run(&[
+            "run",
+            "prompts",
+            "--out",
+            "answers.jsonl",
+            "--json",
+            "--small",
+            small,
+            "--large",
+            "scripted:model=big",
+            "--set",
+            "worker.attempts_max=2",
+            "--set",
+            "router.threshold=1",
+        ])
+    };
+    let done = run("scripted:latency_ms=20,poison=POISON").exits(1);
+    let summary = done.json();
+    assert_eq!(summary["answered"], 7, "{done}");
+    assert_eq!(summary["failures"], json!({"engine_crashed": 1}), "{done}");
+    let answers = yard.answers();
+    assert_eq!(answers["q3"]["response"]["status_code"], 500);
+    let message = answers["q3"]["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("scripted crash"),
+        "the cause is told: {message}"
+    );
+    let history = yard.column(
+        "select a.outcome from attempts a join jobs j on j.id = a.job_id where j.custom_id = 'q3' order by attempt",
+    );
+    assert_eq!(history, ["retried", "failed"]);
+
+    let listed = yard.run(&["dead", "list", "--json"]).exits(0);
+    let letter = listed.json();
+    assert_eq!(letter["reason"]["code"], "engine_crashed", "{listed}");
+    let id = letter["id"].as_str().unwrap();
+    let table = yard
+        .run(&["dead", "list", "--reason", "engine_crashed"])
+        .exits(0);
+    assert!(table.stdout.contains(id), "{table}");
+    let shown = yard.run(&["dead", "show", id]).exits(0).json();
+    assert_eq!(shown["attempts"].as_array().unwrap().len(), 2, "{shown}");
+    assert!(
+        shown["body"].as_str().unwrap().contains("a POISON pill"),
+        "{shown}"
+    );
+    yard.run(&["dead", "redrive"]).exits(2).complains("--all");
+    yard.run(&["dead", "redrive", id])
+        .exits(0)
+        .complains("1 redriven");
+    yard.run(&["dead", "list"])
+        .exits(0)
+        .complains("no dead letters");
+
+    // The line has had its end; the letter's job is a new one, for whatever runs next.
+    let again = run("scripted:latency_ms=20").exits(1);
+    assert_eq!(again.json()["already_answered"], 7, "{again}");
+    let healed = up(&yard, &["--small", "scripted:", "--large", "scripted:"]);
+    yard.wait_for(
+        1,
+        "select count(*) from jobs where redrive_of is not null and state = 'succeeded'",
+    );
+    stop(healed);
+    assert_eq!(yard.number("select count(*) from jobs"), 9);
+}
+
+#[test]
+fn a_dead_letter_can_be_thrown_away() {
+    let yard = Yard::new();
+    yard.write("prompts", "always fails\n");
+    let failing = "scripted:fail_percent=100";
+    yard.run(&[
+        "run",
+        "prompts",
+        "--small",
+        failing,
+        "--large",
+        failing,
+        "--set",
+        "worker.attempts_max=1",
+    ])
+    .exits(1);
+    assert_eq!(yard.column("select outcome from attempts"), ["failed"]);
+    yard.run(&["dead", "discard", "--all"])
+        .exits(0)
+        .complains("1 discarded");
+    yard.run(&["dead", "discard", "--all"])
+        .exits(0)
+        .complains("0 discarded");
+    yard.run(&["dead", "list"])
+        .exits(0)
+        .complains("no dead letters");
+    assert_eq!(
+        yard.column("select resolution from dead_letters"),
+        ["discarded"]
+    );
+}
