@@ -1,7 +1,7 @@
 //! What people type.
 //!
 //! Comes in: the command line. Goes out: exit codes (0 done, 1 something failed, 2 wrong usage or
-//! configuration, 130 interrupted). One file for each command; [`options`] holds what they share.
+//! configuration, 130 interrupted). One file for each command; `options` holds what they share.
 
 mod admin;
 mod bench;

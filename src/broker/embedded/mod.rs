@@ -3,8 +3,8 @@
 //! Comes in: publications of any process that opens the file. Goes out: deliveries to the one
 //! process that consumes from it, which holds an operating-system lock on `<file>.lock` until it
 //! closes the broker or ends, however it ends. What that process had not settled is delivered
-//! again by the next one. One task owns the file ([`worker`]): it groups what callers want into
-//! few transactions and hands claimed messages to the consumers that asked ([`subscription`]).
+//! again by the next one. One task owns the file (`worker`): it groups what callers want into
+//! few transactions and hands claimed messages to the consumers that asked (`subscription`).
 //!
 //! There are no reply queues, since nobody could consume them: a reply is always unroutable.
 //! Consumers of another process do not show in the depths.

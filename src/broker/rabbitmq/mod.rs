@@ -1,9 +1,9 @@
 //! Queues on RabbitMQ: quorum queues behind one direct exchange.
 //!
-//! Comes in: publications, confirmed by the broker ([`publisher`]). Goes out: deliveries, one
-//! channel for each queue of a subscription ([`consumer`]). Publishing and consuming have a
+//! Comes in: publications, confirmed by the broker (`publisher`). Goes out: deliveries, one
+//! channel for each queue of a subscription (`consumer`). Publishing and consuming have a
 //! connection each, since a broker short of memory stops reading from those that publish. Broken
-//! connections are re-made here ([`link`]) and not by lapin's recovery: a new channel makes every
+//! connections are re-made here (`link`) and not by lapin's recovery: a new channel makes every
 //! older ticket provably dead, and the queues are declared again before anything is sent.
 
 mod consumer;

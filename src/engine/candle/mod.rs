@@ -1,7 +1,7 @@
 //! A model in this process, on a thread of its own.
 //!
 //! Comes in: conversations, through a bounded channel. Goes out: answers, each through its own
-//! one-shot channel. The thread ([`runner`]) owns the model ([`model`]), the KV caches and the
+//! one-shot channel. The thread (`runner`) owns the model (`model`), the KV caches and the
 //! scheduler; every step it takes in who came, drops who is not waited for any more, computes one
 //! ragged step and chooses a token for each sequence that is ready for one.
 

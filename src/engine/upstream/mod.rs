@@ -1,6 +1,6 @@
 //! Any server that speaks OpenAI's chat completions: vLLM, llama.cpp, TGI, a hosted API.
 //!
-//! Comes in: conversations. Goes out: the server's answers ([`wire`]), and its faults sorted by what
+//! Comes in: conversations. Goes out: the server's answers (`wire`), and its faults sorted by what
 //! the caller does next. No more than `batch_max` requests are in flight; a bounded number waits.
 
 mod wire;
