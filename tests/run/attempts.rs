@@ -176,3 +176,41 @@ fn a_dead_letter_can_be_thrown_away() {
         ["discarded"]
     );
 }
+
+#[test]
+fn twins_of_a_prompt_that_is_too_long_are_not_left_waiting() {
+    let yard = Yard::new();
+    let long = vec!["word"; 30].join(" ");
+    // Each waits for the one before it, which cannot answer: the first two kinds by escalation, the
+    // last by failing.
+    let lines: String = (0..24)
+        .map(|at| {
+            let model = ["auto", "auto", "small"][at % 3];
+            let body = json!({"prompt": long, "model": model});
+            json!({"custom_id": format!("q{at}"), "body": body}).to_string() + "\n"
+        })
+        .collect();
+    yard.write("prompts", lines);
+    let done = yard
+        .run(&[
+            "run",
+            "prompts",
+            "--out",
+            "answers.jsonl",
+            "--small",
+            "scripted:context=20",
+            "--large",
+            "scripted:model=big,echo",
+            "--set",
+            "router.threshold=1",
+        ])
+        .exits(1);
+    let answers = yard.answers();
+    for at in 0..24 {
+        let answer = &answers[&format!("q{at}")];
+        match at % 3 {
+            2 => assert_eq!(answer["error"]["code"], "context_length_exceeded", "{done}"),
+            _ => assert_eq!(text(answer), long),
+        }
+    }
+}

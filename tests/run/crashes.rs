@@ -110,15 +110,7 @@ fn killed_again_and_again_it_ends_all_the_same() {
     prompts(&yard);
     for least in [5, 15, 30] {
         let run = yard.start(&slow(&[]));
-        let mut least_now = 0;
-        wait_until("some more answers", || {
-            least_now = yard
-                .path("promptyard.db")
-                .exists()
-                .then(|| answered(&yard))
-                .unwrap_or_default();
-            least_now >= least
-        });
+        wait_until("some more answers", || answered(&yard) >= least);
         run.kill();
     }
     yard.run(&slow(&[])).exits(0);
@@ -126,11 +118,13 @@ fn killed_again_and_again_it_ends_all_the_same() {
     assert!(yard.number("select count(*) from attempts where outcome = 'lost'") > 0);
 }
 
+/// Answers in the ledger; none before it has its tables.
 fn answered(yard: &Yard) -> i64 {
-    let tables = yard.number("select count(*) from sqlite_master where name = 'jobs'");
-    match tables {
-        0 => 0,
-        _ => yard.number("select count(*) from jobs where state = 'succeeded'"),
+    let has_tables = yard.path("promptyard.db").exists()
+        && yard.number("select count(*) from sqlite_master where name = 'jobs'") == 1;
+    match has_tables {
+        true => yard.number("select count(*) from jobs where state = 'succeeded'"),
+        false => 0,
     }
 }
 
