@@ -160,12 +160,7 @@ contract! {
         let (leader, waiter) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         admit_one(&store, waiter).await;
-        let to = Tier::Large;
-        let verdicts = [
-            Verdict::Returned,
-            Verdict::Retry(reason("engine_unavailable")),
-            Verdict::Escalate { to, reason: reason("context_length_exceeded") },
-        ];
+        let verdicts = [Verdict::Returned, Verdict::Retry(reason("engine_unavailable"))];
         for verdict in verdicts {
             let attempt = run_one(&store, leader.head.id).await;
             let end = Settlement {
@@ -175,6 +170,28 @@ contract! {
             committed(settle_one(&store, end).await);
             assert_eq!(store.promote_waiting(10, LONG).await.unwrap(), []);
         }
+    }
+
+    /// Those who wait may have asked for the very model that escalated: another tier's answer is
+    /// not theirs, so one of them takes over.
+    async fn escalation_gives_the_lead_up(store: Store) {
+        let (leader, waiter) = (cached("p"), cached("p"));
+        admit_one(&store, leader.clone()).await;
+        admit_one(&store, waiter.clone()).await;
+        let attempt = run_one(&store, leader.head.id).await;
+        let to = Tier::Large;
+        let end = Settlement {
+            cache_key: Some(cache_key("p")),
+            ..settlement(
+                leader.head.id,
+                attempt,
+                Verdict::Escalate { to, reason: reason("context_length_exceeded") },
+            )
+        };
+        committed(settle_one(&store, end).await);
+        let promoted = store.promote_waiting(10, LONG).await.unwrap();
+        assert_eq!(promoted.len(), 1);
+        assert_eq!(promoted[0].job.head.id, waiter.head.id);
     }
 
     /// An answer by another model than the key was made for serves those who wait, and nobody later.
