@@ -45,7 +45,7 @@ pub struct Selection {
     /// Only these letters
     #[arg(value_name = "ID")]
     ids: Vec<Uuid>,
-    /// Only with this reason code, such as attempts_spent
+    /// Only with this reason, such as engine_crashed or attempts_spent
     #[arg(long, value_name = "CODE")]
     reason: Option<String>,
     /// Only this tenant's

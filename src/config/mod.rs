@@ -280,8 +280,14 @@ impl Config {
 
     /// Path of the SQLite file, when the ledger is one.
     pub fn sqlite_path(&self) -> Option<PathBuf> {
-        let url = self.store.url.expose();
-        let path = url.strip_prefix("sqlite:")?;
+        self.store.sqlite_path()
+    }
+}
+
+impl StoreConfig {
+    /// Path of the SQLite file, taken as it stands: nothing in it is escaped or a parameter.
+    pub fn sqlite_path(&self) -> Option<PathBuf> {
+        let path = self.url.expose().strip_prefix("sqlite:")?;
         Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
     }
 }

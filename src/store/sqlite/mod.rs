@@ -12,7 +12,7 @@ mod read;
 mod settle;
 mod workers;
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool, Transaction,
@@ -78,14 +78,14 @@ impl SqliteStore {
         let url = config.url.masked();
         let outward = |fault: sqlx::Error| Fault::from(fault).outward(&url);
         let timeout = Duration::from_millis(config.connect_timeout_ms);
-        let options = SqliteConnectOptions::from_str(config.url.expose())
-            .map_err(outward)?
+        let path = config.sqlite_path().unwrap_or_default();
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // A commit that was reported must survive a power cut.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(timeout);
-        let path = PathBuf::from(options.get_filename());
         if let Some(folder) = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
