@@ -204,7 +204,10 @@ impl Yard {
 impl Drop for Yard {
     /// Also on panic, and from a thread since the test's own runtime may be going down.
     fn drop(&mut self) {
-        let (broker, store) = (self.broker.clone(), self.store.clone());
+        let (mut broker, mut store) = (self.broker.clone(), self.store.clone());
+        // Whatever stood between the fleet and its servers is gone by now.
+        broker.url = SecretUrl::new(amqp_url());
+        store.url = SecretUrl::new(database_url());
         let removing = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
                 if let Ok(broker) = Broker::connect(&broker, Path::new("unused")).await {
