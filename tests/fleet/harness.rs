@@ -105,9 +105,12 @@ impl Yard {
 
     /// Starts a role and waits until it is ready.
     pub async fn start(&self, arguments: &[&str]) -> Role {
-        let role = self.spawn(arguments);
-        role.ready(200).await;
-        role
+        loop {
+            let role = self.spawn(arguments);
+            if role.is_ready(200).await {
+                return role;
+            }
+        }
     }
 
     /// Starts a role.
@@ -201,7 +204,10 @@ impl Yard {
 impl Drop for Yard {
     /// Also on panic, and from a thread since the test's own runtime may be going down.
     fn drop(&mut self) {
-        let (broker, store) = (self.broker.clone(), self.store.clone());
+        let (mut broker, mut store) = (self.broker.clone(), self.store.clone());
+        // Whatever stood between the fleet and its servers is gone by now.
+        broker.url = SecretUrl::new(amqp_url());
+        store.url = SecretUrl::new(database_url());
         let removing = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
                 if let Ok(broker) = Broker::connect(&broker, Path::new("unused")).await {
@@ -251,11 +257,19 @@ impl Role {
 
     /// Waits until `/readyz` answers with a status.
     pub async fn ready(&self, status: u16) {
+        assert!(self.is_ready(status).await, "{}", self.said());
+    }
+
+    /// As [`Self::ready`]; false when another process took its port meanwhile.
+    async fn is_ready(&self, status: u16) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let found = http(self.metrics, "GET", "/readyz", &[], "").await;
             if found.as_ref().is_some_and(|found| found.status == status) {
-                return;
+                return true;
+            }
+            if self.said().contains("Address already in use") {
+                return false;
             }
             if Instant::now() >= deadline {
                 let found = found.map(|found| found.body);

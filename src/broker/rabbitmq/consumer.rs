@@ -281,11 +281,16 @@ impl Subscription {
             requeue: true,
             ..BasicNackOptions::default()
         };
-        if let Ok(Ok(())) = timeout(CANCEL_TIMEOUT, cancel).await {
-            while let Some(Ok(message)) = session.messages.next().await {
+        let drain = async {
+            cancel.await?;
+            while let Some(message) = session.messages.next().await {
                 // What cannot be put back now returns when the channel closes.
-                let _ = message.acker.nack(requeue).await;
+                let _ = message?.acker.nack(requeue).await;
             }
-        }
+            Ok::<_, lapin::Error>(())
+        };
+        // After a reconnection the client may leave the stream open for good; what is in it
+        // returns by itself.
+        let _ = timeout(CANCEL_TIMEOUT, drain).await;
     }
 }

@@ -155,10 +155,18 @@ impl RabbitBroker {
     /// See [`super::Broker::close`].
     pub async fn close(&self) {
         self.shared.closed.cancel();
-        self.shared.publisher.ended().await;
-        self.shared.consuming.ended().await;
+        let ended = async {
+            self.shared.publisher.ended().await;
+            self.shared.consuming.ended().await;
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("RabbitMQ did not answer the farewell; leaving without it");
+        }
     }
 }
+
+/// How long the farewell to the broker may take; what is unsettled returns without it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A ticket of another backend cannot be settled here, and only a fault of ours brings one.
 fn of_rabbit(tickets: Vec<Ticket>) -> Vec<RabbitTicket> {
