@@ -1,33 +1,17 @@
-//! The worker's loop. One task owns everything: deliveries not yet claimed, attempts that run, and
-//! the order in which they end.
+//! The worker as a role: who it is, what it tells the ledger, and its start.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
-
-use chrono::{DateTime, Utc};
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tokio_util::task::TaskTracker;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    broker::{Broker, BrokerFault, Consumer, Delivery, Publication, Queue, Ticket, outbox},
-    cache::cache_key,
+    broker::{Broker, BrokerFault, Queue},
     config::{CacheConfig, WorkerConfig},
-    engine::{Engine, EngineFault, Generate, Generation},
-    job::{JobId, RoutedJob, Tier},
-    metrics::{RUNNING, observe_end},
+    engine::Engine,
+    job::Tier,
     shutdown::Shutdown,
-    store::{Claim, Claimant, Claimed, Heartbeat, Settlement, Store, StoreFault, Verdict},
+    store::{Claimant, Heartbeat, Store, StoreFault},
 };
 
-use super::{
-    settle::{Finished, Settler},
-    verdict::{Next, judge},
-};
+use super::{settle::Settler, yard::Yard};
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -40,21 +24,14 @@ pub enum WorkerFault {
     Store(#[from] StoreFault),
 }
 
-/// Heartbeats within one lease: a lease outlives two that are lost.
-const BEATS_PER_LEASE: u32 = 4;
-/// Most attempts committed at once.
-const SETTLE_MAX: usize = 128;
-/// How long to wait before a ledger that failed is asked again.
-const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
-
 /// The role that runs one tier's jobs.
 #[derive(Debug)]
 pub struct Worker {
-    broker: Broker,
-    store: Store,
-    engine: Arc<dyn Engine>,
-    claimant: Claimant,
-    config: WorkerConfig,
+    pub(super) broker: Broker,
+    pub(super) store: Store,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) claimant: Claimant,
+    pub(super) config: WorkerConfig,
     cache: CacheConfig,
 }
 
@@ -94,7 +71,7 @@ impl Worker {
         self.store.beat(&self.heartbeat(0, false)).await
     }
 
-    fn heartbeat(&self, running: usize, draining: bool) -> Heartbeat {
+    pub(super) fn heartbeat(&self, running: usize, draining: bool) -> Heartbeat {
         Heartbeat {
             claimant: self.claimant.clone(),
             batch_max: u32::try_from(self.engine.info().batch_max).unwrap_or(u32::MAX),
@@ -121,402 +98,7 @@ impl Worker {
             tier: self.claimant.tier,
             cache_ttl: Duration::from_secs(self.cache.ttl_s),
         };
-        let yard = Yard {
-            waiting: VecDeque::new(),
-            running: HashMap::new(),
-            attempts: FuturesUnordered::new(),
-            finished: Vec::new(),
-            settle_at: None,
-            suspects: VecDeque::new(),
-            alone: false,
-            waiting_max: batch_max,
-            running_max: batch_max,
-            give_up: Shutdown::new(),
-            settling: TaskTracker::new(),
-            settler,
-            worker: self,
-        };
-        yard.run(consumer, shutdown).await;
+        Yard::new(self, settler).run(consumer, shutdown).await;
         Ok(())
-    }
-}
-
-/// A routed job that waits for a place in the batch.
-#[derive(Debug)]
-struct Waiting {
-    routed: RoutedJob,
-    redelivered: bool,
-    ticket: Ticket,
-}
-
-/// An attempt that runs.
-#[derive(Debug)]
-struct Running {
-    attempt: u32,
-    last: bool,
-    claimed_at: DateTime<Utc>,
-    routed: RoutedJob,
-    ticket: Ticket,
-}
-
-type Outcome = (JobId, u32, Result<Generation, EngineFault>);
-
-/// The state of the loop.
-struct Yard {
-    worker: Worker,
-    settler: Settler,
-    /// Delivered, not claimed.
-    waiting: VecDeque<Waiting>,
-    /// Claimed and handed to the engine.
-    running: HashMap<JobId, Running>,
-    attempts: FuturesUnordered<BoxFuture<'static, Outcome>>,
-    /// Ended, not committed.
-    finished: Vec<Finished>,
-    settle_at: Option<Instant>,
-    /// Claimed, but their earlier attempt vanished or crashed: each runs by itself, and nothing new is
-    /// claimed while one waits, so that it gets its turn.
-    suspects: VecDeque<Running>,
-    /// True while a suspect runs: nothing joins it.
-    alone: bool,
-    waiting_max: usize,
-    running_max: usize,
-    /// Ends the settlers' patience with a ledger that is away.
-    give_up: Shutdown,
-    settling: TaskTracker,
-}
-
-impl Yard {
-    async fn run(mut self, mut consumer: Consumer, shutdown: Shutdown) {
-        let lease = self.worker.claimant.lease;
-        let mut beats = interval(lease / BEATS_PER_LEASE);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            self.start_waiting(&shutdown).await;
-            let room = self.waiting_max.saturating_sub(self.waiting.len());
-            let settle_at = self.settle_at;
-            tokio::select! {
-                () = shutdown.requested() => break,
-                batch = consumer.next_batch(room.max(1), Duration::ZERO), if room > 0 => {
-                    if batch.is_empty() {
-                        break;
-                    }
-                    self.take(batch).await;
-                }
-                Some(outcome) = self.attempts.next() => self.end(outcome),
-                () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {
-                    self.commit();
-                }
-                _ = beats.tick() => self.beat(false).await,
-            }
-        }
-        self.drain(consumer, &mut beats).await;
-    }
-
-    /// Reads deliveries; what is not a routed job dies, what runs here already is adopted.
-    async fn take(&mut self, batch: Vec<Delivery>) {
-        let (mut foreign, mut duplicates) = (Vec::new(), Vec::new());
-        for delivery in batch {
-            match serde_json::from_slice::<RoutedJob>(&delivery.body) {
-                Ok(routed) => duplicates.extend(self.admit(Waiting {
-                    routed,
-                    redelivered: delivery.redelivered,
-                    ticket: delivery.ticket,
-                })),
-                Err(_) => foreign.push(delivery.ticket),
-            }
-        }
-        self.settler.acknowledge(duplicates).await;
-        if !foreign.is_empty() {
-            tracing::warn!(
-                messages = foreign.len(),
-                "messages that are no routed jobs were rejected"
-            );
-            if let Err(fault) = self.worker.broker.reject(foreign).await {
-                tracing::warn!(%fault, "not rejected; they will be delivered again");
-            }
-        }
-    }
-
-    /// Takes a delivery in; returns the ticket of one that is a duplicate of what is here already.
-    fn admit(&mut self, arrival: Waiting) -> Option<Ticket> {
-        let id = arrival.routed.job.head.id;
-        let suspect = self
-            .suspects
-            .iter_mut()
-            .find(|s| s.routed.job.head.id == id);
-        let claimed = self
-            .running
-            .get_mut(&id)
-            .or(suspect)
-            .map(|running| &mut running.ticket);
-        let waiting = self.waiting.iter_mut().find(|w| w.routed.job.head.id == id);
-        match claimed.or(waiting.map(|waiting| &mut waiting.ticket)) {
-            None => {
-                self.waiting.push_back(arrival);
-                None
-            }
-            Some(ticket) if ticket.is_live() => Some(arrival.ticket),
-            Some(ticket) => {
-                // The connection broke meanwhile: the same message again, with a ticket that works.
-                *ticket = arrival.ticket;
-                None
-            }
-        }
-    }
-
-    /// Claims waiting jobs for the free places of the batch and hands them to the engine.
-    async fn start_waiting(&mut self, shutdown: &Shutdown) {
-        while !self.alone && !shutdown.is_requested() {
-            if !self.suspects.is_empty() {
-                if self.running.is_empty()
-                    && let Some(suspect) = self.suspects.pop_front()
-                {
-                    self.alone = true;
-                    self.start(suspect);
-                }
-                return;
-            }
-            let free = self.running_max.saturating_sub(self.running.len());
-            let count = free.min(self.waiting.len());
-            if count == 0 {
-                return;
-            }
-            let chosen: Vec<_> = self
-                .waiting
-                .drain(..count)
-                .filter(|w| w.ticket.is_live())
-                .collect();
-            if !chosen.is_empty() && !self.claim(chosen, shutdown).await {
-                return;
-            }
-        }
-    }
-
-    /// Claims jobs; false when the ledger is away and the stop was requested.
-    async fn claim(&mut self, chosen: Vec<Waiting>, shutdown: &Shutdown) -> bool {
-        let mut claims: Vec<_> = chosen
-            .iter()
-            .map(|w| Claim {
-                job: w.routed.job.head.id,
-                redelivered: w.redelivered,
-            })
-            .collect();
-        let outcomes = loop {
-            match self
-                .worker
-                .store
-                .claim(&self.worker.claimant, &claims)
-                .await
-            {
-                Ok(outcomes) => break outcomes,
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, jobs = claims.len(), "jobs wait for the ledger");
-                    // The claim may have been committed before its word was lost. Then the jobs
-                    // run in nobody's hands, and a claim that takes them for another worker's
-                    // would leave them there.
-                    claims.iter_mut().for_each(|claim| claim.redelivered = true);
-                    tokio::select! {
-                        () = shutdown.requested() => {
-                            self.waiting.extend(chosen);
-                            return false;
-                        }
-                        () = tokio::time::sleep(STORE_RETRY_WAIT) => {}
-                    }
-                }
-                Err(fault) => {
-                    tracing::error!(%fault, jobs = claims.len(), "the ledger refuses a claim; the jobs become dead letters");
-                    let tickets = chosen.into_iter().map(|w| w.ticket).collect();
-                    if let Err(fault) = self.worker.broker.reject(tickets).await {
-                        tracing::warn!(%fault, "not rejected; they will be delivered again");
-                    }
-                    return true;
-                }
-            }
-        };
-        let (mut done, mut replies, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        for (waiting, outcome) in chosen.into_iter().zip(outcomes) {
-            match outcome {
-                Claimed::Run {
-                    attempt,
-                    suspect,
-                    last,
-                } => {
-                    let Waiting { routed, ticket, .. } = waiting;
-                    let suspect = suspect || routed.suspect;
-                    let claimed_at = Utc::now();
-                    let running = Running {
-                        attempt,
-                        last,
-                        claimed_at,
-                        routed,
-                        ticket,
-                    };
-                    if suspect {
-                        self.suspects.push_back(running)
-                    } else {
-                        self.start(running)
-                    }
-                }
-                Claimed::Busy => done.push(waiting.ticket),
-                Claimed::Ended(record) => {
-                    observe_end(&record);
-                    replies.extend(Publication::reply(&record));
-                    done.push(waiting.ticket);
-                }
-                Claimed::Unknown => unknown.push(waiting.ticket),
-            }
-        }
-        outbox::publish_all(&self.worker.broker, replies, &self.give_up).await;
-        self.settler.acknowledge(done).await;
-        if !unknown.is_empty() {
-            tracing::warn!(
-                jobs = unknown.len(),
-                "jobs that the ledger does not know were rejected"
-            );
-            if let Err(fault) = self.worker.broker.reject(unknown).await {
-                tracing::warn!(%fault, "not rejected; they will be delivered again");
-            }
-        }
-        true
-    }
-
-    fn start(&mut self, running: Running) {
-        let request = &running.routed.job.request;
-        let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = self.worker.engine.generate(Generate {
-            messages: request.messages.clone(),
-            sampling: request.sampling.clone(),
-            // The same job samples alike however often it is tried.
-            seed_default: id.0.as_u64_pair().1,
-        });
-        self.attempts
-            .push(Box::pin(async move { (id, attempt, generation.await) }));
-        self.running.insert(id, running);
-        self.show_running();
-    }
-
-    /// Moves an attempt that ended to those that wait for their commit.
-    fn end(&mut self, (id, attempt, outcome): Outcome) {
-        let Some(running) = self.running.remove(&id) else {
-            return;
-        };
-        if self.running.is_empty() {
-            self.alone = false;
-        }
-        self.show_running();
-        self.finished.push(self.finish(running, attempt, outcome));
-        if self.finished.len() >= SETTLE_MAX {
-            self.commit();
-        } else if self.settle_at.is_none() {
-            let linger = Duration::from_millis(self.worker.config.settle_linger_ms);
-            self.settle_at = Some(Instant::now() + linger);
-        }
-    }
-
-    fn finish(
-        &self,
-        mut running: Running,
-        attempt: u32,
-        outcome: Result<Generation, EngineFault>,
-    ) -> Finished {
-        let now = Utc::now();
-        let (started_at, first_token_at, finished_at) = match &outcome {
-            Ok(generation) => (
-                generation.started_at,
-                generation.first_token_at,
-                generation.finished_at,
-            ),
-            Err(_) => (running.claimed_at, None, now),
-        };
-        // Whatever shared the step crashed with it; only apart can the innocent show that they are.
-        running.routed.suspect = matches!(outcome, Err(EngineFault::Crashed(_)));
-        let (verdict, next) = judge(&running.routed, attempt, running.last, outcome);
-        let head = &running.routed.job.head;
-        let claimant = &self.worker.claimant;
-        let own_key = cache_key(
-            &head.tenant,
-            &claimant.model,
-            &claimant.revision,
-            &running.routed.job.request,
-        );
-        let settlement = Settlement {
-            job: head.id,
-            attempt: running.attempt,
-            verdict,
-            started_at,
-            first_token_at,
-            finished_at,
-            cache_key: running.routed.cache_key,
-            reusable: running.routed.cache_key == own_key,
-        };
-        Finished {
-            settlement,
-            next,
-            routed: running.routed,
-            ticket: running.ticket,
-        }
-    }
-
-    /// Commits what has ended, beside the loop.
-    fn commit(&mut self) {
-        self.settle_at = None;
-        let group = std::mem::take(&mut self.finished);
-        if group.is_empty() {
-            return;
-        }
-        let (settler, give_up) = (self.settler.clone(), self.give_up.clone());
-        self.settling
-            .spawn(async move { settler.settle(group, &give_up).await });
-    }
-
-    async fn beat(&mut self, draining: bool) {
-        let heartbeat = self.worker.heartbeat(self.running.len(), draining);
-        if let Err(fault) = self.worker.store.beat(&heartbeat).await {
-            tracing::warn!(%fault, "no heartbeat written; running jobs may be taken over");
-        }
-    }
-
-    fn show_running(&self) {
-        let tier = self.worker.claimant.tier.as_str();
-        gauge!(RUNNING, "tier" => tier).set(self.running.len() as f64);
-    }
-
-    /// Returns what was not started, lets what runs finish, and puts the rest back uncharged.
-    async fn drain(mut self, consumer: Consumer, beats: &mut tokio::time::Interval) {
-        consumer.close().await;
-        let unstarted = self.waiting.drain(..).map(|w| w.ticket).collect();
-        self.settler.requeue(unstarted).await;
-        let deadline = Instant::now() + Duration::from_secs(self.worker.config.drain_s);
-        while !self.running.is_empty() {
-            tokio::select! {
-                Some(outcome) = self.attempts.next() => self.end(outcome),
-                _ = beats.tick() => self.beat(true).await,
-                () = sleep_until(deadline) => break,
-            }
-        }
-        self.attempts.clear();
-        let running = self.running.drain().map(|(_, running)| running);
-        let left: Vec<_> = running.chain(self.suspects.drain(..)).collect();
-        if !left.is_empty() {
-            tracing::info!(jobs = left.len(), "running jobs are put back");
-        }
-        for running in left {
-            let attempt = running.attempt;
-            let finished = self.finish(running, attempt, Err(EngineFault::Closed));
-            debug_assert_eq!(finished.next, Next::PutBack);
-            debug_assert_eq!(finished.settlement.verdict, Verdict::Returned);
-            self.finished.push(finished);
-        }
-        self.commit();
-        self.settling.close();
-        // The ledger gets one more lease of patience; then the broker delivers the messages again.
-        if tokio::time::timeout(self.worker.claimant.lease, self.settling.wait())
-            .await
-            .is_err()
-        {
-            self.give_up.request();
-            self.settling.wait().await;
-        }
-        self.beat(true).await;
     }
 }
