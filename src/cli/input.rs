@@ -7,6 +7,9 @@ use std::{
     path::Path,
 };
 
+use serde_json::Value;
+
+use super::marks::Expectation;
 use crate::job::{Reason, RequestLimits, Submission, Tenant};
 
 /// A line of input.
@@ -16,6 +19,8 @@ pub struct Line {
     pub number: usize,
     /// The line's own name, or its number.
     pub custom_id: String,
+    /// What answer is expected, in a marked file.
+    pub expectation: Option<Expectation>,
     /// Whose job it is.
     pub tenant: Tenant,
     /// Made of name and content: the same line has the same key in every run.
@@ -116,7 +121,11 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn interpret(&mut self, line: &[u8], length: usize) -> Line {
-        let parsed = self.parse(line, length);
+        let (expectation, request) = match take_expectation(line) {
+            Ok(taken) => taken,
+            Err(field) => return self.refuse_expectation(line, field),
+        };
+        let parsed = self.parse(request.as_deref().unwrap_or(line), length);
         let (own_id, tenant) = match &parsed {
             Ok((submission, _)) => (submission.custom_id.clone(), submission.tenant.clone()),
             Err(rejection) => (rejection.custom_id.clone(), rejection.tenant.clone()),
@@ -146,10 +155,27 @@ impl<R: BufRead> Lines<R> {
         Line {
             number: self.number,
             custom_id,
+            expectation,
             tenant: tenant.unwrap_or_default(),
             key: format!("line:{}", &hasher.finalize().to_hex().as_str()[..32]),
             digest: *blake3::hash(line).as_bytes(),
             body,
+        }
+    }
+
+    fn refuse_expectation(&self, line: &[u8], field: &str) -> Line {
+        let digest = blake3::hash(line);
+        Line {
+            number: self.number,
+            custom_id: self.number.to_string(),
+            expectation: None,
+            tenant: Tenant::default(),
+            key: format!("line:{}", &digest.to_hex().as_str()[..32]),
+            digest: *digest.as_bytes(),
+            body: Err(Reason::new(
+                "invalid_type",
+                format!("{field}: expected a string"),
+            )),
         }
     }
 
@@ -193,6 +219,32 @@ impl<R: BufRead> Iterator for Lines<R> {
             }
         }
     }
+}
+
+/// Splits what is expected off a line. The request that is left is given only if it differs.
+///
+/// # Errors
+/// The name of a field that is not a string.
+#[expect(
+    clippy::type_complexity,
+    reason = "both halves are named where they are used"
+)]
+fn take_expectation(line: &[u8]) -> Result<(Option<Expectation>, Option<Vec<u8>>), &'static str> {
+    const FIELD: &[u8] = b"\"expect\"";
+    let may_be_marked =
+        line.first() == Some(&b'{') && line.windows(FIELD.len()).any(|window| window == FIELD);
+    // A line that is no object is told so by the check of its body.
+    if !may_be_marked {
+        return Ok((None, None));
+    }
+    let Ok(Value::Object(mut object)) = serde_json::from_slice(line) else {
+        return Ok((None, None));
+    };
+    let expectation = Expectation::take(&mut object)?;
+    let request = expectation
+        .is_some()
+        .then(|| Value::Object(object).to_string().into_bytes());
+    Ok((expectation, request))
 }
 
 /// Skips the rest of a line; returns how many bytes it had.

@@ -7,6 +7,7 @@ mod admin;
 mod bench;
 mod dead;
 mod input;
+mod marks;
 mod options;
 mod output;
 mod progress;

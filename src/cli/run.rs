@@ -26,6 +26,7 @@ use crate::{
 use super::{
     INTERRUPTED,
     input::{self, Line},
+    marks::Expectation,
     options::{Common, Models, complain, init_logs, say},
     output::Output,
     progress::Progress,
@@ -51,7 +52,9 @@ const DRAIN_S: u64 = 5;
 /// Every line is one prompt: an OpenAI batch line, a chat-completions body, {"prompt": …} or plain
 /// text. Answers are OpenAI batch output lines in the order they come; `custom_id` is the line's
 /// own or its number. What the ledger has answered already is not computed again, so an
-/// interrupted run is resumed by running it again.
+/// interrupted run is resumed by running it again. Lines may say what answer is right in "expect"
+/// (and of which "family" they are): the summary then tells the accuracy by family and by tier. An
+/// answer is right when it, or what follows its last "#", equals "expect".
 ///
 /// Exit codes: 0 all answered, 1 some not, 2 wrong usage, 130 interrupted.
 #[derive(Debug, Args)]
@@ -164,12 +167,18 @@ fn report(args: &RunArgs, config: &Config, summary: &Summary) -> anyhow::Result<
     Ok(())
 }
 
+/// What is to be known of a line when its job ends.
+struct Asked {
+    custom_id: String,
+    expectation: Option<Expectation>,
+}
+
 /// A run under way.
 struct Run {
     fleet: Fleet,
     shutdown: Shutdown,
-    /// The names of the lines whose jobs have not ended, by tenant and key.
-    awaited: HashMap<(Tenant, String), String>,
+    /// The lines whose jobs have not ended, by tenant and key.
+    awaited: HashMap<(Tenant, String), Asked>,
     /// The awaited, in the order in which they are looked up next.
     order: VecDeque<(Tenant, String)>,
     /// True when jobs were published that an earlier run had published already.
@@ -252,24 +261,28 @@ impl Run {
         let (mut letters, mut refusals) = (Vec::new(), Vec::new());
         for line in lines {
             let slot = (line.tenant.clone(), line.key.clone());
+            let asked = Asked {
+                custom_id: line.custom_id.clone(),
+                expectation: line.expectation.clone(),
+            };
             if let Some(record) = known.get(&slot)
                 && record.state.is_terminal()
             {
-                self.write(record, &line.custom_id, false)?;
+                self.write(record, &asked, false)?;
                 continue;
             }
             match line.body {
-                Err(ref reason) => refusals.push((refusal(&line, reason.clone()), line.custom_id)),
+                Err(ref reason) => refusals.push((refusal(&line, reason.clone()), asked)),
                 Ok(body) => {
                     // A job that is known but open is published again, should its message be
                     // lost; if it is not, the second one does nothing.
                     self.repeated |= known.contains_key(&slot);
                     letters.push(Publication::from(Letter {
                         key: Some(line.key),
-                        custom_id: Some(line.custom_id.clone()),
+                        custom_id: Some(line.custom_id),
                         ..Letter::new(body)
                     }));
-                    self.awaited.insert(slot.clone(), line.custom_id);
+                    self.awaited.insert(slot.clone(), asked);
                     self.order.push_back(slot);
                 }
             }
@@ -280,15 +293,15 @@ impl Run {
     }
 
     /// Lines that are no requests end at once, as rows with their reason.
-    async fn refuse(&mut self, refusals: Vec<(Admission, String)>) -> anyhow::Result<()> {
+    async fn refuse(&mut self, refusals: Vec<(Admission, Asked)>) -> anyhow::Result<()> {
         if refusals.is_empty() {
             return Ok(());
         }
-        let (admissions, names): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
+        let (admissions, asked): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
         let outcomes = self.fleet.store.admit(&admissions, Duration::ZERO).await?;
-        for (outcome, name) in outcomes.into_iter().zip(names) {
+        for (outcome, asked) in outcomes.into_iter().zip(asked) {
             if let Admitted::Ended(record) | Admitted::Known(record) = outcome {
-                self.write(&record, &name, true)?;
+                self.write(&record, &asked, true)?;
             }
         }
         Ok(())
@@ -318,8 +331,8 @@ impl Run {
                 .filter(|record| record.state.is_terminal())
             {
                 let slot = (tenant.clone(), record.key.clone().unwrap_or_default());
-                if let Some(name) = self.awaited.remove(&slot) {
-                    self.write(&record, &name, true)?;
+                if let Some(asked) = self.awaited.remove(&slot) {
+                    self.write(&record, &asked, true)?;
                 }
             }
             let open = keys.into_iter().map(|key| (tenant.clone(), key));
@@ -329,11 +342,14 @@ impl Run {
         self.out.flush().context("cannot write the answers")
     }
 
-    fn write(&mut self, record: &JobRecord, custom_id: &str, is_new: bool) -> anyhow::Result<()> {
+    fn write(&mut self, record: &JobRecord, asked: &Asked, is_new: bool) -> anyhow::Result<()> {
         let mut line = record.to_batch_line();
-        line["custom_id"] = custom_id.into();
+        line["custom_id"] = asked.custom_id.as_str().into();
         writeln!(self.out, "{line}").context("cannot write the answers")?;
         self.summary.add(record, is_new);
+        if let Some(expectation) = &asked.expectation {
+            self.summary.marks.add(record, expectation);
+        }
         self.progress.step();
         Ok(())
     }

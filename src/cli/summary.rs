@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use super::marks::Marks;
 use crate::job::{AnswerSource, JobRecord, JobState, Tier};
 
 /// Counts records as they end.
@@ -25,6 +26,8 @@ pub struct Summary {
     tokens_computed: u64,
     tokens_generated: u64,
     latencies_ms: Vec<u64>,
+    /// Answers beside what the lines expected, if they did.
+    pub marks: Marks,
 }
 
 impl Summary {
@@ -42,6 +45,7 @@ impl Summary {
             tokens_computed: 0,
             tokens_generated: 0,
             latencies_ms: Vec::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -84,7 +88,7 @@ impl Summary {
     pub fn to_json(&self, ledger: &str) -> Value {
         let seconds = self.begun.elapsed().as_secs_f64();
         let (p50, p95) = self.percentiles();
-        json!({
+        let mut summary = json!({
             "answered": self.answered,
             "failed": self.failed(),
             "failures": self.failures,
@@ -96,11 +100,15 @@ impl Summary {
                 "prompt_computed": self.tokens_computed,
                 "generated": self.tokens_generated,
             },
-            "latency_ms": {"p50": p50, "p95": p95},
+            "latency_ms": {"mean": self.mean(), "p50": p50, "p95": p95},
             "generated_tokens_per_second": round(self.tokens_generated as f64 / seconds),
             "wall_seconds": round(seconds),
             "ledger": ledger,
-        })
+        });
+        if !self.marks.is_empty() {
+            summary["marks"] = self.marks.to_json();
+        }
+        summary
     }
 
     /// The summary in lines for people.
@@ -116,11 +124,16 @@ impl Summary {
         }
         let (p50, p95) = self.percentiles();
         let latency = match (p50, p95) {
-            (Some(p50), Some(p95)) => format!("p50 {p50} ms, p95 {p95} ms"),
+            (Some(p50), Some(p95)) => {
+                format!(
+                    "mean {} ms, p50 {p50} ms, p95 {p95} ms",
+                    self.mean().unwrap_or(p50)
+                )
+            }
             _ => "none: nothing was answered anew".to_owned(),
         };
         let wall = self.begun.elapsed();
-        let lines = [
+        let mut lines = vec![
             (
                 "answered",
                 format!(
@@ -156,12 +169,20 @@ impl Summary {
                     show_duration(wall)
                 ),
             ),
-            ("ledger", ledger.to_owned()),
         ];
+        if !self.marks.is_empty() {
+            lines.extend(self.marks.to_lines());
+        }
+        lines.push(("ledger", ledger.to_owned()));
         lines
             .iter()
             .map(|(name, text)| format!("{name:>10}  {text}\n"))
             .collect()
+    }
+
+    fn mean(&self) -> Option<u64> {
+        let count = u64::try_from(self.latencies_ms.len()).ok()?;
+        self.latencies_ms.iter().sum::<u64>().checked_div(count)
     }
 
     fn percentiles(&self) -> (Option<u64>, Option<u64>) {
