@@ -13,7 +13,7 @@ use std::{
 use futures::future::join_all;
 use promptyard::{
     config::ModelConfig,
-    engine::{self, Engine, EngineFault, Generate, candle::is_placeholder},
+    engine::{self, Engine, EngineFault, Generate, candle::is_bundled},
     job::{Answer, FinishReason, Message, Role, Sampling, Tier},
 };
 
@@ -238,9 +238,12 @@ async fn the_template_may_refuse() {
 #[tokio::test]
 async fn without_a_model_the_bundled_checkpoints_answer() {
     let config = ModelConfig::default();
-    assert!(is_placeholder(&config));
+    assert!(is_bundled(&config));
     let mut revisions = Vec::new();
-    for (tier, name) in [(Tier::Small, "tiny-small"), (Tier::Large, "tiny-large")] {
+    for (tier, name) in [
+        (Tier::Small, "support-small"),
+        (Tier::Large, "support-large"),
+    ] {
         let engine = engine::open(tier, &config).await.unwrap();
         assert_eq!(engine.info().model, name);
         assert!(engine.is_ready());

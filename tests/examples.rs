@@ -27,7 +27,7 @@ fn lines(name: &str) -> Vec<Vec<u8>> {
 #[test]
 fn every_example_prompt_is_accepted_and_some_repeat_others() {
     let limits = RequestLimits::default();
-    let lines = lines("prompts.jsonl");
+    let lines = lines("shapes.jsonl");
     assert_eq!(lines.len(), 200);
     let mut shapes = BTreeMap::<&str, usize>::new();
     let mut names = BTreeSet::new();
@@ -70,6 +70,32 @@ fn every_example_prompt_is_accepted_and_some_repeat_others() {
         lines.len(),
         "two lines are the same byte for byte"
     );
+}
+
+/// Every line of the marked files names its family and its one right answer, and is a request
+/// without them.
+#[test]
+fn marked_examples_say_what_is_right() {
+    for (name, count) in [("prompts.jsonl", 200), ("support_1000.jsonl", 1000)] {
+        let lines = lines(name);
+        assert_eq!(lines.len(), count, "{name}");
+        let mut families = BTreeSet::new();
+        for (at, line) in lines.iter().enumerate() {
+            let mut line: serde_json::Value = serde_json::from_slice(line).unwrap();
+            let fields = line.as_object_mut().unwrap();
+            let expect = fields.remove("expect").unwrap();
+            assert!(
+                !expect.as_str().unwrap().is_empty(),
+                "{name} line {}",
+                at + 1
+            );
+            families.insert(fields.remove("family").unwrap().to_string());
+            let request = line.to_string();
+            Submission::parse(request.as_bytes(), &RequestLimits::default())
+                .unwrap_or_else(|fault| panic!("{name} line {}: {fault:?}", at + 1));
+        }
+        assert!(families.len() >= 10, "{name}: {families:?}");
+    }
 }
 
 #[test]

@@ -154,7 +154,7 @@ async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
         fleet = Fleet::start(config, &roles, Some(metrics), &shutdown) => fleet?,
         () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
     };
-    note_placeholders(config, &roles.tiers);
+    note_bundled(config, &roles.tiers);
     for (tier, engine) in &fleet.engines {
         let info = engine.info();
         let revision: String = info.revision.chars().take(12).collect();
@@ -173,22 +173,22 @@ async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says in one line that a tier runs on a placeholder, if one does.
-pub fn note_placeholders(config: &Config, tiers: &[Tier]) {
-    let placeholders: Vec<_> = tiers
+/// Says in one line which tiers answer from a bundled checkpoint, if any do.
+pub fn note_bundled(config: &Config, tiers: &[Tier]) {
+    let bundled: Vec<_> = tiers
         .iter()
         .filter(|tier| {
-            engine::candle::is_placeholder(match tier {
+            engine::candle::is_bundled(match tier {
                 Tier::Small => &config.small,
                 Tier::Large => &config.large,
             })
         })
         .map(|tier| tier.as_str())
         .collect();
-    if !placeholders.is_empty() {
+    if !bundled.is_empty() {
         complain(&format!(
-            "note: no model given for {}: using the tiny bundled test checkpoint, whose answers are gibberish; choose models with --small and --large",
-            placeholders.join(" and ")
+            "note: no model given for {}: using the bundled support-desk checkpoint, which knows questions like those of examples/prompts.jsonl only; choose models with --small and --large",
+            bundled.join(" and ")
         ));
     }
 }

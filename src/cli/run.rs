@@ -30,7 +30,7 @@ use super::{
     options::{Common, Models, complain, init_logs, say},
     output::Output,
     progress::Progress,
-    roles::note_placeholders,
+    roles::note_bundled,
     summary::Summary,
 };
 
@@ -92,7 +92,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
-    note_placeholders(&config, &Tier::ALL);
+    note_bundled(&config, &Tier::ALL);
     let roles = Roles {
         router: true,
         tiers: Tier::ALL.to_vec(),

@@ -9,7 +9,7 @@ use crate::harness::{Yard, binary, json_lines, output, text};
 /// The example prompts with few tokens to generate, so that the test is about the way and not about
 /// the model; and the names of those whose answers are greedy.
 fn prompts() -> (String, Vec<String>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/prompts.jsonl");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shapes.jsonl");
     let (mut lines, mut greedy) = (String::new(), Vec::new());
     for (number, line) in std::fs::read_to_string(path).unwrap().lines().enumerate() {
         let value = serde_json::from_str(line).unwrap_or_else(|_| json!({"prompt": line}));
@@ -41,8 +41,14 @@ fn prompts() -> (String, Vec<String>) {
 /// Runs the file; returns the answers by name, after checking that all are there.
 async fn run(mut command: Command, folder: &Path) -> BTreeMap<String, Value> {
     let out = folder.join("answers.jsonl");
+    // Checkpoints whose context takes every example.
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
     command
         .arg("run")
+        .arg("--small")
+        .arg(models.join("tiny-llama"))
+        .arg("--large")
+        .arg(models.join("tiny-qwen3"))
         .arg(folder.join("prompts.jsonl"))
         .arg("--out")
         .arg(&out)

@@ -24,7 +24,7 @@ fn sorted(lines: &str) -> BTreeSet<&str> {
 #[test]
 fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
     let yard = Yard::new();
-    let file = example("prompts.jsonl");
+    let file = example("shapes.jsonl");
     let first = yard.answer(&file, &["--json"]).exits(0).json();
     let (small, large) = (&first["route"]["small"], &first["route"]["large"]);
     assert_eq!(first["answered"], 200, "{first}");
@@ -133,7 +133,7 @@ fn answers_do_not_depend_on_the_order_of_the_lines() {
 }
 
 #[test]
-fn without_models_the_tiny_checkpoints_answer_and_the_run_says_so() {
+fn without_models_the_bundled_checkpoints_answer_and_the_run_says_so() {
     let prompts: Vec<_> = ["Hello!", "What is a yard?", "Prove that 2 is prime."]
         .iter()
         .map(|prompt| json!({"prompt": prompt, "max_tokens": 4}).to_string())
@@ -147,7 +147,7 @@ fn without_models_the_tiny_checkpoints_answer_and_the_run_says_so() {
         let notes: Vec<_> = done
             .stderr
             .lines()
-            .filter(|line| line.contains("gibberish"))
+            .filter(|line| line.contains("bundled"))
             .collect();
         assert_eq!(notes.len(), 1, "{done}");
         let answers = yard.answers();

@@ -53,8 +53,8 @@ const KV_BYTES_MAX: usize = 4 << 30;
 const ARITHMETIC: &str = "promptyard candle f32 1";
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
-/// is random and speaks gibberish.
-pub fn is_placeholder(config: &ModelConfig) -> bool {
+/// knows a small shop's support desk and nothing else.
+pub fn is_bundled(config: &ModelConfig) -> bool {
     config.model.is_none()
 }
 
