@@ -59,8 +59,8 @@ class Config:
 
 # The pair. The small one answers at once; the large one writes its working first (world.py).
 SIZES = {
-    "small": dict(hidden=96, layers=3, heads=3, kv_heads=1, intermediate=256),
-    "large": dict(hidden=192, layers=5, heads=6, kv_heads=2, intermediate=512),
+    "small": dict(hidden=96, layers=3, heads=3, kv_heads=3, intermediate=256),
+    "large": dict(hidden=192, layers=5, heads=6, kv_heads=3, intermediate=512),
 }
 
 

@@ -7,7 +7,7 @@ words, and copying a name from question to answer is learned only where both are
 import random
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from world import MARK, TRAINED, Dice, Item, sample
 
@@ -26,10 +26,16 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(seed: int, items: int = 30_000) -> Tokenizer:
-    """Byte-level BPE over the training split; every digit is a token of its own, which arithmetic needs."""
+    """Byte-level BPE over the training split; every digit is a token of its own, which arithmetic needs.
+
+    A word, a digit or a run of signs takes the space before it along, so that no token is a space alone.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r" ?[0-9]| ?\p{L}+| ?[^\s\p{L}0-9]+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
 
