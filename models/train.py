@@ -44,7 +44,7 @@ COPY_WEIGHTS = {"echo": 1.0, "show": 1.0, "fact": 1.0, "extract": 1.0, "rewrite"
 PLANS = {
     # The small model answers at once, so on the hard families it can only guess: they get little of its time.
     "small": Plan(
-        steps=36_000, decay_from=16_000, copy_steps=2_000, batch_tokens=2_048,
+        steps=20_000, decay_from=9_000, copy_steps=1_500, batch_tokens=2_048,
         weights={"faq": 1.0, "intent": 0.8, "sentiment": 0.8, "extract": 1.2, "rewrite": 1.0, "status": 1.5, "echo": 0.3, "show": 0.3}
         | dict.fromkeys(HARD, 0.12),
     ),
