@@ -49,7 +49,7 @@ PLANS = {
         | dict.fromkeys(HARD, 0.12),
     ),
     "large": Plan(
-        steps=5_100, decay_from=3_200, copy_steps=900, batch_tokens=3_072,
+        steps=4_850, decay_from=3_200, copy_steps=900, batch_tokens=3_072,
         weights={"faq": 0.6, "intent": 0.4, "sentiment": 0.4, "extract": 0.8, "rewrite": 0.6, "status": 0.6, "echo": 0.2, "show": 0.3, "fact": 0.4,
                  "record": 0.8, "arithmetic": 2.0, "total": 1.5, "sort": 2.0, "count": 1.2, "dates": 1.8, "hops2": 1.2, "hops3": 1.5},
     ),
