@@ -225,10 +225,6 @@ impl<R: BufRead> Iterator for Lines<R> {
 ///
 /// # Errors
 /// The name of a field that is not a string.
-#[expect(
-    clippy::type_complexity,
-    reason = "both halves are named where they are used"
-)]
 fn take_expectation(line: &[u8]) -> Result<(Option<Expectation>, Option<Vec<u8>>), &'static str> {
     const FIELD: &[u8] = b"\"expect\"";
     let may_be_marked =
