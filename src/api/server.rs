@@ -296,21 +296,7 @@ fn job_object(record: &JobRecord, attempts: &[AttemptRecord]) -> Value {
     object["finished_at"] = json!(record.finished_at);
     object["response"] = json!(record.to_chat_completion());
     object["error"] = json!(record.to_error());
-    object["history"] = attempts
-        .iter()
-        .map(|attempt| {
-            json!({
-                "attempt": attempt.attempt,
-                "tier": attempt.tier,
-                "model": attempt.model,
-                "worker": attempt.worker,
-                "outcome": attempt.outcome,
-                "reason": attempt.reason,
-                "claimed_at": attempt.claimed_at,
-                "finished_at": attempt.finished_at,
-            })
-        })
-        .collect();
+    object["history"] = attempts.iter().map(AttemptRecord::to_json).collect();
     object
 }
 

@@ -15,7 +15,7 @@ use crate::{
     config::Overrides,
     fleet,
     job::{RoutedJob, Tenant},
-    store::{DeadFilter, DeadLetter, DeadResolution, Store},
+    store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
 };
 
 use super::{
@@ -175,18 +175,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
             .attempts(job)
             .await?
             .iter()
-            .map(|attempt| {
-                json!({
-                    "attempt": attempt.attempt,
-                    "tier": attempt.tier,
-                    "model": attempt.model,
-                    "worker": attempt.worker,
-                    "outcome": attempt.outcome,
-                    "reason": attempt.reason,
-                    "claimed_at": attempt.claimed_at,
-                    "finished_at": attempt.finished_at,
-                })
-            })
+            .map(AttemptRecord::to_json)
             .collect();
     }
     store.close().await;

@@ -5,6 +5,9 @@
 //! a fleet and [`sqlite`] for one machine. Every method that changes state does so for a whole
 //! batch in one transaction. It never publishes and never runs a model.
 
+mod admission;
+mod attempt;
+mod dead_letter;
 mod fault;
 pub mod postgres;
 mod row;
@@ -19,17 +22,19 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use metrics::{counter, histogram};
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     config::StoreConfig,
-    job::{
-        Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob,
-        Tenant, Tier,
-    },
+    job::{Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob, Tenant},
     metrics::{STORE_FAULTS, STORE_SECONDS},
 };
+
+pub use admission::{Admission, Admitted, Course, Decision, Route};
+pub use attempt::{
+    AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Settled, Settlement, Verdict, WorkerRecord,
+};
+pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
 
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
@@ -72,224 +77,6 @@ impl StoreFault {
     }
 }
 
-/// What the router thought of a job; kept with it for analysis and learning.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// 0 to 1, higher for large.
-    pub score: f64,
-    /// The score from which a job goes to large.
-    pub threshold: f64,
-    /// Name and version of the scorer.
-    pub scorer: String,
-    /// The features it saw, by name. Never prompt text.
-    pub features: Value,
-}
-
-/// A job that is to be routed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Route {
-    /// The chosen tier.
-    pub tier: Tier,
-    /// Why.
-    pub decision: Decision,
-    /// Under which an answer may be reused, if at all.
-    pub cache_key: Option<CacheKey>,
-}
-
-/// What is to become of a job that comes in.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Course {
-    /// Known to the ledger, not yet routed (HTTP producers).
-    Queue,
-    /// Routed, answered from the cache, or joined to an identical job.
-    Route(Route),
-    /// Terminal at once: [`JobState::Rejected`] or [`JobState::Expired`].
-    End {
-        /// The terminal state.
-        state: JobState,
-        /// Why.
-        reason: Reason,
-    },
-}
-
-/// A job that comes in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Admission {
-    /// Identity and envelope; its key is unique within its tenant.
-    pub head: JobHead,
-    /// The request, unless it could not be read.
-    pub request: Option<ChatRequest>,
-    /// BLAKE3 of what was asked: tells a repeated submission from a reused key.
-    pub digest: [u8; 32],
-    /// What is to become of it.
-    pub course: Course,
-}
-
-/// What an admission came to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Admitted {
-    /// Written as queued.
-    Queued,
-    /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
-    /// now leads: its answer will fill the cache.
-    Routed,
-    /// An identical job is in flight; its settlement will settle this one. Repeating such a job
-    /// comes to the same.
-    Waiting,
-    /// Terminal now: answered from the cache, rejected or expired.
-    Ended(Box<JobRecord>),
-    /// The id or the (tenant, key) is known with the same digest. The record says how far it is;
-    /// if it is routed, publish it to its tier again: its message may have been lost.
-    Known(Box<JobRecord>),
-    /// The key is known with another digest; nothing was written.
-    KeyReused {
-        /// The job that owns the key.
-        owner: JobId,
-    },
-}
-
-/// The worker on whose behalf jobs are claimed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Claimant {
-    /// Unique for each process and tier.
-    pub worker: String,
-    /// The tier it serves.
-    pub tier: Tier,
-    /// The served model's name.
-    pub model: String,
-    /// The model's revision.
-    pub revision: String,
-    /// Attempts a job gets; returned attempts do not count.
-    pub attempts_max: u32,
-    /// How long the claim holds without a heartbeat.
-    pub lease: Duration,
-}
-
-/// A job that a worker wants to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The job.
-    pub job: JobId,
-    /// The message was delivered before, so an attempt that still runs is presumed lost.
-    pub redelivered: bool,
-}
-
-/// What a claim came to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Claimed {
-    /// Run it. The attempt is recorded; only its number can settle the job.
-    Run {
-        /// Counted from 1, never reused.
-        attempt: u32,
-        /// An earlier attempt vanished without a word: run this one apart from others.
-        suspect: bool,
-        /// No attempt is left after this one: a fault that would be retried ends the job
-        /// ([`Verdict::Spent`]).
-        last: bool,
-    },
-    /// Another worker runs it and is alive: this message is a duplicate.
-    Busy,
-    /// Terminal, now or before (deadline passed, attempts spent): send the reply, acknowledge.
-    Ended(Box<JobRecord>),
-    /// The ledger does not know the job.
-    Unknown,
-}
-
-/// What an attempt came to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
-    /// The job has its answer.
-    Succeeded(Answer),
-    /// The job ends as failed; no further attempt.
-    Failed(Reason),
-    /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
-    /// claim with spent attempts does.
-    Spent(Reason),
-    /// The job ends as expired.
-    Expired(Reason),
-    /// The job goes back to routed and will be tried again.
-    Retry(Reason),
-    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt.
-    Escalate {
-        /// The tier that takes over.
-        to: Tier,
-        /// Why.
-        reason: Reason,
-    },
-    /// The worker stops: the job goes back to routed and the attempt does not count.
-    Returned,
-}
-
-/// The end of an attempt.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settlement {
-    /// The job.
-    pub job: JobId,
-    /// The attempt that claimed it: settles only while this is the job's latest.
-    pub attempt: u32,
-    /// What it came to.
-    pub verdict: Verdict,
-    /// When the engine began with it.
-    pub started_at: DateTime<Utc>,
-    /// When the first token was there.
-    pub first_token_at: Option<DateTime<Utc>>,
-    /// When the engine was done with it.
-    pub finished_at: DateTime<Utc>,
-    /// The cache entry this job leads; `None` leaves the cache alone.
-    pub cache_key: Option<CacheKey>,
-    /// Whether the entry may serve later jobs. False when the model that answered is not the one
-    /// the key was made for: jobs that wait are settled, and then the entry is deleted.
-    pub reusable: bool,
-}
-
-/// What a settlement came to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Settled {
-    /// Written.
-    Committed {
-        /// The job as it is now.
-        record: Box<JobRecord>,
-        /// Identical jobs that waited for this answer and are now terminal too.
-        shared: Vec<JobRecord>,
-    },
-    /// A newer attempt has the job, or it is terminal: nothing was written.
-    Fenced,
-}
-
-/// A worker's sign of life.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Heartbeat {
-    /// The worker and its model.
-    pub claimant: Claimant,
-    /// Sequences it runs at once.
-    pub batch_max: u32,
-    /// Jobs it runs now.
-    pub running: u32,
-    /// True from when it was told to stop.
-    pub draining: bool,
-}
-
-/// A worker as the ledger knows it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WorkerRecord {
-    /// Unique for each process and tier.
-    pub worker: String,
-    /// The tier it serves.
-    pub tier: Tier,
-    /// The served model's name.
-    pub model: String,
-    /// The model's revision.
-    pub revision: String,
-    /// Sequences it runs at once.
-    pub batch_max: u32,
-    /// Jobs it ran at its last sign of life.
-    pub running: u32,
-    /// True from when it was told to stop.
-    pub draining: bool,
-    /// Its last sign of life.
-    pub seen_at: DateTime<Utc>,
-}
-
 /// Which records to list.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecordFilter {
@@ -301,78 +88,6 @@ pub struct RecordFilter {
     pub finished_since: Option<DateTime<Utc>>,
     /// Continues after this position of an earlier page: (finished_at, id).
     pub after: Option<(DateTime<Utc>, JobId)>,
-}
-
-/// A message that was given up: by the broker, or by a worker whose attempts were spent.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeadLetter {
-    /// Its own identity.
-    pub id: Uuid,
-    /// The job it was, if that could be told.
-    pub job: Option<JobId>,
-    /// Whose it was, if that could be told.
-    pub tenant: Option<Tenant>,
-    /// The queue it died in.
-    pub queue: String,
-    /// Why.
-    pub reason: Reason,
-    /// The body that is published again on a redrive: the job, or the message as it came.
-    pub body: Vec<u8>,
-    /// When it died.
-    pub died_at: DateTime<Utc>,
-}
-
-/// Which dead letters to list, redrive or discard.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct DeadFilter {
-    /// Only these.
-    pub ids: Vec<Uuid>,
-    /// Only with this reason code.
-    pub reason: Option<String>,
-    /// Only this tenant's.
-    pub tenant: Option<Tenant>,
-    /// Only those that died before this instant.
-    pub died_before: Option<DateTime<Utc>>,
-}
-
-/// What was done with a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeadResolution {
-    /// Published again as a new job.
-    Redriven,
-    /// Thrown away by a person.
-    Discarded,
-}
-
-impl DeadResolution {
-    /// The name used in SQL.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Redriven => "redriven",
-            Self::Discarded => "discarded",
-        }
-    }
-}
-
-/// One attempt, for `dead show` and `GET /v1/jobs/{id}`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AttemptRecord {
-    /// Counted from 1.
-    pub attempt: u32,
-    /// The tier it ran on.
-    pub tier: Tier,
-    /// The served model's name.
-    pub model: String,
-    /// The worker that ran it.
-    pub worker: String,
-    /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned` or `lost`.
-    pub outcome: String,
-    /// Why it did not succeed.
-    pub reason: Option<Reason>,
-    /// When it was claimed.
-    pub claimed_at: DateTime<Utc>,
-    /// When it ended.
-    pub finished_at: Option<DateTime<Utc>>,
 }
 
 /// Figures for `promptyard status`.

@@ -1,0 +1,81 @@
+//! Jobs that come in, and what the ledger makes of them.
+
+use serde_json::Value;
+
+use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier};
+
+/// What the router thought of a job; kept with it for analysis and learning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// 0 to 1, higher for large.
+    pub score: f64,
+    /// The score from which a job goes to large.
+    pub threshold: f64,
+    /// Name and version of the scorer.
+    pub scorer: String,
+    /// The features it saw, by name. Never prompt text.
+    pub features: Value,
+}
+
+/// A job that is to be routed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The chosen tier.
+    pub tier: Tier,
+    /// Why.
+    pub decision: Decision,
+    /// Under which an answer may be reused, if at all.
+    pub cache_key: Option<CacheKey>,
+}
+
+/// What is to become of a job that comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Course {
+    /// Known to the ledger, not yet routed (HTTP producers).
+    Queue,
+    /// Routed, answered from the cache, or joined to an identical job.
+    Route(Route),
+    /// Terminal at once: [`JobState::Rejected`] or [`JobState::Expired`].
+    End {
+        /// The terminal state.
+        state: JobState,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// A job that comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admission {
+    /// Identity and envelope; its key is unique within its tenant.
+    pub head: JobHead,
+    /// The request, unless it could not be read.
+    pub request: Option<ChatRequest>,
+    /// BLAKE3 of what was asked: tells a repeated submission from a reused key.
+    pub digest: [u8; 32],
+    /// What is to become of it.
+    pub course: Course,
+}
+
+/// What an admission came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admitted {
+    /// Written as queued.
+    Queued,
+    /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
+    /// now leads: its answer will fill the cache.
+    Routed,
+    /// An identical job is in flight; its settlement will settle this one. Repeating such a job
+    /// comes to the same.
+    Waiting,
+    /// Terminal now: answered from the cache, rejected or expired.
+    Ended(Box<JobRecord>),
+    /// The id or the (tenant, key) is known with the same digest. The record says how far it is;
+    /// if it is routed, publish it to its tier again: its message may have been lost.
+    Known(Box<JobRecord>),
+    /// The key is known with another digest; nothing was written.
+    KeyReused {
+        /// The job that owns the key.
+        owner: JobId,
+    },
+}

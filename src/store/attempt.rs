@@ -1,0 +1,187 @@
+//! Claims, attempts and their ends; the workers behind them.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use crate::job::{Answer, CacheKey, JobId, JobRecord, Reason, Tier};
+
+/// The worker on whose behalf jobs are claimed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimant {
+    /// Unique for each process and tier.
+    pub worker: String,
+    /// The tier it serves.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The model's revision.
+    pub revision: String,
+    /// Attempts a job gets; returned attempts do not count.
+    pub attempts_max: u32,
+    /// How long the claim holds without a heartbeat.
+    pub lease: Duration,
+}
+
+/// A job that a worker wants to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The job.
+    pub job: JobId,
+    /// The message was delivered before, so an attempt that still runs is presumed lost.
+    pub redelivered: bool,
+}
+
+/// What a claim came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claimed {
+    /// Run it. The attempt is recorded; only its number can settle the job.
+    Run {
+        /// Counted from 1, never reused.
+        attempt: u32,
+        /// An earlier attempt vanished without a word: run this one apart from others.
+        suspect: bool,
+        /// No attempt is left after this one: a fault that would be retried ends the job
+        /// ([`Verdict::Spent`]).
+        last: bool,
+    },
+    /// Another worker runs it and is alive: this message is a duplicate.
+    Busy,
+    /// Terminal, now or before (deadline passed, attempts spent): send the reply, acknowledge.
+    Ended(Box<JobRecord>),
+    /// The ledger does not know the job.
+    Unknown,
+}
+
+/// What an attempt came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// The job has its answer.
+    Succeeded(Answer),
+    /// The job ends as failed; no further attempt.
+    Failed(Reason),
+    /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
+    /// claim with spent attempts does.
+    Spent(Reason),
+    /// The job ends as expired.
+    Expired(Reason),
+    /// The job goes back to routed and will be tried again.
+    Retry(Reason),
+    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt.
+    Escalate {
+        /// The tier that takes over.
+        to: Tier,
+        /// Why.
+        reason: Reason,
+    },
+    /// The worker stops: the job goes back to routed and the attempt does not count.
+    Returned,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settlement {
+    /// The job.
+    pub job: JobId,
+    /// The attempt that claimed it: settles only while this is the job's latest.
+    pub attempt: u32,
+    /// What it came to.
+    pub verdict: Verdict,
+    /// When the engine began with it.
+    pub started_at: DateTime<Utc>,
+    /// When the first token was there.
+    pub first_token_at: Option<DateTime<Utc>>,
+    /// When the engine was done with it.
+    pub finished_at: DateTime<Utc>,
+    /// The cache entry this job leads; `None` leaves the cache alone.
+    pub cache_key: Option<CacheKey>,
+    /// Whether the entry may serve later jobs. False when the model that answered is not the one
+    /// the key was made for: jobs that wait are settled, and then the entry is deleted.
+    pub reusable: bool,
+}
+
+/// What a settlement came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settled {
+    /// Written.
+    Committed {
+        /// The job as it is now.
+        record: Box<JobRecord>,
+        /// Identical jobs that waited for this answer and are now terminal too.
+        shared: Vec<JobRecord>,
+    },
+    /// A newer attempt has the job, or it is terminal: nothing was written.
+    Fenced,
+}
+
+/// A worker's sign of life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heartbeat {
+    /// The worker and its model.
+    pub claimant: Claimant,
+    /// Sequences it runs at once.
+    pub batch_max: u32,
+    /// Jobs it runs now.
+    pub running: u32,
+    /// True from when it was told to stop.
+    pub draining: bool,
+}
+
+/// A worker as the ledger knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerRecord {
+    /// Unique for each process and tier.
+    pub worker: String,
+    /// The tier it serves.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The model's revision.
+    pub revision: String,
+    /// Sequences it runs at once.
+    pub batch_max: u32,
+    /// Jobs it ran at its last sign of life.
+    pub running: u32,
+    /// True from when it was told to stop.
+    pub draining: bool,
+    /// Its last sign of life.
+    pub seen_at: DateTime<Utc>,
+}
+
+/// One attempt, for `dead show` and `GET /v1/jobs/{id}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptRecord {
+    /// Counted from 1.
+    pub attempt: u32,
+    /// The tier it ran on.
+    pub tier: Tier,
+    /// The served model's name.
+    pub model: String,
+    /// The worker that ran it.
+    pub worker: String,
+    /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned` or `lost`.
+    pub outcome: String,
+    /// Why it did not succeed.
+    pub reason: Option<Reason>,
+    /// When it was claimed.
+    pub claimed_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl AttemptRecord {
+    /// The attempt as the HTTP interface and the command line show it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "attempt": self.attempt,
+            "tier": self.tier,
+            "model": self.model,
+            "worker": self.worker,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "claimed_at": self.claimed_at,
+            "finished_at": self.finished_at,
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! Messages that were given up, and what people do with them.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::job::{JobId, Reason, Tenant};
+
+/// A message that was given up: by the broker, or by a worker whose attempts were spent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Its own identity.
+    pub id: Uuid,
+    /// The job it was, if that could be told.
+    pub job: Option<JobId>,
+    /// Whose it was, if that could be told.
+    pub tenant: Option<Tenant>,
+    /// The queue it died in.
+    pub queue: String,
+    /// Why.
+    pub reason: Reason,
+    /// The body that is published again on a redrive: the job, or the message as it came.
+    pub body: Vec<u8>,
+    /// When it died.
+    pub died_at: DateTime<Utc>,
+}
+
+/// Which dead letters to list, redrive or discard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeadFilter {
+    /// Only these.
+    pub ids: Vec<Uuid>,
+    /// Only with this reason code.
+    pub reason: Option<String>,
+    /// Only this tenant's.
+    pub tenant: Option<Tenant>,
+    /// Only those that died before this instant.
+    pub died_before: Option<DateTime<Utc>>,
+}
+
+/// What was done with a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadResolution {
+    /// Published again as a new job.
+    Redriven,
+    /// Thrown away by a person.
+    Discarded,
+}
+
+impl DeadResolution {
+    /// The name used in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redriven => "redriven",
+            Self::Discarded => "discarded",
+        }
+    }
+}
