@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket};
@@ -96,9 +97,12 @@ impl RabbitBroker {
         let tickets = of_rabbit(tickets);
         let acks = tickets
             .iter()
-            .map(|ticket| ticket.acker.ack(BasicAckOptions::default()));
+            .map(|ticket| timeout(SETTLE_TIMEOUT, ticket.acker.ack(BasicAckOptions::default())));
         let done = join_all(acks).await;
-        Ok(done.iter().filter(|ack| !matches!(ack, Ok(true))).count())
+        Ok(done
+            .iter()
+            .filter(|ack| !matches!(ack, Ok(Ok(true))))
+            .count())
     }
 
     /// See [`super::Broker::requeue`].
@@ -165,6 +169,10 @@ impl RabbitBroker {
     }
 }
 
+/// Most time for the frame of an acknowledgement to go out. lapin's promise for it can stay open
+/// for ever when the connection breaks in that instant; the message comes again then.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long the farewell to the broker may take; what is unsettled returns without it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -190,7 +198,7 @@ async fn nack(tickets: &[RabbitTicket], requeue: bool) {
             requeue,
             ..BasicNackOptions::default()
         };
-        ticket.acker.nack(options)
+        timeout(SETTLE_TIMEOUT, ticket.acker.nack(options))
     });
     join_all(nacks).await;
 }
