@@ -163,7 +163,7 @@ impl RabbitBroker {
             self.shared.publisher.ended().await;
             self.shared.consuming.ended().await;
         };
-        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+        if timeout(CLOSE_TIMEOUT, ended).await.is_err() {
             tracing::warn!("RabbitMQ did not answer the farewell; leaving without it");
         }
     }
