@@ -7,10 +7,12 @@ mod admin;
 mod bench;
 mod dead;
 mod input;
+mod jsonl;
 mod marks;
 mod options;
 mod output;
 mod progress;
+mod prompt;
 mod results;
 mod roles;
 mod router;
@@ -61,6 +63,9 @@ enum Command {
     /// Judge the router on prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
+    /// Clean up prompts of your own
+    #[command(subcommand)]
+    Prompt(prompt::PromptCommand),
     /// Measure promptyard on this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -85,6 +90,7 @@ pub async fn main() -> ExitCode {
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
         Command::Router(command) => router::router(command),
+        Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,
     };
     outcome.unwrap_or_else(|fault| {

@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use record::{Answer, AnswerSource, FinishReason, JobRecord, Usage};
+pub use record::{Answer, AnswerSource, ContextSavings, FinishReason, JobRecord, Usage};
 pub use request::{
     CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
     Sampling,

@@ -4,8 +4,8 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use crate::job::{
-    Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, Priority, Reason, ReplyTo,
-    RoutedJob, Tenant, Usage,
+    Answer, CacheKey, ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, Priority,
+    Reason, ReplyTo, RoutedJob, Tenant, Usage,
 };
 
 /// A value in the ledger that this version does not understand.
@@ -46,6 +46,8 @@ pub(super) struct Row {
     pub prompt_tokens: Option<i32>,
     pub prompt_tokens_computed: Option<i32>,
     pub completion_tokens: Option<i32>,
+    pub cleaned_tokens: Option<i32>,
+    pub pruned_tokens: Option<i32>,
     pub finish_reason: Option<String>,
     pub model: Option<String>,
     pub revision: Option<String>,
@@ -62,6 +64,11 @@ pub(super) struct Row {
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
     pub text: Option<String>,
+}
+
+/// A count as the ledger keeps it; none is nothing.
+fn count(tokens: Option<i32>) -> u32 {
+    u32::try_from(tokens.unwrap_or(0)).unwrap_or(0)
 }
 
 impl Row {
@@ -139,7 +146,6 @@ impl Row {
         else {
             return Ok(None);
         };
-        let count = |tokens: Option<i32>| u32::try_from(tokens.unwrap_or(0)).unwrap_or(0);
         Ok(Some(Answer {
             text,
             finish_reason,
@@ -171,6 +177,10 @@ impl Row {
             score: self.score,
             answer,
             source: self.parse(self.source.as_ref())?,
+            saved: ContextSavings {
+                cleaned_tokens: count(self.cleaned_tokens),
+                pruned_tokens: count(self.pruned_tokens),
+            },
             reason,
             attempts: u32::try_from(self.attempts).unwrap_or(0),
             reply_to: self.reply_to(),

@@ -2,8 +2,9 @@
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
 //! another queue. `run` is the role, `yard` its loop, `verdict` is the pure rule from an engine's outcome to
-//! what happens next, `settle` commits in groups. A worker never chooses a tier for a fresh job.
+//! what happens next, `context` what is left out of a prompt, `settle` commits in groups. A worker never chooses a tier for a fresh job.
 
+mod context;
 mod run;
 mod settle;
 mod verdict;

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     broker::{Consumer, Delivery, Publication, Ticket, outbox},
     cache::cache_key,
-    engine::{EngineFault, Generate, Generation},
+    engine::EngineFault,
     job::{JobId, RoutedJob},
     metrics::{RUNNING, observe_end},
     shutdown::Shutdown,
@@ -23,6 +23,7 @@ use crate::{
 };
 
 use super::{
+    context::{self, Generated},
     run::Worker,
     settle::{Finished, Settler},
     verdict::{Next, judge},
@@ -53,7 +54,7 @@ struct Running {
     ticket: Ticket,
 }
 
-type Outcome = (JobId, u32, Result<Generation, EngineFault>);
+type Outcome = (JobId, u32, Generated);
 
 /// The state of the loop.
 pub(super) struct Yard {
@@ -296,14 +297,8 @@ impl Yard {
     }
 
     fn start(&mut self, running: Running) {
-        let request = &running.routed.job.request;
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = self.worker.engine.generate(Generate {
-            messages: request.messages.clone(),
-            sampling: request.sampling.clone(),
-            // The same job samples alike however often it is tried.
-            seed_default: id.0.as_u64_pair().1,
-        });
+        let generation = context::generate(&self.worker.engine, &running.routed.job);
         self.attempts
             .push(Box::pin(async move { (id, attempt, generation.await) }));
         self.running.insert(id, running);
@@ -332,7 +327,7 @@ impl Yard {
         &self,
         mut running: Running,
         attempt: u32,
-        outcome: Result<Generation, EngineFault>,
+        Generated { outcome, saved }: Generated,
     ) -> Finished {
         let now = Utc::now();
         let (started_at, first_token_at, finished_at) = match &outcome {
@@ -362,6 +357,7 @@ impl Yard {
             first_token_at,
             finished_at,
             cache_key: running.routed.cache_key,
+            saved,
             reusable: running.routed.cache_key == own_key,
         };
         Finished {
@@ -417,7 +413,7 @@ impl Yard {
         }
         for running in left {
             let attempt = running.attempt;
-            let finished = self.finish(running, attempt, Err(EngineFault::Closed));
+            let finished = self.finish(running, attempt, Err(EngineFault::Closed).into());
             debug_assert_eq!(finished.next, Next::PutBack);
             debug_assert_eq!(finished.settlement.verdict, Verdict::Returned);
             self.finished.push(finished);
