@@ -16,7 +16,10 @@ use crate::{
     api::{Api, ApiFault},
     broker::{Broker, BrokerFault},
     config::Config,
-    engine::{self, Engine, OpenFault},
+    engine::{
+        self, Engine, OpenFault,
+        candle::{Embedder, EmbedderFault},
+    },
     job::{JobId, Tier},
     metrics::QUEUE_READY,
     routing::{Router, RouterFault},
@@ -42,6 +45,8 @@ pub enum FleetFault {
     #[error(transparent)]
     Engine(#[from] OpenFault),
     #[error(transparent)]
+    Embedder(#[from] EmbedderFault),
+    #[error(transparent)]
     Router(#[from] RouterFault),
     #[error(transparent)]
     Worker(#[from] WorkerFault),
@@ -51,6 +56,13 @@ pub enum FleetFault {
     Telemetry(#[from] TelemetryFault),
     #[error("the {role} role panicked; see the log")]
     Panicked { role: &'static str },
+}
+
+/// Opens the embedder beside the runtime's threads: it reads files, and may download them.
+async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetFault> {
+    let opened = tokio::task::spawn_blocking(move || Embedder::open(&model)).await;
+    let embedder = opened.map_err(|_| FleetFault::Panicked { role: "embedder" })??;
+    Ok(Arc::new(embedder))
 }
 
 /// The roles of a process.
@@ -173,6 +185,10 @@ impl Fleet {
         metrics: Option<PrometheusHandle>,
     ) -> Result<(), FleetFault> {
         let mut workers = Vec::new();
+        let embedder = match config.worker.embedder.clone() {
+            Some(model) if !roles.tiers.is_empty() => Some(open_embedder(model).await?),
+            _ => None,
+        };
         for tier in &roles.tiers {
             let model = match tier {
                 Tier::Small => &config.small,
@@ -185,7 +201,8 @@ impl Fleet {
                 (self.broker.clone(), self.store.clone(), engine.clone()),
                 config.worker.clone(),
                 config.cache.clone(),
-            );
+            )
+            .with_embedder(embedder.clone());
             // The router learns the models from the ledger: tell it before it starts.
             worker.announce().await?;
             self.engines.push((*tier, engine));

@@ -34,6 +34,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub enum BenchCommand {
     /// The router stage beside the bare hop consume → republish with confirm → acknowledge
     Route(RouteBenchArgs),
+    /// How much context pruning cuts, and whether what a question needs stays
+    Prune(super::bench_prune::PruneBenchArgs),
 }
 
 /// Arguments of `bench route`.
@@ -54,7 +56,10 @@ pub struct RouteBenchArgs {
 
 /// Runs `bench`.
 pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
-    let BenchCommand::Route(args) = command;
+    let args = match command {
+        BenchCommand::Route(args) => args,
+        BenchCommand::Prune(args) => return super::bench_prune::bench_prune(&args),
+    };
     let mut config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
     // Queues and tables of its own, whatever else the servers hold.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod bench_prune;
 mod dead;
 mod input;
 mod jsonl;
@@ -63,7 +64,7 @@ enum Command {
     /// Judge the router on prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
-    /// Clean up prompts of your own
+    /// Clean up and prune prompts of your own
     #[command(subcommand)]
     Prompt(prompt::PromptCommand),
     /// Measure promptyard on this machine

@@ -105,6 +105,8 @@ settings! {
     pub struct WorkerConfig {
         /// Tiers that this process serves.
         tiers: Tiers = Tiers::default(), "\"small\", \"large\" or \"small,large\"";
+        /// A directory or hub name of a BERT sentence encoder that helps `context: prune` to tell what a question needs; without one words alone do.
+        embedder: Option<String> = None, "a directory or a hub name", |m| m.as_deref() != Some("");
         /// Attempts a job gets before it is quarantined as a dead letter.
         attempts_max: u32 = 4, "1 to 100", |n| (1..=100).contains(n);
         /// Milliseconds that finished answers wait for others to be committed with them.

@@ -122,7 +122,7 @@ pub enum ContextMode {
     Keep,
     /// Clean-up that loses nothing: HTML to text, JSON without padding, noise, repetitions.
     Lossless,
-    /// Dropping what the question does not need; sent unchanged until pruning exists.
+    /// That, and then leaving out paragraphs that the last question does not need.
     Prune,
 }
 

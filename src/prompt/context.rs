@@ -1,6 +1,13 @@
 //! What is done to a request's context before a model sees it (`context: lossless`, `prune`).
 
-use super::{clean::clean, estimate::estimate_tokens};
+use super::{
+    clean::clean,
+    estimate::estimate_tokens,
+    prune::{
+        Similarity,
+        message::{needs_whole_text, prune_message},
+    },
+};
 use crate::job::{ContextMode, ContextSavings, Message, Role};
 
 /// Raised whenever the same request would be sent otherwise than before: it is part of the key
@@ -18,7 +25,14 @@ pub struct Prepared {
 
 /// Prepares a conversation. Only turns of the user change; what the other turns and the other
 /// user turns ask for may forbid the change of one.
-pub fn prepare(messages: &[Message], mode: ContextMode) -> Prepared {
+///
+/// With `prune` the last user turn then loses the context that its question does not need; an
+/// embedder, if there is one, helps to tell.
+pub fn prepare(
+    messages: &[Message],
+    mode: ContextMode,
+    similarity: Option<&dyn Similarity>,
+) -> Prepared {
     let mut prepared = Prepared {
         messages: messages.to_vec(),
         saved: ContextSavings::default(),
@@ -38,7 +52,31 @@ pub fn prepare(messages: &[Message], mode: ContextMode) -> Prepared {
             prepared.messages[at].content = cleaned.into_owned();
         }
     }
+    if mode == ContextMode::Prune {
+        prune_last(&mut prepared, similarity);
+    }
     prepared
+}
+
+/// Prunes the user's last turn, unless what the others say forbids it.
+fn prune_last(prepared: &mut Prepared, similarity: Option<&dyn Similarity>) {
+    let last = prepared
+        .messages
+        .iter()
+        .rposition(|message| message.role == Role::User);
+    let Some(at) = last else {
+        return;
+    };
+    let elsewhere = instructions(&prepared.messages, at);
+    let content = &prepared.messages[at].content;
+    if needs_whole_text(&elsewhere) {
+        return;
+    }
+    if let Some(pruned) = prune_message(content, similarity) {
+        let saved = estimate_tokens(content).saturating_sub(estimate_tokens(&pruned));
+        prepared.saved.pruned_tokens = u32::try_from(saved).unwrap_or(u32::MAX);
+        prepared.messages[at].content = pruned;
+    }
 }
 
 /// What system and later user turns say: those may speak of an earlier turn's form.
@@ -74,14 +112,14 @@ mod tests {
     #[test]
     fn users_turns_are_cleaned_and_counted_and_others_stay() {
         let messages = [turn(Role::System, PRETTY), turn(Role::User, PRETTY)];
-        let prepared = prepare(&messages, ContextMode::Lossless);
+        let prepared = prepare(&messages, ContextMode::Lossless, None);
         assert_eq!(prepared.messages[0], messages[0]);
         assert_eq!(
             prepared.messages[1].content,
             "What is a?\n\n{\"a\":1.0,\"b\":[2]}"
         );
         assert!(prepared.saved.cleaned_tokens > 4, "{:?}", prepared.saved);
-        let kept = prepare(&messages, ContextMode::Keep);
+        let kept = prepare(&messages, ContextMode::Keep, None);
         assert_eq!(
             (kept.messages.as_slice(), kept.saved),
             (&messages[..], ContextSavings::default())
@@ -99,7 +137,10 @@ mod tests {
                 turn(Role::User, "Now quote it."),
             ],
         ] {
-            assert_eq!(prepare(&messages, ContextMode::Lossless).messages, messages);
+            assert_eq!(
+                prepare(&messages, ContextMode::Lossless, None).messages,
+                messages
+            );
         }
     }
 }

@@ -9,6 +9,7 @@
 pub mod clean;
 mod context;
 mod estimate;
+pub mod prune;
 mod template;
 mod vocabulary;
 

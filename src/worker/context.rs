@@ -5,9 +5,9 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    engine::{Engine, EngineFault, Generate, Generation},
+    engine::{Engine, EngineFault, Generate, Generation, candle::Embedder},
     job::{ContextMode, ContextSavings, Job},
-    prompt,
+    prompt::{self, prune::Similarity},
 };
 
 /// What an engine made of a job.
@@ -29,7 +29,11 @@ impl From<Result<Generation, EngineFault>> for Generated {
 
 /// Starts generating the answer to a job. A job whose context is kept is with the engine at once;
 /// another one first has its context prepared, beside the worker's loop.
-pub(super) fn generate(engine: &Arc<dyn Engine>, job: &Job) -> BoxFuture<'static, Generated> {
+pub(super) fn generate(
+    engine: &Arc<dyn Engine>,
+    embedder: Option<&Arc<Embedder>>,
+    job: &Job,
+) -> BoxFuture<'static, Generated> {
     let request = Generate {
         messages: job.request.messages.clone(),
         sampling: job.request.sampling.clone(),
@@ -40,10 +44,15 @@ pub(super) fn generate(engine: &Arc<dyn Engine>, job: &Job) -> BoxFuture<'static
     if mode == ContextMode::Keep {
         return engine.generate(request).map(Generated::from).boxed();
     }
-    let engine = engine.clone();
+    let (engine, embedder) = (engine.clone(), embedder.cloned());
     async move {
         let messages = request.messages.clone();
-        let prepared = tokio::task::spawn_blocking(move || prompt::prepare(&messages, mode));
+        let prepared = tokio::task::spawn_blocking(move || {
+            let similarity = embedder
+                .as_deref()
+                .map(|embedder| embedder as &dyn Similarity);
+            prompt::prepare(&messages, mode, similarity)
+        });
         match prepared.await {
             Ok(prepared) => Generated {
                 saved: prepared.saved,

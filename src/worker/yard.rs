@@ -298,7 +298,11 @@ impl Yard {
 
     fn start(&mut self, running: Running) {
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = context::generate(&self.worker.engine, &running.routed.job);
+        let generation = context::generate(
+            &self.worker.engine,
+            self.worker.embedder.as_ref(),
+            &running.routed.job,
+        );
         self.attempts
             .push(Box::pin(async move { (id, attempt, generation.await) }));
         self.running.insert(id, running);

@@ -18,6 +18,7 @@ pub mod html;
 pub mod intent;
 pub mod json;
 pub mod plain;
+mod tags;
 
 use std::{borrow::Cow, ops::Range};
 
@@ -147,7 +148,7 @@ fn parts(text: &str) -> Vec<Part> {
 
 /// The stretches of a text, and whether each lies outside of fences (```` ``` ````, `~~~`) and
 /// triple quotes.
-fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
+pub(super) fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
     let (mut stretches, mut from, mut at) = (Vec::new(), 0, 0);
     let mut fence: Option<&str> = None;
     for line in text.split_inclusive('\n') {
@@ -201,7 +202,7 @@ fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
 
 /// Finds HTML, then JSON, in a stretch of open text.
 fn open_parts(text: &str, range: Range<usize>, parts: &mut Vec<Part>) {
-    match html::region(&text[range.clone()]) {
+    match tags::region(&text[range.clone()]) {
         Some(found) => {
             let (from, to) = (range.start + found.start, range.start + found.end);
             json_parts(text, range.start..from, parts);

@@ -34,12 +34,13 @@ pub fn tidy(text: &str) -> String {
 }
 
 /// Lines without a blank one among them, or one blank line.
-struct Block<'a> {
-    text: &'a str,
-    is_blank: bool,
+pub(in crate::prompt) struct Block<'a> {
+    pub text: &'a str,
+    pub is_blank: bool,
 }
 
-fn blocks(text: &str) -> Vec<Block<'_>> {
+/// Splits a text at its blank lines, without gaps.
+pub(in crate::prompt) fn blocks(text: &str) -> Vec<Block<'_>> {
     let (mut blocks, mut from, mut at) = (Vec::new(), 0, 0);
     for line in text.split_inclusive('\n') {
         if line.trim().is_empty() {
