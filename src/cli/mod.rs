@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod bench_prune;
+mod cache;
 mod dead;
 mod input;
 mod jsonl;
@@ -64,6 +65,9 @@ enum Command {
     /// Judge the router on prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
+    /// Judge semantic reuse on pairs of your own
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Clean up and prune prompts of your own
     #[command(subcommand)]
     Prompt(prompt::PromptCommand),
@@ -91,6 +95,7 @@ pub async fn main() -> ExitCode {
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
         Command::Router(command) => router::router(command),
+        Command::Cache(command) => cache::cache(command),
         Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,
     };
