@@ -90,6 +90,7 @@ pub const ANTONYMS: &[(&str, &str)] = &[
     ("hard", "easy"),
     ("hard", "soft"),
     ("hate", "love"),
+    ("hate", "like"),
     ("healthy", "sick"),
     ("healthy", "unhealthy"),
     ("heavy", "light"),

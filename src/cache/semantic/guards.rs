@@ -350,7 +350,7 @@ fn differs(a: &Question, b: &Question) -> bool {
     let (of_a, of_b) = (unmatched(a, b), unmatched(b, a));
     of_a > 0 && of_b > 0
         || of_a.max(of_b) > EXTRA_WORDS_MAX
-        || a.content.is_empty() && a.tokens != b.tokens
+        || (a.content.is_empty() || b.content.is_empty()) && a.tokens != b.tokens
 }
 
 /// Forms of one word: a shared beginning that leaves little over.

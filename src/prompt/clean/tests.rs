@@ -147,8 +147,13 @@ fn texts_made_to_be_slow_are_not() {
             part.repeat(8_000 / part.len()),
             part.repeat(64_000 / part.len()),
         );
-        let ratio = fastest(&long) / fastest(&short);
-        assert!(ratio < 32.0, "{part:?}: {ratio:.1} times as long");
+        let (brief, lengthy) = (fastest(&short), fastest(&long));
+        // What takes no time at all is measured badly, and is no danger.
+        let ratio = lengthy / brief;
+        assert!(
+            ratio < 32.0 || lengthy < 0.5,
+            "{part:?}: {ratio:.1} times as long"
+        );
     }
 }
 

@@ -17,7 +17,7 @@ const PARAGRAPH_TOKENS_MIN: usize = 24;
 /// Fewest paragraphs of context that are worth choosing among.
 const PARAGRAPHS_MIN: usize = 3;
 /// Least context that is worth pruning, in estimated tokens.
-const CONTEXT_TOKENS_MIN: usize = 200;
+const CONTEXT_TOKENS_MIN: usize = 100;
 
 /// Words of tasks that need the whole text.
 const WHOLE_TEXT_WORDS: &[&str] = &[
