@@ -198,7 +198,7 @@ impl Weights {
     ///
     /// # Errors
     /// When it is missing, or its shape or type is not the expected one.
-    pub(super) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, String> {
+    fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, String> {
         let view = match self {
             Self::Mapped(files) => files.get(name).ok(),
             Self::Bundled(files) => files.iter().find_map(|file| file.get(name).ok()),
@@ -225,6 +225,22 @@ impl Weights {
                 "tensor {name} has type {other:?}; expected f32, f16 or bf16"
             )),
         }
+    }
+
+    /// A matrix, `[rows][columns]`, widened to f32.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Vec<f32>, String> {
+        self.get(name, &[rows, columns])?
+            .flatten_all()
+            .and_then(|tensor| tensor.to_vec1())
+            .map_err(|fault| format!("tensor {name}: {fault}"))
     }
 
     /// A vector widened to f32.

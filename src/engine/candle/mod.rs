@@ -10,6 +10,7 @@ mod bundled;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+mod kernels;
 mod linear;
 mod model;
 mod rope;
@@ -35,7 +36,7 @@ use super::{
 };
 use crate::{
     batching::Limits,
-    config::ModelConfig,
+    config::{ModelConfig, WeightKind},
     job::Tier,
     prompt::{ChatTemplate, Vocabulary},
 };
@@ -50,7 +51,9 @@ pub use shape::{Family, Rope, Shape};
 const KV_BYTES_MAX: usize = 4 << 30;
 
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
-const ARITHMETIC: &str = "promptyard candle f32 1";
+fn arithmetic(kind: WeightKind) -> String {
+    format!("promptyard candle {kind} 2")
+}
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
 /// knows a small shop's support desk and nothing else.
@@ -88,12 +91,12 @@ impl CandleEngine {
 
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let (name, files) = locate(tier, config.model.as_deref())?;
-        let model = CandleModel::read(&files, config.context_tokens_max)?;
+        let model = CandleModel::read(&files, config.context_tokens_max, config.weights)?;
         let language = read_language(&files, &model)?;
         let context_tokens = model.context_tokens();
         let mut digest = files.digest()?;
         digest
-            .update(ARITHMETIC.as_bytes())
+            .update(arithmetic(config.weights).as_bytes())
             .update(&context_tokens.to_le_bytes());
         let info = EngineInfo {
             model: config.name.clone().unwrap_or(name),
