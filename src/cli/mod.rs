@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod bench_engine;
 mod dead;
 mod input;
 mod marks;
