@@ -186,7 +186,7 @@ impl CandleModel {
     /// the head as well is only looked up; norms and biases are few and left out.
     pub fn parameters(&self) -> u64 {
         let shape = &self.shape;
-        let (query, kv) = (shape.heads * shape.head, self.kv_width());
+        let (query, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
         let attention = shape.hidden * (2 * query + 2 * kv);
         let feed_forward = 3 * shape.hidden * shape.intermediate;
         let head = shape.vocabulary * shape.hidden;
