@@ -113,8 +113,12 @@ async fn answers_do_not_depend_on_company_or_step_size() {
                 ..config(&fixture(name))
             };
             let engine = open(&config).await;
-            let together =
-                join_all(mixed().into_iter().map(|request| answer_and_signals(&engine, request))).await;
+            let together = join_all(
+                mixed()
+                    .into_iter()
+                    .map(|request| answer_and_signals(&engine, request)),
+            )
+            .await;
             assert_eq!(together, alone, "{name} with {batch_max} sequences a step");
         }
     }

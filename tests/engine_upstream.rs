@@ -149,7 +149,10 @@ async fn maps_request_and_answer() {
     let signals = generation.signals.unwrap();
     assert_eq!((signals.tokens, signals.truncated), (2, true));
     assert_eq!((signals.min_logprob, signals.first_logprob), (-0.5, -0.5));
-    assert_eq!(signals.distribution, None, "a server shows no distributions");
+    assert_eq!(
+        signals.distribution, None,
+        "a server shows no distributions"
+    );
     let answer = generation.answer;
     assert_eq!(
         (answer.text.as_str(), answer.finish_reason),

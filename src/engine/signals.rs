@@ -29,7 +29,11 @@ pub(super) struct SignalCollector {
 impl SignalCollector {
     /// Takes the next token. What is no number counts as the unlikeliest.
     pub(super) fn push(&mut self, logprob: f32, spread: Option<Spread>) {
-        self.logprobs.push(logprob.max(LOGPROB_MIN).min(0.0));
+        self.logprobs.push(if logprob.is_nan() {
+            LOGPROB_MIN
+        } else {
+            logprob.clamp(LOGPROB_MIN, 0.0)
+        });
         let Some(spread) = spread else { return };
         self.margin_min = if self.spreads == 0 {
             spread.margin

@@ -48,7 +48,7 @@ fn an_unsure_answer_is_escalated_and_both_stay() {
         + &line("small", &json!({"prompt": riddle, "model": "small"}))
         + &line(
             "stay",
-            &json!({"prompt": riddle, "promptyard": {"escalate": false}}),
+            &json!({"prompt": riddle, "promptyard": {"escalate": false, "cache": "off"}}),
         )
         + &line("large", &json!({"prompt": riddle, "model": "large"}));
     let summary = run(&yard, &lines, LARGE, &[]);

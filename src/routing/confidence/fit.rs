@@ -98,7 +98,9 @@ pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report)
             left_out[at] = fitted.probability(&values[at]);
         }
     }
-    let escalate_below = threshold(&left_out, &labels, quality);
+    // As the file will hold it.
+    let single = threshold(&left_out, &labels, quality) as f32;
+    let escalate_below = f64::from(single);
     let kept: Vec<usize> = (0..rows.len())
         .filter(|at| left_out[*at] >= escalate_below)
         .collect();
@@ -121,7 +123,7 @@ pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report)
         model: rows[0].model.clone(),
         revision: rows[0].revision.clone(),
         rows: rows.len(),
-        escalate_below,
+        escalate_below: single,
         bias: fitted.bias,
         terms: fitted.terms,
     };
@@ -226,7 +228,7 @@ pub fn calibration_error(confidences: &[f64], labels: &[bool]) -> f64 {
 /// A logistic model.
 struct Linear {
     terms: Vec<Term>,
-    bias: f64,
+    bias: f32,
 }
 
 impl Linear {
@@ -252,10 +254,10 @@ impl Linear {
                 let scale = variance.sqrt();
                 Term {
                     name: FEATURE_NAMES[feature].to_owned(),
-                    mean: if feature < used { mean } else { 0.0 },
+                    mean: if feature < used { mean as f32 } else { 0.0 },
                     // A feature that never changes teaches nothing, and must not divide by zero.
                     scale: if feature < used && scale > 1e-9 {
-                        scale
+                        scale as f32
                     } else {
                         1.0
                     },
@@ -268,7 +270,8 @@ impl Linear {
             .map(|at| {
                 let standard = |feature: usize| {
                     let term = &terms[feature];
-                    (values[*at][feature].unwrap_or_default() - term.mean) / term.scale
+                    (values[*at][feature].unwrap_or_default() - f64::from(term.mean))
+                        / f64::from(term.scale)
                 };
                 (0..used).map(standard).chain([1.0]).collect()
             })
@@ -279,11 +282,11 @@ impl Linear {
             .collect();
         let weights = newton(&design, &targets);
         for (term, weight) in terms[..used].iter_mut().zip(&weights) {
-            term.weight = *weight;
+            term.weight = *weight as f32;
         }
         Self {
             terms,
-            bias: weights[used],
+            bias: weights[used] as f32,
         }
     }
 

@@ -36,10 +36,19 @@ pub const FEATURE_NAMES: [&str; FEATURES] = [
 const DISTRIBUTION_FROM: usize = 7;
 /// Added before each logarithm; below it surprises and entropies are rounding.
 const FLOOR: f64 = 1e-6;
+/// Surprises and entropies are cut off here; what is no number counts as so much.
+const MOST: f32 = 100.0;
 
 /// The features of an answer; `None` where the engine could not tell.
 pub fn features(signals: &Signals) -> [Option<f64>; FEATURES] {
-    let ln = |value: f32| Some((FLOOR + f64::from(value.max(0.0))).ln());
+    let ln = |value: f32| {
+        let value = if value.is_nan() {
+            MOST
+        } else {
+            value.clamp(0.0, MOST)
+        };
+        Some((FLOOR + f64::from(value)).ln())
+    };
     let spread = signals.distribution;
     [
         ln(-signals.mean_logprob),
@@ -51,7 +60,10 @@ pub fn features(signals: &Signals) -> [Option<f64>; FEATURES] {
         Some(f64::from(u8::from(signals.truncated))),
         spread.and_then(|spread| ln(spread.mean_entropy)),
         spread.and_then(|spread| ln(spread.max_entropy)),
-        spread.map(|spread| f64::from(spread.min_margin)),
+        spread.map(|spread| match spread.min_margin {
+            margin if margin.is_nan() => 0.0,
+            margin => f64::from(margin.clamp(0.0, 1.0)),
+        }),
     ]
 }
 
@@ -70,19 +82,23 @@ pub struct ConfidenceFault {
 #[serde(deny_unknown_fields)]
 struct Term {
     name: String,
-    /// Mean and standard deviation over the rows of the fit.
-    mean: f64,
-    scale: f64,
-    weight: f64,
+    /// Mean and standard deviation over the rows of the fit. Single precision survives being
+    /// written and read exactly, which the checksum needs.
+    mean: f32,
+    scale: f32,
+    weight: f32,
 }
 
 /// The logistic of the weighted sum; a feature that is not known counts as its mean.
-fn logistic(terms: &[Term], bias: f64, features: &[Option<f64>; FEATURES]) -> f64 {
+fn logistic(terms: &[Term], bias: f32, features: &[Option<f64>; FEATURES]) -> f64 {
     let known = terms.iter().zip(features);
     let sum: f64 = known
-        .filter_map(|(term, value)| Some((value.as_ref()? - term.mean) / term.scale * term.weight))
+        .filter_map(|(term, value)| {
+            let distance = value.as_ref()? - f64::from(term.mean);
+            Some(distance / f64::from(term.scale) * f64::from(term.weight))
+        })
         .sum();
-    1.0 / (1.0 + (-(sum + bias)).exp())
+    1.0 / (1.0 + (-(sum + f64::from(bias))).exp())
 }
 
 /// A calibration, as its file holds it.
@@ -96,8 +112,8 @@ struct Weights {
     /// Labelled answers that it was fitted on.
     rows: usize,
     /// Answers below it are escalated unless the configuration says otherwise.
-    escalate_below: f64,
-    bias: f64,
+    escalate_below: f32,
+    bias: f32,
     terms: Vec<Term>,
 }
 
@@ -134,7 +150,7 @@ impl Confidence {
         let term = |name: &str| Term {
             name: name.to_owned(),
             mean: if name == FEATURE_NAMES[0] {
-                (FLOOR + 0.5).ln()
+                (FLOOR + 0.5).ln() as f32
             } else {
                 0.0
             },
@@ -185,7 +201,7 @@ impl Confidence {
             .terms
             .iter()
             .flat_map(|term| [term.mean, term.scale, term.weight]);
-        if !numbers.chain([weights.bias]).all(f64::is_finite)
+        if !numbers.chain([weights.bias]).all(f32::is_finite)
             || weights.terms.iter().any(|term| term.scale <= 0.0)
             || !(0.0..=1.0).contains(&weights.escalate_below)
         {
@@ -214,7 +230,7 @@ impl Confidence {
 
     /// Below this probability the calibration would have an answer escalated.
     pub fn escalate_below(&self) -> f64 {
-        self.weights.escalate_below
+        f64::from(self.weights.escalate_below)
     }
 
     /// The model and revision that it was fitted for; `None` of the generic one.
@@ -257,7 +273,10 @@ mod tests {
         assert!(generic.of(&signals(-0.1)) > 0.9);
         assert!(generic.of(&signals(-2.0)) < 0.1);
         assert_eq!(generic.fitted_for(), None);
-        for extreme in [0.0, -100.0, f32::NAN, f32::NEG_INFINITY] {
+        for extreme in [-100.0, f32::NAN, f32::NEG_INFINITY] {
+            assert!(generic.of(&signals(extreme)) < 0.1, "{extreme}");
+        }
+        for extreme in [0.0, -100.0] {
             assert!(
                 (0.0..=1.0).contains(&generic.of(&signals(extreme))),
                 "{extreme}"
