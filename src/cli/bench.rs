@@ -24,6 +24,7 @@ use crate::{
 
 use super::{
     bench_engine::{EngineBenchArgs, bench_engine},
+    cascade,
     options::{Common, complain, init_logs, say},
 };
 
@@ -39,6 +40,7 @@ pub enum BenchCommand {
     Route(RouteBenchArgs),
     /// The in-process engine: prefill and decode speed beside the machine's limits
     Engine(EngineBenchArgs),
+    Cascade(cascade::CascadeArgs),
 }
 
 /// Arguments of `bench route`.
@@ -64,6 +66,7 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Engine(args) => {
             return spawn_blocking(move || bench_engine(&args)).await?;
         }
+        BenchCommand::Cascade(args) => return cascade::cascade(args).await,
     };
     let mut config = args.common.load(Overrides::default())?;
     init_logs(&config)?;

@@ -6,8 +6,11 @@
 mod admin;
 mod bench;
 mod bench_engine;
+mod calibrate;
+mod cascade;
 mod dead;
 mod input;
+mod labels;
 mod marks;
 mod options;
 mod output;

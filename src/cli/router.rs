@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::calibrate;
 use crate::routing::{features::Features, scorer};
 
 /// Judge the router on prompts of your own.
@@ -19,6 +20,7 @@ use crate::routing::{features::Features, scorer};
 pub enum RouterCommand {
     /// Score prompts: lines {"id", "prompt"} in, lines {"id", "score"} out, higher for large
     Score(ScoreArgs),
+    Calibrate(calibrate::CalibrateArgs),
 }
 
 /// Arguments of `router score`.
@@ -37,7 +39,10 @@ struct Row {
 
 /// Runs `router`.
 pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
-    let RouterCommand::Score(args) = command;
+    let args = match command {
+        RouterCommand::Score(args) => args,
+        RouterCommand::Calibrate(args) => return calibrate::calibrate(args),
+    };
     let reader: Box<dyn BufRead> = if args.input == Path::new("-") {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
