@@ -106,7 +106,7 @@ impl CandleEngine {
             revision: digest.finalize().to_hex()[..32].to_owned(),
             context_tokens: Some(context_tokens),
             batch_max: config.batch_max,
-            parameters: Some(model.parameters()),
+            parameters: Some(model.shape().parameters()),
         };
         // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;

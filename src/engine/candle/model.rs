@@ -182,17 +182,6 @@ impl CandleModel {
         self.context_tokens
     }
 
-    /// Parameters that a token is multiplied with: those of all matrices. An embedding that is not
-    /// the head as well is only looked up; norms and biases are few and left out.
-    pub fn parameters(&self) -> u64 {
-        let shape = &self.shape;
-        let (query, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
-        let attention = shape.hidden * (2 * query + 2 * kv);
-        let feed_forward = 3 * shape.hidden * shape.intermediate;
-        let head = shape.vocabulary * shape.hidden;
-        (shape.layers * (attention + feed_forward) + head) as u64
-    }
-
     /// Bytes of KV cache that a token takes.
     pub fn kv_bytes_per_token(&self) -> usize {
         self.shape.layers * self.heads().bytes_per_token()
