@@ -22,7 +22,10 @@ use crate::{
     store::Store,
 };
 
-use super::options::{Common, complain, init_logs, say};
+use super::{
+    options::{Common, complain, init_logs, say},
+    score_bench::{ScoreBenchArgs, score_bench},
+};
 
 /// Messages published at once while a queue is filled.
 const FILL_MAX: usize = 512;
@@ -34,6 +37,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub enum BenchCommand {
     /// The router stage beside the bare hop consume → republish with confirm → acknowledge
     Route(RouteBenchArgs),
+    /// Microseconds that scoring a prompt takes on one core
+    Score(ScoreBenchArgs),
 }
 
 /// Arguments of `bench route`.
@@ -54,7 +59,10 @@ pub struct RouteBenchArgs {
 
 /// Runs `bench`.
 pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
-    let BenchCommand::Route(args) = command;
+    let args = match command {
+        BenchCommand::Route(args) => args,
+        BenchCommand::Score(args) => return score_bench(&args),
+    };
     let mut config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
     // Queues and tables of its own, whatever else the servers hold.

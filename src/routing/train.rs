@@ -98,7 +98,7 @@ impl Default for Recipe {
                 penalty: 10.0,
             },
             folds: 4,
-            familiar: [0.34, 0.44],
+            familiar: [0.3, 0.38],
         }
     }
 }

@@ -96,7 +96,7 @@ impl Weights {
         let length = f64::from(features.counts.length) - f64::from(self.length_center);
         let small_fails = f64::from(self.fails_mean) + self.fails.predict(&values);
         Parts {
-            base: f64::from(self.mean) + trust * shape,
+            base: f64::from(self.mean) + shape,
             words: trust * words_share * said.words[0],
             tags: words_share * said.tags[0],
             trees: trust * trees_share * self.trees.predict(&values),

@@ -76,3 +76,13 @@ fn read_samples(paths: &[PathBuf]) -> anyhow::Result<Vec<Sample>> {
     }
     Ok(found)
 }
+
+/// Reads the prompts of a file of lines {"id", "prompt"}.
+pub fn read_prompts(path: &Path) -> anyhow::Result<Vec<String>> {
+    let mut prompts = Vec::new();
+    score::for_each(path, |row| {
+        prompts.push(row.prompt);
+        Ok(())
+    })?;
+    Ok(prompts)
+}

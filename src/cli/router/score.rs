@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -25,10 +25,12 @@ pub struct ScoreArgs {
     weights: WeightsArg,
 }
 
+/// A line of the input.
 #[derive(Deserialize)]
-struct Row {
+pub struct Row {
     id: Value,
-    prompt: String,
+    /// The prompt.
+    pub prompt: String,
     #[serde(default)]
     tags: Vec<String>,
 }
@@ -37,22 +39,30 @@ struct Row {
 pub fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let scorer = args.weights.open()?;
     let mut out = BufWriter::new(std::io::stdout());
-    for (at, line) in open(&args.input)?.lines().enumerate() {
+    for_each(&args.input, |row| {
+        let tags = row.tags.iter().map(String::as_str);
+        let score = scorer.score(&Features::of_text(&row.prompt).with_tags(tags));
+        writeln!(out, "{}", json!({"id": row.id, "score": score.gain}))?;
+        Ok(())
+    })?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does something with every line of a file.
+pub fn for_each(path: &Path, mut act: impl FnMut(Row) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    for (at, line) in open(path)?.lines().enumerate() {
         let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
         if line.trim().is_empty() {
             continue;
         }
-        let row: Row = serde_json::from_str(&line).with_context(|| {
+        let row = serde_json::from_str(&line).with_context(|| {
             format!(
                 "line {}: expected an object with id and a string prompt",
                 at + 1
             )
         })?;
-        let features =
-            Features::of_text(&row.prompt).with_tags(row.tags.iter().map(String::as_str));
-        let score = scorer.score(&features).gain;
-        writeln!(out, "{}", json!({"id": row.id, "score": score}))?;
+        act(row)?;
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -488,6 +488,6 @@ mod tests {
             (1.0, 1.0, 1.0)
         );
         assert_eq!(counts.negation_words, 1.0_f32.ln_1p());
-        assert_eq!(counts.names, 1.0 / 19.0, "Tom, of 14 words");
+        assert_eq!(counts.names, 1.0 / 18.0, "Tom, of 13 words");
     }
 }
