@@ -28,7 +28,7 @@ fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
 fn write_labels(path: &Path, rows: usize) {
     let lines = (0..rows).map(|at| {
         let is_hard = at * 7 % 5 < 2;
-        let task = if is_hard { "Multiply" } else { "Name" };
+        let task = if is_hard { "Multiply" } else { "Describe" };
         // One label in eight is turned round.
         let weak = u8::from(is_hard == (at % 8 == 0));
         format!(
@@ -44,7 +44,7 @@ fn write_labels(path: &Path, rows: usize) {
 #[test]
 fn trains_evaluates_scores_and_explains() {
     let folder = tempfile::tempdir().unwrap();
-    write_labels(&folder.path().join("rows.jsonl"), 160);
+    write_labels(&folder.path().join("rows.jsonl"), 480);
     let train = [
         "router",
         "train",
@@ -75,7 +75,7 @@ fn trains_evaluates_scores_and_explains() {
     let report: Value = serde_json::from_str(out.trim()).unwrap();
     assert_eq!(
         (&report["name"], &report["n"]),
-        (&"made-up".into(), &160.into())
+        (&"made-up".into(), &480.into())
     );
     assert!(report["exact_apgr"].as_f64().unwrap() > 0.7, "{report}");
     assert!(
@@ -85,7 +85,7 @@ fn trains_evaluates_scores_and_explains() {
 
     let score = ["router", "score", "--input", "rows.jsonl"];
     let (code, out, _) = run(folder.path(), &[&score[..], &weights].concat());
-    assert_eq!((code, out.lines().count()), (0, 160));
+    assert_eq!((code, out.lines().count()), (0, 480));
     let first: Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
     assert_eq!(first.as_object().unwrap().len(), 2);
     assert_eq!(first["id"], 0);

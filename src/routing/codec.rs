@@ -103,13 +103,14 @@ fn list<T>(body: &mut Vec<u8>, items: &[T], mut write: impl FnMut(&mut Vec<u8>, 
 }
 
 /// Numbers of the body that stand alone.
-const SCALARS: usize = 13;
+const SCALARS: usize = 16;
 
 fn scalars(weights: &Weights) -> [f32; SCALARS] {
     let Weights {
         mean,
         fails_mean,
         shapes: [none, few, many],
+        support: [none_known, few_known, many_known],
         shares: [words, trees],
         length_slope,
         length_center,
@@ -124,6 +125,9 @@ fn scalars(weights: &Weights) -> [f32; SCALARS] {
         *none,
         *few,
         *many,
+        *none_known,
+        *few_known,
+        *many_known,
         *words,
         *trees,
         *length_slope,
@@ -215,6 +219,9 @@ impl Reader<'_> {
             none,
             few,
             many,
+            none_known,
+            few_known,
+            many_known,
             words,
             trees,
             length_slope,
@@ -260,6 +267,7 @@ impl Reader<'_> {
             fails_mean,
             mean,
             shapes: [none, few, many],
+            support: [none_known, few_known, many_known],
             shares: [words, trees],
             length_slope,
             length_center,

@@ -191,6 +191,7 @@ fn fit(samples: &[&Sample], recipe: &Recipe) -> Weights {
         fails_mean: fails_mean as f32,
         mean: means.overall as f32,
         shapes: means.shapes,
+        support: support(samples),
         shares: [recipe.words_share, recipe.trees_share],
         length_slope: length_slope as f32,
         length_center: length_center as f32,
@@ -303,6 +304,20 @@ impl<'a> SetMeans<'a> {
             gain,
         }
     }
+}
+
+/// Prompts with as many choices up to which words and trees are not believed, and from which they
+/// are: fewer tell more about where they come from than about their shape.
+const SUPPORT: [f32; 2] = [100.0, 200.0];
+
+/// How far the samples know prompts of each number of choices.
+fn support(samples: &[&Sample]) -> [f32; 3] {
+    let mut counts = [0.0_f32; 3];
+    for sample in samples {
+        counts[usize::from(sample.features.shape.choices.min(2))] += 1.0;
+    }
+    let [low, high] = SUPPORT;
+    counts.map(|count| ((count - low) / (high - low)).clamp(0.0, 1.0))
 }
 
 /// Samples' worth of the overall mean in each shape's.

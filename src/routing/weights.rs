@@ -37,6 +37,8 @@ pub struct Weights {
     pub mean: f32,
     /// Mean gain by number of choices ([`Shape::choices`]), less the mean.
     pub shapes: [f32; 3],
+    /// How far training knew prompts of each number of choices, 0 to 1.
+    pub support: [f32; 3],
     /// How much of the words' and of the trees' answer is believed.
     pub shares: [f32; 2],
     /// Gain for each unit of the length's logarithm, where the words are unfamiliar.
@@ -88,11 +90,13 @@ impl Weights {
     /// The same from what the words say.
     pub fn parts_of(&self, features: &Features, said: &Said) -> Parts {
         let [low, high] = self.familiar.map(f64::from);
-        let trust = ((said.familiarity - low) / (high - low)).clamp(0.0, 1.0);
+        let choices = usize::from(features.shape.choices.min(2));
+        let known = ((said.familiarity - low) / (high - low)).clamp(0.0, 1.0);
+        let trust = known * f64::from(self.support[choices]);
         let [words_share, trees_share] = self.shares.map(f64::from);
         let both = [0, 1].map(|head| said.words[head] + said.tags[head]);
         let values = inputs(&features.counts, both);
-        let shape = f64::from(self.shapes[usize::from(features.shape.choices.min(2))]);
+        let shape = f64::from(self.shapes[choices]);
         let length = f64::from(features.counts.length) - f64::from(self.length_center);
         let small_fails = f64::from(self.fails_mean) + self.fails.predict(&values);
         Parts {
