@@ -18,6 +18,7 @@ pub mod features;
 pub mod intake;
 pub mod judge;
 pub mod policy;
+mod prior;
 pub mod promoter;
 pub mod random;
 pub mod ridge;

@@ -164,8 +164,9 @@ mod tests {
                 for row in 0..3 {
                     if row != pivot {
                         let factor = system[row][pivot] / system[pivot][pivot];
-                        for column in 0..4 {
-                            system[row][column] -= factor * system[pivot][column];
+                        let pivots = system[pivot];
+                        for (value, above) in system[row].iter_mut().zip(pivots) {
+                            *value -= factor * above;
                         }
                     }
                 }

@@ -4,6 +4,7 @@
 //! words and of the runs of two and three words, and the shape of the answer asked for
 //! ([`Shape`]). Pure, and bounded: of a long text the beginning and the end are read.
 
+mod counting;
 mod counts;
 mod grams;
 mod lexicon;
