@@ -165,7 +165,10 @@ fn logits_are_those_of_transformers() {
                 }
             }
             println!("{name}, {kind}: logits differ by at most {worst}");
-            assert!(worst < tolerance, "{name}, {kind}: a logit differs by {worst}");
+            assert!(
+                worst < tolerance,
+                "{name}, {kind}: a logit differs by {worst}"
+            );
         }
     }
 }
@@ -190,7 +193,10 @@ fn greedy_tokens_are_those_of_transformers() {
 #[test]
 fn company_and_chunks_change_no_bit() {
     let kinds = [WeightKind::F32, WeightKind::Bf16];
-    for (name, kind) in MODELS.into_iter().flat_map(|name| kinds.map(|kind| (name, kind))) {
+    for (name, kind) in MODELS
+        .into_iter()
+        .flat_map(|name| kinds.map(|kind| (name, kind)))
+    {
         let model = model_in(name, kind);
         let cases = cases(name);
         let alone: Vec<Sequence> = cases.iter().map(|case| run_alone(&model, case)).collect();

@@ -26,6 +26,7 @@ use super::{
     bench_engine::{EngineBenchArgs, bench_engine},
     cascade,
     options::{Common, complain, init_logs, say},
+    score_bench::{ScoreBenchArgs, score_bench},
 };
 
 /// Messages published at once while a queue is filled.
@@ -41,6 +42,8 @@ pub enum BenchCommand {
     /// The in-process engine: prefill and decode speed beside the machine's limits
     Engine(EngineBenchArgs),
     Cascade(cascade::CascadeArgs),
+    /// Microseconds that scoring a prompt takes on one core
+    Score(ScoreBenchArgs),
 }
 
 /// Arguments of `bench route`.
@@ -67,6 +70,7 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
             return spawn_blocking(move || bench_engine(&args)).await?;
         }
         BenchCommand::Cascade(args) => return cascade::cascade(args).await,
+        BenchCommand::Score(args) => return score_bench(&args),
     };
     let mut config = args.common.load(Overrides::default())?;
     init_logs(&config)?;

@@ -1,6 +1,11 @@
 //! `bench cascade`: quality against cost of routing and escalation, on prompts whose answers are known.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -16,7 +21,7 @@ use crate::{
         cascade::{self, Case, NEVER, Point, Shot},
         confidence::fit::{auc, calibration_error},
         features::Features,
-        scorer,
+        scorer::Scorer,
     },
 };
 
@@ -71,6 +76,7 @@ pub async fn cascade(args: CascadeArgs) -> anyhow::Result<ExitCode> {
     let (small_info, small) = answer(Tier::Small, &config, &marked).await?;
     let (large_info, large) = answer(Tier::Large, &config, &marked).await?;
     let confidence = fleet::confidence(&config, &small_info)?;
+    let scorer = Scorer::open(config.router.weights.as_deref().map(Path::new))?;
     let ratio = match (
         args.cost_ratio,
         small_info.parameters,
@@ -86,7 +92,7 @@ pub async fn cascade(args: CascadeArgs) -> anyhow::Result<ExitCode> {
         .zip(small.iter().zip(&large))
         .map(|((line, weight), (small, large))| Case {
             weight: *weight,
-            score: scorer::score(&Features::of(&line.request)),
+            score: scorer.score(&Features::of(&line.request)).gain,
             confidence: match small {
                 Some(generation) => generation.signals.map(|signals| confidence.of(&signals)),
                 None => Some(-1.0),

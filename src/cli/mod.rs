@@ -19,6 +19,7 @@ mod results;
 mod roles;
 mod router;
 mod run;
+mod score_bench;
 mod status;
 mod submit;
 mod summary;
@@ -62,7 +63,7 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(admin::ConfigCommand),
-    /// Judge the router on prompts of your own
+    /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
     /// Measure promptyard on this machine
