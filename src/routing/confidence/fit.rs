@@ -98,8 +98,12 @@ pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report)
             left_out[at] = fitted.probability(&values[at]);
         }
     }
-    // As the file will hold it.
-    let single = threshold(&left_out, &labels, quality) as f32;
+    // As the file will hold it: rounded down, so that the answer it was found at is kept.
+    let exact = threshold(&left_out, &labels, quality);
+    let single = match exact as f32 {
+        above if f64::from(above) > exact => above.next_down(),
+        single => single,
+    };
     let escalate_below = f64::from(single);
     let kept: Vec<usize> = (0..rows.len())
         .filter(|at| left_out[*at] >= escalate_below)
