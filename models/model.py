@@ -60,7 +60,7 @@ class Config:
 # The pair. The small one answers at once; the large one writes its working first (world.py).
 SIZES = {
     "small": dict(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=256),
-    "large": dict(hidden=192, layers=5, heads=6, kv_heads=3, intermediate=512),
+    "large": dict(hidden=192, layers=6, heads=6, kv_heads=3, intermediate=512),
 }
 
 

@@ -11,8 +11,10 @@ once. What a test may hold out: whole phrasings, names, operand pairs (`Item.par
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,127 +45,155 @@ TEAMS = words("billing returns shipping repairs sales support stock quality | le
 STATUSES = "shipped packed delayed delivered cancelled returned".split()
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 MONTH_DAYS = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
-SYLLABLES = "ka lo mi ran tes vo ber din sa fe gor hul ni pa ro su ta ve wil zo".split()
+# Made-up names are put together from these, so that copying a name does not rest on knowing it.
+ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str sw t th tr v w z".split()
+NUCLEI = "a a a e e e i i o o o u u ai ea ee ie oa oo ou".split()
+CODAS = ["", "", "", *"b ck d f g k l ll m n nd nk nt p r rd rn rt s sh ss st t th x".split()]
+
+HELD_NAMES = {w for pool in (PEOPLE, ITEMS, CITIES, TEAMS) for w in pool[1]}
+
+# In a phrasing, "(a|b)" is either of the two, and either may be empty. Held-out phrasings are written out.
+ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 
 # topic: (phrasings, held-out phrasings, answer)
 FAQ: list[tuple[list[str], list[str], str]] = [
     (
-        ["when are you open", "what are your opening hours", "what time do you close", "are you open on sundays",
-         "when does the shop open", "until when are you open", "opening times", "at what hour do you open"],
+        ["when are you open( today|)", "what are (your|the) (opening|business|shop) hours", "(what|at what) time do you (close|open)", "are you open on (sundays|saturdays|weekends)",
+         "when does the (shop|store) (open|close)", "until when are you open", "(opening|business) (times|hours)", "at what hour do you (open|close)",
+         "(give me|send me|list|show) your (opening|shop) (hours|times)", "how late are you open", "when do you open", "is the shop open (now|today|on monday)"],
         ["tell me your opening hours", "when do you close"],
         "We are open Monday to Saturday, 9:00 to 18:00.",
     ),
     (
-        ["how do i return an item", "what is your return policy", "can i send something back", "how do returns work",
-         "how long do i have to return a parcel", "i want to return a thing", "how can i send it back", "returning an item"],
+        ["how do i return (an item|a thing|a parcel)", "what is (your|the) return policy", "can i (send something back|return a thing|bring it back)", "how do returns work",
+         "how long do i have to return a (parcel|thing)", "i (want|would like|need) to return (a thing|something)", "how can i (send it back|return it)", "returning (an item|a thing)",
+         "(may|can) i return (it|a parcel)", "what is the way to (send it back|return something)", "send (an item|it) back"],
         ["what is the way to return an item", "may i send the item back"],
         "You can return any item within 30 days in its box.",
     ),
     (
-        ["when do i get my money back", "how long does a refund take", "when will my refund arrive", "how are refunds paid",
-         "how do refunds work", "how many days until i have the refund", "when is the money back on my card", "refund time"],
+        ["when do i get my (money|refund) back", "how long does a refund take", "when will (my|the) refund (arrive|come|be here)", "how are refunds paid",
+         "how do refunds work", "how many days until i have the refund", "when is the money back on my card", "refund (time|duration)",
+         "when do i have (my|the) money (again|back)", "how (quick|slow) is a refund", "is the refund (fast|quick)", "how fast do refunds (come|arrive)"],
         ["how fast is a refund", "when will i have my money back"],
         "Refunds reach your card within 5 working days.",
     ),
     (
-        ["how much is shipping", "what does delivery cost", "is shipping free", "what are the postage fees",
-         "what do you charge for delivery", "how much do you charge for shipping", "shipping costs", "is there a fee for delivery"],
+        ["how much is (shipping|delivery|postage)", "what does (delivery|shipping) cost", "is (shipping|delivery) free", "what are the (postage|shipping) fees",
+         "what do you charge for delivery", "how much do you charge for shipping", "(shipping|delivery) (costs|fees|price)", "is there a fee for (delivery|shipping)",
+         "what is the (price|fee) of (shipping|delivery)", "do i (have to pay|pay extra) for (shipping|postage)", "the cost of delivery"],
         ["what is the cost of shipping", "do i pay for delivery"],
         "Shipping costs 4.90 and is free above 50.00.",
     ),
     (
-        ["how long does delivery take", "how fast do you ship", "what is the delivery time", "how many days does shipping take",
-         "how long until my order is here", "how long is the delivery", "in how many days do you deliver", "delivery time"],
+        ["how long does (delivery|an order) take", "how fast do you (ship|deliver)", "what is the delivery time", "how many days does (shipping|delivery) take",
+         "how long until my order is here", "how long is the delivery", "in how many days do you deliver", "delivery time",
+         "how (quick|slow) is the delivery", "how fast is (shipping|a parcel)", "how long (must|do) i wait for (a delivery|an order)"],
         ["how long does shipping take", "how fast is the delivery"],
         "Standard delivery takes 3 working days.",
     ),
     (
-        ["do you have express delivery", "can i get it tomorrow", "is next day shipping possible", "how do i speed up delivery",
-         "do you ship overnight", "i need it by tomorrow", "what does express cost", "express shipping"],
+        ["do you have express (delivery|shipping)", "can i (get|have) it tomorrow", "is (next day|overnight) (shipping|delivery) possible", "how do i speed up delivery",
+         "do you ship (overnight|express)", "i need it (by|for) tomorrow", "what does express cost", "express (shipping|delivery)",
+         "is there (overnight|next day) shipping", "can it (arrive|come) tomorrow", "is express possible"],
         ["is there express shipping", "can it be here tomorrow"],
         "Express delivery costs 9.90 and arrives the next day.",
     ),
     (
-        ["i forgot my password", "how do i reset my password", "i cannot log in", "my login does not work",
-         "i need a new password", "sign in does not work", "my password is wrong", "how do i change my password"],
+        ["i (forgot|lost) my password", "how do i (reset|change) my password", "i cannot (log|sign) in", "my login (does not work|fails)",
+         "i need a new password", "sign in does not work", "my password is (wrong|not accepted)", "(the|this) password does not work",
+         "how can i (sign in|get a new password)", "how do i log in( again|)", "login does not work again"],
         ["my password does not work", "how can i log in again"],
         "Use the link Forgot password on the sign-in page.",
     ),
     (
-        ["which cards do you accept", "how can i pay", "can i pay with paypal", "what payment methods are there",
-         "do you take cards", "can i pay by bank transfer", "what are the ways to pay", "payment methods"],
+        ["which cards do you (accept|take)", "how can i pay", "can i pay (with|by) paypal", "what payment methods (are there|do you have)",
+         "do you (take|accept) cards", "can i pay by (bank transfer|card)", "what are the ways to pay", "(payment|paying) methods",
+         "which (methods|ways) of payment do you (accept|take)", "which payment (is|ways are) possible", "is paypal (possible|okay)", "do you accept paypal"],
         ["which payment methods do you accept", "do you take paypal"],
         "We accept cards, PayPal and bank transfer.",
     ),
     (
-        ["how long is the warranty", "is there a guarantee", "what does the warranty cover", "do your items carry a warranty",
-         "how many months of guarantee do i have", "what about the warranty", "is my item under warranty", "warranty terms"],
+        ["how long is the (warranty|guarantee)", "is there a (guarantee|warranty)", "what does the warranty cover", "do your items (carry|have) a warranty",
+         "how many months of guarantee do i (have|get)", "what about the (warranty|guarantee)", "is my item under (warranty|guarantee)", "warranty (terms|time)",
+         "do i (have|get) a warranty", "how many (years|months) (of warranty|does the warranty last)", "how many years is the guarantee"],
         ["do i have a guarantee", "how many months is the warranty"],
         "All items carry a 24 month warranty.",
     ),
     (
-        ["how do i cancel my order", "can i still cancel", "i want to stop my order", "is it possible to cancel a purchase",
-         "how can i cancel", "where do i cancel an order", "until when can i cancel", "cancelling an order"],
+        ["how (do|can) i cancel (my|an|the) order", "can i still cancel", "i want to (stop|cancel) my order", "is it possible to cancel a (purchase|parcel)",
+         "how can i cancel", "where do i cancel (an order|it)", "until when can i cancel", "(cancelling|cancel) an order",
+         "is cancelling (possible|allowed)", "where is cancelling possible", "can i cancel (my order|the purchase|it)"],
         ["is it possible to cancel my order", "where can i cancel"],
         "You can cancel until the order is packed, under My orders.",
     ),
     (
-        ["how do i change my address", "i moved to a new home", "where do i edit my address", "wrong delivery address what now",
-         "my address is wrong", "i have a new address", "can i update the address", "address change"],
+        ["how do i change (my|the|an) address", "i moved to a new (home|house|flat)", "where do i (edit|update|correct) (my|the) address", "wrong delivery address what now",
+         "my address is (wrong|old)", "i have a new (address|home)", "can i (update|change|correct) the address", "address change",
+         "where can i change (my|an) address", "(the|my) address is new", "my home is new"],
         ["where do i change the address", "my home address is new"],
         "Change the address under My account, Addresses.",
     ),
     (
-        ["where is my invoice", "how do i get a receipt", "i need a bill for tax", "can you send the invoice again",
-         "where do i find invoices", "i need an invoice", "please give me a receipt", "invoice copy"],
+        ["where is (my|the) (invoice|receipt)", "how do i get (a receipt|an invoice)", "i need a (bill|receipt) for tax", "can you send the invoice again",
+         "where do i find (invoices|receipts)", "i need an invoice", "please (give|send) me (a receipt|an invoice)", "invoice copy",
+         "can i (have|get) (a receipt|a bill)", "where do i find (the|my) (bill|invoice)", "can i have an invoice"],
         ["can i get an invoice", "where do i find the receipt"],
         "Invoices are under My orders, Documents.",
     ),
     (
-        ["how do i track my parcel", "where is the tracking link", "is there a tracking number", "can i follow my shipment",
-         "how do i follow my parcel", "i want to track my order", "where can i track it", "parcel tracking"],
+        ["how do i track my (parcel|order)", "where is (the|a) tracking link", "is there a tracking (number|link)", "can i follow my (shipment|parcel)",
+         "how do i follow my parcel", "i want to track (my|the) order", "where can i track it", "(parcel|order) tracking",
+         "can i track (it|the shipment|an order)", "where (do i find|is) my tracking number", "how can i track a parcel"],
         ["can i track my parcel", "where is the tracking number"],
         "The tracking link is in your shipping e-mail.",
     ),
     (
-        ["do you sell gift cards", "can i buy a voucher", "is there a gift voucher", "how do gift cards work",
-         "what gift cards do you have", "i want to buy a gift card", "i look for a voucher", "gift cards"],
+        ["do you sell gift (cards|vouchers)", "can i buy a (voucher|gift card)", "is there a gift (voucher|card)", "how do gift cards work",
+         "what gift cards do you have", "i want to buy a gift (card|voucher)", "i (look for|need) a voucher", "gift (cards|vouchers)",
+         "do you have (vouchers|a gift card)", "do you sell (vouchers|gift cards)", "are there (vouchers|gift cards)"],
         ["do you have gift cards", "do you sell a voucher"],
         "Gift cards are sold from 10.00 to 200.00.",
     ),
     (
-        ["do you ship abroad", "can you deliver to norway", "is international shipping possible", "which countries do you deliver to",
-         "do you deliver to other countries", "do you ship to france", "i live abroad", "international delivery"],
+        ["do you (ship|deliver) abroad", "can you (deliver|ship) to (norway|spain|italy)", "is international (shipping|delivery) possible", "which countries do you (deliver|ship) to",
+         "do you deliver to other countries", "do you ship to (france|poland|greece)", "i live (abroad|in another country)", "international (delivery|shipping)",
+         "is delivery abroad possible", "do you ship to (another country|all countries)", "can i order from abroad"],
         ["is shipping abroad possible", "do you ship to other countries"],
         "We ship to all of Europe; it takes 7 days.",
     ),
     (
-        ["how do i reach you", "what is your phone number", "can i talk to a person", "how do i contact support",
-         "which number can i call", "i want to talk to someone", "what is your e-mail", "contact details"],
+        ["how do i (reach|contact|call) you", "what is your phone number", "can i talk to a (person|human)", "how do i contact support",
+         "which number can i call", "i want to talk to (someone|a person)", "what is your e-mail", "contact (details|data)",
+         "how can i (reach|call) you", "can i (reach|contact) you by (phone|e-mail)", "can i call (you|someone|support)", "your phone please"],
         ["how can i contact you", "can i call you by phone"],
         "Write to help@desk.example or call 0800 4455.",
     ),
     (
-        ["how do i delete my account", "please remove my data", "close my account", "i want my profile erased",
-         "how can i close my account", "erase my data", "i want to delete my profile", "account deletion"],
+        ["how do i (delete|close) my account", "please (remove|delete) my data", "close my account", "i want my profile (erased|deleted)",
+         "how can i close my account", "erase my data", "i want to delete my (profile|account)", "account deletion",
+         "can you (close|erase) my account", "please (delete|remove) my profile", "can you delete my (profile|data)", "please erase my (account|data)"],
         ["can you delete my account", "please erase my profile"],
         "Account deletion is under My account, Privacy.",
     ),
     (
-        ["is there a student discount", "do students pay less", "how do i get a discount", "do you offer coupons",
-         "i am a student", "is there a coupon", "any discount for students", "student price"],
+        ["is there a (student|school) discount", "do students (pay less|get a coupon|get something off)", "how do i get a (discount|coupon)", "do you offer (coupons|discounts)",
+         "i am a student", "is there a coupon", "any (discount|coupon) for students", "student (price|discount)",
+         "do i get a discount", "are there any discounts", "is there (some|a) discount"],
         ["do students get a discount", "is there any discount"],
         "Students get 10 percent off with a valid card.",
     ),
     (
-        ["my parcel arrived damaged", "the item is broken", "the box was crushed", "i received a faulty product",
-         "the item came damaged", "it arrived broken", "there is damage on the parcel", "damaged parcel"],
+        ["my parcel (arrived|came) damaged", "the item is (broken|damaged)", "the box was (crushed|damaged)", "i (received|got) a (faulty|damaged) (product|item)",
+         "the item came (damaged|broken)", "it arrived (broken|damaged)", "there is damage on the parcel", "damaged (parcel|item)",
+         "(my|a) parcel is damaged", "i got a broken (item|product)", "the product is (damaged|broken)"],
         ["the parcel is damaged", "i received a broken item"],
         "Send us a photo within 14 days and we replace it.",
     ),
     (
-        ["when is it back in stock", "the item is sold out", "will you restock", "is it available again soon",
-         "when do you restock", "it is out of stock", "it says sold out", "sold out item"],
+        ["when is it (back|again) in stock", "the (item|product) is sold out", "will you restock", "is it available again soon",
+         "when do you restock( it|)", "it is out of stock", "it (says|shows) sold out", "sold out (item|product)",
+         "when is (it|the product) in stock( again|)", "it is sold out( again|)", "is the item (in stock|out of stock)", "when can i buy it again"],
         ["when is the item in stock again", "it is sold out now"],
         "Press Notify me and we write when it is back.",
     ),
@@ -172,65 +202,80 @@ FAQ: list[tuple[list[str], list[str], str]] = [
 # intent: (phrasings, held-out phrasings)
 INTENTS: dict[str, tuple[list[str], list[str]]] = {
     "refund": (
-        ["i want my money back for the {i}", "please refund the {i}", "you still owe me the money for the {i}",
-         "the refund for my {i} is missing", "give me back what i paid for the {i}", "i am waiting for the refund of the {i}"],
+        ["i want my money back for (the|my) {i}", "please refund (the|my) {i}", "you still owe me the money for the {i}",
+         "the refund for my {i} is missing", "give me back what i paid for the {i}", "i am waiting for the refund of (the|my) {i}",
+         "i (need|want|expect) a refund for (the|my) {i}", "i would like my money back( for the {i}|, it is about the {i})", "pay me back for the {i}",
+         "when is the {i} refunded"],
         ["i would like a refund for the {i}"],
     ),
     "delivery": (
-        ["my {i} has not arrived", "where is my {i}", "the {i} is late again", "still waiting for the {i} to arrive",
-         "the parcel with the {i} never came", "when does my {i} arrive"],
+        ["my {i} has not (arrived|come)", "where is (my|the) {i}", "(the|my) {i} is late again", "still waiting for the {i} to (arrive|come)",
+         "the parcel with the {i} never (came|arrived)", "when does my {i} (arrive|come)", "the {i} is (still|yet) not here", "the {i} did not (come|arrive)",
+         "the {i} should have come by now", "nobody brought the {i}"],
         ["the {i} has still not come"],
     ),
     "defect": (
-        ["the {i} is broken", "my {i} stopped working", "the {i} came with a crack", "the {i} does not turn on",
-         "the {i} fell apart", "there is a hole in the {i}"],
+        ["(the|my) {i} is (broken|faulty)", "my {i} (stopped working|broke)", "the {i} came with a (crack|scratch)", "the {i} does not (turn on|work)",
+         "the {i} fell apart", "there is a (hole|crack) in (the|my) {i}", "(the|this) {i} has a (scratch|hole|crack)", "my {i} has a (fault|hole)",
+         "a part of the {i} is missing"],
         ["my {i} has a crack"],
     ),
     "cancel": (
-        ["please cancel the {i}", "i do not need the {i} any more", "stop the order of the {i}", "i ordered the {i} by mistake",
-         "take the {i} out of my order", "i changed my mind about the {i}"],
+        ["please cancel (the|my) {i}", "i do not (need|want) the {i} any more", "stop the order of the {i}", "i ordered the {i} by mistake",
+         "take the {i} out of my order", "i changed my mind about the {i}", "cancel the {i}( please|)", "i want to cancel (the|my) (order of the |){i}",
+         "do not send the {i}", "cancel (this|the) order of the {i}"],
         ["cancel my order of the {i}"],
     ),
     "praise": (
-        ["the {i} is wonderful", "i love the new {i}", "best {i} i ever had", "great {i}, works well",
-         "the {i} is just perfect", "my family loves the {i}"],
+        ["(the|my) {i} is (wonderful|lovely|great)", "i love (the|my) (new |){i}", "best {i} i ever had", "great {i}, works well",
+         "(the|this) {i} is just perfect", "my family loves the {i}", "what a (wonderful|lovely|great) {i}", "(this|a) wonderful {i}", "i love this {i}",
+         "so happy with the {i}"],
         ["i love this wonderful {i}"],
     ),
     "question": (
-        ["does the {i} come in blue", "how big is the {i}", "is the {i} made of wood", "which {i} fits a small room",
-         "how heavy is the {i}", "do you have the {i} in green"],
+        ["does the {i} come in (blue|red)", "how (big|wide|tall) is the {i}", "is the {i} made of (wood|steel)", "which {i} fits a small room",
+         "how heavy is the {i}", "do you have the {i} in (green|white)", "is the {i} (big|light|wide|waterproof)", "how much does the {i} weigh",
+         "what colours does the {i} have", "is there a (bigger|heavy|lighter) {i}"],
         ["is the {i} heavy"],
     ),
 }
 # sentiment: (phrasings, held-out phrasings)
 SENTIMENTS: dict[str, tuple[list[str], list[str]]] = {
     "negative": (
-        ["this is awful", "i am really angry", "very bad service", "i am disappointed", "what a mess", "i am fed up",
-         "this is terrible", "worst shop ever"],
+        ["this is (awful|bad|horrible)", "i am (really |so |)angry", "(very bad|awful|horrible|poor) service", "i am (so |)disappointed", "what a mess", "i am fed up",
+         "this (shop |)is terrible", "worst shop ever", "i am (sad|upset) and angry", "your service is (bad|awful|terrible)", "never again",
+         "i am disappointed and (sad|upset)"],
         ["i am angry and disappointed", "this service is terrible"],
     ),
     "neutral": (
-        ["just so you know", "it is for the office", "order was last week", "let me know", "for your information",
-         "this is about my last order", "i use the same address", "it is the second one"],
+        ["just so you know", "it is for (the office|my room)", "order was last week", "let me know", "for your information",
+         "this is about my (last|first) order", "i use the same address", "it is the second one", "let me know about (it|the state)", "just (as|for) information",
+         "(this|it) is about an order", "only for your (notes|records)"],
         ["let me know about my order", "just for your information"],
     ),
     "positive": (
-        ["you are great", "so happy with you", "lovely service", "keep it up", "super team", "i am very pleased",
-         "you are the best", "what a nice shop"],
+        ["you are (great|wonderful)", "so happy with you", "(lovely|great|super) service", "keep it up", "(super|great|lovely) team", "i am (very |so |)pleased",
+         "you are the best", "what a nice shop", "i am (very|so) happy with you", "(nice|super) and lovely people", "i am pleased( with you| with the service|)",
+         "great and (nice|super) people"],
         ["i am so pleased with you", "great and lovely team"],
     ),
 }
 INTENT_ASKS = (
-    ["Classify the intent: {m}", "What does the customer want? {m}", "Intent of this message: {m}", "{m} - which intent is it?"],
+    ["(Classify|Name|Tell|Give) the intent: {m}", "What does the (customer|person) want? {m}", "Intent of this (message|text): {m}", "{m} - (which|what) intent is it?",
+     "Which intent (is this|does this have)? {m}", "Intent? {m}", "What is the intent of this (message|text)? {m}", "{m} - (name|give) the intent",
+     "Which intent do you see? {m}", "What intent has this text? {m}"],
     ["Which intent has this message? {m}"],
 )
 SENTIMENT_ASKS = (
-    ["Sentiment: {m}", "Is this positive, neutral or negative? {m}", "What is the sentiment of: {m}", "{m} - what is the mood?"],
+    ["Sentiment: {m}", "Is this positive, (neutral or negative|negative or neutral)? {m}", "What is the sentiment (of|in): {m}", "{m} - what is the (mood|sentiment)?",
+     "(Classify|Name|Tell|Give) the (sentiment|mood): {m}", "Mood? {m}", "Mood of this (message|text): {m}", "Which (mood|sentiment) is (this|it)? {m}",
+     "What is the mood (here|in this text)? {m}", "What is the sentiment of this message? {m}"],
     ["What is the mood of this message? {m}"],
 )
 
-GREETINGS = ["hi", "hello", "hey", "good morning", "dear team", "hello there", "good evening"]
-LEADS = ["quick question: ", "please help, ", "excuse me, ", "sorry to ask, ", "one thing: ", "can you tell me, ", "i would like to know: "]
+GREETINGS = ["hi", "hello", "hey", "good morning", "dear team", "hello there", "good evening", "good day", "hi all"]
+LEADS = ["quick question: ", "please help, ", "excuse me, ", "sorry to ask, ", "one thing: ", "can you tell me, ", "i would like to know: ",
+         "please tell me, ", "just asking: ", "a question: "]
 TAILS = [" please", " thanks", " thank you", " asap", " it is urgent", " many thanks", " i could not find it", " if you can"]
 ASIDES = ["it is raining here", "my cat sends greetings", "i am on the train", "i ordered twice this year", "my phone is slow today",
           "it is my first order", "i wrote last week", "my brother told me about you"]
@@ -300,9 +345,13 @@ class Dice(random.Random):
     def phrase(self, pool: tuple[list[str], list[str]]) -> str:
         seen, held = pool
         if self.hold != "phrasing":
-            return self.choice(seen)
+            return self.vary(self.choice(seen))
         self.held = True
         return self.choice(held)
+
+    def vary(self, phrasing: str) -> str:
+        """One of the phrasing's variants: either side of every "(a|b)"."""
+        return ALTERNATIVES.sub(lambda m: self.choice(m[1].split("|")), phrasing)
 
     def name(self, pool: tuple[list[str], list[str]]) -> str:
         return self.names(pool, 1)[0]
@@ -316,10 +365,19 @@ class Dice(random.Random):
             out = new + self.sample(seen, n - len(new))
             self.shuffle(out)
             return out
-        if pool is PEOPLE and self.random() < 0.3:  # made-up names, so that copying does not rest on known ones
-            made = {"".join(self.choices(SYLLABLES, k=2)).capitalize() for _ in range(n)} - set(held)
-            return (list(dict.fromkeys(sorted(made))) + self.sample(seen, n))[:n]
-        return self.sample(seen, n)
+        made: set[str] = set()
+        if not self.test and self.random() < 0.5:
+            capital = seen[0][0].isupper()
+            made = {self.made_up(capital) for _ in range(self.randint(1, n))} - HELD_NAMES
+        out = sorted(made) + self.sample([w for w in seen if w not in made], n - len(made))
+        self.shuffle(out)
+        return out
+
+    def made_up(self, capital: bool) -> str:
+        """A name that means nothing: one to three syllables."""
+        syllables = self.choices([1, 2, 3], [0.35, 0.5, 0.15])[0]
+        word = "".join(self.choice(ONSETS) + self.choice(NUCLEI) for _ in range(syllables)) + self.choice(CODAS)
+        return word.capitalize() if capital else word
 
 
 def order_id(d: Dice) -> str:
@@ -376,7 +434,11 @@ EXTRACT_PARTS = {
     "date": ["bought on {}", "it was the {}", "ordered {}", "it came on {}"],
     "e-mail": ["write to {}", "my e-mail is {}", "reach me at {}", "answer to {}"],
 }
-EXTRACT_ASKS = (["Give the {f} in: {m}", "Extract the {f}: {m}", "Find the {f}: {m}", "{m} What is the {f}?"], ["What {f} is in this: {m}"])
+EXTRACT_ASKS = (
+    ["(Give|Name|Tell me) the {f} in: {m}", "(Extract|Read) the {f}: {m}", "(Find|Get|Pick) the {f}: {m}", "{m} (What|Which) is the {f}?", "{m} (Give me|Find) the {f}.",
+     "What is the {f} (in this|here): {m}", "Which {f} (is there|does it have|do you see): {m}", "(The|Only the) {f} of this: {m}", "{f}? {m}", "What {f} do you find in: {m}"],
+    ["What {f} is in this: {m}"],
+)
 
 
 def extract(d: Dice) -> Draft:
@@ -392,11 +454,21 @@ def extract(d: Dice) -> Draft:
 
 
 REWRITE_ASKS = {
-    "Could you please {x}?": (["Rewrite politely: {x}", "Make it polite: {x}", "Say it politely: {x}"], ["Polite please: {x}"]),
-    "We will {x}.": (["Turn it into a promise: {x}", "Promise it: {x}", "Write it as a promise: {x}"], ["As a promise: {x}"]),
+    "Could you please {x}?": (
+        ["(Rewrite|Write|Put|Word) (it |this |)politely: {x}", "Make (it|this) (polite|more polite|kinder): {x}", "(Say|Ask) (it|this) politely: {x}", "Politely: {x}",
+         "(Turn it into|As) a polite (request|question): {x}", "A polite (form|version)( please|): {x}", "More polite( please|): {x}", "(Kinder|Friendlier) please: {x}"],
+        ["Polite please: {x}"],
+    ),
+    "We will {x}.": (
+        ["(Turn|Make) (it|this) into a promise: {x}", "Promise (it|this): {x}", "(Write|Put|Word|Rewrite) (it|this) as a promise: {x}", "Make (it|this) a promise: {x}",
+         "A promise( please|): {x}", "Promise please: {x}", "(Say|Tell) it as our promise: {x}", "As what we promise: {x}"],
+        ["As a promise: {x}"],
+    ),
     "Please {x}.": (
-        ["Shorten: hello, i was just wondering if you could maybe {x}", "Make it short: sorry to ask, but could somebody here {x}",
-         "Shorten: it would be really nice if you could {x} some day"],
+        ["(Shorten|Make it short|Short please|Say it in short|In short|Make this shorter): (hello, |hi, |)i was (just |)(wondering|asking myself) if you could (maybe |perhaps |){x}",
+         "(Shorten|Make it short|Make it brief|In few words|Shorter please): (sorry to ask, but |excuse me, )could (somebody here|anybody|one of you) {x}",
+         "(Shorten|Make it short|Cut it short|Make this shorter): it would be (really |so |)(nice|kind) if you could {x} some day",
+         "(Shorten|Make it short|In short|Brief please): i (hope|wish|think) that (somebody|someone) (there |)could {x}"],
         ["Make it short: i was wondering if somebody could {x}"],
     ),
 }
@@ -440,7 +512,8 @@ def record_count(d: Dice) -> int:
 
 
 STATUS_ASKS = (
-    ["status of {}?", "what is the state of order {}?", "how is order {} doing?", "what about {}?", "what happened to {}?", "is {} on its way?"],
+    ["status of (order |){}?", "what is the (state|status) of {}?", "what is the state of order {}?", "how is (order |){} doing?", "what about (order |){}?", "what happened (to|with) {}?",
+     "is (order |){} on its way?", "(tell|give) me the (state|status) of (order |){}", "how far is (order |){}?", "where do we stand with (order |){}?", "what happens with order {}?"],
     ["what is the status of order {}?", "what happened to order {}?"],
 )
 
@@ -455,8 +528,16 @@ def status(d: Dice) -> Draft:
 
 # ---- hard families ---------------------------------------------------------------------------------------------
 RECORD_ASKS = {
-    2: (["what was ordered in {}?", "which item is {}?", "what is in order {}?"], ["which item was ordered in {}?"]),
-    3: (["when was {} ordered?", "date of {}?", "of which day is order {}?"], ["what is the date of order {}?"]),
+    2: (
+        ["what was ordered (in|with|as) (order |){}?", "which item is (in |)(order |){}?", "what is in (order |){}?", "(tell|give) me the item of (order |){}",
+         "what item (is|belongs to) (order |){}?", "which item (belongs to|did they order in) {}?", "item of (order |){}?"],
+        ["which item was ordered in {}?"],
+    ),
+    3: (
+        ["when was (order |){} (ordered|placed|made)?", "date of (order |){}?", "(of|from) which day is (order |){}?", "what is the (day|date) of {}?",
+         "(tell|give) me the (date|day) of (order |){}", "on which (day|date) was {} (ordered|placed)?", "what day is order {} from?"],
+        ["what is the date of order {}?"],
+    ),
 }
 
 
@@ -510,9 +591,23 @@ def multiply_working(a: int, q: int) -> str:
 
 
 ARITHMETIC_ASKS = {
-    "+": (["what is {a} plus {b}?", "{a} + {b}", "i paid {a} and then {b}, what is the total?", "add {a} and {b}"], ["what do {a} and {b} make?"]),
-    "-": (["what is {a} minus {b}?", "{a} - {b}", "the bill is {a}, the refund {b}, what is left?", "take {b} from {a}"], ["what is left of {a} after {b}?"]),
-    "*": (["what is {a} times {b}?", "{a} * {b}", "{b} items at {a} each, what is the total?", "multiply {a} by {b}"], ["what do {b} items at {a} cost?"]),
+    "+": (
+        ["(what|how much) is {a} (plus|and) {b}?", "{a} + {b}", "i paid {a} and (then|later) {b}, (what is|give me) the (total|sum)?", "add {a} and {b}", "add {b} to {a}",
+         "what is the sum of {a} and {b}?", "what do i get for {a} (plus|and) {b}?", "{a} and {b} together?", "how much do {a} plus {b} (give|come to)?", "(sum|total) of {a} and {b}"],
+        ["what do {a} and {b} make?"],
+    ),
+    "-": (
+        ["(what|how much) is {a} minus {b}?", "{a} - {b}", "the bill is {a}, the (refund|discount) {b}, what (is left|remains)?", "(take|subtract) {b} from {a}", "{a} (less|minus) {b}?",
+         "how much is left of {a} if i (take|pay) {b}?", "i had {a} and (paid|spent) {b}, what is left?", "what remains of {a} (when|if) {b} is (paid|gone)?", "{a} take away {b}?",
+         "what is the (difference|rest) of {a} and {b}?"],
+        ["what is left of {a} after {b}?"],
+    ),
+    "*": (
+        ["(what|how much) is {a} times {b}?", "{a} * {b}", "{b} (items|things|pieces) at {a} each, what is the total?", "multiply {a} by {b}", "{a} times {b}?",
+         "how much (are|cost) {b} (pieces|items|things) at {a}?", "what do i pay for {b} (items|pieces) at {a}?", "one costs {a}, what do {b} cost?", "{b} at {a} each?",
+         "(price|cost) of {b} items at {a}"],
+        ["what do {b} items at {a} cost?"],
+    ),
 }
 
 
@@ -532,7 +627,11 @@ def arithmetic(d: Dice) -> Draft:
     return Draft([(ask.format(a=a, b=b), working, str(value))], pairs=[(a, b)])
 
 
-TOTAL_ASKS = (["what do i pay?", "total?", "how much is it?", "what is the total?"], ["what is to pay?"])
+TOTAL_ASKS = (
+    ["what do i (have to |)pay?", "total?", "how much is (it|that|this|all of it)?", "what is the (total|sum)?", "what does it (all |)cost?", "(sum|amount) please.", "how much (do i|must i|should i) pay?",
+     "what have i to pay?", "what is the bill?", "what is (the price|due)?"],
+    ["what is to pay?"],
+)
 
 
 def total(d: Dice) -> Draft:
@@ -556,8 +655,16 @@ def total(d: Dice) -> Draft:
 
 
 SORT_ASKS = {
-    False: (["sort by price, cheapest first.", "list them from cheap to dear.", "order these by price, lowest first."], ["cheapest first, please sort."]),
-    True: (["sort by price, dearest first.", "list them from dear to cheap.", "order these by price, highest first."], ["dearest first, please sort."]),
+    False: (
+        ["sort (them |)by price, (cheapest|lowest) first.", "(list|sort|order) them from cheap to dear.", "(order|sort|list) these by price, (lowest|cheapest) first.", "(lowest|cheapest) price first(, sort them|, in order).",
+         "(sort|put|list) (the|them with the) cheapest first.", "cheapest (to|down to) dearest( please|).", "cheap ones first, (in order|sort them|then the dear ones)."],
+        ["cheapest first, please sort."],
+    ),
+    True: (
+        ["sort (them |)by price, (dearest|highest) first.", "(list|sort|order) them from dear to cheap.", "(order|sort|list) these by price, (highest|dearest) first.", "(highest|dearest) price first(, sort them|, in order).",
+         "(sort|put|list) (the|them with the) dearest first.", "dearest (to|down to) cheapest( please|).", "dear ones first, (in order|sort them|then the cheap ones)."],
+        ["dearest first, please sort."],
+    ),
 }
 
 
@@ -571,7 +678,11 @@ def sort(d: Dice) -> Draft:
     return Draft([(f"{text}. {d.phrase(SORT_ASKS[down])}", working, ", ".join(i for i, _ in ordered))])
 
 
-COUNT_ASKS = (["how many are {}?", "count those that are {}.", "how many of them are {}?"], ["what is the number of those {}?"])
+COUNT_ASKS = (
+    ["how many (are|were|of these are|things are) {}?", "count (those|the ones|all) that are {}.", "how many of them are {}?", "(number|count) of {} (ones|items|things)?",
+     "what is the (number|count) of {} (ones|things)?", "count the {} (ones|things).", "how many {} (ones|things) (are there|do you see)?", "(tell|give) me the number of {} ones."],
+    ["what is the number of those {}?"],
+)
 
 
 def count(d: Dice) -> Draft:
@@ -586,10 +697,17 @@ def count(d: Dice) -> Draft:
 
 
 DEADLINE_ASKS = (
-    ["bought {a}, return within {k} days. what is the last day?", "{k} days after {a}?", "which day is {k} days after {a}?"],
+    ["(bought|ordered|paid) (on |){a}, return within {k} days. what is the last day?", "{k} days (after|from) {a}?", "(which|what) day is {k} days (after|from) {a}?",
+     "(it came|i got it) (on |){a} and i have {k} days. (which|what) is the last day?", "what is the (date|day) {k} days after {a}?", "{a} plus {k} days?",
+     "i have {k} days from {a}, until when(| is that)?", "(it starts|begin) (on |){a}, {k} days later is which day?"],
     ["what is the last day if i bought it {a} and have {k} days?"],
 )
-SPAN_ASKS = (["how many days from {a} to {b}?", "ordered {a}, arrived {b}. how many days?", "days from {a} to {b}?"], ["how many days lie between {a} and {b}?"])
+SPAN_ASKS = (
+    ["how many days (are it |)from {a} to {b}?", "(ordered|sent|paid) {a}, (arrived|came|here) {b}. how many days( is that|)?", "days (from|between) {a} (to|and) {b}?",
+     "how many days are between {a} and {b}?", "count the days from {a} (to|until) {b}", "how long is it from {a} to {b} in days?", "{a} to {b}, how many days?",
+     "from {a} until {b}, how many days( is that|)?"],
+    ["how many days lie between {a} and {b}?"],
+)
 
 
 def dates(d: Dice) -> Draft:
@@ -616,9 +734,21 @@ def dates(d: Dice) -> Draft:
 
 
 HOP_ASKS = {
-    "city": (["in which city does {} work?", "where does {} work?"], ["which city does {} work in?"]),
-    "team": (["which team did the one {} assists join?", "{} assists someone of which team?"], ["the one {} assists joined which team?"]),
-    "city of": (["in which city works the one {} assists?", "{} assists someone in which city?"], ["the one {} assists works in which city?"]),
+    "city": (
+        ["in (which|what) city does {} work?", "where does {} work?", "(what|which) is the city (where {} works|of {})?", "(tell|give) me the city of {}", "which city has {} at work?",
+         "what city does {} work in?", "in which city is {}?"],
+        ["which city does {} work in?"],
+    ),
+    "team": (
+        ["(which|what) team did the one {} assists join?", "{} assists someone (of|in) (which|what) team?", "{} assists a person of (which|what) team?", "in (which|what) team is the one {} assists?",
+         "the one {} assists is in (which|what) team?", "(tell|give) me the team of the one {} assists", "the person {} assists joined what team?"],
+        ["the one {} assists joined which team?"],
+    ),
+    "city of": (
+        ["in (which|what) city works the one {} assists?", "{} assists someone in (which|what) city?", "{} assists a person in (which|what) city?", "where does the one {} assists work?",
+         "the one {} assists is in (which|what) city?", "(tell|give) me the city of the one {} assists", "the person {} assists works in what city?"],
+        ["the one {} assists works in which city?"],
+    ),
 }
 
 
@@ -702,24 +832,25 @@ def mistype(word: str, d: Dice) -> str:
 PROTECTED = {w.lower() for pool in (PEOPLE, ITEMS, CITIES, TEAMS) for part in pool for w in part} | set(STATUSES) | {"amount"}
 
 
-def roughen(text: str, d: Dice) -> str:
-    """Typos in ordinary words and careless casing; never in names, numbers or anything that the answer repeats."""
+def roughen(text: str, d: Dice, repeated: set[str]) -> str:
+    """Typos in ordinary words and careless casing; never in names, numbers or anything that is `repeated`."""
+    repeated = PROTECTED | repeated
     if d.random() < 0.15:
         parts = text.split(" ")
-        at = [i for i, w in enumerate(parts) if len(w) > 4 and w.isalpha() and w.islower() and w not in PROTECTED]
+        at = [i for i, w in enumerate(parts) if len(w) > 4 and w.isalpha() and w.islower() and w not in repeated]
         if at:
             i = d.choice(at)
             parts[i] = mistype(parts[i], d)
             text = " ".join(parts)
     first = text.split(" ")[0]
-    if d.random() < 0.3 and first.lower() not in PROTECTED:
+    if d.random() < 0.3 and first.lower() not in repeated:
         text = text[0].upper() + text[1:]
     return text
 
 
-def dress(text: str, d: Dice, mangle: bool) -> str:
-    """Politeness and irrelevant sentences around a question."""
-    text = roughen(text, d) if mangle else text
+def dress(text: str, d: Dice, repeated: set[str] | None) -> str:
+    """Politeness and irrelevant sentences around a question; typos where `repeated` says what must stay as it is."""
+    text = text if repeated is None else roughen(text, d, repeated)
     if d.random() < 0.3:
         text = f"{d.choice(GREETINGS)}, {text}" if d.random() < 0.5 else d.choice(LEADS) + text
     elif d.random() < 0.12:
@@ -747,7 +878,8 @@ def compose(family: str, draft: Draft, d: Dice, part: str) -> Item:
     plain_history = d.test or d.random() < 0.5
     for n, (question, working, answer) in enumerate(questions):
         # What stands in a message must stay findable in it: only the question is roughened where text is quoted.
-        asked = dress(question, d, mangle=noisy and family != "extract") if noisy else question
+        repeated = None if family == "extract" else set(re.findall(r"\w+", f"{working} {answer}"))
+        asked = dress(question, d, repeated) if noisy else question
         if n == 0 and draft.context:
             asked = f"{draft.context}\nQuestion: {asked}" if d.random() < 0.85 else f"{asked}\n{draft.context}"
         last = n == len(questions) - 1
@@ -824,18 +956,37 @@ def write_examples(folder: Path) -> None:
                 f.write(json.dumps(batch_line(n, item), ensure_ascii=False) + "\n")
 
 
+def variants(phrasing: str) -> list[str]:
+    """All that `Dice.vary` may make of a phrasing."""
+    parts = ALTERNATIVES.split(phrasing)  # plain, alternatives, plain, …
+    return ["".join(x) for x in itertools.product(*(p.split("|") if n % 2 else [p] for n, p in enumerate(parts)))]
+
+
+def phrasings() -> dict[str, tuple[list[str], list[str]]]:
+    """Every pool of phrasings: seen ones and held-out ones."""
+    pools = {f"faq {answer}": (seen, held) for seen, held, answer in FAQ}
+    for group in (INTENTS, SENTIMENTS, REWRITE_ASKS, RECORD_ASKS, ARITHMETIC_ASKS, SORT_ASKS, HOP_ASKS):
+        pools |= {f"{next(iter(group))} {name}": pool for name, pool in group.items()}
+    single = (INTENT_ASKS, SENTIMENT_ASKS, EXTRACT_ASKS, STATUS_ASKS, TOTAL_ASKS, COUNT_ASKS, DEADLINE_ASKS, SPAN_ASKS)
+    return pools | {f"asks {n}": pool for n, pool in enumerate(single)}
+
+
 def check(training_items: int) -> None:
     """Asserts what the splits promise."""
     test, validation = fixed_split("test", TEST_PER_FAMILY), fixed_split("validation", 50)
     held = {t.fingerprint for t in test} | {v.fingerprint for v in validation}
     assert len(held) == len(test) + len(validation), "test and validation share an item"
+    seen = [{v for p in pool[0] for v in variants(p)} for pool in phrasings().values()]
+    for own, (name, (_, hold)) in zip(seen, phrasings().items()):
+        assert not own & set(hold), f"{name}: {own & set(hold)} is held out"
+    faq_answers = [v for own in seen[: len(FAQ)] for v in own]
+    assert len(faq_answers) == len(set(faq_answers)), "a question has two answers"
     d, shared = Dice(1), 0
-    banned = [w for pool in (PEOPLE, ITEMS, CITIES, TEAMS) for w in pool[1]]
     for n in range(training_items):
         item = sample(d.choice(list(TRAINED)), "train", d)
         shared += item.fingerprint in held
         text = " ".join(t.text for t in item.turns)
-        assert MARK not in text and not set(banned) & set(text.replace(",", " ").replace(".", " ").split()), text
+        assert MARK not in text and not HELD_NAMES & set(text.replace(",", " ").replace(".", " ").split()), text
     parts = {p: sum(t.part == p for t in test) for p in ("seen", "phrasing", "name", "pair")}
     print(f"test {len(test)} {parts}, validation {len(validation)}, shared with {training_items} training items: {shared}")
 

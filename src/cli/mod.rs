@@ -5,11 +5,15 @@
 
 mod admin;
 mod bench;
+mod bench_engine;
 mod bench_prune;
 mod cache;
+mod calibrate;
+mod cascade;
 mod dead;
 mod input;
 mod jsonl;
+mod labels;
 mod marks;
 mod options;
 mod output;
@@ -19,6 +23,7 @@ mod results;
 mod roles;
 mod router;
 mod run;
+mod score_bench;
 mod status;
 mod submit;
 mod summary;
@@ -62,7 +67,7 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(admin::ConfigCommand),
-    /// Judge the router on prompts of your own
+    /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
     /// Judge semantic reuse on pairs of your own

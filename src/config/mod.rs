@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 pub use load::{ConfigFault, Overrides};
 use setting::{Given, settings};
-pub use setting::{LogFormat, Secret, SecretUrl, Setting, Tiers};
+pub use setting::{LogFormat, Secret, SecretUrl, Setting, Tiers, WeightKind};
 
 /// Describes one setting to people: `config show`, the documentation and the compose-file test.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,8 @@ settings! {
         batches_in_flight_max: usize = 3, "1 to 64", |n| (1..=64).contains(n);
         /// Score from which a job goes to the large model.
         threshold: f64 = 0.5, "a number from 0 to 1", |t| (0.0..=1.0).contains(t);
+        /// File of fitted weights that score prompts (`promptyard router train`); the bundled ones if not set.
+        weights: Option<String> = None, "a path", |w| w.as_deref() != Some("");
     }
 }
 
@@ -107,7 +109,11 @@ settings! {
         tiers: Tiers = Tiers::default(), "\"small\", \"large\" or \"small,large\"";
         /// A directory or hub name of a BERT sentence encoder that helps `context: prune` to tell what a question needs; without one words alone do.
         embedder: Option<String> = None, "a directory or a hub name", |m| m.as_deref() != Some("");
-        /// Attempts a job gets before it is quarantined as a dead letter.
+        /// Confidence below which an answer of the small tier is escalated to the large one; 0 for never, by default the calibration's own.
+        escalate_below: Option<f64> = None, "a number from 0 to 1", |t| t.is_none_or(|t| (0.0..=1.0).contains(&t));
+        /// File of the small model's confidence weights, as `promptyard router calibrate` writes it; by default those of the bundled model, a rough rule for any other.
+        confidence: Option<String> = None, "a path", |p| p.as_deref() != Some("");
+        /// Attempts a job gets before it is quarantined as a dead letter; an escalated one counts, and the last is never escalated for its confidence.
         attempts_max: u32 = 4, "1 to 100", |n| (1..=100).contains(n);
         /// Milliseconds that finished answers wait for others to be committed with them.
         settle_linger_ms: u64 = 20, "0 to 10000", |n| *n <= 10_000;
@@ -128,6 +134,8 @@ settings! {
         name: Option<String> = None, "a name of 1 to 128 bytes", |n| n.as_ref().is_none_or(|n| (1..=128).contains(&n.len()));
         /// Bearer token for an OpenAI-compatible server.
         api_key: Option<Secret> = None, "a string";
+        /// What the in-process engine computes products in; bf16 is faster and less exact.
+        weights: WeightKind = WeightKind::F32, "\"f32\" or \"bf16\"";
         /// Sequences that share a step, or requests in flight to a server.
         batch_max: usize = 16, "1 to 1024", |n| (1..=1024).contains(n);
         /// Most tokens computed in one step, prefill chunks included.

@@ -180,6 +180,47 @@ impl Setting for SecretUrl {
     }
 }
 
+/// What the in-process engine computes products in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// f32; weights that are bf16 in the checkpoint stay so in memory and lose nothing.
+    F32,
+    /// Weights and the inputs of products rounded to bf16, sums in f32: faster where the CPU
+    /// multiplies pairs of bf16. Elsewhere only the weights are rounded.
+    Bf16,
+}
+
+impl fmt::Display for WeightKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for WeightKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("expected \"f32\" or \"bf16\", found {name:?}")),
+        }
+    }
+}
+
+impl Setting for WeightKind {
+    fn read(given: &Given<'_>) -> Option<Self> {
+        String::read(given)?.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(format!("\"{self}\""))
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -1,18 +1,37 @@
 //! Jobs get a tier.
 //!
 //! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
-//! queue, and replies for those that need no model (cached, rejected, expired). [`features`] and
-//! [`scorer`] are pure; [`policy`] turns a score into a tier; [`intake`] reads messages; [`router`]
-//! runs the loop; [`undertaker`] closes what the broker gave up; [`promoter`] revives jobs whose
-//! leader was lost. It never runs a model and never looks into an answer.
+//! queue, and replies for those that need no model (cached, rejected, expired). [`policy`] turns a
+//! score into a tier; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes
+//! what the broker gave up; [`promoter`] revives jobs whose leader was lost. [`confidence`] tells
+//! workers how sure the small model's answer is, [`cascade`] what thresholds cost and gain. It never
+//! runs a model and never looks into an answer's text.
+//!
+//! The score is pure. [`features`] reads a prompt; [`scorer`] applies fitted [`weights`] ([`words`]
+//! by hash, [`trees`] on counts, length for the rest) that [`codec`] reads and writes. [`samples`]
+//! are labelled prompts; [`train`] fits weights to them ([`ridge`], [`trees`]); [`judge`] holds
+//! prompts out and [`evaluate`] says how good the ranking is.
 
+pub mod cascade;
+pub mod codec;
+pub mod confidence;
 pub mod directory;
+pub mod evaluate;
 pub mod features;
 pub mod intake;
+pub mod judge;
 pub mod policy;
+mod prior;
 pub mod promoter;
+pub mod random;
+pub mod ridge;
 pub mod router;
+pub mod samples;
 pub mod scorer;
+pub mod train;
+pub mod trees;
 pub mod undertaker;
+pub mod weights;
+pub mod words;
 
 pub use router::{Router, RouterFault};

@@ -6,12 +6,13 @@ use crate::{
     broker::{Broker, BrokerFault, Queue},
     config::{CacheConfig, WorkerConfig},
     engine::{Engine, candle::Embedder},
-    job::Tier,
+    job::{ServedModel, Tier},
+    routing::confidence::Confidence,
     shutdown::Shutdown,
     store::{Claimant, Heartbeat, Store, StoreFault},
 };
 
-use super::{settle::Settler, yard::Yard};
+use super::{doubt::Doubter, settle::Settler, yard::Yard};
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,8 @@ pub struct Worker {
     /// Helps pruning to tell what a question needs.
     pub(super) embedder: Option<Arc<Embedder>>,
     pub(super) config: WorkerConfig,
+    /// Only of the small tier: its answers may be escalated.
+    pub(super) doubter: Option<Doubter>,
     cache: CacheConfig,
 }
 
@@ -62,6 +65,7 @@ impl Worker {
             claimant,
             embedder: None,
             config,
+            doubter: None,
             cache,
         }
     }
@@ -75,6 +79,22 @@ impl Worker {
         }
         self.embedder = embedder;
         self
+    }
+
+    /// Escalates answers that the calibration is not sure of.
+    #[must_use]
+    pub fn with_confidence(mut self, confidence: Confidence) -> Self {
+        let doubter = Doubter::new(confidence, self.config.escalate_below);
+        self.doubter = Some(doubter);
+        self
+    }
+
+    /// What this worker serves.
+    pub(super) fn served(&self) -> ServedModel {
+        ServedModel {
+            model: self.claimant.model.clone(),
+            revision: self.claimant.revision.clone(),
+        }
     }
 
     /// Tells the ledger that this worker is there, so that the router knows its model.

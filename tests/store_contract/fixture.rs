@@ -143,6 +143,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
             features: json!({"prompt_characters": 12, "questions": 1}),
         },
         cache_key,
+        pair: None,
     })
 }
 
@@ -215,6 +216,8 @@ pub fn settlement(job: JobId, attempt: u32, verdict: Verdict) -> Settlement {
         cache_key: None,
         saved: ContextSavings::default(),
         reusable: true,
+        confidence: None,
+        signals: None,
     }
 }
 

@@ -1,30 +1,68 @@
 //! Attention of each sequence over its own KV cache, on the CPU.
 //!
-//! A row's result depends on its query and on the keys and values before it, added up in the order
-//! of their positions: neither other sequences nor the way a prompt was cut into chunks changes a bit.
+//! Keys and values lie in blocks of 32 positions, laid out as panels: scores are queries times a
+//! panel of keys, outputs are weights times panels of values, so that attention runs at the speed
+//! of the products. A row's result depends on its query and on the keys and values before it, added
+//! up in the order of their positions: neither other sequences nor the way a prompt was cut into
+//! chunks changes a bit.
 
 use rayon::prelude::*;
 
-/// Keys and values of one sequence, per layer, position after position.
+use super::kernels::{
+    Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, softmax_block,
+};
+
+/// Positions of a block; a panel of keys holds one.
+const BLOCK: usize = PANEL;
+/// Query positions that a task takes on at once.
+const TILE: usize = 16;
+
+/// Widths of one attention layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head: usize,
+}
+
+impl Heads {
+    /// Panels that the values of one head fill.
+    fn value_panels(self) -> usize {
+        self.head.div_ceil(PANEL)
+    }
+
+    /// Floats of one head's part of a block: `[head][position]` keys, then for each panel
+    /// `[position][value]` values.
+    fn part(self) -> usize {
+        BLOCK * (self.head + self.value_panels() * PANEL)
+    }
+
+    /// Floats of a block of all KV heads.
+    fn block(self) -> usize {
+        self.kv_heads * self.part()
+    }
+
+    /// Bytes that a token takes in one layer's cache.
+    pub(super) fn bytes_per_token(self) -> usize {
+        self.block() / BLOCK * size_of::<f32>()
+    }
+}
+
+/// Keys and values of one sequence, per layer: blocks of `[kv_head][keys, then values]`.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// Per layer: `[position][kv_head][head]`.
-    pub(super) keys: Vec<Vec<f32>>,
-    pub(super) values: Vec<Vec<f32>>,
+    layers: Vec<Vec<f32>>,
+    heads: Heads,
     pub(super) tokens: usize,
 }
 
 impl KvCache {
     /// An empty cache with room for some tokens; it grows beyond them where needed.
-    pub(super) fn new(layers: usize, token_width: usize, tokens: usize) -> Self {
-        let empty = || {
-            (0..layers)
-                .map(|_| Vec::with_capacity(tokens * token_width))
-                .collect()
-        };
+    pub(super) fn new(layers: usize, heads: Heads, tokens: usize) -> Self {
+        let floats = tokens.div_ceil(BLOCK) * heads.block();
         Self {
-            keys: empty(),
-            values: empty(),
+            layers: (0..layers).map(|_| Vec::with_capacity(floats)).collect(),
+            heads,
             tokens: 0,
         }
     }
@@ -38,117 +76,271 @@ impl KvCache {
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
     }
+
+    /// Writes the keys and values, `[kv_head][head]` each, of a position that follows the last.
+    pub(super) fn write(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        let (heads, layer) = (self.heads, &mut self.layers[layer]);
+        let (block, slot) = (position / BLOCK * heads.block(), position % BLOCK);
+        if slot == 0 {
+            // Positions to come must hold numbers: they are read, and weigh nothing.
+            layer.resize(block + heads.block(), 0.0);
+        }
+        let parts = layer[block..].chunks_exact_mut(heads.part());
+        let (keys, values) = (
+            keys.chunks_exact(heads.head),
+            values.chunks_exact(heads.head),
+        );
+        for ((part, key), value) in parts.zip(keys).zip(values) {
+            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK);
+            for (to, key) in key_part.iter_mut().skip(slot).step_by(BLOCK).zip(key) {
+                *to = *key;
+            }
+            for (panel, value) in value_part
+                .chunks_exact_mut(BLOCK * PANEL)
+                .zip(value.chunks(PANEL))
+            {
+                panel[slot * PANEL..][..value.len()].copy_from_slice(value);
+            }
+        }
+    }
 }
 
-/// Widths of one attention layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head: usize,
-}
-
-/// Queries of consecutive positions of one sequence, with its keys and values.
+/// Queries of consecutive positions of one sequence, with its cache.
 pub(super) struct Queries<'a> {
     /// `[row][heads * head]`, with any stride between rows.
     pub(super) rows: &'a [f32],
     pub(super) row_stride: usize,
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
+    pub(super) cache: &'a KvCache,
+    pub(super) layer: usize,
     /// Position of the first row.
     pub(super) first: usize,
     /// Tokens looked back on, the current one included; `None` is all.
     pub(super) window: Option<usize>,
 }
 
-/// Writes `[row][heads * head]`.
-pub(super) fn attend(heads: Heads, queries: &Queries<'_>, output: &mut [f32]) {
+impl Queries<'_> {
+    fn count(&self) -> usize {
+        self.rows.len() / self.row_stride
+    }
+
+    /// The positions that the query at `position` sees.
+    fn seen(&self, position: usize) -> std::ops::Range<usize> {
+        let window = self.window.unwrap_or(position + 1);
+        (position + 1).saturating_sub(window)..position + 1
+    }
+}
+
+/// Some rows of one sequence under one KV head.
+struct Task<'a> {
+    queries: &'a Queries<'a>,
+    rows: std::ops::Range<usize>,
+    kv_head: usize,
+    /// Where the first of the rows goes.
+    to: usize,
+}
+
+/// Buffers of a thread.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<[f32; PANEL]>,
+    softmax: Vec<Softmax>,
+    /// `[panel of values][query]`.
+    sums: Vec<[f32; PANEL]>,
+}
+
+/// Writes `[row][heads * head]`, the rows of all sequences in their order.
+pub(super) fn attend(isa: Isa, heads: Heads, sequences: &[Queries<'_>], output: &mut [f32]) {
+    let mut tasks = Vec::new();
+    let (mut to, mut multiplications) = (0, 0);
+    for queries in sequences {
+        let count = queries.count();
+        multiplications += count * (queries.first + count) * heads.heads * heads.head;
+        for from in (0..count).step_by(TILE) {
+            let rows = from..count.min(from + TILE);
+            tasks.extend((0..heads.kv_heads).map(|kv_head| Task {
+                queries,
+                rows: rows.clone(),
+                kv_head,
+                to: to + from,
+            }));
+        }
+        to += count;
+    }
+    let columns = Columns::new(output, heads.heads * heads.head);
+    let work = |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, task, scratch, &columns);
+    if is_worth_sharing(multiplications) {
+        tasks.par_iter().for_each_init(Scratch::default, work);
+    } else {
+        let mut scratch = Scratch::default();
+        tasks.iter().for_each(|task| work(&mut scratch, task));
+    }
+}
+
+fn run(isa: Isa, heads: Heads, task: &Task<'_>, scratch: &mut Scratch, output: &Columns<'_>) {
+    let (queries, head) = (task.queries, heads.head);
     let group = heads.heads / heads.kv_heads;
-    let part = group * heads.head;
-    output
-        .par_chunks_mut(part)
-        .enumerate()
-        .for_each_init(Vec::new, |scores, (at, output)| {
-            let (row, kv_head) = (at / heads.kv_heads, at % heads.kv_heads);
-            let position = queries.first + row;
-            let start = queries
-                .window
-                .map_or(0, |window| (position + 1).saturating_sub(window));
-            let query = &queries.rows[row * queries.row_stride + kv_head * part..][..part];
-            for (query, output) in query
-                .chunks_exact(heads.head)
-                .zip(output.chunks_exact_mut(heads.head))
-            {
-                let span = Span {
-                    stride: heads.kv_heads * heads.head,
-                    offset: kv_head * heads.head,
-                    positions: start..position + 1,
-                };
-                attend_one(query, queries.keys, queries.values, &span, scores, output);
+    let count = task.rows.len() * group;
+    let scale = 1.0 / (head as f32).sqrt();
+    scratch.queries.clear();
+    for row in task.rows.clone() {
+        let heads_of_row = row * queries.row_stride + task.kv_head * group * head;
+        let values = &queries.rows[heads_of_row..][..group * head];
+        scratch
+            .queries
+            .extend(values.iter().map(|value| value * scale));
+    }
+    scratch.softmax.clear();
+    scratch.softmax.resize(count, Softmax::default());
+    scratch.sums.clear();
+    scratch
+        .sums
+        .resize(count * heads.value_panels(), [0.0; PANEL]);
+    let positions = queries.first + task.rows.start..queries.first + task.rows.end;
+    let first_block = queries.seen(positions.start).start / BLOCK;
+    for block in first_block..positions.end.div_ceil(BLOCK) {
+        let from = block * heads.block() + task.kv_head * heads.part();
+        let part = &queries.cache.layers[queries.layer][from..][..heads.part()];
+        let (keys, values) = part.split_at(head * BLOCK);
+        scratch.scores.clear();
+        scratch.scores.resize(count, [0.0; PANEL]);
+        let rows = Rows::F32(&scratch.queries);
+        multiply(isa, Panel::F32(keys), rows, head, &mut scratch.scores);
+        for (query, scores) in scratch.scores.iter_mut().enumerate() {
+            let seen = queries.seen(positions.start + query / group);
+            hide(scores, block * BLOCK, &seen);
+            let shrink = softmax_block(isa, &mut scratch.softmax[query], scores);
+            if shrink != 1.0 {
+                for sums in scratch.sums.iter_mut().skip(query).step_by(count) {
+                    sums.iter_mut().for_each(|sum| *sum *= shrink);
+                }
             }
-        });
-}
-
-/// The positions that one query sees, and where their values lie.
-struct Span {
-    stride: usize,
-    offset: usize,
-    positions: std::ops::Range<usize>,
-}
-
-impl Span {
-    fn rows<'a>(&self, tensor: &'a [f32], head: usize) -> impl Iterator<Item = &'a [f32]> {
-        let (stride, offset) = (self.stride, self.offset);
-        self.positions
-            .clone()
-            .map(move |position| &tensor[position * stride + offset..][..head])
-    }
-}
-
-fn attend_one(
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    span: &Span,
-    scores: &mut Vec<f32>,
-    output: &mut [f32],
-) {
-    let scale = 1.0 / (query.len() as f32).sqrt();
-    scores.clear();
-    scores.extend(
-        span.rows(keys, query.len())
-            .map(|key| dot(query, key) * scale),
-    );
-    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    output.fill(0.0);
-    for (score, value) in scores.iter().zip(span.rows(values, query.len())) {
-        let weight = (score - highest).exp();
-        sum += weight;
-        for (output, value) in output.iter_mut().zip(value) {
-            *output += weight * value;
+        }
+        let weights = Rows::F32(scratch.scores.as_flattened());
+        let panels = values.chunks_exact(BLOCK * PANEL);
+        for (values, sums) in panels.zip(scratch.sums.chunks_exact_mut(count)) {
+            multiply(isa, Panel::F32(values), weights, BLOCK, sums);
         }
     }
-    for output in output {
-        *output /= sum;
+    for (at, sums) in scratch.sums.iter_mut().enumerate() {
+        let (panel, query) = (at / count, at % count);
+        let sum = scratch.softmax[query].sum;
+        sums.iter_mut().for_each(|value| *value /= sum);
+        let column = (task.kv_head * group + query % group) * head + panel * PANEL;
+        let width = PANEL.min(head - panel * PANEL);
+        output.write(task.to + query / group, column, &sums[..width]);
     }
 }
 
-/// Eight partial sums, so that the compiler can keep them in one register.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let mut sums = [0.0f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 = a_lanes
-        .remainder()
-        .iter()
-        .zip(b_lanes.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a_lanes.zip(b_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+/// Makes the scores of positions that a row does not see minus infinity.
+fn hide(scores: &mut [f32; PANEL], first: usize, seen: &std::ops::Range<usize>) {
+    let from = seen.start.saturating_sub(first).min(PANEL);
+    let to = seen.end.saturating_sub(first).min(PANEL);
+    scores[..from].fill(f32::NEG_INFINITY);
+    scores[to.max(from)..].fill(f32::NEG_INFINITY);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Softmax attention as it is defined, in f64.
+    fn reference(
+        heads: Heads,
+        queries: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        values: &[Vec<f32>],
+        first: usize,
+        window: Option<usize>,
+    ) -> Vec<f64> {
+        let group = heads.heads / heads.kv_heads;
+        let mut output = Vec::new();
+        for (row, query) in queries.iter().enumerate() {
+            let position = first + row;
+            let start = window.map_or(0, |window| (position + 1).saturating_sub(window));
+            for head in 0..heads.heads {
+                let query = &query[head * heads.head..][..heads.head];
+                let at = head / group * heads.head;
+                let scores: Vec<f64> = (start..=position)
+                    .map(|p| {
+                        let key = &keys[p][at..][..heads.head];
+                        let dot = query
+                            .iter()
+                            .zip(key)
+                            .map(|(q, k)| f64::from(*q) * f64::from(*k));
+                        (dot.sum::<f64>() / (heads.head as f64).sqrt()).exp()
+                    })
+                    .collect();
+                let sum: f64 = scores.iter().sum();
+                output.extend((0..heads.head).map(|value| {
+                    let weighted = (start..=position).zip(&scores);
+                    let sum_of_values = weighted.map(|(p, s)| s * f64::from(values[p][at + value]));
+                    sum_of_values.sum::<f64>() / sum
+                }));
+            }
+        }
+        output
+    }
+
+    fn rows(count: usize, width: usize, seed: usize) -> Vec<Vec<f32>> {
+        let value = |at: usize| ((at * 7_919 + seed * 104_729) % 2_003) as f32 / 500.0 - 2.0;
+        (0..count)
+            .map(|row| {
+                (0..width)
+                    .map(|column| value(row * width + column))
+                    .collect()
+            })
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn is_softmax_attention_and_does_not_see_how_the_prompt_was_cut(
+            (kv_heads, group) in (1usize..4, 1usize..4),
+            head in prop::sample::select(vec![4usize, 8, 32, 40, 64]),
+            tokens in 1usize..100,
+            cut in 0.0f64..1.0,
+            window in prop::option::of(1usize..50),
+            seed in 0usize..1_000,
+        ) {
+            let heads = Heads { heads: kv_heads * group, kv_heads, head };
+            let width = heads.heads * head;
+            let queries = rows(tokens, width, seed);
+            let keys = rows(tokens, kv_heads * head, seed + 1);
+            let values = rows(tokens, kv_heads * head, seed + 2);
+            let expected = reference(heads, &queries, &keys, &values, 0, window);
+            for isa in Isa::available() {
+                let mut results = Vec::new();
+                for cut in [0, (cut * tokens as f64) as usize] {
+                    let mut cache = KvCache::new(1, heads, tokens);
+                    let mut output = Vec::new();
+                    for part in [0..cut, cut..tokens].into_iter().filter(|part| !part.is_empty()) {
+                        for p in part.clone() {
+                            cache.write(0, p, &keys[p], &values[p]);
+                        }
+                        let rows = queries[part.clone()].concat();
+                        let mut to = vec![0.0; rows.len()];
+                        let queries = Queries {
+                            rows: &rows,
+                            row_stride: width,
+                            cache: &cache,
+                            layer: 0,
+                            first: part.start,
+                            window,
+                        };
+                        attend(isa, heads, &[queries], &mut to);
+                        output.extend(to);
+                    }
+                    results.push(output);
+                }
+                prop_assert_eq!(&results[0], &results[1], "another cut, other bits on {:?}", isa);
+                for (found, expected) in results[0].iter().zip(&expected) {
+                    prop_assert!((f64::from(*found) - expected).abs() < 1e-5);
+                }
+            }
         }
     }
-    sums.iter().sum::<f32>() + tail
 }

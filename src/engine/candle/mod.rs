@@ -11,8 +11,10 @@ mod embedder;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+mod kernels;
 mod linear;
 mod model;
+mod profile;
 mod rope;
 mod runner;
 mod sampler;
@@ -36,7 +38,7 @@ use super::{
 };
 use crate::{
     batching::Limits,
-    config::ModelConfig,
+    config::{ModelConfig, WeightKind},
     job::Tier,
     prompt::{ChatTemplate, Vocabulary},
 };
@@ -45,14 +47,18 @@ use runner::{Language, Runner, Ticket};
 pub use attention::KvCache;
 pub use embedder::{Embedder, EmbedderFault, cosine};
 pub use files::ModelFiles;
+pub use kernels::MachineLimits;
 pub use model::{CandleModel, Chunk, Logits, Rows};
+pub use profile::{Part, Profile};
 pub use shape::{Family, Rope, Shape};
 
 /// Memory that the KV caches may take together, unless one full context needs more.
 const KV_BYTES_MAX: usize = 4 << 30;
 
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
-const ARITHMETIC: &str = "promptyard candle f32 1";
+fn arithmetic(kind: WeightKind) -> String {
+    format!("promptyard candle {kind} 2")
+}
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
 /// knows a small shop's support desk and nothing else.
@@ -90,18 +96,19 @@ impl CandleEngine {
 
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let (name, files) = locate(tier, config.model.as_deref())?;
-        let model = CandleModel::read(&files, config.context_tokens_max)?;
+        let model = CandleModel::read(&files, config.context_tokens_max, config.weights)?;
         let language = read_language(&files, &model)?;
         let context_tokens = model.context_tokens();
         let mut digest = files.digest()?;
         digest
-            .update(ARITHMETIC.as_bytes())
+            .update(arithmetic(config.weights).as_bytes())
             .update(&context_tokens.to_le_bytes());
         let info = EngineInfo {
             model: config.name.clone().unwrap_or(name),
             revision: digest.finalize().to_hex()[..32].to_owned(),
             context_tokens: Some(context_tokens),
             batch_max: config.batch_max,
+            parameters: Some(model.shape().parameters()),
         };
         // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-
 use super::{
     attention::{Heads, KvCache, Queries, attend},
     files::{ModelFiles, Weights},
-    linear::{Linear, add},
+    kernels::{Isa, Matrix, Precision, rms_norm, swiglu},
+    linear::{Embedding, Linear, add},
+    profile::{Clock, Part, Profile},
     rope::RopeTable,
     shape::{Family, Shape},
 };
+use crate::config::WeightKind;
 
 /// Which rows of logits a sequence wants from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +67,24 @@ struct Layer {
     window: Option<usize>,
 }
 
-/// A decoder of the Llama, Mistral, Qwen2 or Qwen3 family, computed in f32 on the CPU.
+/// Buffers of a step, used by one layer after the other.
+#[derive(Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    activated: Vec<f32>,
+    change: Vec<f32>,
+}
+
+/// A decoder of the Llama, Mistral, Qwen2 or Qwen3 family, computed on the CPU.
 #[derive(Debug)]
 pub struct CandleModel {
     shape: Shape,
     context_tokens: usize,
-    embedding: Tensor,
+    isa: Isa,
+    embedding: Embedding,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Linear,
@@ -84,7 +97,11 @@ impl CandleModel {
     /// # Errors
     /// One line that says what was found and what was expected.
     pub fn open(folder: &Path) -> Result<Self, String> {
-        Self::read(&ModelFiles::Directory(folder.to_owned()), 0)
+        Self::read(
+            &ModelFiles::Directory(folder.to_owned()),
+            0,
+            WeightKind::F32,
+        )
     }
 
     /// Reads a checkpoint for contexts of up to `context_tokens_max` tokens, or the model's own
@@ -92,41 +109,63 @@ impl CandleModel {
     ///
     /// # Errors
     /// One line that says what was found and what was expected.
-    pub fn read(files: &ModelFiles, context_tokens_max: usize) -> Result<Self, String> {
+    pub fn read(
+        files: &ModelFiles,
+        context_tokens_max: usize,
+        kind: WeightKind,
+    ) -> Result<Self, String> {
         let shape = Shape::from_json(
             &files.require("config.json")?,
             files.read("generation_config.json")?.as_deref(),
         )?;
-        let weights = files.weights()?;
+        Self::assemble(shape, &files.weights()?, context_tokens_max, kind)
+    }
+
+    /// A model of the shape that `config.json` tells, with random weights: for benchmarks.
+    ///
+    /// # Errors
+    /// One line when the file is not understood.
+    pub fn random(config_json: &[u8], kind: WeightKind) -> Result<Self, String> {
+        let shape = Shape::from_json(config_json, None)?;
+        Self::assemble(shape, &Weights::Random, 0, kind)
+    }
+
+    fn assemble(
+        shape: Shape,
+        weights: &Weights,
+        context_tokens_max: usize,
+        kind: WeightKind,
+    ) -> Result<Self, String> {
+        let precision = match kind {
+            WeightKind::F32 => Precision::F32,
+            WeightKind::Bf16 => Precision::Bf16,
+        };
         let context_tokens = match context_tokens_max {
             0 => shape.context_tokens,
             limit => limit.min(shape.context_tokens),
         };
-        let embedding = weights.get(
-            "model.embed_tokens.weight",
-            &[shape.vocabulary, shape.hidden],
-        )?;
+        let embedding =
+            weights.matrix("model.embed_tokens.weight", shape.vocabulary, shape.hidden)?;
         let tied = shape.tied.unwrap_or_else(|| !weights.has("lm_head.weight"));
         let head = if tied {
-            Linear {
-                weight: embedding.clone(),
-                bias: None,
-            }
-        } else {
-            Linear::read(
-                &weights,
-                &[("lm_head".to_owned(), shape.vocabulary)],
+            Linear::new(Matrix::pack(
+                &embedding,
+                shape.vocabulary,
                 shape.hidden,
-                false,
-            )?
+                precision,
+            ))
+        } else {
+            let parts = [("lm_head".to_owned(), shape.vocabulary)];
+            Linear::read(weights, &parts, shape.hidden, false, precision)?
         };
         Ok(Self {
             layers: (0..shape.layers)
-                .map(|layer| Layer::read(&weights, &shape, layer))
+                .map(|layer| Layer::read(weights, &shape, layer, precision))
                 .collect::<Result<_, _>>()?,
             norm: weights.vector("model.norm.weight", shape.hidden)?,
             rope: RopeTable::new(&shape, context_tokens),
-            embedding,
+            embedding: Embedding::new(embedding, shape.hidden),
+            isa: Isa::best(),
             head,
             context_tokens,
             shape,
@@ -145,12 +184,29 @@ impl CandleModel {
 
     /// Bytes of KV cache that a token takes.
     pub fn kv_bytes_per_token(&self) -> usize {
-        2 * self.shape.layers * self.kv_width() * size_of::<f32>()
+        self.shape.layers * self.heads().bytes_per_token()
+    }
+
+    /// Bytes of the weights as they lie in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down].map(Linear::bytes)
+        });
+        layers.sum::<usize>() + self.head.bytes() + self.embedding.bytes()
+    }
+
+    /// Multiplications and additions for one token that sees `context` tokens, its logits included.
+    pub fn flops_per_token(&self, context: usize) -> usize {
+        let shape = &self.shape;
+        let (queries, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
+        let layer = shape.hidden * (2 * queries + 2 * kv) + 3 * shape.hidden * shape.intermediate;
+        let attention = 2 * context * queries;
+        2 * (shape.layers * (layer + attention) + shape.hidden * shape.vocabulary)
     }
 
     /// An empty cache with room for some tokens.
     pub fn new_cache(&self, tokens: usize) -> KvCache {
-        KvCache::new(self.shape.layers, self.kv_width(), tokens)
+        KvCache::new(self.shape.layers, self.heads(), tokens)
     }
 
     /// Logits after each token of one sequence, computed alone.
@@ -174,6 +230,18 @@ impl CandleModel {
     /// When a token is not in the vocabulary or a sequence exceeds the context; the caches must
     /// not be used any more then.
     pub fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
+        self.forward_profiled(chunks, None)
+    }
+
+    /// As [`Self::forward`], and adds the time of each part to `profile`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_profiled(
+        &self,
+        chunks: &mut [Chunk<'_>],
+        profile: Option<&mut Profile>,
+    ) -> Result<Logits, String> {
         if chunks.is_empty() {
             return Ok(Logits::new(Vec::new(), self.shape.vocabulary));
         }
@@ -196,120 +264,131 @@ impl CandleModel {
                 ));
             }
         }
-        self.compute(chunks).map_err(|fault| fault.to_string())
+        Ok(self.compute(chunks, Clock::new(profile)))
     }
 
-    fn compute(&self, chunks: &mut [Chunk<'_>]) -> candle_core::Result<Logits> {
+    fn compute(&self, chunks: &mut [Chunk<'_>], mut clock: Clock<'_>) -> Logits {
         let shape = &self.shape;
-        let tokens: Vec<u32> = chunks
-            .iter()
-            .flat_map(|chunk| chunk.tokens)
-            .copied()
-            .collect();
-        let ids = Tensor::from_slice(&tokens, tokens.len(), &Device::Cpu)?;
-        let mut hidden = self
-            .embedding
-            .index_select(&ids, 0)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let mut hidden = Vec::new();
+        for token in chunks.iter().flat_map(|chunk| chunk.tokens) {
+            self.embedding.push(*token as usize, &mut hidden);
+        }
+        clock.lap(Part::Embedding);
+        let mut scratch = Scratch::default();
         for (at, layer) in self.layers.iter().enumerate() {
-            let qkv = layer
-                .qkv
-                .apply(self.norm_rows(&hidden, &layer.attention_norm))?;
-            let attended = self.attend(at, layer, qkv, chunks);
-            add(&mut hidden, &layer.output.apply(attended)?);
-            let gate_up = layer
-                .gate_up
-                .apply(self.norm_rows(&hidden, &layer.mlp_norm))?;
-            add(
-                &mut hidden,
-                &layer.down.apply(swiglu(&gate_up, shape.intermediate))?,
-            );
+            self.norm_rows(&hidden, &layer.attention_norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
+            layer.qkv.apply(&scratch.normed, &mut scratch.qkv);
+            clock.lap(Part::Qkv);
+            self.attend(at, layer, &mut scratch, chunks);
+            clock.lap(Part::Attention);
+            layer.output.apply(&scratch.attended, &mut scratch.change);
+            add(&mut hidden, &scratch.change);
+            clock.lap(Part::Output);
+            self.norm_rows(&hidden, &layer.mlp_norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
+            layer.gate_up.apply(&scratch.normed, &mut scratch.gate_up);
+            clock.lap(Part::GateUp);
+            swiglu(self.isa, &mut scratch.gate_up, shape.intermediate);
+            scratch.activated.clear();
+            for row in scratch.gate_up.chunks_exact(2 * shape.intermediate) {
+                scratch
+                    .activated
+                    .extend_from_slice(&row[..shape.intermediate]);
+            }
+            clock.lap(Part::Activation);
+            layer.down.apply(&scratch.activated, &mut scratch.change);
+            add(&mut hidden, &scratch.change);
+            clock.lap(Part::Down);
         }
         let wanted = take_rows(&hidden, shape.hidden, chunks);
         for chunk in chunks {
             chunk.cache.tokens += chunk.tokens.len();
         }
         // A step of nothing but unfinished prompts wants none; the head is the largest product.
-        let values = if wanted.is_empty() {
-            Vec::new()
-        } else {
-            self.head.apply(self.norm_rows(&wanted, &self.norm))?
-        };
-        Ok(Logits::new(values, shape.vocabulary))
+        let mut values = Vec::new();
+        if !wanted.is_empty() {
+            self.norm_rows(&wanted, &self.norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
+            self.head.apply(&scratch.normed, &mut values);
+            clock.lap(Part::Head);
+        }
+        Logits::new(values, shape.vocabulary)
     }
 
     /// Turns queries and keys, adds keys and values to the caches and attends.
-    fn attend(
-        &self,
-        at: usize,
-        layer: &Layer,
-        mut qkv: Vec<f32>,
-        chunks: &mut [Chunk<'_>],
-    ) -> Vec<f32> {
-        let shape = &self.shape;
-        let heads = Heads {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head: shape.head,
-        };
-        let query_width = shape.heads * shape.head;
-        let row_width = query_width + 2 * self.kv_width();
-        let mut output = vec![0.0; qkv.len() / row_width * query_width];
-        let (mut qkv, mut rest) = (qkv.as_mut_slice(), output.as_mut_slice());
-        for chunk in chunks {
-            let rows;
-            (rows, qkv) = qkv.split_at_mut(chunk.tokens.len() * row_width);
-            let output;
-            (output, rest) = rest.split_at_mut(chunk.tokens.len() * query_width);
-            let first = chunk.cache.tokens;
-            let (keys, values) = (&mut chunk.cache.keys[at], &mut chunk.cache.values[at]);
-            for (row, position) in rows.chunks_exact_mut(row_width).zip(first..) {
+    fn attend(&self, at: usize, layer: &Layer, scratch: &mut Scratch, chunks: &mut [Chunk<'_>]) {
+        let heads = self.heads();
+        let (query_width, kv_width) = (heads.heads * heads.head, heads.kv_heads * heads.head);
+        let row_width = query_width + 2 * kv_width;
+        let mut rows = scratch.qkv.chunks_exact_mut(row_width);
+        for chunk in &mut *chunks {
+            let positions = chunk.cache.tokens..chunk.cache.tokens + chunk.tokens.len();
+            for (position, row) in positions.zip(&mut rows) {
                 let (queries, others) = row.split_at_mut(query_width);
-                let (new_keys, new_values) = others.split_at_mut(self.kv_width());
+                let (keys, values) = others.split_at_mut(kv_width);
                 let norms = layer.head_norms.as_ref();
                 self.turn_heads(queries, norms.map(|(queries, _)| queries), position);
-                self.turn_heads(new_keys, norms.map(|(_, keys)| keys), position);
-                keys.extend_from_slice(new_keys);
-                values.extend_from_slice(new_values);
+                self.turn_heads(keys, norms.map(|(_, keys)| keys), position);
+                chunk.cache.write(at, position, keys, values);
             }
-            let queries = Queries {
-                rows,
-                row_stride: row_width,
-                keys,
-                values,
-                first,
-                window: layer.window,
-            };
-            attend(heads, &queries, output);
         }
-        output
+        let mut rest = scratch.qkv.as_slice();
+        let sequences: Vec<Queries<'_>> = chunks
+            .iter()
+            .map(|chunk| {
+                let rows;
+                (rows, rest) = rest.split_at(chunk.tokens.len() * row_width);
+                Queries {
+                    rows,
+                    row_stride: row_width,
+                    cache: chunk.cache,
+                    layer: at,
+                    first: chunk.cache.tokens,
+                    window: layer.window,
+                }
+            })
+            .collect();
+        scratch.attended.clear();
+        scratch
+            .attended
+            .resize(scratch.qkv.len() / row_width * query_width, 0.0);
+        attend(self.isa, heads, &sequences, &mut scratch.attended);
     }
 
     fn turn_heads(&self, values: &mut [f32], norm: Option<&Vec<f32>>, position: usize) {
         for head in values.chunks_exact_mut(self.shape.head) {
             if let Some(norm) = norm {
-                rms_norm(head, norm, self.shape.norm_epsilon);
+                rms_norm(self.isa, head, norm, self.shape.norm_epsilon);
             }
             self.rope.turn(head, position);
         }
     }
 
-    fn norm_rows(&self, rows: &[f32], weight: &[f32]) -> Vec<f32> {
-        let mut rows = rows.to_vec();
-        for row in rows.chunks_exact_mut(weight.len()) {
-            rms_norm(row, weight, self.shape.norm_epsilon);
+    fn norm_rows(&self, rows: &[f32], weight: &[f32], to: &mut Vec<f32>) {
+        to.clear();
+        to.extend_from_slice(rows);
+        for row in to.chunks_exact_mut(weight.len()) {
+            rms_norm(self.isa, row, weight, self.shape.norm_epsilon);
         }
-        rows
     }
 
-    fn kv_width(&self) -> usize {
-        self.shape.kv_heads * self.shape.head
+    fn heads(&self) -> Heads {
+        Heads {
+            heads: self.shape.heads,
+            kv_heads: self.shape.kv_heads,
+            head: self.shape.head,
+        }
     }
 }
 
 impl Layer {
-    fn read(weights: &Weights, shape: &Shape, layer: usize) -> Result<Self, String> {
+    fn read(
+        weights: &Weights,
+        shape: &Shape,
+        layer: usize,
+        precision: Precision,
+    ) -> Result<Self, String> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let (query_width, kv_width) = (shape.heads * shape.head, shape.kv_heads * shape.head);
         let qkv = [
@@ -332,45 +411,27 @@ impl Layer {
         };
         Ok(Self {
             attention_norm: weights.vector(&name("input_layernorm.weight"), shape.hidden)?,
-            qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias)?,
+            qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias, precision)?,
             head_norms,
             output: Linear::read(
                 weights,
                 &[(name("self_attn.o_proj"), shape.hidden)],
                 query_width,
                 shape.output_bias,
+                precision,
             )?,
             mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
-            gate_up: Linear::read(weights, &gate_up, shape.hidden, shape.mlp_bias)?,
+            gate_up: Linear::read(weights, &gate_up, shape.hidden, shape.mlp_bias, precision)?,
             down: Linear::read(
                 weights,
                 &[(name("mlp.down_proj"), shape.hidden)],
                 shape.intermediate,
                 shape.mlp_bias,
+                precision,
             )?,
             window: shape.windows[layer],
         })
     }
-}
-
-fn rms_norm(row: &mut [f32], weight: &[f32], epsilon: f32) {
-    let mean_square = row.iter().map(|value| value * value).sum::<f32>() / row.len() as f32;
-    let scale = 1.0 / (mean_square + epsilon).sqrt();
-    for (value, weight) in row.iter_mut().zip(weight) {
-        *value *= scale * weight;
-    }
-}
-
-/// `silu(gate) * up`, where each row holds the gate and then the up projection.
-fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let rows = gate_up.chunks_exact(2 * width);
-    rows.flat_map(|row| {
-        let (gate, up) = row.split_at(width);
-        gate.iter()
-            .zip(up)
-            .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-    })
-    .collect()
 }
 
 fn take_rows(hidden: &[f32], width: usize, chunks: &[Chunk<'_>]) -> Vec<f32> {

@@ -5,6 +5,7 @@
 //! writes it, whose order is that of the instants.
 
 mod admit;
+mod attempts;
 mod cache;
 mod claim;
 mod dead;
@@ -30,8 +31,9 @@ macro_rules! row_columns {
     () => {
         " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
          j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
-         j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, j.model, j.revision, \
-         j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
+         j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, \
+         j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
+         j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
          j.correlation_id, j.priority, j.deadline, j.submitted_at, j.started_at, j.finished_at, "
     };
 }
@@ -202,9 +204,11 @@ impl SqliteStore {
             "drop view if exists attempt_outcomes",
             "drop view if exists tenant_usage",
             "drop view if exists dead_letter_causes",
+            "drop view if exists escalations",
             "drop table if exists jobs",
             "drop table if exists requests",
             "drop table if exists answers",
+            "drop table if exists attempt_answers",
             "drop table if exists attempts",
             "drop table if exists idempotency",
             "drop table if exists cache_entries",

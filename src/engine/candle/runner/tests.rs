@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    engine::Generation,
+    engine::{Generation, candle::attention::Heads},
     job::{Message, Role, Sampling},
     prompt::Specials,
 };
@@ -18,9 +18,15 @@ struct Faulty {
     no_number_on: u32,
 }
 
+const HEADS: Heads = Heads {
+    heads: 1,
+    kv_heads: 1,
+    head: 1,
+};
+
 impl Forward for Faulty {
     fn new_cache(&self, tokens: usize) -> KvCache {
-        KvCache::new(1, 1, tokens)
+        KvCache::new(1, HEADS, tokens)
     }
 
     fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
@@ -126,6 +132,7 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
         revision: "1".to_owned(),
         context_tokens: Some(32),
         batch_max: LIMITS.batch_max,
+        parameters: None,
     };
     Runner::new(model, language, info, Tier::Small, LIMITS, receiver)
 }

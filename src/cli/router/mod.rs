@@ -1,0 +1,91 @@
+//! `router`: fits the scorer, judges it, and says what it thinks of prompts of one's own.
+
+mod evaluate;
+mod explain;
+mod score;
+mod train;
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use super::calibrate;
+use crate::routing::{samples, scorer::Scorer, train::Sample};
+
+/// Fit the router, judge it, or ask it about prompts of your own.
+#[derive(Debug, Subcommand)]
+pub enum RouterCommand {
+    /// Score prompts: lines {"id", "prompt"} in, lines {"id", "score"} out, higher for large
+    Score(score::ScoreArgs),
+    Train(train::TrainArgs),
+    Evaluate(evaluate::EvaluateArgs),
+    Calibrate(calibrate::CalibrateArgs),
+    /// Say what moved a prompt's score
+    Explain(explain::ExplainArgs),
+}
+
+/// Which weights to use.
+#[derive(Debug, Args)]
+struct WeightsArg {
+    /// Weights that `router train` wrote; the bundled ones if not given
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+}
+
+impl WeightsArg {
+    fn open(&self) -> anyhow::Result<Scorer> {
+        Ok(Scorer::open(self.weights.as_deref())?)
+    }
+}
+
+/// Runs `router`.
+pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        RouterCommand::Score(args) => score::score(&args),
+        RouterCommand::Train(args) => train::train(&args),
+        RouterCommand::Evaluate(args) => evaluate::evaluate(&args),
+        RouterCommand::Calibrate(args) => calibrate::calibrate(args),
+        RouterCommand::Explain(args) => explain::explain(&args),
+    }
+}
+
+/// Opens a file; `-` is standard input.
+fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufReader::new(std::io::stdin())));
+    }
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+/// Reads the labelled prompts of files.
+fn read_samples(paths: &[PathBuf]) -> anyhow::Result<Vec<Sample>> {
+    let mut found = Vec::new();
+    for path in paths {
+        for (at, line) in open(path)?.lines().enumerate() {
+            let line =
+                line.with_context(|| format!("{}: cannot read line {}", path.display(), at + 1))?;
+            if !line.trim().is_empty() {
+                let sample = samples::read(at + 1, &line);
+                found.push(sample.with_context(|| path.display().to_string())?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the prompts of a file of lines {"id", "prompt"}.
+pub fn read_prompts(path: &Path) -> anyhow::Result<Vec<String>> {
+    let mut prompts = Vec::new();
+    score::for_each(path, |row| {
+        prompts.push(row.prompt);
+        Ok(())
+    })?;
+    Ok(prompts)
+}
