@@ -27,7 +27,7 @@ fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
         let body = json!({"prompt": prompt, "max_tokens": 200, "promptyard": {"context": context}});
         json!({"custom_id": name, "body": body}).to_string() + "\n"
     });
-    yard.write("prompts", &lines.concat());
+    yard.write("prompts", lines.concat());
     let arguments = [
         &["run", "prompts", "--json", "--out", "answers.jsonl"],
         &ECHO[..],
@@ -79,7 +79,7 @@ fn pruning_sends_what_the_question_needs_and_keeps_the_question() {
         let body = json!({"prompt": prompt, "max_tokens": 999, "promptyard": {"context": "prune"}});
         json!({"custom_id": name, "body": body}).to_string() + "\n"
     });
-    yard.write("prompts", &lines.concat());
+    yard.write("prompts", lines.concat());
     let arguments = [
         &["run", "prompts", "--json", "--out", "answers.jsonl"],
         &ECHO[..],

@@ -69,10 +69,13 @@ impl Veto {
     }
 }
 
+/// Whether two questions differ in what a guard looks at.
+type Check = fn(&Question, &Question) -> bool;
+
 /// The first guard that forbids to answer `b` with what was answered to `a`; symmetric.
 pub fn veto(a: &str, b: &str) -> Option<Veto> {
     let (a, b) = (Question::read(a), Question::read(b));
-    let checks: [(Veto, fn(&Question, &Question) -> bool); 10] = [
+    let checks: [(Veto, Check); 10] = [
         (Veto::Number, |a, b| a.numbers != b.numbers),
         (Veto::Unit, |a, b| a.units != b.units),
         (Veto::Date, |a, b| a.dates != b.dates),

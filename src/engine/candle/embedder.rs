@@ -162,7 +162,11 @@ impl Embedder {
                 "its positions are {places:?}; absolute ones are expected"
             ));
         }
-        if config.num_attention_heads == 0 || config.hidden_size % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0
+            || !config
+                .hidden_size
+                .is_multiple_of(config.num_attention_heads)
+        {
             return Err("its hidden_size is no multiple of its heads".to_owned());
         }
         let pooling: Pooling = parse(files, "1_Pooling/config.json")?.unwrap_or_default();
