@@ -123,7 +123,7 @@ const FIGURES: [(&str, &str); 9] = [
 ];
 
 /// The views after one escalated job.
-const ESCALATED: [(&str, &str); 3] = [
+const ESCALATED: [(&str, &str); 4] = [
     (
         "select cast(sum(judged) as text) || ' ' || cast(sum(unsure) as text) || ' '
                 || cast(sum(unfit) as text) || ' ' || cast(sum(completion_tokens) as text) || ' '
@@ -135,6 +135,11 @@ const ESCALATED: [(&str, &str); 3] = [
         "select cast(sum(prompt_tokens) as text) || ' ' || cast(sum(completion_tokens) as text)
            from tenant_usage",
         "42 37",
+    ),
+    (
+        "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
+                || ' ' || cast(sum(prefix_tokens) as text) from token_savings",
+        "42 37 5",
     ),
     (
         "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
