@@ -3,6 +3,10 @@
     clippy::unwrap_used,
     reason = "a test that cannot read its fixtures fails"
 )]
+#![expect(
+    clippy::print_stdout,
+    reason = "the largest difference seen is a result"
+)]
 
 use std::{collections::HashMap, path::PathBuf};
 

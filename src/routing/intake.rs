@@ -215,7 +215,7 @@ mod tests {
     fn admission(envelope: &Envelope, body: &str) -> Admission {
         let context = IntakeContext {
             limits: &RequestLimits::default(),
-            threshold: 0.5,
+            threshold: 1.0,
             models: &Models::default(),
             scorer: &Scorer::bundled(),
             now: Utc::now(),

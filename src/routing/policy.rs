@@ -63,10 +63,10 @@ mod tests {
         let tier = |body: &str, threshold| {
             decide(&request(body), threshold, &models, &scorer).map(|(tier, _)| tier)
         };
-        assert_eq!(tier(r#"{"prompt":"hi"}"#, 0.5), Ok(Tier::Small));
+        assert_eq!(tier(r#"{"prompt":"hi"}"#, 1.0), Ok(Tier::Small));
         assert_eq!(tier(r#"{"prompt":"hi"}"#, 0.0), Ok(Tier::Large));
         assert_eq!(
-            tier(r#"{"prompt":"hi","model":"large"}"#, 0.5),
+            tier(r#"{"prompt":"hi","model":"large"}"#, 1.0),
             Ok(Tier::Large)
         );
         assert_eq!(

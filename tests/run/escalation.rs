@@ -312,6 +312,8 @@ fn the_cascade_is_judged_on_both_models_answers() {
             LARGE,
             "--mix",
             "riddle=1,plain=1",
+            "--set",
+            "router.threshold=1",
         ])
         .exits(0)
         .json();

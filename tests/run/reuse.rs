@@ -22,7 +22,9 @@ fn file_of(prefix: &str, count: usize, body: &Value) -> String {
 fn run(yard: &Yard, lines: &str) -> Value {
     yard.write("prompts", lines);
     let arguments = [
-        &["run", "prompts", "--json", "--out", "answers.jsonl"],
+        &["run", "prompts", "--json", "--out", "answers.jsonl"][..],
+        // Only a prompt that asks for it goes to the large model.
+        &["--set", "router.threshold=1"][..],
         &SLOW[..],
     ]
     .concat();
