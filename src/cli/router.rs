@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::routing::{features::Features, scorer};
+use crate::routing::{features::Features, scorer::Scorer};
 
 /// Judge the router on prompts of your own.
 #[derive(Debug, Subcommand)]
@@ -45,6 +45,7 @@ pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("cannot open {}", args.input.display()))?;
         Box::new(BufReader::new(file))
     };
+    let scorer = Scorer::bundled();
     let mut out = BufWriter::new(std::io::stdout());
     for (at, line) in reader.lines().enumerate() {
         let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
@@ -57,7 +58,7 @@ pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
                 at + 1
             )
         })?;
-        let score = scorer::score(&Features::of_text(&row.prompt));
+        let score = scorer.score(&Features::of_text(&row.prompt)).gain;
         writeln!(out, "{}", json!({"id": row.id, "score": score}))?;
     }
     out.flush()?;

@@ -97,6 +97,8 @@ settings! {
         batches_in_flight_max: usize = 3, "1 to 64", |n| (1..=64).contains(n);
         /// Score from which a job goes to the large model.
         threshold: f64 = 0.5, "a number from 0 to 1", |t| (0.0..=1.0).contains(t);
+        /// File of fitted weights that score prompts (`promptyard router train`); the bundled ones if not set.
+        weights: Option<String> = None, "a path", |w| w.as_deref() != Some("");
     }
 }
 

@@ -4,12 +4,17 @@ use serde_json::{Map, Value};
 
 use crate::job::{ChatRequest, Role};
 
+/// Changes whenever the same text would give other features; weights name the one they were fitted to.
+pub const FEATURES_VERSION: u32 = 1;
+
 macro_rules! features {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// A prompt's features. Counts enter the score as `ln(1 + count)`.
-        #[derive(Clone, Copy, Debug, Default, PartialEq)]
+        #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Features {
             $($(#[doc = $doc])+ pub $name: f64,)+
+            /// The caller's own tags.
+            pub tags: Vec<String>,
         }
 
         impl Features {
@@ -81,6 +86,13 @@ impl Features {
             turns: request.messages.len() as f64,
             ..Self::of_text(&request.messages[last_user].content)
         }
+    }
+
+    /// Adds the caller's own tags.
+    #[must_use]
+    pub fn with_tags<'a>(mut self, tags: impl IntoIterator<Item = &'a str>) -> Self {
+        self.tags.extend(tags.into_iter().map(str::to_owned));
+        self
     }
 
     /// Reads the features of a single text.

@@ -18,7 +18,7 @@ use crate::{
     store::{Admission, Course, Route},
 };
 
-use super::{directory::Models, policy};
+use super::{directory::Models, policy, scorer::Scorer};
 
 /// What a message from `jobs.in` is.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct IntakeContext<'a> {
     pub threshold: f64,
     /// The models served now.
     pub models: &'a Models,
+    /// Judges prompts.
+    pub scorer: &'a Scorer,
     /// The present.
     pub now: DateTime<Utc>,
 }
@@ -100,7 +102,7 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
             ),
         }
     } else {
-        match policy::decide(&request, context.threshold, context.models) {
+        match policy::decide(&request, context.threshold, context.models, context.scorer) {
             Ok((tier, decision)) => {
                 // Until a tier's first worker has told its revision, equal jobs in flight still
                 // share a run; the worker sees that the key is not its own and keeps no entry.
@@ -195,6 +197,7 @@ mod tests {
             limits: &RequestLimits::default(),
             threshold: 0.5,
             models: &Models::default(),
+            scorer: &Scorer::bundled(),
             now: Utc::now(),
         };
         read_body(envelope, body.as_bytes(), context)

@@ -5,7 +5,7 @@ use crate::{
     store::Decision,
 };
 
-use super::{directory::Models, features::Features, scorer};
+use super::{directory::Models, features::Features, scorer::Scorer};
 
 /// Chooses the tier of a request.
 ///
@@ -15,9 +15,10 @@ pub fn decide(
     request: &ChatRequest,
     threshold: f64,
     models: &Models,
+    scorer: &Scorer,
 ) -> Result<(Tier, Decision), Reason> {
     let features = Features::of(request);
-    let score = scorer::score(&features);
+    let score = scorer.score(&features).gain;
     let tier = match &request.model {
         ModelChoice::Auto if score >= threshold => Tier::Large,
         ModelChoice::Auto | ModelChoice::Small => Tier::Small,
@@ -39,7 +40,7 @@ pub fn decide(
     let decision = Decision {
         score,
         threshold,
-        scorer: scorer::SCORER.to_owned(),
+        scorer: scorer.version().to_owned(),
         features: features.to_json(),
     };
     Ok((tier, decision))
@@ -58,9 +59,9 @@ mod tests {
 
     #[test]
     fn the_producers_word_beats_the_score() {
-        let models = Models::default();
+        let (models, scorer) = (Models::default(), Scorer::bundled());
         let tier = |body: &str, threshold| {
-            decide(&request(body), threshold, &models).map(|(tier, _)| tier)
+            decide(&request(body), threshold, &models, &scorer).map(|(tier, _)| tier)
         };
         assert_eq!(tier(r#"{"prompt":"hi"}"#, 0.5), Ok(Tier::Small));
         assert_eq!(tier(r#"{"prompt":"hi"}"#, 0.0), Ok(Tier::Large));

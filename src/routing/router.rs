@@ -1,7 +1,7 @@
 //! The router's loop: micro-batches, each admitted in one ledger transaction, published with
 //! pipelined confirms, and acknowledged when everything it led to is durable.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use chrono::Utc;
 use metrics::{counter, histogram};
@@ -20,7 +20,9 @@ use crate::{
 use super::{
     directory::Directory,
     intake::{self, Intake, IntakeContext},
-    promoter, undertaker,
+    promoter,
+    scorer::{Scorer, ScorerFault},
+    undertaker,
 };
 
 /// Why the router ended before it was told to.
@@ -32,6 +34,9 @@ pub enum RouterFault {
     /// It cannot read the ledger.
     #[error(transparent)]
     Store(#[from] StoreFault),
+    /// Its weights cannot be used.
+    #[error(transparent)]
+    Scorer(#[from] ScorerFault),
 }
 
 /// How long to wait before a ledger that failed is asked again.
@@ -72,8 +77,10 @@ impl Router {
     /// Routes until told to stop; then finishes the batches in hand and returns the rest.
     ///
     /// # Errors
-    /// When it cannot start consuming or read the ledger; interruptions later are waited out.
+    /// When its weights cannot be used, or it cannot start consuming or read the ledger;
+    /// interruptions later are waited out.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), RouterFault> {
+        let scorer = Scorer::open(self.config.weights.as_deref().map(Path::new))?;
         let directory = Directory::open(self.store.clone()).await?;
         let mut consumer = self
             .broker
@@ -100,8 +107,9 @@ impl Router {
                 break;
             }
             let (router, directory, stop) = (self.clone(), directory.clone(), shutdown.clone());
+            let scorer = scorer.clone();
             tasks.spawn(async move {
-                router.route(batch, &directory, &stop).await;
+                router.route(batch, &directory, &scorer, &stop).await;
                 drop(permit);
             });
         }
@@ -112,7 +120,13 @@ impl Router {
     }
 
     /// Routes one batch.
-    async fn route(&self, batch: Vec<Delivery>, directory: &Directory, shutdown: &Shutdown) {
+    async fn route(
+        &self,
+        batch: Vec<Delivery>,
+        directory: &Directory,
+        scorer: &Scorer,
+        shutdown: &Shutdown,
+    ) {
         let begun = Instant::now();
         histogram!(ROUTER_BATCH).record(batch.len() as f64);
         let models = directory.models();
@@ -120,6 +134,7 @@ impl Router {
             limits: &self.limits,
             threshold: self.config.threshold,
             models: &models,
+            scorer,
             now: Utc::now(),
         };
         let mut entries = Vec::with_capacity(batch.len());
