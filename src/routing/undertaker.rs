@@ -155,6 +155,7 @@ fn head_of(router: &Router, delivery: &Delivery) -> Option<JobHead> {
             limits: router.limits(),
             threshold: 1.0,
             models: &super::directory::Models::default(),
+            scorer: &super::scorer::Scorer::bundled(),
             now: Utc::now(),
         };
         intake::read_body(&delivery.envelope, &delivery.body, context).head
