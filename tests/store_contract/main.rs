@@ -6,6 +6,7 @@ mod analysis;
 mod attempts;
 mod concurrency;
 mod fixture;
+mod learning;
 mod postgres;
 mod reading;
 mod sharing;

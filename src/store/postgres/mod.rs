@@ -14,6 +14,7 @@ mod cache;
 mod claim;
 mod dead;
 mod insert;
+mod learning;
 mod read;
 mod settle;
 mod text;
