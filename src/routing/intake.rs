@@ -18,7 +18,7 @@ use crate::{
     store::{Admission, Course, Route},
 };
 
-use super::{directory::Models, policy, scorer::Scorer};
+use super::{directory::Models, policy::Policy};
 
 /// What a message from `jobs.in` is.
 #[derive(Debug)]
@@ -34,12 +34,10 @@ pub enum Intake {
 pub struct IntakeContext<'a> {
     /// Limits and defaults of bodies.
     pub limits: &'a RequestLimits,
-    /// Score from which a job goes to large.
-    pub threshold: f64,
+    /// How tiers are chosen.
+    pub policy: &'a Policy,
     /// The models served now.
     pub models: &'a Models,
-    /// Judges prompts.
-    pub scorer: &'a Scorer,
     /// The present.
     pub now: DateTime<Utc>,
 }
@@ -102,7 +100,7 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
             ),
         }
     } else {
-        match policy::decide(&request, context.threshold, context.models, context.scorer) {
+        match context.policy.decide(&head, &request, context.models) {
             Ok((tier, decision)) => {
                 // Until a tier's first worker has told its revision, equal jobs in flight still
                 // share a run; the worker sees that the key is not its own and keeps no entry.
@@ -190,14 +188,13 @@ fn key_fault(key: Option<&str>) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Tier;
+    use crate::{config::RouterConfig, job::Tier, routing::scorer::Scorer};
 
     fn admission(envelope: &Envelope, body: &str) -> Admission {
         let context = IntakeContext {
             limits: &RequestLimits::default(),
-            threshold: 0.5,
+            policy: &Policy::new(&RouterConfig::default(), Scorer::bundled()),
             models: &Models::default(),
-            scorer: &Scorer::bundled(),
             now: Utc::now(),
         };
         read_body(envelope, body.as_bytes(), context)
