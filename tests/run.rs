@@ -18,6 +18,8 @@ mod crashes;
 mod faults;
 #[path = "run/http.rs"]
 mod http;
+#[path = "run/learning.rs"]
+mod learning;
 #[path = "run/reuse.rs"]
 mod reuse;
 #[path = "run/roles.rs"]

@@ -5,12 +5,16 @@
 
 mod admin;
 mod bench;
+mod calibrate;
 mod dead;
+mod explain;
 mod input;
+mod labels;
 mod marks;
 mod options;
 mod output;
 mod progress;
+mod promote;
 mod results;
 mod roles;
 mod router;
@@ -84,7 +88,7 @@ pub async fn main() -> ExitCode {
         Command::Dead(command) => dead::dead(command).await,
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
-        Command::Router(command) => router::router(command),
+        Command::Router(command) => router::router(command).await,
         Command::Bench(command) => bench::bench(command).await,
     };
     outcome.unwrap_or_else(|fault| {

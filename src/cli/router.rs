@@ -14,11 +14,26 @@ use serde_json::{Value, json};
 
 use crate::routing::{features::Features, scorer::Scorer};
 
+use super::{
+    calibrate::{CalibrateArgs, calibrate},
+    explain::{ExplainArgs, explain},
+    labels::{LabelsArgs, labels},
+    promote::{PromoteArgs, promote},
+};
+
 /// Judge the router on prompts of your own.
 #[derive(Debug, Subcommand)]
 pub enum RouterCommand {
     /// Score prompts: lines {"id", "prompt"} in, lines {"id", "score"} out, higher for large
     Score(ScoreArgs),
+    /// Tell why a job went to its tier, and what the other one would have cost
+    Explain(ExplainArgs),
+    /// Tell what a target would deliver on prompts of your own
+    Calibrate(CalibrateArgs),
+    /// Print what both tiers made of prompts, as the ledger knows it: lines to train on
+    Labels(LabelsArgs),
+    /// Put weights in the ledger, from which routers take them without a restart
+    Promote(PromoteArgs),
 }
 
 /// Arguments of `router score`.
@@ -36,8 +51,17 @@ struct Row {
 }
 
 /// Runs `router`.
-pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
-    let RouterCommand::Score(args) = command;
+pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        RouterCommand::Score(args) => score(&args),
+        RouterCommand::Explain(args) => explain(args).await,
+        RouterCommand::Calibrate(args) => calibrate(&args),
+        RouterCommand::Labels(args) => labels(args).await,
+        RouterCommand::Promote(args) => promote(args).await,
+    }
+}
+
+fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let reader: Box<dyn BufRead> = if args.input == Path::new("-") {
         Box::new(BufReader::new(std::io::stdin()))
     } else {

@@ -1,0 +1,40 @@
+//! `router labels`: what the ledger knows of both tiers' answers, as rows to learn from.
+
+use std::{
+    io::{BufWriter, Write},
+    process::ExitCode,
+};
+
+use clap::Args;
+
+use crate::{config::Overrides, fleet, routing::learning};
+
+use super::options::{Common, init_logs, require_ledger};
+
+/// Arguments of `router labels`.
+#[derive(Debug, Args)]
+pub struct LabelsArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs `router labels`.
+pub async fn labels(args: LabelsArgs) -> anyhow::Result<ExitCode> {
+    let config = args.common.load(Overrides::default())?;
+    init_logs(&config)?;
+    require_ledger(&config)?;
+    let store = fleet::open_store(&config, false).await?;
+    let rows = learning::labelled_rows(&store).await;
+    store.close().await;
+    let rows = rows?;
+    anyhow::ensure!(
+        !rows.is_empty(),
+        "the ledger holds no job that both tiers answered; set router.shadow_share"
+    );
+    let mut out = BufWriter::new(std::io::stdout());
+    for row in rows {
+        writeln!(out, "{}", row.to_line())?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
