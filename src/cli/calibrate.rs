@@ -101,27 +101,30 @@ pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let scope = calibrations.scope("default", &[]);
     if let RouteTarget::Quality(_) = config.target {
         // Half of what is labelled teaches the threshold, the other half judges it.
-        let mut pairs = Vec::new();
+        let mut taught = Vec::new();
         for (_, rows) in &mut sets {
-            let taught = rows.split_off(rows.len() / 2);
-            for row in &taught {
-                calibrations.at(scope).remember(row.score);
-                pairs.extend(row.labels.map(|(small, large)| Pair {
-                    score: row.score,
-                    small,
-                    large,
-                }));
-            }
+            taught.extend(rows.split_off(rows.len() / 2));
+        }
+        taught.shuffle(&mut rng);
+        let mut pairs = Vec::new();
+        for row in taught {
+            calibrations.at(scope).remember(row.score);
+            pairs.extend(row.labels.map(|(small, large)| Pair {
+                score: row.score,
+                small,
+                large,
+            }));
         }
         calibrations.observe_pairs(&pairs);
     }
-    let mut told = Vec::new();
+    let (mut told, mut all) = (Vec::new(), Delivered::default());
     for (name, rows) in sets {
         let mut delivered = Delivered::default();
         for row in rows {
             let is_large = row.score >= calibrations.thresholds(scope, 0.0).base;
             calibrations.at(scope).observe(row.score, is_large);
             delivered.add(row, is_large);
+            all.add(row, is_large);
         }
         let mut line = delivered.to_json();
         line["set"] = json!(name);
@@ -130,7 +133,7 @@ pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     }
     let target = config.target.to_string();
     say(
-        &json!({"target": target, "scorer": scorer.version(), "seed": args.seed, "sets": told})
+        &json!({"target": target, "scorer": scorer.version(), "seed": args.seed, "all": all.to_json(), "sets": told})
             .to_string(),
     )?;
     Ok(ExitCode::SUCCESS)

@@ -231,12 +231,15 @@ fn is_too_long_for_small(request: &ChatRequest, models: &Models) -> bool {
         .context_tokens(Tier::Large)
         .is_none_or(|large| large > small);
     let bytes: usize = request.messages.iter().map(|turn| turn.content.len()).sum();
-    takes_more && models.of_tier(Tier::Large).is_some() && bytes / BYTES_PER_TOKEN >= small as usize
+    let may_pass = request.options.escalate != Some(false);
+    let is_served = models.of_tier(Tier::Large).is_some();
+    may_pass && takes_more && is_served && bytes / BYTES_PER_TOKEN >= small as usize
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::Utc;
+    use serde_json::json;
 
     use super::*;
     use crate::{
@@ -330,6 +333,13 @@ mod tests {
             (Tier::Large, RouteReason::Rule)
         );
         assert_eq!(reason("short", "auto", &models).0, Tier::Small);
+        let body = json!({"prompt": long, "promptyard": {"escalate": false}}).to_string();
+        let kept = policy.decide(&head(), &request(&body), &models);
+        assert_eq!(
+            kept.expect("served").0,
+            Tier::Small,
+            "it may not be passed on"
+        );
         assert_eq!(
             reason(&long, "small", &models),
             (Tier::Small, RouteReason::Producer)
