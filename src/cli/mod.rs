@@ -5,20 +5,20 @@
 
 mod admin;
 mod bench;
-mod calibrate;
 mod dead;
 mod explain;
 mod input;
-mod labels;
 mod marks;
 mod options;
 mod output;
+mod pairs;
 mod progress;
 mod promote;
 mod results;
 mod roles;
 mod router;
 mod run;
+mod simulate;
 mod status;
 mod submit;
 mod summary;

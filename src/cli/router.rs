@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::routing::{features::Features, scorer::Scorer};
 
 use super::{
-    calibrate::{CalibrateArgs, calibrate},
     explain::{ExplainArgs, explain},
-    labels::{LabelsArgs, labels},
+    pairs::{PairsArgs, pairs},
     promote::{PromoteArgs, promote},
+    simulate::{SimulateArgs, simulate},
 };
 
 /// Judge the router on prompts of your own.
@@ -29,9 +29,9 @@ pub enum RouterCommand {
     /// Tell why a job went to its tier, and what the other one would have cost
     Explain(ExplainArgs),
     /// Tell what a target would deliver on prompts of your own
-    Calibrate(CalibrateArgs),
+    Simulate(SimulateArgs),
     /// Print what both tiers made of prompts, as the ledger knows it: lines to train on
-    Labels(LabelsArgs),
+    Pairs(PairsArgs),
     /// Put weights in the ledger, from which routers take them without a restart
     Promote(PromoteArgs),
 }
@@ -55,8 +55,8 @@ pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
     match command {
         RouterCommand::Score(args) => score(&args),
         RouterCommand::Explain(args) => explain(args).await,
-        RouterCommand::Calibrate(args) => calibrate(&args),
-        RouterCommand::Labels(args) => labels(args).await,
+        RouterCommand::Simulate(args) => simulate(&args),
+        RouterCommand::Pairs(args) => pairs(args).await,
         RouterCommand::Promote(args) => promote(args).await,
     }
 }

@@ -99,7 +99,7 @@ fn copies_and_feedback_teach_without_a_trace_in_the_results() {
         .exits(1)
         .complains("no job");
     stop(up);
-    let labels = yard.run(&["router", "labels"]).exits(0);
+    let labels = yard.run(&["router", "pairs"]).exits(0);
     let labels: Vec<serde_json::Value> = labels
         .stdout
         .lines()

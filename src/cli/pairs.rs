@@ -1,4 +1,4 @@
-//! `router labels`: what the ledger knows of both tiers' answers, as rows to learn from.
+//! `router pairs`: what the ledger knows of both tiers' answers, as rows to learn from.
 
 use std::{
     io::{BufWriter, Write},
@@ -11,15 +11,15 @@ use crate::{config::Overrides, fleet, routing::learning};
 
 use super::options::{Common, init_logs, require_ledger};
 
-/// Arguments of `router labels`.
+/// Arguments of `router pairs`.
 #[derive(Debug, Args)]
-pub struct LabelsArgs {
+pub struct PairsArgs {
     #[command(flatten)]
     common: Common,
 }
 
-/// Runs `router labels`.
-pub async fn labels(args: LabelsArgs) -> anyhow::Result<ExitCode> {
+/// Runs `router pairs`.
+pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
     require_ledger(&config)?;

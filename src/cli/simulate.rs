@@ -1,4 +1,4 @@
-//! `router calibrate`: what a target would deliver on prompts of one's own.
+//! `router simulate`: what a target would deliver on prompts of one's own.
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +21,9 @@ use crate::{
 
 use super::options::{Common, say};
 
-/// Arguments of `router calibrate`.
+/// Arguments of `router simulate`.
 #[derive(Debug, Args)]
-pub struct CalibrateArgs {
+pub struct SimulateArgs {
     /// File of JSON lines with prompt, and if known set, weak_score and strong_score; `-` is standard
     /// input. Sets come one after another, as shifts of the traffic do
     #[arg(long, value_name = "FILE")]
@@ -84,8 +84,8 @@ impl Delivered {
     }
 }
 
-/// Runs `router calibrate`.
-pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
+/// Runs `router simulate`.
+pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     let mut overrides = Overrides::default();
     if let Some(target) = &args.target {
         overrides.set("--target", "router.target", target);
