@@ -44,12 +44,12 @@ COPY_WEIGHTS = {"echo": 1.0, "show": 1.0, "fact": 1.0, "extract": 1.0, "rewrite"
 PLANS = {
     # The small model answers at once, so on the hard families it can only guess: they get little of its time.
     "small": Plan(
-        steps=10_000, decay_from=5_000, copy_steps=1_500, batch_tokens=2_048,
+        steps=7_000, decay_from=3_500, copy_steps=1_500, batch_tokens=2_048,
         weights={"faq": 1.0, "intent": 0.8, "sentiment": 0.8, "extract": 1.2, "rewrite": 1.0, "status": 1.5, "echo": 0.3, "show": 0.3}
         | dict.fromkeys(HARD, 0.12),
     ),
     "large": Plan(
-        steps=8_000, decay_from=4_800, copy_steps=900, batch_tokens=3_072,
+        steps=7_000, decay_from=4_000, copy_steps=900, batch_tokens=3_072,
         weights={"faq": 0.6, "intent": 0.4, "sentiment": 0.4, "extract": 0.8, "rewrite": 0.6, "status": 0.6, "echo": 0.2, "show": 0.3, "fact": 0.4,
                  "record": 0.8, "arithmetic": 2.0, "total": 1.5, "sort": 2.0, "count": 1.2, "dates": 1.8, "hops2": 1.2, "hops3": 1.5},
     ),

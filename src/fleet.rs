@@ -5,7 +5,12 @@
 //! they listen on. Roles meet only through the broker and the ledger, so a fleet of many
 //! processes is the same thing spread out.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use metrics::gauge;
@@ -16,10 +21,13 @@ use crate::{
     api::{Api, ApiFault},
     broker::{Broker, BrokerFault},
     config::Config,
-    engine::{self, Engine, OpenFault},
+    engine::{self, Engine, EngineInfo, OpenFault, candle::is_bundled},
     job::{JobId, Tier},
     metrics::QUEUE_READY,
-    routing::{Router, RouterFault},
+    routing::{
+        Router, RouterFault,
+        confidence::{Confidence, ConfidenceFault},
+    },
     shutdown::Shutdown,
     store::{Store, StoreFault},
     telemetry::{self, Readiness, TelemetryFault},
@@ -47,6 +55,8 @@ pub enum FleetFault {
     Worker(#[from] WorkerFault),
     #[error(transparent)]
     Api(#[from] ApiFault),
+    #[error(transparent)]
+    Confidence(#[from] ConfidenceFault),
     #[error(transparent)]
     Telemetry(#[from] TelemetryFault),
     #[error("the {role} role panicked; see the log")]
@@ -110,6 +120,29 @@ pub fn embedded_path(config: &Config) -> PathBuf {
     config
         .sqlite_path()
         .unwrap_or_else(|| PathBuf::from("promptyard.db"))
+}
+
+/// The calibration of the small model: the configured one, the bundled model's own, or the rule for
+/// any. Warns when it was fitted for another model.
+///
+/// # Errors
+/// When the weights cannot be used.
+pub fn confidence(config: &Config, served: &EngineInfo) -> Result<Confidence, ConfidenceFault> {
+    let confidence = match &config.worker.confidence {
+        Some(path) => Confidence::read(Path::new(path))?,
+        None if is_bundled(&config.small) => Confidence::bundled()?,
+        None => Confidence::generic(),
+    };
+    if let Some((model, revision)) = confidence.fitted_for()
+        && revision != served.revision
+    {
+        tracing::warn!(
+            "the confidence weights were fitted for {model} {revision}, the small model is {} {}: calibrate again",
+            served.model,
+            served.revision
+        );
+    }
+    Ok(confidence)
 }
 
 /// Roles that run.
@@ -186,6 +219,10 @@ impl Fleet {
                 config.worker.clone(),
                 config.cache.clone(),
             );
+            let worker = match tier {
+                Tier::Small => worker.with_confidence(confidence(config, engine.info())?),
+                Tier::Large => worker,
+            };
             // The router learns the models from the ledger: tell it before it starts.
             worker.announce().await?;
             self.engines.push((*tier, engine));

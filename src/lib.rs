@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! any AMQP client ─┐                        ┌─▶ jobs.small ─▶ worker ─┐   ▲ escalates what the
-//! OpenAI SDK ─▶ api ┴▶ jobs.in ─▶ router ───┤                         ├───┘ small model cannot take
+//! OpenAI SDK ─▶ api ┴▶ jobs.in ─▶ router ───┤                         ├───┘ small model cannot do
 //!                                  │        └─▶ jobs.large ─▶ worker ─┤
 //!                                  └── answer cache hit ─────────────▶ ledger ─▶ analysts' views
 //!                                                                      └─▶ reply queue

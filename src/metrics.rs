@@ -103,6 +103,10 @@ declare! {
 
     /// Attempts that ended, by tier and outcome (succeeded, failed, expired, retried, escalated, returned, fenced).
     Counter ATTEMPTS = "promptyard_worker_attempts_total" ["tier", "outcome"];
+    /// Jobs that went on from the small to the large model, by reason (low_confidence, context_length_exceeded).
+    Counter ESCALATIONS = "promptyard_worker_escalations_total" ["reason"];
+    /// Calibrated probability that the small model's answer is right.
+    Histogram CONFIDENCE = "promptyard_worker_confidence_ratio" [] in SCORES;
     /// Jobs that became terminal, by state and source of the answer (computed, cache, shared, none).
     Counter FINISHED = "promptyard_jobs_finished_total" ["state", "source"];
     /// Seconds from submission to the terminal row, by source of the answer.

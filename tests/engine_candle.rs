@@ -14,7 +14,7 @@ use futures::future::join_all;
 use promptyard::{
     config::ModelConfig,
     engine::{self, Engine, EngineFault, Generate, candle::is_bundled},
-    job::{Answer, FinishReason, Message, Role, Sampling, Tier},
+    job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -62,10 +62,24 @@ fn sampled(content: &str, tokens: u32, seed: Option<u64>) -> Generate {
 }
 
 async fn answer(engine: &Arc<dyn Engine>, request: Generate) -> Answer {
+    answer_and_signals(engine, request).await.0
+}
+
+async fn answer_and_signals(engine: &Arc<dyn Engine>, request: Generate) -> (Answer, Signals) {
     let generation = engine.generate(request).await.unwrap();
     assert!(generation.started_at <= generation.first_token_at.unwrap());
     assert!(generation.first_token_at.unwrap() <= generation.finished_at);
-    generation.answer
+    let signals = generation.signals.unwrap();
+    assert_eq!(signals.tokens, generation.answer.usage.completion_tokens);
+    assert_eq!(Some(signals.mean_logprob), generation.answer.mean_logprob);
+    assert!(signals.min_logprob <= signals.p10_logprob && signals.p50_logprob <= 0.0);
+    assert_eq!(
+        signals.truncated,
+        generation.answer.finish_reason == FinishReason::Length
+    );
+    let spread = signals.distribution.unwrap();
+    assert!(spread.mean_entropy <= spread.max_entropy && spread.min_margin >= 0.0);
+    (generation.answer, signals)
 }
 
 /// Requests of very different length, greedy and sampled.
@@ -90,7 +104,7 @@ async fn answers_do_not_depend_on_company_or_step_size() {
         let engine = open(&config(&fixture(name))).await;
         let mut alone = Vec::new();
         for request in mixed() {
-            alone.push(answer(&engine, request).await);
+            alone.push(answer_and_signals(&engine, request).await);
         }
         for (batch_max, step_tokens_max) in [(16, 512), (5, 16), (3, 50)] {
             let config = ModelConfig {
@@ -99,8 +113,12 @@ async fn answers_do_not_depend_on_company_or_step_size() {
                 ..config(&fixture(name))
             };
             let engine = open(&config).await;
-            let together =
-                join_all(mixed().into_iter().map(|request| answer(&engine, request))).await;
+            let together = join_all(
+                mixed()
+                    .into_iter()
+                    .map(|request| answer_and_signals(&engine, request)),
+            )
+            .await;
             assert_eq!(together, alone, "{name} with {batch_max} sequences a step");
         }
     }

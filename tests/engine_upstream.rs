@@ -145,7 +145,15 @@ async fn maps_request_and_answer() {
     let engine = open(&format!("{url}/v1/"), config).await;
     assert_eq!(engine.info().model, "served");
     assert_eq!(engine.info().context_tokens, Some(2048));
-    let answer = engine.generate(request(0.0)).await.unwrap().answer;
+    let generation = engine.generate(request(0.0)).await.unwrap();
+    let signals = generation.signals.unwrap();
+    assert_eq!((signals.tokens, signals.truncated), (2, true));
+    assert_eq!((signals.min_logprob, signals.first_logprob), (-0.5, -0.5));
+    assert_eq!(
+        signals.distribution, None,
+        "a server shows no distributions"
+    );
+    let answer = generation.answer;
     assert_eq!(
         (answer.text.as_str(), answer.finish_reason),
         ("Paris", FinishReason::Length)

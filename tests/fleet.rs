@@ -5,6 +5,8 @@
 
 #[path = "fleet/bad_input.rs"]
 mod bad_input;
+#[path = "fleet/escalation.rs"]
+mod escalation;
 #[path = "fleet/flight.rs"]
 mod flight;
 #[path = "fleet/harness.rs"]

@@ -14,6 +14,8 @@ mod attempts;
 mod bad_input;
 #[path = "run/crashes.rs"]
 mod crashes;
+#[path = "run/escalation.rs"]
+mod escalation;
 #[path = "run/faults.rs"]
 mod faults;
 #[path = "run/http.rs"]

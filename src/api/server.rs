@@ -378,6 +378,8 @@ fn queued_record(head: &JobHead) -> JobRecord {
         source: None,
         reason: None,
         attempts: 0,
+        confidence: None,
+        escalated: None,
         reply_to: None,
         submitted_at: head.submitted_at,
         started_at: None,

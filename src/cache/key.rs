@@ -5,17 +5,20 @@ use blake3::Hasher;
 use crate::job::{CacheKey, CacheMode, ChatRequest, Tenant};
 
 /// Raised whenever the layout below changes, so that old entries are never misread.
-const LAYOUT: &[u8] = b"promptyard-cache-1";
+const LAYOUT: &[u8] = b"promptyard-cache-2";
 
 /// Makes the key under which an answer may be reused, or `None` when the request forbids it
 /// (`cache: off`) or its answer is left to chance (a temperature without a seed).
+///
+/// `models` are the names and revisions of those whose answer it may be: one, or small and large
+/// where the large one may take over. The second kind of key stands for the final answer, so it
+/// never meets the key of a request for the small model itself.
 ///
 /// With temperature 0 the sampling parameters that cannot matter (top-p, top-k, seed) are left
 /// out, and the order of stop strings always is.
 pub fn cache_key(
     tenant: &Tenant,
-    model: &str,
-    revision: &str,
+    models: &[(&str, &str)],
     request: &ChatRequest,
 ) -> Option<CacheKey> {
     let sampling = &request.sampling;
@@ -25,8 +28,11 @@ pub fn cache_key(
     let mut hasher = Hasher::new();
     put(&mut hasher, LAYOUT);
     put(&mut hasher, tenant.as_str().as_bytes());
-    put(&mut hasher, model.as_bytes());
-    put(&mut hasher, revision.as_bytes());
+    hasher.update(&(models.len() as u64).to_le_bytes());
+    for (model, revision) in models {
+        put(&mut hasher, model.as_bytes());
+        put(&mut hasher, revision.as_bytes());
+    }
     hasher.update(&(request.messages.len() as u64).to_le_bytes());
     for message in &request.messages {
         put(&mut hasher, message.role.as_str().as_bytes());
@@ -71,7 +77,7 @@ mod tests {
     }
 
     fn key(body: &str) -> Option<CacheKey> {
-        cache_key(&Tenant::default(), "m", "r", &request(body))
+        cache_key(&Tenant::default(), &[("m", "r")], &request(body))
     }
 
     #[test]
@@ -106,6 +112,22 @@ mod tests {
     }
 
     #[test]
+    fn a_final_answer_of_two_models_has_a_key_of_its_own() {
+        let request = request(r#"{"prompt":"a"}"#);
+        let key = |models: &[(&str, &str)]| cache_key(&Tenant::default(), models, &request);
+        let pair = key(&[("s", "1"), ("l", "1")]);
+        for other in [
+            key(&[("s", "1")]),
+            key(&[("l", "1")]),
+            key(&[("l", "1"), ("s", "1")]),
+            key(&[("s", "2"), ("l", "1")]),
+            key(&[("s", "1"), ("l", "2")]),
+        ] {
+            assert_ne!(other, pair);
+        }
+    }
+
+    #[test]
     fn chance_and_off_are_never_reused() {
         assert_eq!(key(r#"{"prompt":"a","temperature":0.7}"#), None);
         assert_eq!(key(r#"{"prompt":"a","promptyard":{"cache":"off"}}"#), None);
@@ -126,7 +148,7 @@ mod tests {
                     .iter()
                     .map(|content| crate::job::Message { content: content.clone(), ..turn.clone() })
                     .collect();
-                cache_key(&tenant.parse().expect("letters"), model, revision, &request)
+                cache_key(&tenant.parse().expect("letters"), &[(model, revision)], &request)
             };
             prop_assert_eq!(a == b, make(&a) == make(&b));
         }

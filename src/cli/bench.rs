@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -22,7 +22,12 @@ use crate::{
     store::Store,
 };
 
-use super::options::{Common, complain, init_logs, say};
+use super::{
+    bench_engine::{EngineBenchArgs, bench_engine},
+    cascade,
+    options::{Common, complain, init_logs, say},
+    score_bench::{ScoreBenchArgs, score_bench},
+};
 
 /// Messages published at once while a queue is filled.
 const FILL_MAX: usize = 512;
@@ -34,6 +39,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub enum BenchCommand {
     /// The router stage beside the bare hop consume → republish with confirm → acknowledge
     Route(RouteBenchArgs),
+    /// The in-process engine: prefill and decode speed beside the machine's limits
+    Engine(EngineBenchArgs),
+    Cascade(cascade::CascadeArgs),
+    /// Microseconds that scoring a prompt takes on one core
+    Score(ScoreBenchArgs),
 }
 
 /// Arguments of `bench route`.
@@ -54,7 +64,14 @@ pub struct RouteBenchArgs {
 
 /// Runs `bench`.
 pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
-    let BenchCommand::Route(args) = command;
+    let args = match command {
+        BenchCommand::Route(args) => args,
+        BenchCommand::Engine(args) => {
+            return spawn_blocking(move || bench_engine(&args)).await?;
+        }
+        BenchCommand::Cascade(args) => return cascade::cascade(args).await,
+        BenchCommand::Score(args) => return score_bench(&args),
+    };
     let mut config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
     // Queues and tables of its own, whatever else the servers hold.
@@ -260,7 +277,8 @@ fn report(args: &RouteBenchArgs, hops: &[Measured], routes: &[Measured]) -> anyh
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle of some values; not a number when there is none.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

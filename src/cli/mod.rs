@@ -5,9 +5,12 @@
 
 mod admin;
 mod bench;
+mod bench_engine;
+mod calibrate;
+mod cascade;
 mod dead;
-mod explain;
 mod input;
+mod labels;
 mod marks;
 mod options;
 mod output;
@@ -18,6 +21,7 @@ mod results;
 mod roles;
 mod router;
 mod run;
+mod score_bench;
 mod simulate;
 mod status;
 mod submit;
@@ -62,7 +66,7 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(admin::ConfigCommand),
-    /// Judge the router on prompts of your own
+    /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
     /// Measure promptyard on this machine

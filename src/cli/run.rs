@@ -26,6 +26,7 @@ use crate::{
 use super::{
     INTERRUPTED,
     input::{self, Line},
+    labels::Labels,
     marks::Expectation,
     options::{Common, Models, complain, init_logs, say},
     output::Output,
@@ -64,6 +65,10 @@ pub struct RunArgs {
     /// Write the answers to a file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write what the small model's answers to marked lines tell about themselves, for `router
+    /// calibrate`
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// Print the summary as JSON (to standard output with --out, else to standard error)
     #[arg(long)]
     json: bool,
@@ -86,6 +91,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut taken = vec![(args.file.clone(), "the file of prompts")];
     taken.extend(config.sqlite_path().map(|path| (path, "the ledger")));
     let out = Output::open(args.out.as_deref(), &taken)?;
+    let labels = args.labels.as_deref().map(Labels::create).transpose()?;
     let metrics = match args.metrics_listen {
         Some(_) => Some(telemetry::init_metrics()?),
         None => None,
@@ -112,6 +118,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         progress: Progress::new(total),
         summary: Summary::new(),
         words: HashMap::new(),
+        labels,
     };
     let outcome = run.answer(lines).await;
     run.progress.finish();
@@ -120,12 +127,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         summary,
         mut out,
         awaited,
+        labels,
         ..
     } = run;
     let flushed = out.flush();
+    let labelled = match labels {
+        Some(labels) => labels.write(&fleet.store).await,
+        None => Ok(()),
+    };
     let stopped = fleet.stop().await;
     outcome?;
     flushed.context("cannot write the answers")?;
+    labelled?;
     stopped?;
     report(&args, &config, &summary)?;
     if shutdown.is_requested() {
@@ -189,6 +202,7 @@ struct Run {
     summary: Summary,
     /// Marks that the ledger is to keep.
     words: HashMap<Tenant, Vec<Feedback>>,
+    labels: Option<Labels>,
 }
 
 impl Run {
@@ -373,6 +387,9 @@ impl Run {
                     score: f64::from(u8::from(expectation.is_met(&answer.text))),
                     comment: None,
                 });
+            }
+            if let Some(labels) = &mut self.labels {
+                labels.add(record, expectation);
             }
         }
         self.progress.step();

@@ -20,6 +20,7 @@ pub struct Summary {
     pub answered: u64,
     failures: BTreeMap<String, u64>,
     tiers: [u64; 2],
+    escalated: u64,
     from_cache: u64,
     shared: u64,
     tokens_sent: u64,
@@ -39,6 +40,7 @@ impl Summary {
             answered: 0,
             failures: BTreeMap::new(),
             tiers: [0; 2],
+            escalated: 0,
             from_cache: 0,
             shared: 0,
             tokens_sent: 0,
@@ -54,6 +56,7 @@ impl Summary {
         if let Some(tier) = record.tier {
             self.tiers[usize::from(tier == Tier::Large)] += 1;
         }
+        self.escalated += u64::from(record.escalated.is_some());
         match (&record.reason, record.state) {
             (_, JobState::Succeeded) => self.answered += 1,
             (Some(reason), _) => *self.failures.entry(reason.code.clone()).or_default() += 1,
@@ -72,6 +75,11 @@ impl Summary {
             self.tokens_sent += u64::from(answer.usage.prompt_tokens);
             self.tokens_computed += u64::from(answer.usage.prompt_tokens_computed);
             self.tokens_generated += u64::from(answer.usage.completion_tokens);
+        }
+        if let Some(escalated) = record.escalated {
+            self.tokens_sent += u64::from(escalated.prompt_tokens);
+            self.tokens_computed += u64::from(escalated.prompt_tokens_computed);
+            self.tokens_generated += u64::from(escalated.completion_tokens);
         }
         if let (Some(finished_at), JobState::Succeeded) = (record.finished_at, record.state) {
             let latency = (finished_at - record.submitted_at).num_milliseconds();
@@ -93,7 +101,7 @@ impl Summary {
             "failed": self.failed(),
             "failures": self.failures,
             "already_answered": self.already,
-            "route": {"small": self.tiers[0], "large": self.tiers[1]},
+            "route": {"small": self.tiers[0], "large": self.tiers[1], "escalated": self.escalated},
             "cache_hits": {"earlier_answers": self.from_cache, "shared_in_flight": self.shared},
             "tokens": {
                 "prompt_sent": self.tokens_sent,
@@ -144,7 +152,13 @@ impl Summary {
             ("failed", failed),
             (
                 "route",
-                format!("{} small, {} large", self.tiers[0], self.tiers[1]),
+                match self.escalated {
+                    0 => format!("{} small, {} large", self.tiers[0], self.tiers[1]),
+                    escalated => format!(
+                        "{} small, {} large ({escalated} escalated)",
+                        self.tiers[0], self.tiers[1]
+                    ),
+                },
             ),
             (
                 "cache hits",

@@ -121,7 +121,11 @@ settings! {
     pub struct WorkerConfig {
         /// Tiers that this process serves.
         tiers: Tiers = Tiers::default(), "\"small\", \"large\" or \"small,large\"";
-        /// Attempts a job gets before it is quarantined as a dead letter.
+        /// Confidence below which an answer of the small tier is escalated to the large one; 0 for never, by default the calibration's own.
+        escalate_below: Option<f64> = None, "a number from 0 to 1", |t| t.is_none_or(|t| (0.0..=1.0).contains(&t));
+        /// File of the small model's confidence weights, as `promptyard router calibrate` writes it; by default those of the bundled model, a rough rule for any other.
+        confidence: Option<String> = None, "a path", |p| p.as_deref() != Some("");
+        /// Attempts a job gets before it is quarantined as a dead letter; an escalated one counts, and the last is never escalated for its confidence.
         attempts_max: u32 = 4, "1 to 100", |n| (1..=100).contains(n);
         /// Milliseconds that finished answers wait for others to be committed with them.
         settle_linger_ms: u64 = 20, "0 to 10000", |n| *n <= 10_000;

@@ -8,6 +8,7 @@
 mod admission;
 pub mod candle;
 pub mod scripted;
+mod signals;
 pub mod upstream;
 
 use std::{fmt, sync::Arc};
@@ -17,7 +18,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     config::ModelConfig,
-    job::{Answer, Message, Sampling, Tier},
+    job::{Answer, Message, Sampling, Signals, Tier},
 };
 
 /// What an engine serves.
@@ -32,6 +33,8 @@ pub struct EngineInfo {
     pub context_tokens: Option<usize>,
     /// Sequences it runs at once.
     pub batch_max: usize,
+    /// Parameters that a token is multiplied with, where the engine can tell.
+    pub parameters: Option<u64>,
 }
 
 /// A request to generate.
@@ -50,6 +53,8 @@ pub struct Generate {
 pub struct Generation {
     /// The answer.
     pub answer: Answer,
+    /// What its tokens tell about how right it may be, where the engine gives log-probabilities.
+    pub signals: Option<Signals>,
     /// When computing began (after any wait inside the engine).
     pub started_at: DateTime<Utc>,
     /// When the first token was there, where the engine can tell.

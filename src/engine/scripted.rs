@@ -10,6 +10,7 @@
 //! | `fail_percent=N` | so many of a hundred prompts fail, always the same ones | 0 |
 //! | `poison=TEXT` | a prompt with this text brings down all that run beside it, as a crash does | none |
 //! | `context=N` | longest context; a word is a token | none |
+//! | `unsure=TEXT` | answers get log-probabilities: low ones where the prompt has this text, high ones elsewhere | none are given |
 //! | `echo` | the answer is the last message | off: words derived from the prompt |
 //!
 //! The same conversation gets the same answer from every worker.
@@ -23,10 +24,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places};
+use super::{
+    Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places,
+    signals::SignalCollector,
+};
 use crate::{
     config::ModelConfig,
-    job::{Answer, FinishReason, Message, Usage},
+    job::{Answer, FinishReason, Message, Signals, Usage},
 };
 
 /// Words that made-up answers consist of.
@@ -43,6 +47,7 @@ struct Script {
     fail_percent: u64,
     poison: Option<String>,
     context_tokens: Option<usize>,
+    unsure: Option<String>,
     echo: bool,
 }
 
@@ -67,12 +72,13 @@ impl Script {
                 "jitter_ms" => script.jitter_ms = number()?,
                 "fail_percent" => script.fail_percent = number()?,
                 "poison" => script.poison = text()?,
+                "unsure" => script.unsure = text()?,
                 "context" => script.context_tokens = Some(number()? as usize),
                 "echo" if value.is_empty() => script.echo = true,
                 "echo" => return Err("echo takes no value".to_owned()),
                 _ => {
                     return Err(format!(
-                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, echo"
+                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, unsure, echo"
                     ));
                 }
             }
@@ -117,6 +123,7 @@ impl ScriptedEngine {
                 revision: blake3::hash(rule.as_bytes()).to_hex()[..32].to_owned(),
                 context_tokens,
                 batch_max: config.batch_max,
+                parameters: None,
             },
             script: Arc::new(script),
             places: Places::new(config.batch_max),
@@ -202,6 +209,23 @@ fn digest(request: &Generate) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Made-up signals: every token is as likely as the last.
+fn signals(answer: &Answer, unsure: bool) -> Option<Signals> {
+    let logprob = if unsure { -3.0 } else { -0.001 };
+    let mut signals = SignalCollector::default();
+    for _ in 0..answer.usage.completion_tokens {
+        signals.push(logprob, None);
+    }
+    signals.finish(answer.finish_reason == FinishReason::Length)
+}
+
+fn mentions(request: &Generate, text: &str) -> bool {
+    request
+        .messages
+        .iter()
+        .any(|message| message.content.contains(text))
+}
+
 impl Engine for ScriptedEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
@@ -215,19 +239,20 @@ impl Engine for ScriptedEngine {
         let fails =
             u64::from(u16::from_le_bytes([digest[2], digest[3]])) % 100 < self.script.fail_percent;
         let poison = self.script.poison.as_deref();
-        let is_poison = poison.is_some_and(|poison| {
-            request
-                .messages
-                .iter()
-                .any(|message| message.content.contains(poison))
-        });
+        let is_poison = poison.is_some_and(|poison| mentions(&request, poison));
+        let unsure = self.script.unsure.as_deref();
+        let unsure = unsure.map(|text| mentions(&request, text));
         let jitter = u64::from(u32::from_le_bytes([
             digest[4], digest[5], digest[6], digest[7],
         ]));
         let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
         let crashes = self.crashes.clone();
         self.places.begin(async move {
-            let answer = answer?;
+            let mut answer = answer?;
+            let signals = unsure.and_then(|unsure| signals(&answer, unsure));
+            if let Some(signals) = &signals {
+                answer.mean_logprob = Some(signals.mean_logprob);
+            }
             let mut crashed = crashes.subscribe();
             if is_poison {
                 crashes.send_modify(|count| *count += 1);
@@ -246,6 +271,7 @@ impl Engine for ScriptedEngine {
             let finished_at = Utc::now();
             Ok(Generation {
                 answer,
+                signals,
                 started_at,
                 first_token_at: Some(finished_at),
                 finished_at,

@@ -5,8 +5,10 @@
 //! It never does I/O.
 
 mod body;
+mod pair;
 pub mod record;
 pub mod request;
+pub mod signals;
 pub mod submission;
 
 use std::{fmt, str::FromStr};
@@ -15,11 +17,13 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use pair::{Pair, ServedModel};
 pub use record::{Answer, AnswerSource, FinishReason, JobRecord, Usage};
 pub use request::{
     CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
     Sampling,
 };
+pub use signals::{DistributionSignals, Signals};
 pub use submission::{Rejection, Submission};
 
 /// Identifies a job: a UUIDv7, so ids sort by creation time and the ledger partitions by them.
@@ -387,8 +391,24 @@ pub struct RoutedJob {
     /// Set when this job's answer is to fill the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_key: Option<CacheKey>,
+    /// Set while the small tier's answer may be escalated: the models that the cache key covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<Pair>,
     /// True when the engine crashed in this job's last attempt: it runs apart from its neighbours
     /// until it has proved harmless.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
+}
+
+impl RoutedJob {
+    /// The job as it goes to another tier. It keeps its cache entry only if it leads it still.
+    #[must_use]
+    pub fn moved(&self, tier: Tier, keeps_lead: bool) -> Self {
+        Self {
+            tier,
+            cache_key: self.cache_key.filter(|_| keeps_lead),
+            pair: self.pair.clone().filter(|_| keeps_lead),
+            ..self.clone()
+        }
+    }
 }

@@ -125,10 +125,17 @@ pub struct JobRecord {
     pub answer: Option<Answer>,
     /// How the answer was come by.
     pub source: Option<AnswerSource>,
-    /// Why there is no answer, once terminal without one.
+    /// Why there is no answer, once terminal without one; or why there is none of the large model,
+    /// where an escalated one serves instead.
     pub reason: Option<Reason>,
     /// Attempts begun.
     pub attempts: u32,
+    /// Calibrated probability that the small model's answer is right, where it was judged; also
+    /// when the large one took over.
+    pub confidence: Option<f32>,
+    /// Tokens of the attempts that were escalated, set once there was one. They were computed
+    /// besides those of the answer.
+    pub escalated: Option<Usage>,
     /// Where the producer wants its answer.
     pub reply_to: Option<ReplyTo>,
     /// When the producer handed the job over.
@@ -232,6 +239,10 @@ impl JobRecord {
             "score": self.score,
             "source": self.source,
             "attempts": self.attempts,
+            "escalated": self.escalated.is_some(),
+            "confidence": self.confidence,
+            // Why the large model gave no answer, where the small one's serves instead.
+            "fallback": self.answer.as_ref().and(self.reason.as_ref()),
             "revision": self.answer.as_ref().map(|a| &a.revision),
             "latency_ms": self.finished_at.map(|end| millis(self.submitted_at, end)),
         })

@@ -172,6 +172,12 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
+    /// True when the large model may take over from the small one: the producer left the choice to
+    /// the router and did not forbid it.
+    pub fn may_escalate(&self) -> bool {
+        self.model == ModelChoice::Auto && self.options.escalate != Some(false)
+    }
+
     /// Writes the request as a body again; parsing it gives an equal request.
     pub fn to_body(&self, tenant: &Tenant) -> Value {
         let mut body = serde_json::json!({

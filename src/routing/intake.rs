@@ -12,8 +12,8 @@ use crate::{
     },
     cache::cache_key,
     job::{
-        Job, JobHead, JobId, JobState, Reason, Rejection, ReplyTo, RequestLimits, RoutedJob,
-        Submission, Tenant,
+        Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo, RequestLimits, RoutedJob,
+        ServedModel, Submission, Tenant, Tier,
     },
     store::{Admission, Course, Route},
 };
@@ -102,13 +102,23 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
     } else {
         match context.policy.decide(&head, &request, context.models) {
             Ok((tier, decision)) => {
-                // Until a tier's first worker has told its revision, equal jobs in flight still
-                // share a run; the worker sees that the key is not its own and keeps no entry.
-                let (model, revision) = context.models.of_tier(tier).unwrap_or((tier.as_str(), ""));
+                // What is reused for a job that may be escalated is the final answer.
+                let pair = (tier == Tier::Small && request.may_escalate()).then(|| Pair {
+                    small: served(context.models, Tier::Small),
+                    large: served(context.models, Tier::Large),
+                });
+                let cache_key = match &pair {
+                    Some(pair) => cache_key(&head.tenant, &pair.names(), &request),
+                    None => {
+                        let own = served(context.models, tier);
+                        cache_key(&head.tenant, &[(&own.model, &own.revision)], &request)
+                    }
+                };
                 Course::Route(Route {
                     tier,
                     decision,
-                    cache_key: cache_key(&head.tenant, model, revision, &request),
+                    cache_key,
+                    pair,
                 })
             }
             Err(reason) => rejected(reason),
@@ -134,8 +144,19 @@ pub fn routed(admission: &Admission) -> Option<RoutedJob> {
         },
         tier: route.tier,
         cache_key: route.cache_key,
+        pair: route.pair.clone(),
         suspect: false,
     })
+}
+
+/// What a tier serves. Until its first worker has told its revision, equal jobs in flight still share
+/// a run; the worker sees that the key is not its own and keeps no entry.
+fn served(models: &Models, tier: Tier) -> ServedModel {
+    let (model, revision) = models.of_tier(tier).unwrap_or((tier.as_str(), ""));
+    ServedModel {
+        model: model.to_owned(),
+        revision: revision.to_owned(),
+    }
 }
 
 fn head_of(envelope: &Envelope, now: DateTime<Utc>) -> JobHead {
@@ -208,6 +229,21 @@ mod tests {
         };
         assert_eq!(route.tier, Tier::Small);
         assert!(route.cache_key.is_some());
+        assert!(
+            route.pair.is_some(),
+            "small, so its answer may be escalated"
+        );
+        for sure in [
+            r#"{"prompt":"hi","model":"small"}"#,
+            r#"{"prompt":"hi","model":"large"}"#,
+            r#"{"prompt":"hi","promptyard":{"escalate":false}}"#,
+        ] {
+            let Course::Route(other) = admission(&Envelope::default(), sure).course else {
+                panic!("must be routed")
+            };
+            assert_eq!(other.pair, None, "{sure}");
+            assert_ne!(other.cache_key, route.cache_key, "{sure}");
+        }
         assert_eq!(routed(&admitted).expect("routed").job.head, admitted.head);
     }
 

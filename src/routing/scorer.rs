@@ -1,46 +1,33 @@
 //! A score for each prompt: how much it would gain from the large model.
+//!
+//! Comes in: [`Features`]. Goes out: a [`Score`]. The weights are fitted by
+//! [`train`](super::train); `models/router/README.md` tells on what, and how they do.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
+    sync::{Arc, LazyLock},
 };
 
-use super::features::{FEATURES_VERSION, Features};
+use super::{
+    codec,
+    features::{Counts, FEATURES_VERSION, Features},
+    weights::Weights,
+};
 
-/// Why weights cannot be used. The message is one line.
-#[derive(Debug, thiserror::Error)]
-pub enum ScorerFault {
-    /// The file cannot be read.
-    #[error("cannot read the router's weights {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The bytes are no weights, or not all of them.
-    #[error("these are no router weights, or they are damaged: {0}")]
-    Damaged(&'static str),
-    /// Weights of another format or for other features.
-    #[error("the router's weights are of {what} {found}; this program reads {expected}")]
-    WrongVersion {
-        /// `format` or `features`.
-        what: &'static str,
-        /// Of this program.
-        expected: u32,
-        /// Of the weights.
-        found: u32,
-    },
-}
+pub use super::codec::ScorerFault;
 
 /// What the weights think of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// How much the large model would help: 0 to 1, higher when it would help more.
+    /// How much the large model would help, as a rank among the training prompts: 0 to 1, higher
+    /// when it would help more. A threshold of .7 sends about 30 % of such prompts to large.
     pub gain: f64,
+    /// The expected gain itself: the large model's score less the small one's, about −1 to 1.
+    pub expected_gain: f64,
     /// Probability that the small model's answer is wrong, 0 to 1.
     pub small_fails: f64,
-    /// Share of what was seen that the weights know, 0 to 1; where it is low, length decides.
+    /// Share of the words and runs of words that the weights know, 0 to 1; where it is low,
+    /// length decides.
     pub familiarity: f64,
 }
 
@@ -48,25 +35,18 @@ pub struct Score {
 #[derive(Clone, Debug)]
 pub struct Scorer {
     weights: Arc<Weights>,
+    version: Arc<str>,
 }
 
-#[derive(Debug)]
-struct Weights {
-    version: String,
-    linear: [f64; Features::COUNT],
-    bias: f64,
-}
+static BUNDLED: LazyLock<Scorer> = LazyLock::new(|| {
+    Scorer::from_bytes(include_bytes!("../../models/router/gain.weights"))
+        .expect("a test reads the bundled weights")
+});
 
 impl Scorer {
     /// The weights that ship with the binary.
     pub fn bundled() -> Self {
-        Self {
-            weights: Arc::new(Weights {
-                version: "task-features-1".to_owned(),
-                linear: WEIGHTS,
-                bias: BIAS,
-            }),
-        }
+        BUNDLED.clone()
     }
 
     /// The weights of a file, or the bundled ones when there is none.
@@ -86,7 +66,10 @@ impl Scorer {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&bytes).map_err(|fault| ScorerFault::In {
+            path: path.to_owned(),
+            fault: Box::new(fault),
+        })
     }
 
     /// Reads weights.
@@ -94,28 +77,21 @@ impl Scorer {
     /// # Errors
     /// When they are damaged or of another version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ScorerFault> {
-        let values: Vec<f64> = bytes
-            .chunks_exact(8)
-            .map(|chunk| f64::from_le_bytes(chunk.try_into().expect("eight bytes")))
-            .collect();
-        let (Some((bias, linear)), 0) = (values.split_last(), bytes.len() % 8) else {
-            return Err(ScorerFault::Damaged("too short"));
-        };
-        let linear = linear
-            .try_into()
-            .map_err(|_| ScorerFault::Damaged("another number of weights"))?;
+        let (weights, hash) = codec::from_bytes(bytes)?;
         Ok(Self {
-            weights: Arc::new(Weights {
-                version: "task-features-1".to_owned(),
-                linear,
-                bias: *bias,
-            }),
+            weights: Arc::new(weights),
+            version: format!("gain-{FEATURES_VERSION}-{hash}").into(),
         })
     }
 
-    /// Name and version, kept with every decision.
+    /// The weights themselves.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Name and version, kept with every decision: the features' version and the weights' hash.
     pub fn version(&self) -> &str {
-        &self.weights.version
+        &self.version
     }
 
     /// The version of the features that this program reads.
@@ -125,92 +101,95 @@ impl Scorer {
 
     /// Scores a prompt.
     pub fn score(&self, features: &Features) -> Score {
-        let sum: f64 = self.contributions(features).map(|(_, share)| share).sum();
-        let gain = 1.0 / (1.0 + (-(sum + self.weights.bias)).exp());
+        let parts = self.weights.parts(features);
+        let expected_gain = parts.gain();
         Score {
-            gain,
-            small_fails: gain,
-            familiarity: 0.0,
+            gain: self.weights.rank(expected_gain),
+            expected_gain,
+            small_fails: parts.small_fails,
+            familiarity: parts.familiarity,
         }
     }
 
-    /// What moved the score, the strongest first; the shares add up to the score's log-odds.
+    /// What moved the expected gain, the strongest first; the shares add up to it.
+    ///
+    /// Counts go by their names in [`Counts::NAMES`]. `words` and `tags` are the sums over all of
+    /// them, `difficulty` and `word trees` what trees made of the words, `length (unfamiliar)` what
+    /// length decided, `base` the rest.
     pub fn explain(&self, features: &Features) -> Vec<(String, f64)> {
-        let mut shares: Vec<_> = self
-            .contributions(features)
-            .chain([("bias", self.weights.bias)])
+        let parts = self.weights.parts(features);
+        let (inputs, trees) = self.weights.explain_trees(features, &parts);
+        let (counts, words) = inputs.split_at(Counts::COUNT);
+        let named = Counts::NAMES.iter().copied().zip(counts.iter().copied());
+        let mut shares: Vec<_> = named
+            .chain([
+                ("base", parts.base + trees),
+                ("words", parts.words + words[0]),
+                ("words' difficulty", words[1] + words[2]),
+                ("tags", parts.tags),
+                ("length (unfamiliar)", parts.length),
+            ])
             .filter(|(_, share)| *share != 0.0)
             .map(|(name, share)| (name.to_owned(), share))
             .collect();
         shares.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
         shares
     }
-
-    fn contributions(&self, features: &Features) -> impl Iterator<Item = (&'static str, f64)> {
-        let values = features.values().into_iter().zip(self.weights.linear);
-        Features::NAMES
-            .into_iter()
-            .zip(values)
-            .map(|(name, (value, weight))| (name, value.ln_1p() * weight))
-    }
 }
-
-/// Weight of `ln(1 + count)` for each feature, in the order of [`Features::NAMES`].
-const WEIGHTS: [f64; Features::COUNT] = [
-    1.00,  // chars
-    0.20,  // context_chars
-    0.00,  // words: chars tell the same
-    0.10,  // turns
-    0.00,  // questions
-    -0.10, // numbers
-    0.00,  // operators
-    0.30,  // math_words
-    0.10,  // code_marks
-    0.20,  // reasoning_words
-    0.00,  // constraint_words
-    -0.50, // routine_words
-    0.00,  // choices
-    -0.25, // long_words
-    0.00,  // foreign_chars
-    0.10,  // conditional_words
-];
-
-/// Puts a plain prompt of about 110 characters at one half.
-const BIAS: f64 = -4.8;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn of(text: &str) -> f64 {
-        Scorer::bundled().score(&Features::of_text(text)).gain
+    fn of(text: &str) -> Score {
+        Scorer::bundled().score(&Features::of_text(text))
     }
 
     #[test]
-    fn hard_prompts_score_above_routine_ones() {
-        let routine = [
-            "Hello!",
-            "What is the capital of France?",
-            "Classify the sentiment of this review: great phone, fast delivery.",
-        ];
-        let hard = [
-            "A train leaves at 9:40 and travels 180 km at 72 km/h, then waits 25 minutes and travels 96 km at 64 km/h. When does it arrive? Explain each step.",
-            "Prove that the sum of the first n odd numbers is n^2, then derive a formula for the sum of their squares and justify every step.",
-            "Write a Python function that merges overlapping intervals; it must run in O(n log n), must not use recursion, and explain why it is correct.",
-        ];
-        for easy in routine {
-            for difficult in hard {
-                assert!(of(difficult) > of(easy));
-            }
+    fn where_words_are_unknown_the_longer_prompt_scores_higher() {
+        let short = of("zqx vwk jjq");
+        let long = of(&"zqxa vwkb jjqc bbxz qqwv ".repeat(40));
+        assert!(short.familiarity < 0.2 && long.familiarity < 0.2);
+        assert!(long.gain > short.gain);
+    }
+
+    #[test]
+    fn tags_that_training_did_not_know_change_nothing() {
+        let features = Features::of_text("Why is the sky blue?");
+        let tagged = features.clone().with_tags(["never seen in training"]);
+        let scorer = Scorer::bundled();
+        assert_eq!(scorer.score(&features), scorer.score(&tagged));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Any text has a score between 0 and 1, and its shares add up to the expected gain.
+        #[test]
+        fn any_text_has_a_score_that_is_explained(
+            text in prop_oneof![any::<String>(), "[A-Za-z0-9 .,?()\\n_$%=+-]{0,600}"],
+            repeat in prop_oneof![Just(1_usize), Just(2_000)],
+        ) {
+            let features = Features::of_text(&text.repeat(repeat));
+            let scorer = Scorer::bundled();
+            let score = scorer.score(&features);
+            prop_assert!((0.0..=1.0).contains(&score.gain));
+            prop_assert!((0.0..=1.0).contains(&score.small_fails));
+            prop_assert!((0.0..=1.0).contains(&score.familiarity));
+            prop_assert!(score.expected_gain.is_finite());
+            let sum: f64 = scorer.explain(&features).iter().map(|(_, share)| share).sum();
+            prop_assert!((sum - score.expected_gain).abs() < 1e-6);
         }
-    }
 
-    #[test]
-    fn is_finite_between_zero_and_one_for_any_text() {
-        let long = "7? ".repeat(100_000);
-        for text in ["", " ", long.as_str(), "\u{0}\u{1F600}"] {
-            let score = of(text);
-            assert!((0.0..=1.0).contains(&score));
+        /// A higher expected gain is a higher score, however extreme.
+        #[test]
+        fn ranks_as_the_gain_does(a in -2.0..2.0_f64, b in -2.0..2.0_f64) {
+            let weights = Scorer::bundled();
+            let (low, high) = (a.min(b), a.max(b));
+            let ranks = (weights.weights().rank(low), weights.weights().rank(high));
+            prop_assert!(ranks.0 <= ranks.1, "{ranks:?}");
         }
     }
 }

@@ -120,6 +120,7 @@ fn copy_of(job: Job, policy: &Policy) -> Admission {
             decision,
             // Its answer is for learning: it is not given to anybody, and none is taken for it.
             cache_key: None,
+            pair: None,
         }),
     }
 }

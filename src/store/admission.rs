@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::learning::RouteReason;
-use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier};
+use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier};
 
 /// What the router thought of a job; kept with it for analysis and learning.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +43,9 @@ pub struct Route {
     pub decision: Decision,
     /// Under which an answer may be reused, if at all.
     pub cache_key: Option<CacheKey>,
+    /// The models that the key covers, when the small one's answer may be escalated. Travels with
+    /// the job's message; the ledger does not keep it.
+    pub pair: Option<Pair>,
 }
 
 /// What is to become of a job that comes in.

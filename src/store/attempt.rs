@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::job::{Answer, CacheKey, JobId, JobRecord, Reason, Tier};
+use crate::job::{Answer, CacheKey, JobId, JobRecord, Reason, Signals, Tier};
 
 /// The worker on whose behalf jobs are claimed.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +48,9 @@ pub enum Claimed {
     },
     /// Another worker runs it and is alive: this message is a duplicate.
     Busy,
+    /// Escalated meanwhile: the message is an old one. Publish the job to this tier, should that
+    /// not have happened, and acknowledge.
+    Elsewhere(Tier),
     /// Terminal, now or before (deadline passed, attempts spent): send the reply, acknowledge.
     Ended(Box<JobRecord>),
     /// The ledger does not know the job.
@@ -68,12 +71,15 @@ pub enum Verdict {
     Expired(Reason),
     /// The job goes back to routed and will be tried again.
     Retry(Reason),
-    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt.
+    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt. Should
+    /// the job end without another one, that answer becomes its result.
     Escalate {
         /// The tier that takes over.
         to: Tier,
         /// Why.
         reason: Reason,
+        /// The answer that was not sure enough.
+        answer: Option<Box<Answer>>,
     },
     /// The worker stops: the job goes back to routed and the attempt does not count.
     Returned,
@@ -99,6 +105,10 @@ pub struct Settlement {
     /// Whether the entry may serve later jobs. False when the model that answered is not the one
     /// the key was made for: jobs that wait are settled, and then the entry is deleted.
     pub reusable: bool,
+    /// Calibrated probability that the attempt's answer is right, where it was judged.
+    pub confidence: Option<f32>,
+    /// What the tokens of the attempt's answer tell, where the engine gives log-probabilities.
+    pub signals: Option<Signals>,
 }
 
 /// What a settlement came to.
@@ -162,12 +172,24 @@ pub struct AttemptRecord {
     pub tier: Tier,
     /// The served model's name.
     pub model: String,
+    /// The model's revision.
+    pub revision: String,
     /// The worker that ran it.
     pub worker: String,
     /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned` or `lost`.
     pub outcome: String,
     /// Why it did not succeed.
     pub reason: Option<Reason>,
+    /// Prompt tokens sent, where it gave an answer.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens generated, where it gave an answer.
+    pub completion_tokens: Option<u32>,
+    /// Calibrated probability that its answer is right, where it was judged.
+    pub confidence: Option<f32>,
+    /// What its answer's tokens tell, where the engine gives log-probabilities.
+    pub signals: Option<Signals>,
+    /// Its answer, where that was escalated and so is not the job's.
+    pub answer: Option<String>,
     /// When it was claimed.
     pub claimed_at: DateTime<Utc>,
     /// When it ended.
@@ -184,6 +206,10 @@ impl AttemptRecord {
             "worker": self.worker,
             "outcome": self.outcome,
             "reason": self.reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "confidence": self.confidence,
+            "answer": self.answer,
             "claimed_at": self.claimed_at,
             "finished_at": self.finished_at,
         })

@@ -25,6 +25,11 @@ pub(super) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 
+/// A number of tokens as it was written.
+fn count(tokens: Option<i32>) -> u32 {
+    u32::try_from(tokens.unwrap_or(0)).unwrap_or(0)
+}
+
 /// The columns of `jobs` that decide about it or are shown, and its answer's text.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub(super) struct Row {
@@ -50,6 +55,10 @@ pub(super) struct Row {
     pub model: Option<String>,
     pub revision: Option<String>,
     pub mean_logprob: Option<f32>,
+    pub confidence: Option<f32>,
+    pub escalated_prompt_tokens: Option<i32>,
+    pub escalated_prompt_tokens_computed: Option<i32>,
+    pub escalated_completion_tokens: Option<i32>,
     pub reason_code: Option<String>,
     pub reason_message: Option<String>,
     pub digest: Option<Vec<u8>>,
@@ -86,6 +95,17 @@ impl Row {
     /// True while something else than a terminal state is written.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state.as_str(), "queued" | "routed" | "running")
+    }
+
+    /// True when the job has just ended without an answer but an escalated attempt may hold one.
+    pub(super) fn may_fall_back(&self) -> bool {
+        matches!(self.state.as_str(), "failed" | "expired")
+            && self.escalated_prompt_tokens.is_some()
+    }
+
+    /// True until an answer is written.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.state != "succeeded"
     }
 
     /// The key whose entry this job may lead.
@@ -132,6 +152,15 @@ impl Row {
         })
     }
 
+    /// What escalated attempts took, once there was one.
+    pub(super) fn escalated(&self) -> Option<Usage> {
+        self.escalated_prompt_tokens.map(|prompt_tokens| Usage {
+            prompt_tokens: count(Some(prompt_tokens)),
+            prompt_tokens_computed: count(self.escalated_prompt_tokens_computed),
+            completion_tokens: count(self.escalated_completion_tokens),
+        })
+    }
+
     /// The answer, when the row has all of it.
     fn take_answer(&mut self) -> Result<Option<Answer>, BadRow> {
         let (Some(text), Some(finish_reason)) =
@@ -139,7 +168,6 @@ impl Row {
         else {
             return Ok(None);
         };
-        let count = |tokens: Option<i32>| u32::try_from(tokens.unwrap_or(0)).unwrap_or(0);
         Ok(Some(Answer {
             text,
             finish_reason,
@@ -173,6 +201,8 @@ impl Row {
             source: self.parse(self.source.as_ref())?,
             reason,
             attempts: u32::try_from(self.attempts).unwrap_or(0),
+            confidence: self.confidence,
+            escalated: self.escalated(),
             reply_to: self.reply_to(),
             submitted_at: self.submitted_at,
             started_at: self.started_at,
@@ -217,6 +247,7 @@ impl Row {
             job: self.job(request)?,
             tier,
             cache_key: self.cache_key(),
+            pair: None,
             suspect: false,
         })
     }

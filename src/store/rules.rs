@@ -5,9 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{Admission, Admitted, Course, DeadLetter, Route, Verdict, row::Row};
+use super::{Admission, Admitted, Claimant, Course, DeadLetter, Route, Verdict, row::Row};
 use crate::job::{
-    Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason,
+    Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier,
+    Usage,
 };
 
 /// An instant `span` after `now`; the latest there is if that is beyond the calendar.
@@ -187,6 +188,8 @@ impl<'a> NewJob<'a> {
             source: self.source(),
             reason: self.reason().cloned(),
             attempts: 0,
+            confidence: None,
+            escalated: None,
             reply_to: head.reply_to.clone(),
             submitted_at: head.submitted_at.trunc_subsecs(6),
             started_at: None,
@@ -255,6 +258,8 @@ pub(super) enum ClaimStep {
     },
     /// Leaves it alone.
     Busy,
+    /// It was escalated to another tier than the message is for.
+    Elsewhere(Tier),
     /// It is terminal already.
     Ended,
     /// Ends it without an answer.
@@ -272,11 +277,15 @@ pub(super) fn claim_step(
     row: &Row,
     redelivered: bool,
     is_alive: bool,
-    attempts_max: u32,
+    claimant: &Claimant,
     now: DateTime<Utc>,
 ) -> ClaimStep {
     if !row.is_open() {
         return ClaimStep::Ended;
+    }
+    let tier = row.tier.as_deref().and_then(|tier| tier.parse().ok());
+    if let Some(tier) = tier.filter(|tier| *tier != claimant.tier) {
+        return ClaimStep::Elsewhere(tier);
     }
     let lost = row.state == "running";
     if lost && is_alive && !redelivered {
@@ -294,7 +303,7 @@ pub(super) fn claim_step(
         };
     }
     let counted = row.attempts - row.attempts_returned;
-    if i64::from(counted) >= i64::from(attempts_max) {
+    if i64::from(counted) >= i64::from(claimant.attempts_max) {
         return ClaimStep::End {
             state: JobState::Failed,
             reason: Reason::new(
@@ -308,7 +317,7 @@ pub(super) fn claim_step(
     ClaimStep::Run {
         attempt: row.attempts + 1,
         lost,
-        last: i64::from(counted) + 1 >= i64::from(attempts_max),
+        last: i64::from(counted) + 1 >= i64::from(claimant.attempts_max),
     }
 }
 
@@ -344,7 +353,10 @@ pub(super) struct Effect<'a> {
     pub outcome: &'static str,
     /// The job's next tier, where it changes.
     pub tier: Option<&'static str>,
+    /// The job's answer.
     pub answer: Option<&'a Answer>,
+    /// What the attempt generated: the job's answer, or one that was escalated.
+    pub generated: Option<&'a Answer>,
     pub reason: Option<&'a Reason>,
     /// True when the attempt does not count.
     pub is_returned: bool,
@@ -359,6 +371,7 @@ impl<'a> Effect<'a> {
             outcome,
             tier: None,
             answer: None,
+            generated: None,
             reason: None,
             is_returned: false,
             bury: false,
@@ -366,6 +379,7 @@ impl<'a> Effect<'a> {
         match verdict {
             Verdict::Succeeded(answer) => Self {
                 answer: Some(answer),
+                generated: Some(answer),
                 ..bare(JobState::Succeeded, "succeeded")
             },
             Verdict::Failed(reason) => Self {
@@ -385,8 +399,9 @@ impl<'a> Effect<'a> {
                 reason: Some(reason),
                 ..bare(JobState::Routed, "retried")
             },
-            Verdict::Escalate { to, reason } => Self {
+            Verdict::Escalate { to, reason, answer } => Self {
                 tier: Some(to.as_str()),
+                generated: answer.as_deref(),
                 reason: Some(reason),
                 ..bare(JobState::Routed, "escalated")
             },
@@ -395,6 +410,17 @@ impl<'a> Effect<'a> {
                 ..bare(JobState::Routed, "returned")
             },
         }
+    }
+
+    /// The answer that stays with the attempt alone.
+    pub(super) fn kept(&self) -> Option<&'a Answer> {
+        self.generated.filter(|_| self.answer.is_none())
+    }
+
+    /// What an escalated attempt took.
+    pub(super) fn escalated(&self) -> Option<Usage> {
+        let usage = self.generated.map(|answer| answer.usage);
+        self.tier.map(|_| usage.unwrap_or_default())
     }
 
     /// True when the job does not lead its cache entry any more: it ended without an answer, or

@@ -1,9 +1,12 @@
 //! Answers settle: claim → engine → commit → reply → acknowledge, or escalate, or retry.
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
-//! another queue. `run` is the role, `yard` its loop, `verdict` is the pure rule from an engine's outcome to
-//! what happens next, `settle` commits in groups. A worker never chooses a tier for a fresh job.
+//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `doubt` tells how sure
+//! an answer is, `verdict` is the pure rule from an engine's outcome to what happens next, `settle`
+//! commits in groups. A worker never chooses a tier for a fresh job.
 
+mod claims;
+mod doubt;
 mod run;
 mod settle;
 mod verdict;

@@ -6,12 +6,13 @@ use crate::{
     broker::{Broker, BrokerFault, Queue},
     config::{CacheConfig, WorkerConfig},
     engine::Engine,
-    job::Tier,
+    job::{ServedModel, Tier},
+    routing::confidence::Confidence,
     shutdown::Shutdown,
     store::{Claimant, Heartbeat, Store, StoreFault},
 };
 
-use super::{settle::Settler, yard::Yard};
+use super::{doubt::Doubter, settle::Settler, yard::Yard};
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,8 @@ pub struct Worker {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) claimant: Claimant,
     pub(super) config: WorkerConfig,
+    /// Only of the small tier: its answers may be escalated.
+    pub(super) doubter: Option<Doubter>,
     cache: CacheConfig,
 }
 
@@ -59,7 +62,24 @@ impl Worker {
             engine,
             claimant,
             config,
+            doubter: None,
             cache,
+        }
+    }
+
+    /// Escalates answers that the calibration is not sure of.
+    #[must_use]
+    pub fn with_confidence(mut self, confidence: Confidence) -> Self {
+        let doubter = Doubter::new(confidence, self.config.escalate_below);
+        self.doubter = Some(doubter);
+        self
+    }
+
+    /// What this worker serves.
+    pub(super) fn served(&self) -> ServedModel {
+        ServedModel {
+            model: self.claimant.model.clone(),
+            revision: self.claimant.revision.clone(),
         }
     }
 

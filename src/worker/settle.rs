@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, histogram};
 
 use crate::{
     broker::{Broker, Publication, Ticket, outbox::publish_all},
     job::{JobRecord, RoutedJob, Tier},
-    metrics::{ATTEMPTS, COMPLETION_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS_COMPUTED, observe_end},
+    metrics::{
+        ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
+        PROMPT_TOKENS_COMPUTED, observe_end,
+    },
     shutdown::Shutdown,
     store::{Settled, Settlement, Store, StoreFault, Verdict},
 };
@@ -23,6 +26,7 @@ const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 pub(super) struct Finished {
     pub settlement: Settlement,
     pub next: Next,
+    /// As it is to be published, should it be.
     pub routed: RoutedJob,
     pub ticket: Ticket,
 }
@@ -86,7 +90,7 @@ impl Settler {
                     Vec::new()
                 }
                 Settled::Committed { record, shared } => {
-                    self.observe(&one.settlement.verdict, &record, &shared);
+                    self.observe(&one.settlement, &record, &shared);
                     put_back[at] = one.next == Next::PutBack;
                     consequences(one, &record, &shared)
                 }
@@ -144,7 +148,8 @@ impl Settler {
         }
     }
 
-    fn observe(&self, verdict: &Verdict, record: &JobRecord, shared: &[JobRecord]) {
+    fn observe(&self, settlement: &Settlement, record: &JobRecord, shared: &[JobRecord]) {
+        let verdict = &settlement.verdict;
         self.count_attempt(match verdict {
             Verdict::Succeeded(_) => "succeeded",
             Verdict::Failed(_) | Verdict::Spent(_) => "failed",
@@ -153,7 +158,18 @@ impl Settler {
             Verdict::Escalate { .. } => "escalated",
             Verdict::Returned => "returned",
         });
-        if let Verdict::Succeeded(answer) = verdict {
+        if let Some(confidence) = settlement.confidence {
+            histogram!(CONFIDENCE).record(f64::from(confidence));
+        }
+        let answer = match verdict {
+            Verdict::Succeeded(answer) => Some(answer),
+            Verdict::Escalate { answer, reason, .. } => {
+                counter!(ESCALATIONS, "reason" => reason.code.clone()).increment(1);
+                answer.as_deref()
+            }
+            _ => None,
+        };
+        if let Some(answer) = answer {
             let tier = self.tier.as_str();
             let usage = answer.usage;
             counter!(PROMPT_TOKENS, "tier" => tier).increment(usage.prompt_tokens.into());
@@ -181,15 +197,7 @@ fn consequences(one: &Finished, record: &JobRecord, shared: &[JobRecord]) -> Vec
             .chain(shared)
             .filter_map(Publication::reply)
             .collect(),
-        Next::Tier(tier) => {
-            // The answer of another tier is not what the key was made for.
-            let routed = RoutedJob {
-                tier,
-                cache_key: None,
-                ..one.routed.clone()
-            };
-            vec![Publication::to_tier(&routed)]
-        }
+        Next::Tier(_) => vec![Publication::to_tier(&one.routed)],
         Next::Rest(delay) => vec![Publication::to_retry(&one.routed, delay)],
         Next::PutBack => Vec::new(),
     }

@@ -3,7 +3,7 @@
 use crate::{
     broker::Delay,
     engine::{EngineFault, Generation},
-    job::{ModelChoice, Reason, RoutedJob, Tier},
+    job::{Answer, Reason, RoutedJob, Tier},
     store::Verdict,
 };
 
@@ -20,15 +20,23 @@ pub enum Next {
     PutBack,
 }
 
-/// Judges an attempt. `last` says that no attempt is left after this one.
+/// Judges an attempt. `last` says that no attempt is left after this one; `doubt` is why an answer
+/// is not sure enough to be the job's, which counts where the large model may take over.
 pub fn judge(
     routed: &RoutedJob,
     attempt: u32,
     last: bool,
     outcome: Result<Generation, EngineFault>,
+    doubt: Option<Reason>,
 ) -> (Verdict, Next) {
     let fault = match outcome {
-        Ok(generation) => return (Verdict::Succeeded(generation.answer), Next::Done),
+        Ok(generation) => {
+            // With no attempt left the large model could not answer.
+            return match doubt.filter(|_| !last && may_escalate(routed)) {
+                Some(reason) => escalate(reason, Some(Box::new(generation.answer))),
+                None => (Verdict::Succeeded(generation.answer), Next::Done),
+            };
+        }
         Err(fault) => fault,
     };
     let message = fault.to_string();
@@ -37,8 +45,7 @@ pub fn judge(
         EngineFault::ContextTooLong { .. } => {
             let reason = Reason::new("context_length_exceeded", message);
             if may_escalate(routed) {
-                let to = Tier::Large;
-                return (Verdict::Escalate { to, reason }, Next::Tier(to));
+                return escalate(reason, None);
             }
             return (Verdict::Failed(reason), Next::Done);
         }
@@ -64,9 +71,12 @@ pub fn judge(
 
 /// True when the large model may take over: the router chose the small one, not the producer.
 fn may_escalate(routed: &RoutedJob) -> bool {
-    routed.tier == Tier::Small
-        && routed.job.request.model == ModelChoice::Auto
-        && routed.job.request.options.escalate != Some(false)
+    routed.tier == Tier::Small && routed.job.request.may_escalate()
+}
+
+fn escalate(reason: Reason, answer: Option<Box<Answer>>) -> (Verdict, Next) {
+    let to = Tier::Large;
+    (Verdict::Escalate { to, reason, answer }, Next::Tier(to))
 }
 
 /// Longer after each attempt, and at least what the server asked for as far as the queues go.
@@ -89,7 +99,7 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
-    use crate::job::{Job, JobHead, JobId, RequestLimits, Submission, Tenant};
+    use crate::job::{FinishReason, Job, JobHead, JobId, RequestLimits, Submission, Tenant, Usage};
 
     fn routed(body: &str, tier: Tier) -> RoutedJob {
         let request = Submission::parse(body.as_bytes(), &RequestLimits::default())
@@ -111,6 +121,7 @@ mod tests {
             job: Job { head, request },
             tier,
             cache_key: None,
+            pair: None,
             suspect: false,
         }
     }
@@ -127,7 +138,7 @@ mod tests {
     fn a_long_prompt_escalates_once_and_only_if_the_router_chose_small() {
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
         assert_eq!(
-            judge(&auto, 1, false, Err(too_long())).1,
+            judge(&auto, 1, false, Err(too_long()), None).1,
             Next::Tier(Tier::Large)
         );
         for refused in [
@@ -138,9 +149,65 @@ mod tests {
                 Tier::Small,
             ),
         ] {
-            let (verdict, next) = judge(&refused, 1, false, Err(too_long()));
+            let (verdict, next) = judge(&refused, 1, false, Err(too_long()), None);
             assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
             assert_eq!(next, Next::Done);
+        }
+    }
+
+    fn generation() -> Generation {
+        let now = Utc::now();
+        Generation {
+            answer: Answer {
+                text: "perhaps".into(),
+                finish_reason: FinishReason::Stop,
+                usage: Usage::default(),
+                model: "m".into(),
+                revision: "1".into(),
+                mean_logprob: None,
+            },
+            signals: None,
+            started_at: now,
+            first_token_at: None,
+            finished_at: now,
+        }
+    }
+
+    #[test]
+    fn a_doubtful_answer_escalates_where_the_large_model_may_take_over() {
+        let doubt = || Some(Reason::new("low_confidence", "the answer is not sure"));
+        let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
+        let (verdict, next) = judge(&auto, 1, false, Ok(generation()), doubt());
+        assert_eq!(next, Next::Tier(Tier::Large));
+        assert!(
+            matches!(&verdict, Verdict::Escalate { answer: Some(kept), reason, .. }
+                if kept.text == "perhaps" && reason.code == "low_confidence"),
+            "{verdict:?}"
+        );
+        let keeps = [
+            (&auto, true, doubt()),
+            (&auto, false, None),
+            (&routed(r#"{"prompt":"a"}"#, Tier::Large), false, doubt()),
+            (
+                &routed(r#"{"prompt":"a","model":"small"}"#, Tier::Small),
+                false,
+                doubt(),
+            ),
+            (
+                &routed(
+                    r#"{"prompt":"a","promptyard":{"escalate":false}}"#,
+                    Tier::Small,
+                ),
+                false,
+                doubt(),
+            ),
+        ];
+        for (job, last, doubt) in keeps {
+            let (verdict, next) = judge(job, 1, last, Ok(generation()), doubt);
+            assert_eq!(
+                (verdict, next),
+                (Verdict::Succeeded(generation().answer), Next::Done)
+            );
         }
     }
 
@@ -149,7 +216,7 @@ mod tests {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
         let crash = || Err(EngineFault::Crashed("out of memory".into()));
         let delays: Vec<_> = (1..=3)
-            .map(|attempt| judge(&job, attempt, false, crash()).1)
+            .map(|attempt| judge(&job, attempt, false, crash(), None).1)
             .collect();
         assert_eq!(
             delays,
@@ -159,7 +226,7 @@ mod tests {
                 Next::Rest(Delay::S60)
             ]
         );
-        let (verdict, next) = judge(&job, 4, true, crash());
+        let (verdict, next) = judge(&job, 4, true, crash(), None);
         assert!(matches!(verdict, Verdict::Spent(_)));
         assert_eq!(next, Next::Done);
         let throttled = EngineFault::Unavailable {
@@ -167,7 +234,7 @@ mod tests {
             retry_after_ms: Some(7_000),
         };
         assert_eq!(
-            judge(&job, 1, false, Err(throttled)).1,
+            judge(&job, 1, false, Err(throttled), None).1,
             Next::Rest(Delay::S10)
         );
     }
@@ -175,7 +242,7 @@ mod tests {
     #[test]
     fn a_closed_engine_puts_the_job_back_without_charge() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let closed = judge(&job, 1, true, Err(EngineFault::Closed));
+        let closed = judge(&job, 1, true, Err(EngineFault::Closed), None);
         assert_eq!(closed, (Verdict::Returned, Next::PutBack));
     }
 }

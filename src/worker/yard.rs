@@ -13,13 +13,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    broker::{Consumer, Delivery, Publication, Ticket, outbox},
+    broker::{Consumer, Delivery, Ticket},
     cache::cache_key,
     engine::{EngineFault, Generate, Generation},
-    job::{JobId, RoutedJob},
-    metrics::{RUNNING, observe_end},
+    job::{CacheKey, JobId, RoutedJob},
+    metrics::RUNNING,
     shutdown::Shutdown,
-    store::{Claim, Claimed, Settlement, Verdict},
+    store::{Settlement, Verdict},
 };
 
 use super::{
@@ -33,34 +33,34 @@ const BEATS_PER_LEASE: u32 = 4;
 /// Most attempts committed at once.
 const SETTLE_MAX: usize = 128;
 /// How long to wait before a ledger that failed is asked again.
-const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
+pub(super) const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// A routed job that waits for a place in the batch.
 #[derive(Debug)]
-struct Waiting {
-    routed: RoutedJob,
-    redelivered: bool,
-    ticket: Ticket,
+pub(super) struct Waiting {
+    pub(super) routed: RoutedJob,
+    pub(super) redelivered: bool,
+    pub(super) ticket: Ticket,
 }
 
 /// An attempt that runs.
 #[derive(Debug)]
-struct Running {
-    attempt: u32,
-    last: bool,
-    claimed_at: DateTime<Utc>,
-    routed: RoutedJob,
-    ticket: Ticket,
+pub(super) struct Running {
+    pub(super) attempt: u32,
+    pub(super) last: bool,
+    pub(super) claimed_at: DateTime<Utc>,
+    pub(super) routed: RoutedJob,
+    pub(super) ticket: Ticket,
 }
 
 type Outcome = (JobId, u32, Result<Generation, EngineFault>);
 
 /// The state of the loop.
 pub(super) struct Yard {
-    worker: Worker,
-    settler: Settler,
+    pub(super) worker: Worker,
+    pub(super) settler: Settler,
     /// Delivered, not claimed.
-    waiting: VecDeque<Waiting>,
+    pub(super) waiting: VecDeque<Waiting>,
     /// Claimed and handed to the engine.
     running: HashMap<JobId, Running>,
     attempts: FuturesUnordered<BoxFuture<'static, Outcome>>,
@@ -69,13 +69,13 @@ pub(super) struct Yard {
     settle_at: Option<Instant>,
     /// Claimed, but their earlier attempt vanished or crashed: each runs by itself, and nothing new is
     /// claimed while one waits, so that it gets its turn.
-    suspects: VecDeque<Running>,
+    pub(super) suspects: VecDeque<Running>,
     /// True while a suspect runs: nothing joins it.
     alone: bool,
     waiting_max: usize,
     running_max: usize,
     /// Ends the settlers' patience with a ledger that is away.
-    give_up: Shutdown,
+    pub(super) give_up: Shutdown,
     settling: TaskTracker,
 }
 
@@ -207,95 +207,7 @@ impl Yard {
         }
     }
 
-    /// Claims jobs; false when the ledger is away and the stop was requested.
-    async fn claim(&mut self, chosen: Vec<Waiting>, shutdown: &Shutdown) -> bool {
-        let mut claims: Vec<_> = chosen
-            .iter()
-            .map(|w| Claim {
-                job: w.routed.job.head.id,
-                redelivered: w.redelivered,
-            })
-            .collect();
-        let outcomes = loop {
-            match self
-                .worker
-                .store
-                .claim(&self.worker.claimant, &claims)
-                .await
-            {
-                Ok(outcomes) => break outcomes,
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, jobs = claims.len(), "jobs wait for the ledger");
-                    // The claim may have been committed before its word was lost. Then the jobs
-                    // run in nobody's hands, and a claim that takes them for another worker's
-                    // would leave them there.
-                    claims.iter_mut().for_each(|claim| claim.redelivered = true);
-                    tokio::select! {
-                        () = shutdown.requested() => {
-                            self.waiting.extend(chosen);
-                            return false;
-                        }
-                        () = tokio::time::sleep(STORE_RETRY_WAIT) => {}
-                    }
-                }
-                Err(fault) => {
-                    tracing::error!(%fault, jobs = claims.len(), "the ledger refuses a claim; the jobs become dead letters");
-                    let tickets = chosen.into_iter().map(|w| w.ticket).collect();
-                    if let Err(fault) = self.worker.broker.reject(tickets).await {
-                        tracing::warn!(%fault, "not rejected; they will be delivered again");
-                    }
-                    return true;
-                }
-            }
-        };
-        let (mut done, mut replies, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        for (waiting, outcome) in chosen.into_iter().zip(outcomes) {
-            match outcome {
-                Claimed::Run {
-                    attempt,
-                    suspect,
-                    last,
-                } => {
-                    let Waiting { routed, ticket, .. } = waiting;
-                    let suspect = suspect || routed.suspect;
-                    let claimed_at = Utc::now();
-                    let running = Running {
-                        attempt,
-                        last,
-                        claimed_at,
-                        routed,
-                        ticket,
-                    };
-                    if suspect {
-                        self.suspects.push_back(running)
-                    } else {
-                        self.start(running)
-                    }
-                }
-                Claimed::Busy => done.push(waiting.ticket),
-                Claimed::Ended(record) => {
-                    observe_end(&record);
-                    replies.extend(Publication::reply(&record));
-                    done.push(waiting.ticket);
-                }
-                Claimed::Unknown => unknown.push(waiting.ticket),
-            }
-        }
-        outbox::publish_all(&self.worker.broker, replies, &self.give_up).await;
-        self.settler.acknowledge(done).await;
-        if !unknown.is_empty() {
-            tracing::warn!(
-                jobs = unknown.len(),
-                "jobs that the ledger does not know were rejected"
-            );
-            if let Err(fault) = self.worker.broker.reject(unknown).await {
-                tracing::warn!(%fault, "not rejected; they will be delivered again");
-            }
-        }
-        true
-    }
-
-    fn start(&mut self, running: Running) {
+    pub(super) fn start(&mut self, running: Running) {
         let request = &running.routed.job.request;
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
         let generation = self.worker.engine.generate(Generate {
@@ -345,30 +257,52 @@ impl Yard {
         };
         // Whatever shared the step crashed with it; only apart can the innocent show that they are.
         running.routed.suspect = matches!(outcome, Err(EngineFault::Crashed(_)));
-        let (verdict, next) = judge(&running.routed, attempt, running.last, outcome);
-        let head = &running.routed.job.head;
-        let claimant = &self.worker.claimant;
-        let own_key = cache_key(
-            &head.tenant,
-            &claimant.model,
-            &claimant.revision,
-            &running.routed.job.request,
-        );
+        let signals = outcome.as_ref().ok().and_then(|answer| answer.signals);
+        let doubter = self.worker.doubter.as_ref();
+        let confidence = doubter
+            .zip(outcome.as_ref().ok())
+            .and_then(|(doubter, generation)| doubter.confidence(generation));
+        let doubt =
+            doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
+        let (verdict, next) = judge(&running.routed, attempt, running.last, outcome, doubt);
+        let own_key = self.own_key(&running.routed);
+        let is_own = running.routed.cache_key == own_key;
+        // An escalated job whose key covers the large model as well goes on leading its entry.
+        let keeps_lead =
+            matches!(verdict, Verdict::Escalate { .. }) && is_own && running.routed.pair.is_some();
         let settlement = Settlement {
-            job: head.id,
+            job: running.routed.job.head.id,
             attempt: running.attempt,
             verdict,
             started_at,
             first_token_at,
             finished_at,
-            cache_key: running.routed.cache_key,
-            reusable: running.routed.cache_key == own_key,
+            cache_key: running.routed.cache_key.filter(|_| !keeps_lead),
+            reusable: is_own,
+            confidence,
+            signals,
         };
+        if let Next::Tier(tier) = next {
+            running.routed = running.routed.moved(tier, keeps_lead);
+        }
         Finished {
             settlement,
             next,
             routed: running.routed,
             ticket: running.ticket,
+        }
+    }
+
+    /// The key that this worker's answer to a job has.
+    pub(super) fn own_key(&self, routed: &RoutedJob) -> Option<CacheKey> {
+        let served = self.worker.served();
+        let (tenant, request) = (&routed.job.head.tenant, &routed.job.request);
+        match &routed.pair {
+            Some(pair) => {
+                let pair = pair.with(self.worker.claimant.tier, served);
+                cache_key(tenant, &pair.names(), request)
+            }
+            None => cache_key(tenant, &[(&served.model, &served.revision)], request),
         }
     }
 

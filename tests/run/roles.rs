@@ -313,16 +313,22 @@ fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
             "--log",
             "trace",
             "--small",
-            "scripted:echo,poison=BOOM,context=30",
+            "scripted:echo,poison=BOOM,context=30,unsure=doubtful",
             "--large",
             "scripted:model=big,echo",
             "--set",
-            "worker.attempts_max=1",
+            "worker.attempts_max=2",
         ],
     );
     let chat = "/v1/chat/completions";
     let good = post(up.api, chat, &json!({"prompt": format!("say {MARKER}")}));
     assert_eq!(good.status, 200, "{good:?}");
+    let escalated = post(
+        up.api,
+        chat,
+        &json!({"prompt": format!("doubtful {MARKER}")}),
+    );
+    assert_eq!(escalated.status, 200, "{escalated:?}");
     for bad in [
         json!({"prompt": MARKER, "max_tokens": -1}),
         json!({"prompt": format!("BOOM {MARKER}")}),

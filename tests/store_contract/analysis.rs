@@ -8,9 +8,10 @@ use promptyard::{
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
 
+use crate::escalation::{big_answer, escalate, large};
 use crate::fixture::{
-    LONG, admission, admit_one, answer, cache_key, cached, head, now, plain, reason, route,
-    run_one, settle_one, settlement, succeed, with_postgres, with_sqlite,
+    LONG, admission, admit_one, answer, cache_key, cached, claim_as, head, now, plain, reason,
+    route, run_one, settle_one, settlement, succeed, with_postgres, with_sqlite,
 };
 
 /// Two computed answers (one after a retry), one shared, two hits, one failure, one job for large.
@@ -106,6 +107,67 @@ const FIGURES: [(&str, &str); 11] = [
         "jobs.in expired open 1",
     ),
 ];
+
+/// The views after one escalated job.
+const ESCALATED: [(&str, &str); 3] = [
+    (
+        "select cast(sum(judged) as text) || ' ' || cast(sum(unsure) as text) || ' '
+                || cast(sum(unfit) as text) || ' ' || cast(sum(completion_tokens) as text) || ' '
+                || case when avg(confidence_mean) = 0.25 then 'mean' else 'odd' end
+           from escalations where model = 'tiny'",
+        "1 1 0 7 mean",
+    ),
+    (
+        "select cast(sum(prompt_tokens) as text) || ' ' || cast(sum(completion_tokens) as text)
+           from tenant_usage",
+        "42 37",
+    ),
+    (
+        "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
+                || ' ' || cast(sum(completion_tokens) as text) from tokens",
+        "42 37 37",
+    ),
+];
+
+async fn fill_escalated(store: &Store) {
+    let head = head();
+    let job = head.id;
+    escalate(store, head).await;
+    claim_as(store, &large(), job, false).await;
+    let end = Verdict::Succeeded(big_answer());
+    settle_one(store, settlement(job, 2, end)).await;
+}
+
+/// Escalated attempts count as computed, alike in both dialects.
+#[tokio::test]
+async fn escalated_tokens_are_counted() {
+    with_postgres(async |store, config| {
+        fill_escalated(&store).await;
+        let mut raw = crate::postgres::connection(&config).await;
+        for (question, expected) in ESCALATED {
+            let found: String = sqlx::query_scalar(question)
+                .fetch_one(&mut raw)
+                .await
+                .unwrap();
+            assert_eq!(found, expected, "{question}");
+        }
+    })
+    .await;
+    with_sqlite(async |store: Store, config: StoreConfig| {
+        fill_escalated(&store).await;
+        let mut raw = SqliteConnection::connect(config.url.expose())
+            .await
+            .unwrap();
+        for (question, expected) in ESCALATED {
+            let found: String = sqlx::query_scalar(question)
+                .fetch_one(&mut raw)
+                .await
+                .unwrap();
+            assert_eq!(found, expected, "{question}");
+        }
+    })
+    .await;
+}
 
 /// The views of Postgres add up.
 #[tokio::test]

@@ -214,7 +214,7 @@ contract! {
         let id = job.head.id;
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, id).await;
-        let verdict = Verdict::Escalate { to: Tier::Large, reason: reason("unsure") };
+        let verdict = Verdict::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
         let (moved, _) = committed(settle_one(&store, settlement(id, attempt, verdict)).await);
         assert_eq!((moved.state, moved.tier), (JobState::Routed, Some(Tier::Large)));
         let large = Claimant { tier: Tier::Large, model: "big".to_owned(), ..claimant("worker-2") };

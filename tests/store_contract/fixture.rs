@@ -144,6 +144,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
             ..Decision::default()
         },
         cache_key,
+        pair: None,
     })
 }
 
@@ -216,6 +217,8 @@ pub fn settlement(job: JobId, attempt: u32, verdict: Verdict) -> Settlement {
         finished_at: now(),
         cache_key: None,
         reusable: true,
+        confidence: None,
+        signals: None,
     }
 }
 

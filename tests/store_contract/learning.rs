@@ -46,6 +46,7 @@ fn decided(head: JobHead, decision: Decision) -> Admission {
         tier,
         decision,
         cache_key: None,
+        pair: None,
     });
     Admission {
         request: Some(tagged("p")),
@@ -75,6 +76,7 @@ fn copy_of(first: JobId) -> Admission {
         tier: Tier::Large,
         decision,
         cache_key: None,
+        pair: None,
     });
     admission(head(), "p", course)
 }
@@ -195,7 +197,7 @@ contract! {
         let attempt = run_one(&store, failing).await;
         settle_one(&store, settlement(failing, attempt, Verdict::Failed(reason("unservable")))).await;
         let attempt = run_one(&store, escalating).await;
-        let escalation = Verdict::Escalate { to: Tier::Large, reason: reason("context_length_exceeded") };
+        let escalation = Verdict::Escalate { to: Tier::Large, reason: reason("context_length_exceeded"), answer: None };
         settle_one(&store, settlement(escalating, attempt, escalation)).await;
         succeed_on_large(&store, escalating, "yes").await;
         assert_eq!(store.due_shadows(9, SOON).await.unwrap(), []);

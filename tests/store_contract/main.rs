@@ -5,6 +5,7 @@ mod admission;
 mod analysis;
 mod attempts;
 mod concurrency;
+mod escalation;
 mod fixture;
 mod learning;
 mod postgres;

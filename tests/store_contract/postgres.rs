@@ -84,7 +84,7 @@ async fn partitions_are_made_ahead() {
             .fetch_one(&mut raw)
             .await
             .unwrap();
-        assert_eq!(made, 4);
+        assert_eq!(made, 5);
         assert_eq!(
             count(&mut raw, "select count(*) from jobs_default").await,
             0

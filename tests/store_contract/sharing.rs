@@ -185,7 +185,7 @@ contract! {
             ..settlement(
                 leader.head.id,
                 attempt,
-                Verdict::Escalate { to, reason: reason("context_length_exceeded") },
+                Verdict::Escalate { to, reason: reason("context_length_exceeded"), answer: None },
             )
         };
         committed(settle_one(&store, end).await);

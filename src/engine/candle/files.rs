@@ -26,6 +26,8 @@ pub enum ModelFiles {
 pub(super) enum Weights {
     Mapped(MmapedSafetensors),
     Bundled(Vec<SliceSafetensors<'static>>),
+    /// Any tensor that is asked for but a separate LM head, with small random values in bf16.
+    Random,
 }
 
 #[derive(Deserialize)]
@@ -191,6 +193,7 @@ impl Weights {
         match self {
             Self::Mapped(files) => files.get(name).is_ok(),
             Self::Bundled(files) => files.iter().any(|file| file.get(name).is_ok()),
+            Self::Random => name != "lm_head.weight",
         }
     }
 
@@ -202,6 +205,11 @@ impl Weights {
         let view = match self {
             Self::Mapped(files) => files.get(name).ok(),
             Self::Bundled(files) => files.iter().find_map(|file| file.get(name).ok()),
+            Self::Random => {
+                return Tensor::randn(0.0f32, 0.02, expected, &Device::Cpu)
+                    .and_then(|tensor| tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32))
+                    .map_err(|fault| format!("tensor {name}: {fault}"));
+            }
         };
         let Some(view) = view else {
             return Err(format!(

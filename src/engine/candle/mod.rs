@@ -13,6 +13,7 @@ mod hub;
 mod kernels;
 mod linear;
 mod model;
+mod profile;
 mod rope;
 mod runner;
 mod sampler;
@@ -44,7 +45,9 @@ use runner::{Language, Runner, Ticket};
 
 pub use attention::KvCache;
 pub use files::ModelFiles;
+pub use kernels::MachineLimits;
 pub use model::{CandleModel, Chunk, Logits, Rows};
+pub use profile::{Part, Profile};
 pub use shape::{Family, Rope, Shape};
 
 /// Memory that the KV caches may take together, unless one full context needs more.
@@ -103,6 +106,7 @@ impl CandleEngine {
             revision: digest.finalize().to_hex()[..32].to_owned(),
             context_tokens: Some(context_tokens),
             batch_max: config.batch_max,
+            parameters: Some(model.shape().parameters()),
         };
         // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;

@@ -7,6 +7,7 @@ use super::{
     files::{ModelFiles, Weights},
     kernels::{Isa, Matrix, Precision, rms_norm, swiglu},
     linear::{Embedding, Linear, add},
+    profile::{Clock, Part, Profile},
     rope::RopeTable,
     shape::{Family, Shape},
 };
@@ -113,15 +114,32 @@ impl CandleModel {
         context_tokens_max: usize,
         kind: WeightKind,
     ) -> Result<Self, String> {
-        let precision = match kind {
-            WeightKind::F32 => Precision::F32,
-            WeightKind::Bf16 => Precision::Bf16,
-        };
         let shape = Shape::from_json(
             &files.require("config.json")?,
             files.read("generation_config.json")?.as_deref(),
         )?;
-        let weights = files.weights()?;
+        Self::assemble(shape, &files.weights()?, context_tokens_max, kind)
+    }
+
+    /// A model of the shape that `config.json` tells, with random weights: for benchmarks.
+    ///
+    /// # Errors
+    /// One line when the file is not understood.
+    pub fn random(config_json: &[u8], kind: WeightKind) -> Result<Self, String> {
+        let shape = Shape::from_json(config_json, None)?;
+        Self::assemble(shape, &Weights::Random, 0, kind)
+    }
+
+    fn assemble(
+        shape: Shape,
+        weights: &Weights,
+        context_tokens_max: usize,
+        kind: WeightKind,
+    ) -> Result<Self, String> {
+        let precision = match kind {
+            WeightKind::F32 => Precision::F32,
+            WeightKind::Bf16 => Precision::Bf16,
+        };
         let context_tokens = match context_tokens_max {
             0 => shape.context_tokens,
             limit => limit.min(shape.context_tokens),
@@ -138,11 +156,11 @@ impl CandleModel {
             ))
         } else {
             let parts = [("lm_head".to_owned(), shape.vocabulary)];
-            Linear::read(&weights, &parts, shape.hidden, false, precision)?
+            Linear::read(weights, &parts, shape.hidden, false, precision)?
         };
         Ok(Self {
             layers: (0..shape.layers)
-                .map(|layer| Layer::read(&weights, &shape, layer, precision))
+                .map(|layer| Layer::read(weights, &shape, layer, precision))
                 .collect::<Result<_, _>>()?,
             norm: weights.vector("model.norm.weight", shape.hidden)?,
             rope: RopeTable::new(&shape, context_tokens),
@@ -177,6 +195,15 @@ impl CandleModel {
         layers.sum::<usize>() + self.head.bytes() + self.embedding.bytes()
     }
 
+    /// Multiplications and additions for one token that sees `context` tokens, its logits included.
+    pub fn flops_per_token(&self, context: usize) -> usize {
+        let shape = &self.shape;
+        let (queries, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
+        let layer = shape.hidden * (2 * queries + 2 * kv) + 3 * shape.hidden * shape.intermediate;
+        let attention = 2 * context * queries;
+        2 * (shape.layers * (layer + attention) + shape.hidden * shape.vocabulary)
+    }
+
     /// An empty cache with room for some tokens.
     pub fn new_cache(&self, tokens: usize) -> KvCache {
         KvCache::new(self.shape.layers, self.heads(), tokens)
@@ -203,6 +230,18 @@ impl CandleModel {
     /// When a token is not in the vocabulary or a sequence exceeds the context; the caches must
     /// not be used any more then.
     pub fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
+        self.forward_profiled(chunks, None)
+    }
+
+    /// As [`Self::forward`], and adds the time of each part to `profile`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_profiled(
+        &self,
+        chunks: &mut [Chunk<'_>],
+        profile: Option<&mut Profile>,
+    ) -> Result<Logits, String> {
         if chunks.is_empty() {
             return Ok(Logits::new(Vec::new(), self.shape.vocabulary));
         }
@@ -225,24 +264,31 @@ impl CandleModel {
                 ));
             }
         }
-        Ok(self.compute(chunks))
+        Ok(self.compute(chunks, Clock::new(profile)))
     }
 
-    fn compute(&self, chunks: &mut [Chunk<'_>]) -> Logits {
+    fn compute(&self, chunks: &mut [Chunk<'_>], mut clock: Clock<'_>) -> Logits {
         let shape = &self.shape;
         let mut hidden = Vec::new();
         for token in chunks.iter().flat_map(|chunk| chunk.tokens) {
             self.embedding.push(*token as usize, &mut hidden);
         }
+        clock.lap(Part::Embedding);
         let mut scratch = Scratch::default();
         for (at, layer) in self.layers.iter().enumerate() {
             self.norm_rows(&hidden, &layer.attention_norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
             layer.qkv.apply(&scratch.normed, &mut scratch.qkv);
+            clock.lap(Part::Qkv);
             self.attend(at, layer, &mut scratch, chunks);
+            clock.lap(Part::Attention);
             layer.output.apply(&scratch.attended, &mut scratch.change);
             add(&mut hidden, &scratch.change);
+            clock.lap(Part::Output);
             self.norm_rows(&hidden, &layer.mlp_norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
             layer.gate_up.apply(&scratch.normed, &mut scratch.gate_up);
+            clock.lap(Part::GateUp);
             swiglu(self.isa, &mut scratch.gate_up, shape.intermediate);
             scratch.activated.clear();
             for row in scratch.gate_up.chunks_exact(2 * shape.intermediate) {
@@ -250,8 +296,10 @@ impl CandleModel {
                     .activated
                     .extend_from_slice(&row[..shape.intermediate]);
             }
+            clock.lap(Part::Activation);
             layer.down.apply(&scratch.activated, &mut scratch.change);
             add(&mut hidden, &scratch.change);
+            clock.lap(Part::Down);
         }
         let wanted = take_rows(&hidden, shape.hidden, chunks);
         for chunk in chunks {
@@ -261,7 +309,9 @@ impl CandleModel {
         let mut values = Vec::new();
         if !wanted.is_empty() {
             self.norm_rows(&wanted, &self.norm, &mut scratch.normed);
+            clock.lap(Part::Norm);
             self.head.apply(&scratch.normed, &mut values);
+            clock.lap(Part::Head);
         }
         Logits::new(values, shape.vocabulary)
     }

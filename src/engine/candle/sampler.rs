@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use crate::job::Sampling;
+use crate::{engine::signals::Spread, job::Sampling};
 
 /// Chooses tokens for one sequence; its random numbers are its own, whoever shares the batch.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Choice {
     pub(super) token: u32,
     /// Natural logarithm of the model's own probability, before temperature and cuts.
     pub(super) logprob: f32,
+    /// Of the distribution that it was chosen from, likewise before temperature and cuts.
+    pub(super) spread: Spread,
 }
 
 /// A logit is infinite or no number: the computation went wrong.
@@ -42,19 +44,30 @@ impl Sampler {
     /// # Errors
     /// [`NotFinite`] when the logits are not all finite.
     pub(super) fn choose(&mut self, logits: &[f32]) -> Result<Choice, NotFinite> {
-        let best = best(logits)?;
+        let (best, second) = best(logits)?;
         let token = if self.temperature > 0.0 {
             self.draw(logits, logits[best])
         } else {
             best
         };
-        let total: f64 = logits
-            .iter()
-            .map(|logit| f64::from(logit - logits[best]).exp())
-            .sum();
+        // In f64, where no difference of two finite f32 overflows. With z the logits less the
+        // highest and Z the sum of e^z, entropy is ln Z - sum(z e^z) / Z.
+        let shifted = |logit: f32| f64::from(logit) - f64::from(logits[best]);
+        let (mut total, mut weighted) = (0.0_f64, 0.0_f64);
+        for logit in logits {
+            let z = shifted(*logit);
+            let weight = z.exp();
+            total += weight;
+            weighted += z * weight;
+        }
+        let second = second.map_or(0.0, |token| shifted(logits[token]).exp());
         Ok(Choice {
             token: token as u32,
-            logprob: (f64::from(logits[token] - logits[best]) - total.ln()) as f32,
+            logprob: (shifted(logits[token]) - total.ln()) as f32,
+            spread: Spread {
+                entropy: (total.ln() - weighted / total).max(0.0) as f32,
+                margin: ((1.0 - second) / total) as f32,
+            },
         })
     }
 
@@ -96,21 +109,24 @@ impl Sampler {
     }
 }
 
-/// The first of the highest logits.
-fn best(logits: &[f32]) -> Result<usize, NotFinite> {
-    let mut best = 0;
+/// The first of the highest logits, and the first of the highest of the others.
+fn best(logits: &[f32]) -> Result<(usize, Option<usize>), NotFinite> {
+    let (mut best, mut second) = (0, None);
     for (token, logit) in logits.iter().enumerate() {
         if !logit.is_finite() {
             return Err(NotFinite);
         }
         if *logit > logits[best] {
+            second = Some(best);
             best = token;
+        } else if token > 0 && second.is_none_or(|second: usize| *logit > logits[second]) {
+            second = Some(token);
         }
     }
     if logits.is_empty() {
         Err(NotFinite)
     } else {
-        Ok(best)
+        Ok((best, second))
     }
 }
 
@@ -146,6 +162,53 @@ mod tests {
         assert_eq!(choice.token, 1);
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         assert!((choice.logprob - (2.0f32.exp() / total).ln()).abs() < 1e-6);
+    }
+
+    /// Log-probability, entropy and margin by the textbook: all probabilities, in f64.
+    fn reference(logits: &[f32], token: usize) -> (f64, f64, f64) {
+        let exps: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
+        let total: f64 = exps.iter().sum();
+        let mut probabilities: Vec<f64> = exps.iter().map(|exp| exp / total).collect();
+        let logprob = probabilities[token].ln();
+        let entropy = probabilities.iter().map(|p| -p * p.ln()).sum();
+        probabilities.sort_by(|a, b| b.total_cmp(a));
+        (logprob, entropy, probabilities[0] - probabilities[1])
+    }
+
+    #[test]
+    fn signals_agree_with_a_softmax_written_out() {
+        let mut random = StdRng::seed_from_u64(5);
+        for size in [2, 3, 17, 1000] {
+            for spread in [0.1_f32, 3.0, 20.0] {
+                let logits: Vec<f32> = (0..size)
+                    .map(|_| (random.random::<f32>() - 0.5) * spread)
+                    .collect();
+                for temperature in [0.0, 1.5] {
+                    let mut sampler = Sampler::new(&sampling(temperature, 0, 1.0), 3);
+                    let choice = sampler.choose(&logits).expect("finite");
+                    let (logprob, entropy, margin) = reference(&logits, choice.token as usize);
+                    assert!((f64::from(choice.logprob) - logprob).abs() < 1e-5);
+                    assert!((f64::from(choice.spread.entropy) - entropy).abs() < 1e-5);
+                    assert!((f64::from(choice.spread.margin) - margin).abs() < 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn signals_of_extreme_logits_are_numbers() {
+        for logits in [
+            vec![f32::MAX, f32::MIN],
+            vec![f32::MIN, f32::MAX, f32::MAX],
+            vec![7.0],
+            vec![0.0; 5],
+        ] {
+            let choice = Sampler::new(&sampling(0.0, 0, 1.0), 1)
+                .choose(&logits)
+                .expect("finite");
+            assert!(choice.logprob.is_finite() && choice.spread.entropy >= 0.0);
+            assert!((0.0..=1.0).contains(&choice.spread.margin), "{logits:?}");
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
-use super::sampler::{NotFinite, Sampler};
+use super::sampler::{Choice, NotFinite, Sampler};
 use crate::{
-    engine::{EngineFault, Generate, Generation},
+    engine::{EngineFault, Generate, Generation, signals::SignalCollector},
     job::{Answer, FinishReason, Usage},
     prompt::{Detokenizer, PromptFault, Vocabulary},
 };
@@ -22,7 +22,7 @@ pub(super) struct Writer {
     eos: Vec<u32>,
     completion_tokens: usize,
     completion_tokens_max: usize,
-    logprob_sum: f64,
+    signals: SignalCollector,
 }
 
 impl Writer {
@@ -34,7 +34,7 @@ impl Writer {
             eos,
             completion_tokens: 0,
             completion_tokens_max,
-            logprob_sum: 0.0,
+            signals: SignalCollector::default(),
         }
     }
 
@@ -42,11 +42,11 @@ impl Writer {
     fn push(
         &mut self,
         vocabulary: &Vocabulary,
-        token: u32,
-        logprob: f32,
+        choice: Choice,
     ) -> Result<Option<FinishReason>, PromptFault> {
+        let token = choice.token;
         self.completion_tokens += 1;
-        self.logprob_sum += f64::from(logprob);
+        self.signals.push(choice.logprob, Some(choice.spread));
         let is_eos = self.eos.contains(&token);
         let is_last = is_eos || self.completion_tokens >= self.completion_tokens_max;
         let mut piece = String::new();
@@ -141,7 +141,7 @@ impl<C> Sequence<C> {
         self.first_token_at.get_or_insert_with(Utc::now);
         self.tokens.push(choice.token);
         self.writer
-            .push(vocabulary, choice.token, choice.logprob)
+            .push(vocabulary, choice)
             .map_err(|fault| EngineFault::Crashed(fault.to_string()))
     }
 
@@ -150,6 +150,10 @@ impl<C> Sequence<C> {
         let finished_at = Utc::now();
         let prompt_tokens = self.prompt_tokens as u32;
         let completion_tokens = self.writer.completion_tokens;
+        let signals = self
+            .writer
+            .signals
+            .finish(finish_reason == FinishReason::Length);
         let answer = Answer {
             text: self.writer.text,
             finish_reason,
@@ -160,10 +164,11 @@ impl<C> Sequence<C> {
             },
             model: model.to_owned(),
             revision: revision.to_owned(),
-            mean_logprob: Some((self.writer.logprob_sum / completion_tokens as f64) as f32),
+            mean_logprob: signals.map(|signals| signals.mean_logprob),
         };
         let _ = self.reply.send(Ok(Generation {
             answer,
+            signals,
             started_at: self.started_at.unwrap_or(finished_at),
             first_token_at: self.first_token_at,
             finished_at,
@@ -179,7 +184,7 @@ impl<C> Sequence<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompt::Specials;
+    use crate::{engine::signals::Spread, prompt::Specials};
 
     fn vocabulary() -> Vocabulary {
         let json = include_bytes!("../../../tests/fixtures/models/tiny-llama/tokenizer.json");
@@ -198,7 +203,15 @@ mod tests {
         let mut writer = Writer::new(stop, eos.to_vec(), most);
         let mut end = None;
         for token in vocabulary.encode(text, Specials::Written).expect("encodes") {
-            end = writer.push(&vocabulary, token, -0.5).expect("decodes");
+            let choice = Choice {
+                token,
+                logprob: -0.5,
+                spread: Spread {
+                    entropy: 1.0,
+                    margin: 0.1,
+                },
+            };
+            end = writer.push(&vocabulary, choice).expect("decodes");
             if end.is_some() {
                 break;
             }

@@ -167,6 +167,16 @@ impl Eos {
 }
 
 impl Shape {
+    /// Parameters that a token is multiplied with: those of all matrices. An embedding that is not
+    /// the head as well is only looked up; norms and biases are few and left out.
+    pub fn parameters(&self) -> u64 {
+        let (query, kv) = (self.heads * self.head, self.kv_heads * self.head);
+        let attention = self.hidden * (2 * query + 2 * kv);
+        let feed_forward = 3 * self.hidden * self.intermediate;
+        let head = self.vocabulary * self.hidden;
+        (self.layers * (attention + feed_forward) + head) as u64
+    }
+
     /// Reads `config.json` and, for the tokens that end an answer, `generation_config.json`.
     ///
     /// # Errors

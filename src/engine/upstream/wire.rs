@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::Generate,
-    job::{FinishReason, Message},
+    engine::{Generate, signals::SignalCollector},
+    job::{FinishReason, Message, Signals},
 };
 
 /// The server's list of models; vLLM tells each one's context length.
@@ -128,7 +128,7 @@ pub(super) struct PromptDetails {
 pub(super) struct FirstChoice {
     pub(super) text: String,
     pub(super) finish_reason: FinishReason,
-    pub(super) mean_logprob: Option<f32>,
+    pub(super) signals: Option<Signals>,
 }
 
 impl Completion {
@@ -148,11 +148,14 @@ impl Completion {
             .logprobs
             .and_then(|logprobs| logprobs.content)
             .unwrap_or_default();
-        let sum: f64 = tokens.iter().map(|token| token.logprob).sum();
+        let mut signals = SignalCollector::default();
+        for token in &tokens {
+            signals.push(token.logprob as f32, None);
+        }
         Ok(FirstChoice {
             text: choice.message.content.unwrap_or_default(),
             finish_reason,
-            mean_logprob: (!tokens.is_empty()).then(|| (sum / tokens.len() as f64) as f32),
+            signals: signals.finish(finish_reason == FinishReason::Length),
         })
     }
 }

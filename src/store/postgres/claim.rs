@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, cache, dead, lock_rows, text::encode};
+use super::{PostgresStore, attempts, cache, dead, lock_rows, text::encode};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
@@ -68,15 +68,11 @@ impl PostgresStore {
                 outcomes.push(Claimed::Busy);
                 continue;
             }
-            let step = rules::claim_step(
-                row,
-                claim.redelivered,
-                alive.contains(&id),
-                claimant.attempts_max,
-                now,
-            );
+            let step =
+                rules::claim_step(row, claim.redelivered, alive.contains(&id), claimant, now);
             outcomes.push(match step {
                 ClaimStep::Busy => Claimed::Busy,
+                ClaimStep::Elsewhere(tier) => Claimed::Elsewhere(tier),
                 ClaimStep::Ended => Claimed::Ended(Box::new(row.clone().into_record()?)),
                 ClaimStep::Run {
                     attempt,
@@ -117,8 +113,15 @@ impl PostgresStore {
         }
         mark_lost(&mut transaction, &lost, now).await?;
         begin_attempts(&mut transaction, claimant, &runs, now).await?;
-        write_ends(&mut transaction, &ends, now).await?;
+        let answered = write_ends(&mut transaction, &ends, now).await?;
         transaction.commit().await?;
+        for outcome in &mut outcomes {
+            if let Claimed::Ended(record) = outcome
+                && let Some(row) = answered.get(&record.id.0)
+            {
+                **record = row.clone().into_record()?;
+            }
+        }
         Ok(outcomes)
     }
 
@@ -184,7 +187,8 @@ impl PostgresStore {
             });
         }
         mark_lost(&mut transaction, &lost, now).await?;
-        write_ends(&mut transaction, &ends, now).await?;
+        let answered = write_ends(&mut transaction, &ends, now).await?;
+        rows.extend(answered);
         transaction.commit().await?;
         ids.iter()
             .filter_map(|id| rows.get(id))
@@ -295,14 +299,15 @@ async fn begin_attempts(
     Ok(())
 }
 
-/// Writes ends without an answer: the jobs, their cache entries and their dead letters.
+/// Writes ends without an answer of their own: the jobs, their cache entries and their dead letters.
+/// Returns the jobs for which an escalated answer serves instead.
 async fn write_ends(
     connection: &mut PgConnection,
     ends: &[End],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<HashMap<Uuid, Row>, Fault> {
     if ends.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let ids: Vec<Uuid> = ends.iter().map(|end| end.row.id).collect();
     let states: Vec<&str> = ends.iter().map(|end| end.state.as_str()).collect();
@@ -327,12 +332,14 @@ async fn write_ends(
         .filter_map(|end| Some((end.row.cache_key()?, end.row.id)))
         .collect();
     cache::give_up(connection, &led).await?;
+    let answered = attempts::fall_back(connection, ends.iter().map(|end| &end.row)).await?;
     let spent: Vec<_> = ends
         .iter()
-        .filter(|end| end.bury)
+        .filter(|end| end.bury && !answered.contains_key(&end.row.id))
         .map(|end| (&end.row, &end.reason))
         .collect();
-    dead::quarantine(connection, &spent, now).await
+    dead::quarantine(connection, &spent, now).await?;
+    Ok(answered)
 }
 
 /// The jobs that own the keys of endings under another id. Keys that nobody owns are taken.

@@ -10,6 +10,7 @@
 //! and who settles an entry holds it before looking for waiting jobs, so none is forgotten.
 
 mod admit;
+mod attempts;
 mod cache;
 mod claim;
 mod dead;
@@ -43,7 +44,8 @@ macro_rules! job_rows {
                  j.tier, j.score, j.cache_key, j.waits_for, j.source, j.attempts as "attempts!",
                  j.attempts_returned as "attempts_returned!", j.worker, j.lease_until, j.prompt_tokens,
                  j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision,
-                 j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
+                 j.mean_logprob, j.confidence, j.escalated_prompt_tokens,
+                 j.escalated_prompt_tokens_computed, j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
                  j.correlation_id, j.priority as "priority!", j.deadline, j.submitted_at as "submitted_at!",
                  j.started_at, j.finished_at, "#
                 + $after

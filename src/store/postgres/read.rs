@@ -134,8 +134,12 @@ impl PostgresStore {
 
     async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
         let rows = sqlx::query!(
-            "select attempt, tier, model, worker, outcome, reason_code, reason_message, claimed_at, finished_at
-               from attempts where job_id = $1 order by attempt",
+            r#"select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
+                      a.prompt_tokens, a.completion_tokens, a.confidence, a.signals::text as signals,
+                      t.text as "answer?", a.claimed_at, a.finished_at
+                 from attempts a
+                 left join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
+                where a.job_id = $1 order by a.attempt"#,
             id.0
         )
         .fetch_all(&self.pool)
@@ -146,12 +150,24 @@ impl PostgresStore {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
                     tier: row.tier.parse().map_err(Fault::Rule)?,
                     model: text::decode(row.model),
+                    revision: text::decode(row.revision),
                     worker: row.worker,
                     outcome: row.outcome,
                     reason: row.reason_code.map(|code| Reason {
                         code,
                         message: text::decode(row.reason_message.unwrap_or_default()),
                     }),
+                    prompt_tokens: row.prompt_tokens.and_then(|count| count.try_into().ok()),
+                    completion_tokens: row
+                        .completion_tokens
+                        .and_then(|count| count.try_into().ok()),
+                    confidence: row.confidence,
+                    signals: row
+                        .signals
+                        .as_deref()
+                        .map(serde_json::from_str)
+                        .transpose()?,
+                    answer: row.answer.map(text::decode),
                     claimed_at: row.claimed_at,
                     finished_at: row.finished_at,
                 })

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    PostgresStore,
+    PostgresStore, attempts,
     cache::{self, Filling},
     dead,
     insert::{AnswerColumns, insert_texts},
@@ -18,7 +18,7 @@ use super::{
     text::{decode_row, encode},
 };
 use crate::{
-    job::{Answer, CacheKey, JobId, JobRecord, RoutedJob},
+    job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
     store::{
         Settled, Settlement, StoreFault,
         fault::{Fault, persistent},
@@ -67,17 +67,20 @@ impl PostgresStore {
             })
             .map(|settlement| (*settlement, Effect::of(&settlement.verdict)))
             .collect();
-        write_attempts(&mut transaction, &committed).await?;
+        attempts::write(&mut transaction, &committed).await?;
         let answers: Vec<(Uuid, &Answer)> = committed
             .iter()
             .filter_map(|(settlement, effect)| Some((settlement.job.0, effect.answer?)))
             .collect();
         insert_texts(&mut transaction, &answers).await?;
+        let answered = attempts::fall_back(&mut transaction, rows.values()).await?;
+        rows.extend(answered);
         let mut shared = settle_cache(&mut transaction, &committed, &rows, now, ttl).await?;
         let spent: Vec<_> = committed
             .iter()
             .filter(|(_, effect)| effect.bury)
             .filter_map(|(settlement, effect)| Some((rows.get(&settlement.job.0)?, effect.reason?)))
+            .filter(|(row, _)| row.is_unanswered())
             .collect();
         dead::quarantine(&mut transaction, &spent, now).await?;
         transaction.commit().await?;
@@ -85,7 +88,9 @@ impl PostgresStore {
         let mut records = HashMap::new();
         for (settlement, effect) in &committed {
             if let Some(mut row) = rows.remove(&settlement.job.0) {
-                row.text = effect.answer.map(|answer| answer.text.clone());
+                if let Some(answer) = effect.answer {
+                    row.text = Some(answer.text.clone());
+                }
                 let record = row.into_record()?;
                 records.insert((settlement.job, settlement.attempt), record);
             }
@@ -199,6 +204,16 @@ async fn end_attempts(
         .iter()
         .map(|effect| effect.job_reason().map(|reason| encode(&reason.message)))
         .collect();
+    let confidences: Vec<_> = settlements.iter().map(|s| s.confidence).collect();
+    let escalated: Vec<_> = effects.iter().map(Effect::escalated).collect();
+    let tokens = |of: fn(&Usage) -> u32| -> Vec<Option<i32>> {
+        let count = |usage: &Usage| i32::try_from(of(usage)).unwrap_or(i32::MAX);
+        let each = escalated.iter();
+        each.map(|usage| usage.as_ref().map(count)).collect()
+    };
+    let escalated_prompt = tokens(|usage| usage.prompt_tokens);
+    let escalated_computed = tokens(|usage| usage.prompt_tokens_computed);
+    let escalated_completion = tokens(|usage| usage.completion_tokens);
     let started: Vec<_> = settlements.iter().map(|s| s.started_at).collect();
     let first_token: Vec<_> = settlements.iter().map(|s| s.first_token_at).collect();
     let rows = job_rows!(
@@ -206,10 +221,11 @@ async fn end_attempts(
              select * from unnest(
                  $1::uuid[], $2::int4[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[],
                  $8::timestamptz[], $9::timestamptz[], $10::int4[], $11::int4[], $12::int4[], $13::text[],
-                 $14::text[], $15::text[], $16::float4[])
+                 $14::text[], $15::text[], $16::float4[], $18::float4[], $19::int4[], $20::int4[], $21::int4[])
                  as n (id, attempt, state, tier, returned, code, message, started_at, first_token_at,
                        prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason, model,
-                       revision, mean_logprob))
+                       revision, mean_logprob, confidence, escalated_prompt, escalated_computed,
+                       escalated_completion))
          update jobs j
             set state = n.state,
                 tier = coalesce(n.tier, j.tier),
@@ -220,7 +236,16 @@ async fn end_attempts(
                 prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
                 finish_reason = n.finish_reason, model = n.model, revision = n.revision,
                 mean_logprob = n.mean_logprob,
-                finished_at = case when n.state <> 'routed' then $17::timestamptz end
+                finished_at = case when n.state <> 'routed' then $17::timestamptz end,
+                confidence = coalesce(n.confidence, j.confidence),
+                escalated_prompt_tokens = coalesce(
+                    coalesce(j.escalated_prompt_tokens, 0) + n.escalated_prompt, j.escalated_prompt_tokens),
+                escalated_prompt_tokens_computed = coalesce(
+                    coalesce(j.escalated_prompt_tokens_computed, 0) + n.escalated_computed,
+                    j.escalated_prompt_tokens_computed),
+                escalated_completion_tokens = coalesce(
+                    coalesce(j.escalated_completion_tokens, 0) + n.escalated_completion,
+                    j.escalated_completion_tokens)
            from ended n
           where j.id = n.id and j.attempts = n.attempt and j.state = 'running'
          returning",
@@ -242,66 +267,14 @@ async fn end_attempts(
         &c.revision as &[Option<std::borrow::Cow<'_, str>>],
         &c.mean_logprob as &[Option<f32>],
         now as DateTime<Utc>,
+        &confidences as &[Option<f32>],
+        &escalated_prompt as &[Option<i32>],
+        &escalated_computed as &[Option<i32>],
+        &escalated_completion as &[Option<i32>],
     )
     .fetch_all(connection)
     .await?;
     Ok(rows.into_iter().map(decode_row).collect())
-}
-
-/// Writes what the attempts came to.
-async fn write_attempts(
-    connection: &mut PgConnection,
-    committed: &[(&Settlement, Effect<'_>)],
-) -> Result<(), Fault> {
-    if committed.is_empty() {
-        return Ok(());
-    }
-    let mut c = AnswerColumns::default();
-    for (_, effect) in committed {
-        c.push_option(effect.answer);
-    }
-    let ids: Vec<Uuid> = committed.iter().map(|(s, _)| s.job.0).collect();
-    let attempts: Vec<i32> = committed.iter().map(|(s, _)| number(s.attempt)).collect();
-    let outcomes: Vec<&str> = committed.iter().map(|(_, effect)| effect.outcome).collect();
-    let started: Vec<_> = committed.iter().map(|(s, _)| s.started_at).collect();
-    let first_token: Vec<_> = committed.iter().map(|(s, _)| s.first_token_at).collect();
-    let finished: Vec<_> = committed.iter().map(|(s, _)| s.finished_at).collect();
-    let codes: Vec<_> = committed
-        .iter()
-        .map(|(_, effect)| effect.reason.map(|reason| reason.code.as_str()))
-        .collect();
-    let messages: Vec<_> = committed
-        .iter()
-        .map(|(_, effect)| effect.reason.map(|reason| encode(&reason.message)))
-        .collect();
-    sqlx::query!(
-        "update attempts a
-            set outcome = n.outcome, started_at = n.started_at, first_token_at = n.first_token_at,
-                finished_at = n.finished_at, reason_code = n.code, reason_message = n.message,
-                prompt_tokens = n.prompt_tokens, prompt_tokens_computed = n.prompt_tokens_computed,
-                completion_tokens = n.completion_tokens, mean_logprob = n.mean_logprob
-           from unnest($1::uuid[], $2::int4[], $3::text[], $4::timestamptz[], $5::timestamptz[],
-                       $6::timestamptz[], $7::text[], $8::text[], $9::int4[], $10::int4[], $11::int4[],
-                       $12::float4[])
-                as n (job_id, attempt, outcome, started_at, first_token_at, finished_at, code, message,
-                      prompt_tokens, prompt_tokens_computed, completion_tokens, mean_logprob)
-          where a.job_id = n.job_id and a.attempt = n.attempt",
-        &ids,
-        &attempts,
-        &outcomes as &[&str],
-        &started,
-        &first_token as &[Option<DateTime<Utc>>],
-        &finished,
-        &codes as &[Option<&str>],
-        &messages as &[Option<std::borrow::Cow<'_, str>>],
-        &c.prompt_tokens as &[Option<i32>],
-        &c.prompt_tokens_computed as &[Option<i32>],
-        &c.completion_tokens as &[Option<i32>],
-        &c.mean_logprob as &[Option<f32>],
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Fills and gives up cache entries; returns the jobs that waited, by the job that answered them.
@@ -432,6 +405,6 @@ async fn share(
 }
 
 /// Attempts are small numbers; one that does not fit matches no row.
-fn number(attempt: u32) -> i32 {
+pub(super) fn number(attempt: u32) -> i32 {
     i32::try_from(attempt).unwrap_or(-1)
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, admit, cache, dead, find_row};
+use super::{SqliteStore, admit, attempts, cache, dead, find_row};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
@@ -93,9 +93,10 @@ async fn claim_one(
     now: DateTime<Utc>,
 ) -> Result<Claimed, Fault> {
     let is_alive = is_alive(connection, &row, now).await?;
-    let step = rules::claim_step(&row, redelivered, is_alive, claimant.attempts_max, now);
+    let step = rules::claim_step(&row, redelivered, is_alive, claimant, now);
     match step {
         ClaimStep::Busy => Ok(Claimed::Busy),
+        ClaimStep::Elsewhere(tier) => Ok(Claimed::Elsewhere(tier)),
         ClaimStep::Ended => Ok(Claimed::Ended(Box::new(row.into_record()?))),
         ClaimStep::Run {
             attempt,
@@ -122,7 +123,7 @@ async fn claim_one(
                 mark_lost(connection, &row, now).await?;
             }
             let row = write_end(connection, row, state, &reason, now).await?;
-            if bury {
+            if bury && row.is_unanswered() {
                 dead::quarantine(connection, &row, &reason, now).await?;
             }
             Ok(Claimed::Ended(Box::new(row.into_record()?)))
@@ -238,7 +239,7 @@ async fn begin_attempt(
     Ok(())
 }
 
-/// Writes an end without an answer and gives up the job's cache entry.
+/// Writes an end without an answer of its own (an escalated one serves instead) and gives up the job's cache entry.
 async fn write_end(
     connection: &mut SqliteConnection,
     row: Row,
@@ -261,5 +262,6 @@ async fn write_end(
     if let Some(key) = row.cache_key() {
         cache::give_up(connection, &key, row.id).await?;
     }
-    Ok(row.ended(state.as_str(), reason, now))
+    let row = row.ended(state.as_str(), reason, now);
+    attempts::fall_back(connection, row).await
 }

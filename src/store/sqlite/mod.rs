@@ -5,6 +5,7 @@
 //! writes it, whose order is that of the instants.
 
 mod admit;
+mod attempts;
 mod cache;
 mod claim;
 mod dead;
@@ -31,7 +32,8 @@ macro_rules! row_columns {
         " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
          j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
          j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision, \
-         j.mean_logprob, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
+         j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
+         j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
          j.correlation_id, j.priority, j.deadline, j.submitted_at, j.started_at, j.finished_at, "
     };
 }
@@ -206,9 +208,11 @@ impl SqliteStore {
             "drop view if exists score_distribution",
             "drop view if exists shadow_pairs",
             "drop view if exists shadow_costs",
+            "drop view if exists escalations",
             "drop table if exists jobs",
             "drop table if exists requests",
             "drop table if exists answers",
+            "drop table if exists attempt_answers",
             "drop table if exists attempts",
             "drop table if exists idempotency",
             "drop table if exists cache_entries",

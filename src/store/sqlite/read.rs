@@ -18,10 +18,16 @@ struct AttemptRow {
     attempt: i64,
     tier: String,
     model: String,
+    revision: String,
     worker: String,
     outcome: String,
     reason_code: Option<String>,
     reason_message: Option<String>,
+    prompt_tokens: Option<i64>,
+    completion_tokens: Option<i64>,
+    confidence: Option<f32>,
+    signals: Option<String>,
+    answer: Option<String>,
     claimed_at: DateTime<Utc>,
     finished_at: Option<DateTime<Utc>>,
 }
@@ -148,8 +154,12 @@ impl SqliteStore {
 
     async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
         let rows: Vec<AttemptRow> = sqlx::query_as(
-            "select attempt, tier, model, worker, outcome, reason_code, reason_message, claimed_at, finished_at
-               from attempts where job_id = ?1 order by attempt",
+            "select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
+                    a.prompt_tokens, a.completion_tokens, a.confidence, a.signals, t.text as answer,
+                    a.claimed_at, a.finished_at
+               from attempts a
+               left join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
+              where a.job_id = ?1 order by a.attempt",
         )
         .bind(id.0)
         .fetch_all(&self.readers)
@@ -160,12 +170,24 @@ impl SqliteStore {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
                     tier: row.tier.parse().map_err(Fault::Rule)?,
                     model: row.model,
+                    revision: row.revision,
                     worker: row.worker,
                     outcome: row.outcome,
                     reason: row.reason_code.map(|code| Reason {
                         code,
                         message: row.reason_message.unwrap_or_default(),
                     }),
+                    prompt_tokens: row.prompt_tokens.and_then(|count| count.try_into().ok()),
+                    completion_tokens: row
+                        .completion_tokens
+                        .and_then(|count| count.try_into().ok()),
+                    confidence: row.confidence,
+                    signals: row
+                        .signals
+                        .as_deref()
+                        .map(serde_json::from_str)
+                        .transpose()?,
+                    answer: row.answer,
                     claimed_at: row.claimed_at,
                     finished_at: row.finished_at,
                 })

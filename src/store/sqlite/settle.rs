@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, admit::insert_text, cache, dead, find_row, row_columns};
+use super::{SqliteStore, admit::insert_text, attempts, cache, dead, find_row, row_columns};
 use crate::{
     job::{Answer, CacheKey, JobRecord, RoutedJob},
     store::{
@@ -109,11 +109,12 @@ async fn settle_one(
     if let Some(answer) = effect.answer {
         insert_text(connection, id, answer).await?;
     }
-    write_attempt(connection, settlement, &effect).await?;
+    attempts::write(connection, settlement, &effect).await?;
     let Some(row) = find_row(connection, id).await? else {
         return Err(Fault::Rule("a job that exists cannot be found".to_owned()));
     };
-    if let (true, Some(reason)) = (effect.bury, effect.reason) {
+    let row = attempts::fall_back(connection, row).await?;
+    if let (true, Some(reason)) = (effect.bury && row.is_unanswered(), effect.reason) {
         dead::quarantine(connection, &row, reason, now).await?;
     }
     let mut shared = Vec::new();
@@ -143,6 +144,7 @@ async fn end_attempt(
     now: DateTime<Utc>,
 ) -> Result<bool, Fault> {
     let answer = effect.answer;
+    let escalated = effect.escalated();
     let reason = effect.job_reason();
     let done = sqlx::query(
         "update jobs
@@ -150,7 +152,14 @@ async fn end_attempt(
                 source = case when ?3 = 'succeeded' then 'computed' end,
                 reason_code = ?6, reason_message = ?7, started_at = ?8, first_token_at = ?9,
                 prompt_tokens = ?10, prompt_tokens_computed = ?11, completion_tokens = ?12,
-                finish_reason = ?13, model = ?14, revision = ?15, mean_logprob = ?16, finished_at = ?17
+                finish_reason = ?13, model = ?14, revision = ?15, mean_logprob = ?16, finished_at = ?17,
+                confidence = coalesce(?18, confidence),
+                escalated_prompt_tokens =
+                    coalesce(coalesce(escalated_prompt_tokens, 0) + ?19, escalated_prompt_tokens),
+                escalated_prompt_tokens_computed = coalesce(
+                    coalesce(escalated_prompt_tokens_computed, 0) + ?20, escalated_prompt_tokens_computed),
+                escalated_completion_tokens =
+                    coalesce(coalesce(escalated_completion_tokens, 0) + ?21, escalated_completion_tokens)
           where id = ?1 and attempts = ?2 and state = 'running'",
     )
     .bind(settlement.job.0)
@@ -170,40 +179,13 @@ async fn end_attempt(
     .bind(answer.map(|answer| answer.revision.as_str()))
     .bind(answer.and_then(|answer| answer.mean_logprob))
     .bind(effect.state.is_terminal().then_some(now))
+    .bind(settlement.confidence)
+    .bind(escalated.map(|usage| usage.prompt_tokens))
+    .bind(escalated.map(|usage| usage.prompt_tokens_computed))
+    .bind(escalated.map(|usage| usage.completion_tokens))
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
-}
-
-/// Writes what the attempt came to.
-async fn write_attempt(
-    connection: &mut SqliteConnection,
-    settlement: &Settlement,
-    effect: &Effect<'_>,
-) -> Result<(), Fault> {
-    let usage = effect.answer.map(|answer| answer.usage);
-    sqlx::query(
-        "update attempts
-            set outcome = ?3, started_at = ?4, first_token_at = ?5, finished_at = ?6, reason_code = ?7,
-                reason_message = ?8, prompt_tokens = ?9, prompt_tokens_computed = ?10,
-                completion_tokens = ?11, mean_logprob = ?12
-          where job_id = ?1 and attempt = ?2",
-    )
-    .bind(settlement.job.0)
-    .bind(settlement.attempt)
-    .bind(effect.outcome)
-    .bind(settlement.started_at)
-    .bind(settlement.first_token_at)
-    .bind(settlement.finished_at)
-    .bind(effect.reason.map(|reason| reason.code.as_str()))
-    .bind(effect.reason.map(|reason| reason.message.as_str()))
-    .bind(usage.map(|usage| usage.prompt_tokens))
-    .bind(usage.map(|usage| usage.prompt_tokens_computed))
-    .bind(usage.map(|usage| usage.completion_tokens))
-    .bind(effect.answer.and_then(|answer| answer.mean_logprob))
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Gives an answer to the jobs that wait for it.

@@ -132,6 +132,7 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
         revision: "1".to_owned(),
         context_tokens: Some(32),
         batch_max: LIMITS.batch_max,
+        parameters: None,
     };
     Runner::new(model, language, info, Tier::Small, LIMITS, receiver)
 }

@@ -1,58 +1,34 @@
-//! `router explain`: why a job went where it went, and what the other tier would have cost.
-
-use std::process::ExitCode;
+//! `router explain JOB`: why a job went where it went, and what the other tier would have cost.
 
 use anyhow::Context;
-use clap::Args;
 use serde_json::{Value, json};
 
 use crate::{
-    config::{Config, Overrides},
+    cli::options::{init_logs, require_ledger, say},
+    config::Config,
     fleet,
     job::{Job, JobId, JobRecord, Tier},
     routing::{features::Features, scorer::Scorer},
     store::{DecisionRecord, Store, TierCost},
 };
 
-use super::options::{Common, UsageError, init_logs, require_ledger, say};
-
 /// Jobs from which costs are measured.
 const COST_JOBS: usize = 2048;
-/// Features shown to people; --json has all.
-const FEATURES_SHOWN: usize = 12;
 
-/// Arguments of `router explain`.
-#[derive(Debug, Args)]
-pub struct ExplainArgs {
-    /// The job's id
-    #[arg(value_name = "JOB")]
-    job: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    common: Common,
-}
-
-/// Runs `router explain`.
-pub async fn explain(args: ExplainArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    let id: JobId = args.job.parse().map_err(|_| {
-        let shown: String = args.job.chars().take(64).collect();
-        UsageError(format!("expected a job's id (a UUID), found {shown:?}"))
-    })?;
-    let store = fleet::open_store(&config, false).await?;
-    let found = gather(&store, &config, id).await;
+/// Tells of a job.
+pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyhow::Result<()> {
+    init_logs(config)?;
+    require_ledger(config)?;
+    let store = fleet::open_store(config, false).await?;
+    let found = gather(&store, config, id).await;
     store.close().await;
     let found = found?;
-    say(&if args.json {
+    say(&if json {
         found.to_string()
     } else {
-        to_text(&found)
+        to_text(&found, top)
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Value> {
@@ -163,7 +139,7 @@ fn other_cost(record: &JobRecord, costs: &[TierCost]) -> Value {
     })
 }
 
-fn to_text(found: &Value) -> String {
+fn to_text(found: &Value, top: usize) -> String {
     let number = |value: &Value| {
         value
             .as_f64()
@@ -220,7 +196,7 @@ fn to_text(found: &Value) -> String {
     match found["features"].as_array() {
         Some(moved) => {
             lines.push("moved by".to_owned());
-            lines.extend(moved.iter().take(FEATURES_SHOWN).map(|one| {
+            lines.extend(moved.iter().take(top).map(|one| {
                 let share = one["moved"].as_f64().unwrap_or_default();
                 format!("  {share:>+9.4}  {}", word(&one["feature"]))
             }));

@@ -1,0 +1,75 @@
+//! Labelled answers of the small model, for `router calibrate`.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use anyhow::Context;
+use serde_json::json;
+
+use crate::{
+    job::{JobRecord, Tier},
+    store::Store,
+};
+
+use super::marks::Expectation;
+
+/// Marked jobs whose attempts are to be written down.
+pub struct Labels {
+    out: BufWriter<File>,
+    ended: Vec<(JobRecord, Expectation)>,
+}
+
+impl Labels {
+    /// Makes the file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(path: &Path) -> anyhow::Result<Self> {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self {
+            out: BufWriter::new(file),
+            ended: Vec::new(),
+        })
+    }
+
+    /// Takes a marked job that has ended.
+    pub fn add(&mut self, record: &JobRecord, expectation: &Expectation) {
+        self.ended.push((record.clone(), expectation.clone()));
+    }
+
+    /// Writes a line for each answer of the small tier, escalated ones included. Answers without
+    /// log-probabilities and reused ones give none.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read or the file not written.
+    pub async fn write(mut self, store: &Store) -> anyhow::Result<()> {
+        for (record, expectation) in &self.ended {
+            for attempt in store.attempts(record.id).await? {
+                let own = record.answer.as_ref().map(|answer| answer.text.as_str());
+                let text = match attempt.outcome.as_str() {
+                    "succeeded" => own,
+                    _ => attempt.answer.as_deref(),
+                };
+                let (Tier::Small, Some(signals), Some(text)) =
+                    (attempt.tier, attempt.signals, text)
+                else {
+                    continue;
+                };
+                let row = json!({
+                    "id": record.custom_id,
+                    "family": expectation.family,
+                    "right": expectation.is_met(text),
+                    "model": attempt.model,
+                    "revision": attempt.revision,
+                    "signals": signals,
+                });
+                writeln!(self.out, "{row}").context("cannot write the labels")?;
+            }
+        }
+        self.out.flush().context("cannot write the labels")
+    }
+}

@@ -1,0 +1,174 @@
+//! `router evaluate`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::options::say,
+    routing::{
+        evaluate::{self, DISTRIBUTION, EvaluateFault, Judged, Report},
+        judge::{self, Split},
+        samples,
+        train::{Recipe, Sample},
+    },
+};
+
+use super::{WeightsArg, read_samples};
+
+/// Judge scores by labels: APGR, CPT, AUC, calibration, distribution
+///
+/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain and tags.
+/// APGR and CPT are RouteLLM's; the exact ones take every score as a threshold. With --cv or
+/// --leave-out nothing is read but the labels: weights are fitted to the rest of the prompts and
+/// judged on those held out.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// File of labelled prompts; may be given again; `-` is standard input
+    #[arg(long, value_name = "FILE", required = true)]
+    input: Vec<PathBuf>,
+    #[command(flatten)]
+    weights: WeightsArg,
+    /// One row for each of these
+    #[arg(long, value_enum, default_value_t = By::Set)]
+    by: By,
+    /// Fit and judge by cross-validation with so many folds
+    #[arg(long, value_name = "FOLDS", conflicts_with_all = ["weights", "leave_out"], value_parser = clap::value_parser!(u64).range(2..=100))]
+    cv: Option<u64>,
+    /// Fit and judge with whole domains or sets held out
+    #[arg(long, value_enum, conflicts_with = "weights")]
+    leave_out: Option<LeaveOut>,
+    /// Seed of the folds
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON, a line for each row
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum By {
+    All,
+    Set,
+    Domain,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LeaveOut {
+    Domains,
+    Sets,
+}
+
+/// Runs `router evaluate`.
+pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
+    let samples = read_samples(&args.input)?;
+    if samples.is_empty() {
+        return Err(EvaluateFault::Empty.into());
+    }
+    let all: Vec<&Sample> = samples.iter().collect();
+    let split = match (args.cv, args.leave_out) {
+        (Some(folds), _) => Some(Split::Folds(folds)),
+        (None, Some(LeaveOut::Domains)) => Some(Split::Domains),
+        (None, Some(LeaveOut::Sets)) => Some(Split::Sets),
+        (None, None) => None,
+    };
+    let judged = match split {
+        Some(split) => judge::cross_validate(&all, split, args.seed, &Recipe::default())?,
+        None => judge::judge(args.weights.open()?.weights(), &all),
+    };
+    let groups = samples::by(&all, |sample| match args.by {
+        By::All => "all".to_owned(),
+        By::Set => sample.set.clone(),
+        By::Domain => format!("{}/{}", sample.set, sample.domain),
+    });
+    if !args.json {
+        say(&format!(
+            "{:<32} {:>6} {:>6} {:>6}  {:>6} {:>6} {:>6}  {:>6} {:>6} {:>6}  {:>6}  {:>6} {:>6} {:>6}",
+            "",
+            "n",
+            "weak",
+            "strong",
+            "APGR",
+            "CPT50",
+            "CPT80",
+            "exact",
+            "CPT50",
+            "CPT80",
+            "length",
+            "AUC",
+            "fails",
+            "ECE",
+        ))?;
+    }
+    for (name, places) in groups {
+        let rows: Vec<Judged> = places.iter().map(|at| judged[*at]).collect();
+        let by_length: Vec<Judged> = places
+            .iter()
+            .map(|at| Judged {
+                score: f64::from(all[*at].features.counts.length),
+                ..judged[*at]
+            })
+            .collect();
+        match (evaluate::evaluate(&rows), evaluate::evaluate(&by_length)) {
+            (Ok(report), Ok(length)) if args.json => {
+                say(&as_json(&name, &report, &length).to_string())?;
+            }
+            (Ok(report), Ok(length)) => show(&name, &report, &length)?,
+            // A domain without a gap is no fault of the others.
+            (Err(fault), _) | (_, Err(fault)) => {
+                if matches!(args.by, By::All) {
+                    return Err(fault.into());
+                }
+                say(&if args.json {
+                    json!({"name": name, "n": rows.len(), "fault": fault.to_string()}).to_string()
+                } else {
+                    format!("{name:<32} {:>6} {fault}", rows.len())
+                })?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
+    let Report { deciles, exact, .. } = report;
+    say(&format!(
+        "{name:<32} {:>6} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4}  {:>6.3} {:>6.3} {:>6}",
+        report.prompts,
+        report.weak,
+        report.strong,
+        deciles.apgr,
+        deciles.cpt50,
+        deciles.cpt80,
+        exact.apgr,
+        exact.cpt50,
+        exact.cpt80,
+        length.exact.apgr,
+        report.auc_helps,
+        report.auc_small_fails,
+        report
+            .calibration_error
+            .map_or_else(|| "-".to_owned(), |error| format!("{error:.3}")),
+    ))?;
+    let levels: Vec<String> = DISTRIBUTION
+        .iter()
+        .zip(report.distribution)
+        .map(|(share, score)| format!("p{:.0} {score:.3}", share * 100.0))
+        .collect();
+    let (levels, distinct) = (levels.join(", "), report.distinct);
+    Ok(say(&format!("    scores: {levels}; {distinct} distinct"))?)
+}
+
+fn as_json(name: &str, report: &Report, length: &Report) -> Value {
+    let Report { deciles, exact, .. } = report;
+    json!({
+        "name": name, "n": report.prompts, "weak": report.weak, "strong": report.strong,
+        "apgr": deciles.apgr, "cpt50": deciles.cpt50, "cpt80": deciles.cpt80,
+        "exact_apgr": exact.apgr, "exact_cpt50": exact.cpt50, "exact_cpt80": exact.cpt80,
+        "length_exact_apgr": length.exact.apgr,
+        "auc_helps": report.auc_helps, "auc_small_fails": report.auc_small_fails,
+        "calibration_error": report.calibration_error,
+        "distribution": report.distribution, "distinct": report.distinct,
+    })
+}

@@ -1,0 +1,131 @@
+//! Collects an answer's [`Signals`] token by token: four numbers a token, never a distribution.
+
+use crate::job::{DistributionSignals, Signals};
+
+/// Lowest log-probability that is kept. Servers write -9999 or nothing at all for a token out of
+/// their list; below this, one is as unlikely as another.
+const LOGPROB_MIN: f32 = -100.0;
+
+/// What a next-token distribution tells besides the chosen token's probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Spread {
+    /// Entropy in nats.
+    pub(super) entropy: f32,
+    /// Probability of the likeliest token less that of the second.
+    pub(super) margin: f32,
+}
+
+/// Signals as they grow.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SignalCollector {
+    logprobs: Vec<f32>,
+    entropy_sum: f64,
+    entropy_max: f32,
+    margin_min: f32,
+    /// Tokens whose spread is known.
+    spreads: usize,
+}
+
+impl SignalCollector {
+    /// Takes the next token. What is no number counts as the unlikeliest.
+    pub(super) fn push(&mut self, logprob: f32, spread: Option<Spread>) {
+        self.logprobs.push(if logprob.is_nan() {
+            LOGPROB_MIN
+        } else {
+            logprob.clamp(LOGPROB_MIN, 0.0)
+        });
+        let Some(spread) = spread else { return };
+        self.margin_min = if self.spreads == 0 {
+            spread.margin
+        } else {
+            self.margin_min.min(spread.margin)
+        };
+        self.entropy_sum += f64::from(spread.entropy);
+        self.entropy_max = self.entropy_max.max(spread.entropy);
+        self.spreads += 1;
+    }
+
+    /// The signals; `None` of an answer without tokens.
+    pub(super) fn finish(&self, truncated: bool) -> Option<Signals> {
+        let first_logprob = *self.logprobs.first()?;
+        let count = self.logprobs.len();
+        let sum: f64 = self.logprobs.iter().copied().map(f64::from).sum();
+        let mut sorted = self.logprobs.clone();
+        sorted.sort_unstable_by(f32::total_cmp);
+        Some(Signals {
+            tokens: u32::try_from(count).unwrap_or(u32::MAX),
+            mean_logprob: (sum / count as f64) as f32,
+            min_logprob: sorted[0],
+            p10_logprob: quantile(&sorted, 0.1),
+            p50_logprob: quantile(&sorted, 0.5),
+            first_logprob,
+            distribution: (self.spreads == count).then(|| DistributionSignals {
+                mean_entropy: (self.entropy_sum / count as f64) as f32,
+                max_entropy: self.entropy_max,
+                min_margin: self.margin_min,
+            }),
+            truncated,
+        })
+    }
+}
+
+/// The quantile of sorted values, interpolated between its neighbours (Hyndman and Fan's type 7,
+/// numpy's default).
+fn quantile(sorted: &[f32], share: f64) -> f32 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (low, part) = (at.floor() as usize, at.fract());
+    let next = sorted[(low + 1).min(sorted.len() - 1)];
+    (f64::from(sorted[low]) * (1.0 - part) + f64::from(next) * part) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_numpys() {
+        // numpy.quantile([-4, -3, -1, -0.5], [0.1, 0.5]) is [-3.7, -2].
+        let mut collector = SignalCollector::default();
+        for logprob in [-1.0, -4.0, -0.5, -3.0] {
+            collector.push(logprob, None);
+        }
+        let signals = collector.finish(true).expect("tokens");
+        assert!((signals.p10_logprob + 3.7).abs() < 1e-6);
+        assert!((signals.p50_logprob + 2.0).abs() < 1e-6);
+        assert_eq!((signals.min_logprob, signals.first_logprob), (-4.0, -1.0));
+        assert!((signals.mean_logprob + 2.125).abs() < 1e-6);
+        assert_eq!((signals.tokens, signals.truncated), (4, true));
+        assert_eq!(signals.distribution, None);
+    }
+
+    #[test]
+    fn what_is_no_number_counts_as_the_unlikeliest_and_nothing_gives_nothing() {
+        assert_eq!(SignalCollector::default().finish(false), None);
+        for odd in [f32::NAN, f32::NEG_INFINITY, -9999.0] {
+            let mut collector = SignalCollector::default();
+            collector.push(odd, None);
+            let signals = collector.finish(false).expect("a token");
+            assert_eq!(signals.min_logprob, LOGPROB_MIN);
+            assert_eq!(signals.mean_logprob, LOGPROB_MIN);
+        }
+        let mut collector = SignalCollector::default();
+        collector.push(0.5, None);
+        assert_eq!(collector.finish(false).expect("a token").min_logprob, 0.0);
+    }
+
+    #[test]
+    fn spreads_count_only_where_every_token_has_one() {
+        let spread = |entropy, margin| Some(Spread { entropy, margin });
+        let mut collector = SignalCollector::default();
+        collector.push(-0.1, spread(0.5, 0.8));
+        collector.push(-0.2, spread(1.5, 0.3));
+        let told = collector.finish(false).and_then(|s| s.distribution);
+        let told = told.expect("both have one");
+        assert_eq!(
+            (told.mean_entropy, told.max_entropy, told.min_margin),
+            (1.0, 1.5, 0.3)
+        );
+        collector.push(-0.2, None);
+        assert_eq!(collector.finish(false).expect("tokens").distribution, None);
+    }
+}

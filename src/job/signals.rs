@@ -1,0 +1,45 @@
+//! What an answer's own tokens tell about how right it may be.
+
+use serde::{Deserialize, Serialize};
+
+/// Figures over the generated tokens of one answer, the end-of-sequence token included where the
+/// engine counts it. Log-probabilities are natural logarithms of the model's own probabilities,
+/// before temperature and cuts, so they are never above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signals {
+    /// Tokens generated; never 0.
+    pub tokens: u32,
+    /// Mean log-probability.
+    pub mean_logprob: f32,
+    /// The lowest log-probability.
+    pub min_logprob: f32,
+    /// The 10th percentile of the log-probabilities, interpolated.
+    pub p10_logprob: f32,
+    /// Their median, interpolated.
+    pub p50_logprob: f32,
+    /// The first token's log-probability.
+    pub first_logprob: f32,
+    /// What only an engine that sees whole distributions can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<DistributionSignals>,
+    /// True when the answer was cut off by its token limit or the context's end.
+    pub truncated: bool,
+}
+
+impl Signals {
+    /// The signals as the ledger and files of labelled rows hold them.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and flags are representable in JSON")
+    }
+}
+
+/// Figures over the next-token distributions from which the tokens were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DistributionSignals {
+    /// Mean entropy in nats.
+    pub mean_entropy: f32,
+    /// Highest entropy in nats.
+    pub max_entropy: f32,
+    /// Smallest difference between the probabilities of the two likeliest tokens, 0 to 1.
+    pub min_margin: f32,
+}

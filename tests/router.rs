@@ -1,0 +1,226 @@
+//! The commands that fit, judge and explain the router's scorer, as people use and misuse them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot start its processes has failed"
+)]
+
+use std::{fs, path::Path};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// The command, run in a folder; its exit code and what it wrote.
+fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promptyard"));
+    command.current_dir(folder).args(arguments);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PROMPTYARD_")) {
+        command.env_remove(name);
+    }
+    let output = command.output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// Labelled prompts of two domains: the large model helps where something is to be multiplied.
+fn write_labels(path: &Path, rows: usize) {
+    let lines = (0..rows).map(|at| {
+        let is_hard = at * 7 % 5 < 2;
+        let task = if is_hard { "Multiply" } else { "Describe" };
+        // One label in eight is turned round.
+        let weak = u8::from(is_hard == (at % 8 == 0));
+        format!(
+            r#"{{"id": {at}, "prompt": "{task} the {} of case {}", "weak_score": {weak}, "strong_score": 1, "set": "made-up", "domain": "{}"}}"#,
+            ["parts", "sums", "heads"][at % 3],
+            ["amber", "birch", "cedar", "delta"][at / 3 % 4],
+            ["north", "south"][at / 2 % 2],
+        )
+    });
+    fs::write(path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+#[test]
+fn trains_evaluates_scores_and_explains() {
+    let folder = tempfile::tempdir().unwrap();
+    write_labels(&folder.path().join("rows.jsonl"), 480);
+    let train = [
+        "router",
+        "train",
+        "--from",
+        "rows.jsonl",
+        "--out",
+        "new.weights",
+    ];
+    let (code, out, err) = run(
+        folder.path(),
+        &[&train[..], &["--against", "length"]].concat(),
+    );
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(
+        out.contains("made-up: exact APGR") && out.contains("promoted"),
+        "{out}"
+    );
+    // The same again is the same file.
+    let first = fs::read(folder.path().join("new.weights")).unwrap();
+    let (code, ..) = run(folder.path(), &[&train[..], &["--force"]].concat());
+    assert_eq!(code, 0);
+    assert_eq!(fs::read(folder.path().join("new.weights")).unwrap(), first);
+
+    let weights = ["--weights", "new.weights"];
+    let evaluate = ["router", "evaluate", "--input", "rows.jsonl", "--json"];
+    let (code, out, _) = run(folder.path(), &[&evaluate[..], &weights].concat());
+    assert_eq!(code, 0);
+    let report: Value = serde_json::from_str(out.trim()).unwrap();
+    assert_eq!(
+        (&report["name"], &report["n"]),
+        (&"made-up".into(), &480.into())
+    );
+    assert!(report["exact_apgr"].as_f64().unwrap() > 0.7, "{report}");
+    assert!(
+        report["calibration_error"].as_f64().unwrap() < 0.3,
+        "{report}"
+    );
+
+    let score = ["router", "score", "--input", "rows.jsonl"];
+    let (code, out, _) = run(folder.path(), &[&score[..], &weights].concat());
+    assert_eq!((code, out.lines().count()), (0, 480));
+    let first: Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+    assert_eq!(first.as_object().unwrap().len(), 2);
+    assert_eq!(first["id"], 0);
+    assert!((0.0..=1.0).contains(&first["score"].as_f64().unwrap()));
+
+    let set = ["--set", "router.weights=new.weights"];
+    let explain = [
+        "router",
+        "explain",
+        "Multiply the sums of case cedar",
+        "--json",
+    ];
+    let (code, out, err) = run(folder.path(), &[&explain[..], &set].concat());
+    assert_eq!((code, err.as_str()), (0, ""));
+    let told: Value = serde_json::from_str(&out).unwrap();
+    let shares = told["moved_by"].as_array().unwrap();
+    let sum: f64 = shares
+        .iter()
+        .map(|one| one["share"].as_f64().unwrap())
+        .sum();
+    assert!(
+        (sum - told["expected_gain"].as_f64().unwrap()).abs() < 1e-6,
+        "{told}"
+    );
+}
+
+#[test]
+fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
+    let row = |weak: &str| format!(r#"{{"prompt": "p", "weak_score": {weak}, "strong_score": 1}}"#);
+    write("empty.jsonl", b"\n");
+    write("nan.jsonl", row("NaN").as_bytes());
+    write("one.jsonl", vec![row("1"); 60].join("\n").as_bytes());
+    write("few.jsonl", row("0").as_bytes());
+    write("broken.jsonl", b"{\"prompt\": 3");
+    write(
+        "bad.weights",
+        b"PYGAIN\r\nno weights at all, and much too short",
+    );
+    write("present.weights", b"present");
+    let train = |from| {
+        vec![
+            "router",
+            "train",
+            "--from",
+            from,
+            "--out",
+            "present.weights",
+            "--force",
+        ]
+    };
+    let cases = [
+        (train("empty.jsonl"), "0 labelled prompts are too few"),
+        (
+            train("nan.jsonl"),
+            "line 1: weak_score must be a number from 0 to 1",
+        ),
+        (train("one.jsonl"), "the same on every prompt"),
+        (train("few.jsonl"), "too few"),
+        (train("broken.jsonl"), "line 1: expected an object"),
+        (train("absent.jsonl"), "cannot open absent.jsonl"),
+        (
+            vec!["router", "evaluate", "--input", "empty.jsonl"],
+            "there are no labelled prompts",
+        ),
+        (
+            vec![
+                "router",
+                "evaluate",
+                "--input",
+                "few.jsonl",
+                "--weights",
+                "bad.weights",
+            ],
+            "bad.weights",
+        ),
+        (
+            vec![
+                "router",
+                "explain",
+                "x",
+                "--set",
+                "router.weights=bad.weights",
+            ],
+            "bad.weights",
+        ),
+        (
+            vec![
+                "router",
+                "score",
+                "--input",
+                "few.jsonl",
+                "--weights",
+                "absent.weights",
+            ],
+            "cannot read the router's weights absent.weights",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let (code, out, err) = run(folder.path(), &arguments);
+        assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+    let present = fs::read(folder.path().join("present.weights")).unwrap();
+    assert_eq!(present, b"present");
+}
+
+/// New weights that rank worse than the present ones are not written.
+#[test]
+fn weights_that_lose_are_not_promoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    write_labels(&path, 160);
+    let train = [
+        "router",
+        "train",
+        "--from",
+        "rows.jsonl",
+        "--out",
+        "new.weights",
+    ];
+    let (code, ..) = run(folder.path(), &[&train[..], &["--force"]].concat());
+    assert_eq!(code, 0);
+    let present = fs::read(folder.path().join("new.weights")).unwrap();
+    // The present weights saw these very prompts; held out, nobody beats that.
+    let (code, out, err) = run(folder.path(), &[&train[..], &["--seed", "9"]].concat());
+    assert_eq!(code, 1, "{out}");
+    assert!(
+        err.contains("nothing was written") && err.contains("--force"),
+        "{err}"
+    );
+    assert_eq!(
+        fs::read(folder.path().join("new.weights")).unwrap(),
+        present
+    );
+}
