@@ -318,6 +318,8 @@ fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
             "scripted:model=big,echo",
             "--set",
             "worker.attempts_max=2",
+            "--set",
+            "router.threshold=1",
         ],
     );
     let chat = "/v1/chat/completions";
