@@ -7,7 +7,11 @@ use std::{
 
 use clap::Args;
 
-use crate::{config::Overrides, fleet, routing::learning};
+use crate::{
+    config::{Config, Overrides},
+    fleet,
+    routing::learning::{self, LabelledRow},
+};
 
 use super::options::{Common, init_logs, require_ledger};
 
@@ -22,8 +26,19 @@ pub struct PairsArgs {
 pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
-    require_ledger(&config)?;
-    let store = fleet::open_store(&config, false).await?;
+    let rows = read_pairs(&config).await?;
+    let mut out = BufWriter::new(std::io::stdout());
+    for row in rows {
+        writeln!(out, "{}", row.to_line())?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the labelled rows of a ledger; none at all is a fault.
+pub async fn read_pairs(config: &Config) -> anyhow::Result<Vec<LabelledRow>> {
+    require_ledger(config)?;
+    let store = fleet::open_store(config, false).await?;
     let rows = learning::labelled_rows(&store).await;
     store.close().await;
     let rows = rows?;
@@ -31,10 +46,5 @@ pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
         !rows.is_empty(),
         "the ledger holds no job that both tiers answered; set router.shadow_share"
     );
-    let mut out = BufWriter::new(std::io::stdout());
-    for row in rows {
-        writeln!(out, "{}", row.to_line())?;
-    }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(rows)
 }

@@ -65,16 +65,19 @@ impl Store {
         measured!(self, "tier_costs", store => store.tier_costs(limit))
     }
 
-    /// Jobs that both tiers answered, the latest first; with what was asked if `with_requests`.
+    /// Jobs that both tiers answered, the latest first.
+    ///
+    /// `for_training` adds what was asked, and the jobs that were escalated with an answer of small's.
+    /// These are no sample of the traffic, since small was unsure of them: no quality is told by them.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn pairs(
         &self,
         limit: usize,
-        with_requests: bool,
+        for_training: bool,
     ) -> Result<Vec<PairRow>, StoreFault> {
-        measured!(self, "pairs", store => store.pairs(limit, with_requests))
+        measured!(self, "pairs", store => store.pairs(limit, for_training))
     }
 
     /// The decision about a job; `None` when there is no such job.

@@ -187,3 +187,51 @@ fn broken_weights_in_the_ledger_are_refused() {
         2
     );
 }
+
+/// Weights are fitted to what a ledger knows of both models; one that knows nothing is one error.
+#[test]
+fn a_ledger_is_learned_from() {
+    let yard = Yard::new();
+    let models = [
+        "--small",
+        "scripted:model=little,unsure=riddle",
+        "--large",
+        "scripted:model=big,echo",
+        "--set",
+        "router.threshold=1",
+    ];
+    let run = [&["run", "prompts", "--out", "answers.jsonl"], &models[..]].concat();
+    let train = [
+        "router",
+        "train",
+        "--from",
+        "sqlite:promptyard.db",
+        "--out",
+        "new.weights",
+        "--force",
+    ];
+    yard.run(&train).exits(1).complains("there is no ledger");
+    yard.write("prompts", "an easy one\n");
+    yard.run(&run).exits(0);
+    let empty = yard.run(&train).exits(1);
+    assert_eq!(empty.stderr.lines().count(), 1, "{empty}");
+    empty.complains("no job that both tiers answered");
+    // The large model is right where it is to multiply, and nobody is elsewhere.
+    let line = |at: usize| {
+        let is_hard = at % 3 == 0;
+        let task = if is_hard { "Multiply" } else { "Describe" };
+        let prompt = format!("{task} riddle {at}");
+        let expect = if is_hard { prompt.as_str() } else { "nothing" };
+        json!({"prompt": prompt, "expect": expect}).to_string() + "\n"
+    };
+    yard.write("prompts", (0..300).map(line).collect::<String>());
+    yard.run(&run).exits(0);
+    let told = yard.run(&train).exits(0);
+    assert!(told.stdout.contains("fitted to 300 prompts"), "{told}");
+    let score = |text: &str| {
+        let weights = ["--set", "router.weights=new.weights", "--json"];
+        let told = yard.run(&[&["router", "explain", text], &weights[..]].concat());
+        told.exits(0).json()["score"].as_f64().unwrap()
+    };
+    assert!(score("Multiply riddle 7") > score("Describe riddle 7"));
+}

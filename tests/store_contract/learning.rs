@@ -11,6 +11,7 @@ use promptyard::{
 };
 use serde_json::json;
 
+use crate::escalation::escalate;
 use crate::fixture::{
     LONG, admission, admit_one, answer, claim_as, claimant, committed, contract, head, keyed, now,
     plain, reason, record, run_one, settle_one, settlement, succeed, tenant,
@@ -239,6 +240,26 @@ contract! {
         assert!(!pair.agrees && pair.is_exact && pair.request.is_none());
         assert_eq!((pair.small_feedback, pair.large_feedback), (Some(0.25), Some(1.0)));
         assert_eq!((pair.scorer.as_deref(), pair.score), (Some("scorer-7"), Some(0.4)));
+    }
+
+    /// A job that was escalated teaches with both answers, but tells no quality.
+    async fn escalated_jobs_are_for_training(store: Store) {
+        let jobs = [(head(), "certainly"), (head(), "perhaps ")];
+        for (head, text) in &jobs {
+            escalate(&store, head.clone()).await;
+            succeed_on_large(&store, head.id, text).await;
+        }
+        let [differs, agrees] = [jobs[0].0.id, jobs[1].0.id];
+        let default = promptyard::job::Tenant::default();
+        store.record_feedback(&default, &[word(differs, "expect", 1.0)]).await.unwrap();
+        assert_eq!(store.pairs(9, false).await.unwrap(), []);
+        let pairs = store.pairs(9, true).await.unwrap();
+        assert_eq!(pairs.len(), 2);
+        let of = |id| pairs.iter().find(|pair| pair.job == id).unwrap();
+        assert!(!of(differs).agrees && of(agrees).agrees);
+        assert_eq!((of(differs).small_feedback, of(differs).large_feedback), (None, Some(1.0)));
+        assert!(!of(differs).is_exact && of(differs).request.is_some());
+        assert_eq!(store.pairs(1, true).await.unwrap().len(), 1);
     }
 
     /// Costs are means over what was computed lately, by tier.

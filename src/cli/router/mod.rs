@@ -60,7 +60,7 @@ impl WeightsArg {
 pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
     match command {
         RouterCommand::Score(args) => score::score(&args),
-        RouterCommand::Train(args) => train::train(&args),
+        RouterCommand::Train(args) => train::train(&args).await,
         RouterCommand::Evaluate(args) => evaluate::evaluate(&args),
         RouterCommand::Calibrate(args) => calibrate::calibrate(args),
         RouterCommand::Explain(args) => explain::explain(&args).await,

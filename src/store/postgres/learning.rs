@@ -260,25 +260,36 @@ impl PostgresStore {
     pub async fn pairs(
         &self,
         limit: usize,
-        with_requests: bool,
+        for_training: bool,
     ) -> Result<Vec<PairRow>, StoreFault> {
-        persistent!(self, self.pairs_once(limit, with_requests))
+        persistent!(self, self.pairs_once(limit, for_training))
     }
 
-    async fn pairs_once(&self, limit: usize, with_requests: bool) -> Result<Vec<PairRow>, Fault> {
+    async fn pairs_once(&self, limit: usize, for_training: bool) -> Result<Vec<PairRow>, Fault> {
         let mut connection = self.pool.acquire().await?;
         let rows = sqlx::query!(
             r#"select p.job_id as "job_id!", p.tenant as "tenant!", p.scorer, p.score,
                       p.propensity as "propensity!", p.agrees as "agrees!",
-                      (select avg(f.score) from feedback f where f.job_id = p.job_id) as small_feedback,
-                      (select bool_or(f.source = 'expect') from feedback f where f.job_id = p.job_id) as is_exact,
-                      (select avg(f.score) from feedback f where f.job_id = p.shadow_id) as large_feedback
-                 from (select * from shadow_pairs order by job_id desc limit $1) p order by p.job_id desc"#,
-            i64::try_from(limit).unwrap_or(i64::MAX)
+                      (select avg(f.score) from feedback f
+                        where f.job_id = p.job_id and p.shadow_id is not null) as small_feedback,
+                      (select bool_or(f.source = 'expect') from feedback f
+                        where f.job_id = p.job_id and p.shadow_id is not null) as is_exact,
+                      (select avg(f.score) from feedback f
+                        where f.job_id = coalesce(p.shadow_id, p.job_id)) as large_feedback
+                 from (select job_id, shadow_id, tenant, scorer, score, propensity, agrees from shadow_pairs
+                       union all
+                       select j.id, null, j.tenant, j.scorer, j.score, 1.0::float8,
+                              btrim(t.text, E' \t\r\n') = btrim(a.text, E' \t\r\n')
+                         from attempt_answers t join jobs j on j.id = t.job_id join answers a on a.job_id = j.id
+                        where $2 and j.state = 'succeeded' and j.tier = 'large' and j.source = 'computed'
+                        order by 1 desc limit $1) p
+                order by p.job_id desc"#,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+            for_training
         )
         .fetch_all(&mut *connection)
         .await?;
-        let mut requests = if with_requests {
+        let mut requests = if for_training {
             let ids: Vec<Uuid> = rows.iter().map(|row| row.job_id).collect();
             dead::requests(&mut connection, &ids).await?
         } else {

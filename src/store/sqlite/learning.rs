@@ -276,26 +276,37 @@ impl SqliteStore {
     pub async fn pairs(
         &self,
         limit: usize,
-        with_requests: bool,
+        for_training: bool,
     ) -> Result<Vec<PairRow>, StoreFault> {
-        persistent!(self, self.pairs_once(limit, with_requests))
+        persistent!(self, self.pairs_once(limit, for_training))
     }
 
-    async fn pairs_once(&self, limit: usize, with_requests: bool) -> Result<Vec<PairRow>, Fault> {
+    async fn pairs_once(&self, limit: usize, for_training: bool) -> Result<Vec<PairRow>, Fault> {
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<PairOf> = sqlx::query_as(
             "select p.job_id, p.tenant, p.scorer, p.score, p.propensity, p.agrees,
-                    (select avg(f.score) from feedback f where f.job_id = p.job_id) as small_feedback,
-                    (select max(f.source = 'expect') from feedback f where f.job_id = p.job_id) as is_exact,
-                    (select avg(f.score) from feedback f where f.job_id = p.shadow_id) as large_feedback
-               from (select * from shadow_pairs order by job_id desc limit ?1) p order by p.job_id desc",
+                    (select avg(f.score) from feedback f
+                      where f.job_id = p.job_id and p.shadow_id is not null) as small_feedback,
+                    (select max(f.source = 'expect') from feedback f
+                      where f.job_id = p.job_id and p.shadow_id is not null) as is_exact,
+                    (select avg(f.score) from feedback f
+                      where f.job_id = coalesce(p.shadow_id, p.job_id)) as large_feedback
+               from (select job_id, shadow_id, tenant, scorer, score, propensity, agrees from shadow_pairs
+                     union all
+                     select j.id, null, j.tenant, j.scorer, j.score, 1.0,
+                            trim(t.text, char(32, 9, 13, 10)) = trim(a.text, char(32, 9, 13, 10))
+                       from attempt_answers t join jobs j on j.id = t.job_id join answers a on a.job_id = j.id
+                      where ?2 and j.state = 'succeeded' and j.tier = 'large' and j.source = 'computed'
+                      order by 1 desc limit ?1) p
+              order by p.job_id desc",
         )
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(for_training)
         .fetch_all(&mut *connection)
         .await?;
         let mut pairs = Vec::with_capacity(rows.len());
         for row in rows {
-            let request = match with_requests {
+            let request = match for_training {
                 true => dead::request(&mut connection, row.job_id).await?,
                 false => None,
             };
