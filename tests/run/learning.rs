@@ -217,8 +217,8 @@ fn a_ledger_is_learned_from() {
     assert_eq!(empty.stderr.lines().count(), 1, "{empty}");
     empty.complains("no job that both tiers answered");
     // The large model is right where it is to multiply, and nobody is elsewhere.
-    let line = |at: usize| {
-        let is_hard = at % 3 == 0;
+    let line = |at: u32| {
+        let is_hard = at.is_multiple_of(3);
         let task = if is_hard { "Multiply" } else { "Describe" };
         let prompt = format!("{task} riddle {at}");
         let expect = if is_hard { prompt.as_str() } else { "nothing" };
