@@ -21,7 +21,10 @@ use crate::{
     api::{Api, ApiFault},
     broker::{Broker, BrokerFault},
     config::Config,
-    engine::{self, Engine, EngineInfo, OpenFault, candle::is_bundled},
+    engine::{
+        self, Engine, EngineInfo, OpenFault,
+        candle::{Embedder, EmbedderFault, is_bundled},
+    },
     job::{JobId, Tier},
     metrics::QUEUE_READY,
     routing::{
@@ -50,6 +53,8 @@ pub enum FleetFault {
     #[error(transparent)]
     Engine(#[from] OpenFault),
     #[error(transparent)]
+    Embedder(#[from] EmbedderFault),
+    #[error(transparent)]
     Router(#[from] RouterFault),
     #[error(transparent)]
     Worker(#[from] WorkerFault),
@@ -61,6 +66,13 @@ pub enum FleetFault {
     Telemetry(#[from] TelemetryFault),
     #[error("the {role} role panicked; see the log")]
     Panicked { role: &'static str },
+}
+
+/// Opens the embedder beside the runtime's threads: it reads files, and may download them.
+async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetFault> {
+    let opened = tokio::task::spawn_blocking(move || Embedder::open(&model)).await;
+    let embedder = opened.map_err(|_| FleetFault::Panicked { role: "embedder" })??;
+    Ok(Arc::new(embedder))
 }
 
 /// The roles of a process.
@@ -206,6 +218,10 @@ impl Fleet {
         metrics: Option<PrometheusHandle>,
     ) -> Result<(), FleetFault> {
         let mut workers = Vec::new();
+        let embedder = match config.worker.embedder.clone() {
+            Some(model) if !roles.tiers.is_empty() => Some(open_embedder(model).await?),
+            _ => None,
+        };
         for tier in &roles.tiers {
             let model = match tier {
                 Tier::Small => &config.small,
@@ -218,7 +234,8 @@ impl Fleet {
                 (self.broker.clone(), self.store.clone(), engine.clone()),
                 config.worker.clone(),
                 config.cache.clone(),
-            );
+            )
+            .with_embedder(embedder.clone());
             let worker = match tier {
                 Tier::Small => worker.with_confidence(confidence(config, engine.info())?),
                 Tier::Large => worker,

@@ -120,6 +120,8 @@ declare! {
     Counter PROMPT_TOKENS = "promptyard_prompt_tokens_total" ["tier"];
     /// Prompt tokens a model computed; the rest came from a prefix cache.
     Counter PROMPT_TOKENS_COMPUTED = "promptyard_prompt_computed_tokens_total" ["tier"];
+    /// Prompt tokens (estimated) that were not sent, by what left them out (cleaned, pruned).
+    Counter CONTEXT_SAVED = "promptyard_context_saved_tokens_total" ["component"];
     /// Tokens generated.
     Counter COMPLETION_TOKENS = "promptyard_completion_tokens_total" ["tier"];
     /// Steps of the in-process engine.

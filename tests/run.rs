@@ -12,6 +12,8 @@ mod answers;
 mod attempts;
 #[path = "run/bad_input.rs"]
 mod bad_input;
+#[path = "run/context.rs"]
+mod context;
 #[path = "run/crashes.rs"]
 mod crashes;
 #[path = "run/escalation.rs"]

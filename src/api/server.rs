@@ -26,8 +26,8 @@ use crate::{
     },
     config::ApiConfig,
     job::{
-        ChatRequest, JobHead, JobId, JobRecord, JobState, Priority, Reason, RequestLimits,
-        Submission,
+        ChatRequest, ContextSavings, JobHead, JobId, JobRecord, JobState, Priority, Reason,
+        RequestLimits, Submission,
     },
     metrics::{HTTP_REQUESTS, HTTP_SECONDS},
     shutdown::Shutdown,
@@ -376,6 +376,7 @@ fn queued_record(head: &JobHead) -> JobRecord {
         score: None,
         answer: None,
         source: None,
+        saved: ContextSavings::default(),
         reason: None,
         attempts: 0,
         confidence: None,

@@ -2,7 +2,10 @@
 
 use blake3::Hasher;
 
-use crate::job::{CacheKey, CacheMode, ChatRequest, Tenant};
+use crate::{
+    job::{CacheKey, CacheMode, ChatRequest, ContextMode, Tenant},
+    prompt::CONTEXT_RULES,
+};
 
 /// Raised whenever the layout below changes, so that old entries are never misread.
 const LAYOUT: &[u8] = b"promptyard-cache-2";
@@ -53,7 +56,9 @@ pub fn cache_key(
         hasher.update(&sampling.seed.unwrap_or_default().to_le_bytes());
     }
     // What may be done to the context changes what is sent.
-    hasher.update(&[request.options.context as u8]);
+    if request.options.context != ContextMode::Keep {
+        hasher.update(&[request.options.context as u8, CONTEXT_RULES]);
+    }
     Some(CacheKey(*hasher.finalize().as_bytes()))
 }
 

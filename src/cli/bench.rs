@@ -39,6 +39,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub enum BenchCommand {
     /// The router stage beside the bare hop consume → republish with confirm → acknowledge
     Route(RouteBenchArgs),
+    /// How much context pruning cuts, and whether what a question needs stays
+    Prune(super::bench_prune::PruneBenchArgs),
     /// The in-process engine: prefill and decode speed beside the machine's limits
     Engine(EngineBenchArgs),
     Cascade(cascade::CascadeArgs),
@@ -66,6 +68,7 @@ pub struct RouteBenchArgs {
 pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
     let args = match command {
         BenchCommand::Route(args) => args,
+        BenchCommand::Prune(args) => return super::bench_prune::bench_prune(&args),
         BenchCommand::Engine(args) => {
             return spawn_blocking(move || bench_engine(&args)).await?;
         }

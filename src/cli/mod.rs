@@ -6,10 +6,13 @@
 mod admin;
 mod bench;
 mod bench_engine;
+mod bench_prune;
+mod cache;
 mod calibrate;
 mod cascade;
 mod dead;
 mod input;
+mod jsonl;
 mod labels;
 mod marks;
 mod options;
@@ -17,6 +20,7 @@ mod output;
 mod pairs;
 mod progress;
 mod promote;
+mod prompt;
 mod results;
 mod roles;
 mod router;
@@ -69,6 +73,12 @@ enum Command {
     /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
+    /// Judge semantic reuse on pairs of your own
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
+    /// Clean up and prune prompts of your own
+    #[command(subcommand)]
+    Prompt(prompt::PromptCommand),
     /// Measure promptyard on this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -93,6 +103,8 @@ pub async fn main() -> ExitCode {
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
         Command::Router(command) => router::router(command).await,
+        Command::Cache(command) => cache::cache(command),
+        Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,
     };
     outcome.unwrap_or_else(|fault| {

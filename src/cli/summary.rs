@@ -26,6 +26,8 @@ pub struct Summary {
     tokens_sent: u64,
     tokens_computed: u64,
     tokens_generated: u64,
+    tokens_cleaned: u64,
+    tokens_pruned: u64,
     latencies_ms: Vec<u64>,
     /// Answers beside what the lines expected, if they did.
     pub marks: Marks,
@@ -46,6 +48,8 @@ impl Summary {
             tokens_sent: 0,
             tokens_computed: 0,
             tokens_generated: 0,
+            tokens_cleaned: 0,
+            tokens_pruned: 0,
             latencies_ms: Vec::new(),
             marks: Marks::default(),
         }
@@ -75,6 +79,8 @@ impl Summary {
             self.tokens_sent += u64::from(answer.usage.prompt_tokens);
             self.tokens_computed += u64::from(answer.usage.prompt_tokens_computed);
             self.tokens_generated += u64::from(answer.usage.completion_tokens);
+            self.tokens_cleaned += u64::from(record.saved.cleaned_tokens);
+            self.tokens_pruned += u64::from(record.saved.pruned_tokens);
         }
         if let Some(escalated) = record.escalated {
             self.tokens_sent += u64::from(escalated.prompt_tokens);
@@ -107,6 +113,8 @@ impl Summary {
                 "prompt_sent": self.tokens_sent,
                 "prompt_computed": self.tokens_computed,
                 "generated": self.tokens_generated,
+                "cleaned": self.tokens_cleaned,
+                "pruned": self.tokens_pruned,
             },
             "latency_ms": {"mean": self.mean(), "p50": p50, "p95": p95},
             "generated_tokens_per_second": round(self.tokens_generated as f64 / seconds),
@@ -184,6 +192,13 @@ impl Summary {
                 ),
             ),
         ];
+        if self.tokens_cleaned + self.tokens_pruned > 0 {
+            let left_out = format!(
+                "{} prompt tokens by clean-up, {} by pruning (estimated)",
+                self.tokens_cleaned, self.tokens_pruned
+            );
+            lines.push(("left out", left_out));
+        }
         if !self.marks.is_empty() {
             lines.extend(self.marks.to_lines());
         }

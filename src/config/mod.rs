@@ -121,6 +121,8 @@ settings! {
     pub struct WorkerConfig {
         /// Tiers that this process serves.
         tiers: Tiers = Tiers::default(), "\"small\", \"large\" or \"small,large\"";
+        /// A directory or hub name of a BERT sentence encoder that helps `context: prune` to tell what a question needs; without one words alone do.
+        embedder: Option<String> = None, "a directory or a hub name", |m| m.as_deref() != Some("");
         /// Confidence below which an answer of the small tier is escalated to the large one; 0 for never, by default the calibration's own.
         escalate_below: Option<f64> = None, "a number from 0 to 1", |t| t.is_none_or(|t| (0.0..=1.0).contains(&t));
         /// File of the small model's confidence weights, as `promptyard router calibrate` writes it; by default those of the bundled model, a rough rule for any other.

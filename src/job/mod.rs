@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use pair::{Pair, ServedModel};
-pub use record::{Answer, AnswerSource, FinishReason, JobRecord, Usage};
+pub use record::{Answer, AnswerSource, ContextSavings, FinishReason, JobRecord, Usage};
 pub use request::{
     CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
     Sampling,

@@ -51,6 +51,23 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
+/// Prompt tokens that were not sent, by what left them out; estimates, since what was not sent never
+/// met the model's tokenizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextSavings {
+    /// By clean-up that loses nothing.
+    pub cleaned_tokens: u32,
+    /// By dropping what the question does not need.
+    pub pruned_tokens: u32,
+}
+
+impl ContextSavings {
+    /// True when nothing was left out.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
 /// A model's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -125,6 +142,8 @@ pub struct JobRecord {
     pub answer: Option<Answer>,
     /// How the answer was come by.
     pub source: Option<AnswerSource>,
+    /// What was left out of the prompt that its last attempt sent.
+    pub saved: ContextSavings,
     /// Why there is no answer, once terminal without one; or why there is none of the large model,
     /// where an escalated one serves instead.
     pub reason: Option<Reason>,
@@ -238,6 +257,7 @@ impl JobRecord {
             "tier": self.tier,
             "score": self.score,
             "source": self.source,
+            "context_saved": self.saved,
             "attempts": self.attempts,
             "escalated": self.escalated.is_some(),
             "confidence": self.confidence,

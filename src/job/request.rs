@@ -120,9 +120,9 @@ pub enum ContextMode {
     /// Nothing.
     #[default]
     Keep,
-    /// Clean-up that loses nothing; sent unchanged until the clean-up exists.
+    /// Clean-up that loses nothing: HTML to text, JSON without padding, noise, repetitions.
     Lossless,
-    /// Dropping what the question does not need; sent unchanged until pruning exists.
+    /// That, and then leaving out paragraphs that the last question does not need.
     Prune,
 }
 

@@ -1,13 +1,20 @@
 //! Conversations become tokens, and tokens text again.
 //!
 //! Comes in: messages, and the tokenizer and chat template that a model carries. Goes out: the
-//! prompt as the model was trained to read it ([`ChatTemplate`]), its tokens and their number
+//! conversation without what its producer allows to be left out ([`prepare`]), the prompt as the
+//! model was trained to read it ([`ChatTemplate`]), its tokens and their number
 //! ([`Vocabulary`]), and an answer's text, piece by piece ([`Detokenizer`]). It knows no model's
 //! weights and does no I/O.
 
+pub mod clean;
+mod context;
+mod estimate;
+pub mod prune;
 mod template;
 mod vocabulary;
 
+pub use context::{CONTEXT_RULES, Prepared, prepare};
+pub use estimate::estimate_tokens;
 pub use template::{ChatTemplate, SpecialTokens};
 pub use vocabulary::{Detokenizer, Specials, Vocabulary};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::job::{Answer, CacheKey, JobId, JobRecord, Reason, Signals, Tier};
+use crate::job::{Answer, CacheKey, ContextSavings, JobId, JobRecord, Reason, Signals, Tier};
 
 /// The worker on whose behalf jobs are claimed.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,6 +102,8 @@ pub struct Settlement {
     pub finished_at: DateTime<Utc>,
     /// The cache entry this job leads; `None` leaves the cache alone.
     pub cache_key: Option<CacheKey>,
+    /// What was left out of the prompt.
+    pub saved: ContextSavings,
     /// Whether the entry may serve later jobs. False when the model that answered is not the one
     /// the key was made for: jobs that wait are settled, and then the entry is deleted.
     pub reusable: bool,

@@ -4,8 +4,8 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use crate::job::{
-    Answer, CacheKey, ChatRequest, Job, JobHead, JobId, JobRecord, Priority, Reason, ReplyTo,
-    RoutedJob, Tenant, Usage,
+    Answer, CacheKey, ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, Priority,
+    Reason, ReplyTo, RoutedJob, Tenant, Usage,
 };
 
 /// A value in the ledger that this version does not understand.
@@ -25,7 +25,7 @@ pub(super) fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
 }
 
-/// A number of tokens as it was written.
+/// A number of tokens as it was written; none is nothing.
 fn count(tokens: Option<i32>) -> u32 {
     u32::try_from(tokens.unwrap_or(0)).unwrap_or(0)
 }
@@ -51,6 +51,8 @@ pub(super) struct Row {
     pub prompt_tokens: Option<i32>,
     pub prompt_tokens_computed: Option<i32>,
     pub completion_tokens: Option<i32>,
+    pub cleaned_tokens: Option<i32>,
+    pub pruned_tokens: Option<i32>,
     pub finish_reason: Option<String>,
     pub model: Option<String>,
     pub revision: Option<String>,
@@ -199,6 +201,10 @@ impl Row {
             score: self.score,
             answer,
             source: self.parse(self.source.as_ref())?,
+            saved: ContextSavings {
+                cleaned_tokens: count(self.cleaned_tokens),
+                pruned_tokens: count(self.pruned_tokens),
+            },
             reason,
             attempts: u32::try_from(self.attempts).unwrap_or(0),
             confidence: self.confidence,

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::{Admission, Admitted, Claimant, Course, DeadLetter, Route, Verdict, row::Row};
 use crate::job::{
-    Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier,
-    Usage,
+    Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
+    JobState, Reason, Tier, Usage,
 };
 
 /// An instant `span` after `now`; the latest there is if that is beyond the calendar.
@@ -186,6 +186,7 @@ impl<'a> NewJob<'a> {
             score: self.route().map(|route| route.decision.score),
             answer: self.hit().map(|hit| hit.answer.clone()),
             source: self.source(),
+            saved: ContextSavings::default(),
             reason: self.reason().cloned(),
             attempts: 0,
             confidence: None,

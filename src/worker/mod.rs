@@ -1,11 +1,13 @@
 //! Answers settle: claim → engine → commit → reply → acknowledge, or escalate, or retry.
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
-//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `doubt` tells how sure
-//! an answer is, `verdict` is the pure rule from an engine's outcome to what happens next, `settle`
-//! commits in groups. A worker never chooses a tier for a fresh job.
+//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `context` what is
+//! left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
+//! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
+//! for a fresh job.
 
 mod claims;
+mod context;
 mod doubt;
 mod run;
 mod settle;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     broker::{Broker, BrokerFault, Queue},
     config::{CacheConfig, WorkerConfig},
-    engine::Engine,
+    engine::{Engine, candle::Embedder},
     job::{ServedModel, Tier},
     routing::confidence::Confidence,
     shutdown::Shutdown,
@@ -32,6 +32,8 @@ pub struct Worker {
     pub(super) store: Store,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) claimant: Claimant,
+    /// Helps pruning to tell what a question needs.
+    pub(super) embedder: Option<Arc<Embedder>>,
     pub(super) config: WorkerConfig,
     /// Only of the small tier: its answers may be escalated.
     pub(super) doubter: Option<Doubter>,
@@ -61,10 +63,22 @@ impl Worker {
             store,
             engine,
             claimant,
+            embedder: None,
             config,
             doubter: None,
             cache,
         }
+    }
+
+    /// Lets pruning ask an embedder, too. What is sent then depends on it, so it is part of the
+    /// revision under which answers are reused.
+    pub fn with_embedder(mut self, embedder: Option<Arc<Embedder>>) -> Self {
+        if let Some(embedder) = &embedder {
+            self.claimant.revision.push('+');
+            self.claimant.revision.push_str(&embedder.revision()[..8]);
+        }
+        self.embedder = embedder;
+        self
     }
 
     /// Escalates answers that the calibration is not sure of.

@@ -9,7 +9,7 @@ use crate::{
     broker::{Broker, Publication, Ticket, outbox::publish_all},
     job::{JobRecord, RoutedJob, Tier},
     metrics::{
-        ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
+        ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, CONTEXT_SAVED, ESCALATIONS, PROMPT_TOKENS,
         PROMPT_TOKENS_COMPUTED, observe_end,
     },
     shutdown::Shutdown,
@@ -175,6 +175,10 @@ impl Settler {
             counter!(PROMPT_TOKENS, "tier" => tier).increment(usage.prompt_tokens.into());
             counter!(PROMPT_TOKENS_COMPUTED, "tier" => tier)
                 .increment(usage.prompt_tokens_computed.into());
+            counter!(CONTEXT_SAVED, "component" => "cleaned")
+                .increment(record.saved.cleaned_tokens.into());
+            counter!(CONTEXT_SAVED, "component" => "pruned")
+                .increment(record.saved.pruned_tokens.into());
             counter!(COMPLETION_TOKENS, "tier" => tier).increment(usage.completion_tokens.into());
         }
         for record in std::iter::once(record)

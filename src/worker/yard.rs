@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     broker::{Consumer, Delivery, Ticket},
     cache::cache_key,
-    engine::{EngineFault, Generate, Generation},
+    engine::EngineFault,
     job::{CacheKey, JobId, RoutedJob},
     metrics::RUNNING,
     shutdown::Shutdown,
@@ -23,6 +23,7 @@ use crate::{
 };
 
 use super::{
+    context::{self, Generated},
     run::Worker,
     settle::{Finished, Settler},
     verdict::{Next, judge},
@@ -53,7 +54,7 @@ pub(super) struct Running {
     pub(super) ticket: Ticket,
 }
 
-type Outcome = (JobId, u32, Result<Generation, EngineFault>);
+type Outcome = (JobId, u32, Generated);
 
 /// The state of the loop.
 pub(super) struct Yard {
@@ -208,14 +209,12 @@ impl Yard {
     }
 
     pub(super) fn start(&mut self, running: Running) {
-        let request = &running.routed.job.request;
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = self.worker.engine.generate(Generate {
-            messages: request.messages.clone(),
-            sampling: request.sampling.clone(),
-            // The same job samples alike however often it is tried.
-            seed_default: id.0.as_u64_pair().1,
-        });
+        let generation = context::generate(
+            &self.worker.engine,
+            self.worker.embedder.as_ref(),
+            &running.routed.job,
+        );
         self.attempts
             .push(Box::pin(async move { (id, attempt, generation.await) }));
         self.running.insert(id, running);
@@ -244,7 +243,7 @@ impl Yard {
         &self,
         mut running: Running,
         attempt: u32,
-        outcome: Result<Generation, EngineFault>,
+        Generated { outcome, saved }: Generated,
     ) -> Finished {
         let now = Utc::now();
         let (started_at, first_token_at, finished_at) = match &outcome {
@@ -278,6 +277,7 @@ impl Yard {
             first_token_at,
             finished_at,
             cache_key: running.routed.cache_key.filter(|_| !keeps_lead),
+            saved,
             reusable: is_own,
             confidence,
             signals,
@@ -351,7 +351,7 @@ impl Yard {
         }
         for running in left {
             let attempt = running.attempt;
-            let finished = self.finish(running, attempt, Err(EngineFault::Closed));
+            let finished = self.finish(running, attempt, Err(EngineFault::Closed).into());
             debug_assert_eq!(finished.next, Next::PutBack);
             debug_assert_eq!(finished.settlement.verdict, Verdict::Returned);
             self.finished.push(finished);

@@ -2,16 +2,16 @@
 
 use promptyard::{
     config::StoreConfig,
-    job::Tier,
-    store::{DeadLetter, Settlement, Store, Verdict},
+    job::{ContextSavings, Tier},
+    store::{DeadLetter, Settled, Settlement, Store, Verdict},
 };
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
 
 use crate::escalation::{big_answer, escalate, large};
 use crate::fixture::{
-    LONG, admission, admit_one, answer, cache_key, cached, claim_as, head, now, plain, reason,
-    route, run_one, settle_one, settlement, succeed, with_postgres, with_sqlite,
+    LONG, admission, admit_one, answer, cache_key, cached, claim_as, committed, head, now, plain,
+    reason, record, route, run_one, settle_one, settlement, succeed, with_postgres, with_sqlite,
 };
 
 /// Two computed answers (one after a retry), one shared, two hits, one failure, one job for large.
@@ -26,7 +26,27 @@ async fn fill(store: &Store) {
     let attempt = run_one(store, jobs[2].head.id).await;
     let retry = Verdict::Retry(reason("engine_unavailable"));
     settle_one(store, settlement(jobs[2].head.id, attempt, retry)).await;
-    succeed(store, jobs[2].head.id, "yes", None).await;
+    let id = jobs[2].head.id;
+    let saving = Settlement {
+        saved: ContextSavings {
+            cleaned_tokens: 5,
+            pruned_tokens: 9,
+        },
+        ..settlement(
+            id,
+            run_one(store, id).await,
+            Verdict::Succeeded(answer("yes")),
+        )
+    };
+    // An attempt that was overtaken saves nothing.
+    let late = Settlement {
+        attempt: 1,
+        ..saving.clone()
+    };
+    assert_eq!(settle_one(store, late).await, Settled::Fenced);
+    let (ended, _) = committed(settle_one(store, saving.clone()).await);
+    assert_eq!(ended.saved, saving.saved);
+    assert_eq!(record(store, id).await.saved, saving.saved);
     let attempt = run_one(store, jobs[3].head.id).await;
     let failed = Verdict::Failed(reason("unservable"));
     settle_one(
@@ -52,7 +72,7 @@ async fn fill(store: &Store) {
 
 /// What each view is asked, and what it must answer. Sums go over hours, so that a test which
 /// straddles one still adds up.
-const FIGURES: [(&str, &str); 11] = [
+const FIGURES: [(&str, &str); 12] = [
     ("select cast(sum(jobs) as text) from latency where tier = 'small'", "5"),
     (
         "select case when min(p50_s) >= 0 and max(p99_s) < 60 and min(p99_s) >= min(p50_s)
@@ -74,6 +94,13 @@ const FIGURES: [(&str, &str); 11] = [
         "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
                 || ' ' || cast(sum(completion_tokens) as text) from tokens where model = 'tiny'",
         "40 30 14",
+    ),
+    (
+        "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
+                || ' ' || cast(sum(reused_tokens) as text) || ' ' || cast(sum(prefix_tokens) as text)
+                || ' ' || cast(sum(cleaned_tokens) as text) || ' ' || cast(sum(pruned_tokens) as text)
+           from token_savings",
+        "40 30 60 10 5 9",
     ),
     (
         "select cast(sum(case when outcome = 'succeeded' then attempts end) as text) || ' '
@@ -109,7 +136,7 @@ const FIGURES: [(&str, &str); 11] = [
 ];
 
 /// The views after one escalated job.
-const ESCALATED: [(&str, &str); 3] = [
+const ESCALATED: [(&str, &str); 4] = [
     (
         "select cast(sum(judged) as text) || ' ' || cast(sum(unsure) as text) || ' '
                 || cast(sum(unfit) as text) || ' ' || cast(sum(completion_tokens) as text) || ' '
@@ -121,6 +148,11 @@ const ESCALATED: [(&str, &str); 3] = [
         "select cast(sum(prompt_tokens) as text) || ' ' || cast(sum(completion_tokens) as text)
            from tenant_usage",
         "42 37",
+    ),
+    (
+        "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)
+                || ' ' || cast(sum(prefix_tokens) as text) from token_savings",
+        "42 37 5",
     ),
     (
         "select cast(sum(prompt_tokens_sent) as text) || ' ' || cast(sum(prompt_tokens_computed) as text)

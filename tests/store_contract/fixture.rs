@@ -7,8 +7,8 @@ use futures::FutureExt;
 use promptyard::{
     config::{SecretUrl, StoreConfig},
     job::{
-        Answer, CacheKey, ChatRequest, FinishReason, JobHead, JobId, JobRecord, Priority, Reason,
-        RequestLimits, Submission, Tenant, Tier, Usage,
+        Answer, CacheKey, ChatRequest, ContextSavings, FinishReason, JobHead, JobId, JobRecord,
+        Priority, Reason, RequestLimits, Submission, Tenant, Tier, Usage,
     },
     store::{
         Admission, Admitted, Claim, Claimant, Claimed, Course, Decision, Heartbeat, Route, Settled,
@@ -216,6 +216,7 @@ pub fn settlement(job: JobId, attempt: u32, verdict: Verdict) -> Settlement {
         first_token_at: Some(now()),
         finished_at: now(),
         cache_key: None,
+        saved: ContextSavings::default(),
         reusable: true,
         confidence: None,
         signals: None,

@@ -201,7 +201,7 @@ impl Weights {
     ///
     /// # Errors
     /// When it is missing, or its shape or type is not the expected one.
-    fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, String> {
+    pub(super) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, String> {
         let view = match self {
             Self::Mapped(files) => files.get(name).ok(),
             Self::Bundled(files) => files.iter().find_map(|file| file.get(name).ok()),

@@ -7,6 +7,7 @@
 
 mod attention;
 mod bundled;
+mod embedder;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
@@ -44,6 +45,7 @@ use crate::{
 use runner::{Language, Runner, Ticket};
 
 pub use attention::KvCache;
+pub use embedder::{Embedder, EmbedderFault, cosine};
 pub use files::ModelFiles;
 pub use kernels::MachineLimits;
 pub use model::{CandleModel, Chunk, Logits, Rows};
@@ -137,6 +139,11 @@ fn locate(tier: Tier, model: Option<&str>) -> Result<(String, ModelFiles), Strin
         let (name, files) = bundled::bundled(tier);
         return Ok((name.to_owned(), files));
     };
+    locate_named(model)
+}
+
+/// A name for a directory or hub name, and its files.
+fn locate_named(model: &str) -> Result<(String, ModelFiles), String> {
     let folder = Path::new(model);
     if folder.is_dir() {
         // `.` and `..` have no name of their own until they are resolved.

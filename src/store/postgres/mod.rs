@@ -17,6 +17,7 @@ mod dead;
 mod insert;
 mod learning;
 mod read;
+mod savings;
 mod settle;
 mod text;
 mod workers;
@@ -43,8 +44,8 @@ macro_rules! job_rows {
                 + r#" j.id as "id!", j.tenant as "tenant!", j.key, j.custom_id, j.batch, j.state as "state!",
                  j.tier, j.score, j.cache_key, j.waits_for, j.source, j.attempts as "attempts!",
                  j.attempts_returned as "attempts_returned!", j.worker, j.lease_until, j.prompt_tokens,
-                 j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision,
-                 j.mean_logprob, j.confidence, j.escalated_prompt_tokens,
+                 j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens,
+                 j.finish_reason, j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens,
                  j.escalated_prompt_tokens_computed, j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
                  j.correlation_id, j.priority as "priority!", j.deadline, j.submitted_at as "submitted_at!",
                  j.started_at, j.finished_at, "#

@@ -15,6 +15,7 @@ use super::{
     dead,
     insert::{AnswerColumns, insert_texts},
     job_rows, lock_rows,
+    savings::write_savings,
     text::{decode_row, encode},
 };
 use crate::{
@@ -56,6 +57,7 @@ impl PostgresStore {
             .filter(|settlement| seen.insert((settlement.job, settlement.attempt)))
             .collect();
         let mut transaction = self.pool.begin().await?;
+        write_savings(&mut transaction, &firsts).await?;
         let rows = end_attempts(&mut transaction, &firsts, now).await?;
         let mut rows: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
         let committed: Vec<(&Settlement, Effect<'_>)> = firsts

@@ -11,6 +11,7 @@ mod claim;
 mod dead;
 mod learning;
 mod read;
+mod savings;
 mod settle;
 mod workers;
 
@@ -31,8 +32,8 @@ macro_rules! row_columns {
     () => {
         " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
          j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
-         j.prompt_tokens_computed, j.completion_tokens, j.finish_reason, j.model, j.revision, \
-         j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
+         j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, \
+         j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
          j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
          j.correlation_id, j.priority, j.deadline, j.submitted_at, j.started_at, j.finished_at, "
     };
@@ -196,6 +197,7 @@ impl SqliteStore {
     async fn drop_once(&self) -> Result<(), Fault> {
         let mut transaction = self.begin().await?;
         for statement in [
+            "drop view if exists token_savings",
             "drop view if exists latency",
             "drop view if exists route_mix",
             "drop view if exists cache_savings",

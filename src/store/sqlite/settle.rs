@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, admit::insert_text, attempts, cache, dead, find_row, row_columns};
+use super::{
+    SqliteStore, admit::insert_text, attempts, cache, dead, find_row, row_columns, savings,
+};
 use crate::{
     job::{Answer, CacheKey, JobRecord, RoutedJob},
     store::{
@@ -102,6 +104,7 @@ async fn settle_one(
     ttl: Duration,
 ) -> Result<Settled, Fault> {
     let effect = Effect::of(&settlement.verdict);
+    savings::write_savings(connection, settlement).await?;
     if !end_attempt(connection, settlement, &effect, now).await? {
         return Ok(Settled::Fenced);
     }

@@ -1,0 +1,372 @@
+//! What two questions must agree in before one's answer may serve the other.
+//!
+//! Embeddings barely see a number, a "not" or two names that change places. Each guard looks for
+//! one such difference and forbids reuse when it finds, or cannot rule out, one. They read English;
+//! for other languages only the guards on numbers, names and words apply, and those forbid more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    antonyms::ANTONYMS,
+    lexicon::{
+        DATES, DEICTICS, FILLERS, NEGATING_PREFIXES, NEGATIONS, NUMBERS, ORDER_FREE, SYNONYMS,
+        UNITS,
+    },
+};
+use crate::prompt::prune::words::{Word, words};
+
+/// Most content words that only one of the two questions has.
+const EXTRA_WORDS_MAX: usize = 1;
+/// Longest question that is compared, in words; longer ones say too much.
+const WORDS_MAX: usize = 60;
+
+/// Why an answer is not reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Veto {
+    /// The cosine is below the threshold.
+    Cosine,
+    /// The numbers differ.
+    Number,
+    /// The units differ.
+    Unit,
+    /// Days, months or times differ.
+    Date,
+    /// One denies and the other does not.
+    Negation,
+    /// A word stands against its contrary.
+    Antonym,
+    /// A name is in one only.
+    Entity,
+    /// They ask for different things (who, when, how many).
+    QuestionWord,
+    /// Something outside of the question is meant ("this", "below", "he").
+    Deictic,
+    /// The same words in another order.
+    WordOrder,
+    /// A word was exchanged or added, and nothing says that it means the same.
+    Words,
+    /// They could not be compared.
+    Failure,
+}
+
+impl Veto {
+    /// The name used on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Number => "number",
+            Self::Unit => "unit",
+            Self::Date => "date",
+            Self::Negation => "negation",
+            Self::Antonym => "antonym",
+            Self::Entity => "entity",
+            Self::QuestionWord => "question_word",
+            Self::Deictic => "deictic",
+            Self::WordOrder => "word_order",
+            Self::Words => "words",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// Whether two questions differ in what a guard looks at.
+type Check = fn(&Question, &Question) -> bool;
+
+/// The first guard that forbids to answer `b` with what was answered to `a`; symmetric.
+pub fn veto(a: &str, b: &str) -> Option<Veto> {
+    let (a, b) = (Question::read(a), Question::read(b));
+    let checks: [(Veto, Check); 10] = [
+        (Veto::Number, |a, b| a.numbers != b.numbers),
+        (Veto::Unit, |a, b| a.units != b.units),
+        (Veto::Date, |a, b| a.dates != b.dates),
+        (Veto::Negation, |a, b| {
+            a.negations != b.negations || negates(a, b)
+        }),
+        (Veto::Antonym, opposes),
+        (Veto::Entity, |a, b| a.lacks_name(b) || b.lacks_name(a)),
+        (Veto::QuestionWord, |a, b| a.asks != b.asks),
+        (Veto::Deictic, |a, b| a.points || b.points),
+        (Veto::WordOrder, reorders),
+        (Veto::Words, differs),
+    ];
+    checks
+        .into_iter()
+        .find(|(_, differs)| differs(&a, &b))
+        .map(|(veto, _)| veto)
+}
+
+/// A question, read once.
+#[derive(Debug)]
+struct Question {
+    /// Lower case, without punctuation.
+    tokens: Vec<String>,
+    /// Stems of content words, in order.
+    content: Vec<String>,
+    names: BTreeSet<String>,
+    numbers: Vec<String>,
+    units: BTreeMap<&'static str, usize>,
+    dates: BTreeSet<&'static str>,
+    negations: usize,
+    asks: BTreeSet<&'static str>,
+    points: bool,
+}
+
+impl Question {
+    fn read(text: &str) -> Self {
+        let text = text.replace('’', "'");
+        let tokens = tokens(&text);
+        let has = |list: &[&str], token: &String| list.contains(&token.as_str());
+        let dates = DATES
+            .iter()
+            .copied()
+            .filter(|date| tokens.iter().any(|token| token == date));
+        let mut units = BTreeMap::new();
+        for unit in tokens.iter().filter_map(|token| unit(token)) {
+            *units.entry(unit).or_default() += 1;
+        }
+        Self {
+            content: content(&tokens),
+            names: names(&text),
+            numbers: numbers(&tokens),
+            units,
+            dates: dates.collect(),
+            negations: tokens
+                .iter()
+                .filter(|token| has(NEGATIONS, token) || token.ends_with("n't"))
+                .count(),
+            asks: asks(&tokens),
+            points: tokens.iter().any(|token| has(DEICTICS, token)),
+            tokens,
+        }
+    }
+
+    /// True when `other` has a name that is nowhere in this question.
+    fn lacks_name(&self, other: &Self) -> bool {
+        other.names.iter().any(|name| {
+            !self.tokens.contains(name)
+                && !self
+                    .tokens
+                    .iter()
+                    .any(|token| are_synonyms(token, name) || kin(token, name))
+        })
+    }
+
+    /// Tokens that this question has more often than the other.
+    fn only(&self, other: &Self) -> Vec<&String> {
+        let count =
+            |tokens: &[String], token: &String| tokens.iter().filter(|t| *t == token).count();
+        let more = |token: &&String| count(&self.tokens, token) > count(&other.tokens, token);
+        self.tokens.iter().filter(more).collect()
+    }
+}
+
+/// Words, numbers and signs of money and percent, in lower case.
+fn tokens(text: &str) -> Vec<String> {
+    let mut tokens = Vec::new();
+    let mut word = String::new();
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let continues = |next: Option<&char>| next.is_some_and(|next| next.is_alphanumeric());
+        let is_inner = matches!(character, '.' | ',' | '\'' | ':' | '/')
+            && !word.is_empty()
+            && continues(characters.peek())
+            && (character == '\''
+                || word.ends_with(|c: char| c.is_ascii_digit())
+                || character == '.');
+        // A number and the unit that is written against it are two tokens.
+        let splits = character.is_alphabetic() && word.ends_with(|c: char| c.is_ascii_digit())
+            || character.is_ascii_digit() && word.ends_with(char::is_alphabetic) && word.len() == 1;
+        if splits && !word.starts_with(char::is_alphabetic) {
+            tokens.push(std::mem::take(&mut word));
+        }
+        if character.is_alphanumeric() || is_inner {
+            if character != ',' {
+                word.extend(character.to_lowercase());
+            }
+            continue;
+        }
+        if !word.is_empty() {
+            tokens.push(std::mem::take(&mut word));
+        }
+        if matches!(character, '%' | '$' | '€' | '£' | '₹' | '¥' | '+') {
+            tokens.push(character.to_string());
+        }
+    }
+    if !word.is_empty() {
+        tokens.push(word);
+    }
+    for token in &mut tokens {
+        if let Some(owner) = token.strip_suffix("'s") {
+            *token = owner.to_owned();
+        }
+    }
+    tokens
+}
+
+fn content(tokens: &[String]) -> Vec<String> {
+    words(&tokens.join(" "))
+        .into_iter()
+        .filter(|word| !word.is_function)
+        .map(|word| word.stem)
+        .collect()
+}
+
+fn unit(token: &str) -> Option<&'static str> {
+    UNITS
+        .iter()
+        .find(|names| names.contains(&token))
+        .map(|names| names[0])
+}
+
+/// Numbers, sorted; `1,000` and `1000` are one, `1.0` and `1` are not.
+fn numbers(tokens: &[String]) -> Vec<String> {
+    let mut numbers: Vec<String> = tokens
+        .iter()
+        .filter_map(|token| {
+            if token.contains(|c: char| c.is_ascii_digit()) {
+                let ordinal = ["st", "nd", "rd", "th"]
+                    .iter()
+                    .find_map(|end| token.strip_suffix(end));
+                return Some(ordinal.unwrap_or(token).to_owned());
+            }
+            let known = NUMBERS.iter().find(|(word, _)| word == token);
+            // A unit's name may be a number's too ("second"): the guard on units sees it.
+            known
+                .filter(|_| unit(token).is_none())
+                .map(|(_, number)| number.to_string())
+        })
+        // "One" is an article as often as a number.
+        .filter(|number| number != "1")
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Words that begin with a capital, or have one inside, and say something; in lower case. A sentence's
+/// first word is among them: it may be a name.
+fn names(text: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for run in text.split_whitespace() {
+        let word = run.trim_matches(|c: char| !c.is_alphanumeric());
+        let word = word.strip_suffix("'s").unwrap_or(word);
+        let capital = word.starts_with(char::is_uppercase);
+        let inside = word.chars().skip(1).any(char::is_uppercase);
+        let says_little = |word: &Word| word.is_function || FILLERS.contains(&word.stem.as_str());
+        let is_function = words(word).iter().all(says_little);
+        if (capital || inside) && !is_function && word.len() > 1 {
+            names.extend(tokens(word));
+        }
+    }
+    names
+}
+
+/// What is asked for, as one word for each.
+fn asks(tokens: &[String]) -> BTreeSet<&'static str> {
+    let mut asks = BTreeSet::new();
+    for (at, token) in tokens.iter().enumerate() {
+        let next = tokens.get(at + 1).map_or("", String::as_str);
+        match token.as_str() {
+            "who" | "whom" | "whose" => asks.insert("who"),
+            "when" => asks.insert("when"),
+            "where" => asks.insert("where"),
+            "why" => asks.insert("why"),
+            "which" => asks.insert("what"),
+            "what" | "what's" | "whats" => {
+                let rest = tokens[at + 1..].iter().take(5);
+                let mut words = rest.map(String::as_str);
+                let is_way = words
+                    .any(|w| ["way", "ways", "steps", "method", "methods", "tips"].contains(&w));
+                asks.insert(if is_way { "how" } else { "what" })
+            }
+            "how" => asks.insert(match next {
+                "many" | "much" => "how many",
+                "long" => "how long",
+                "old" => "how old",
+                "far" => "how far",
+                "often" => "how often",
+                "tall" | "high" | "big" | "large" | "deep" | "fast" | "heavy" => "how great",
+                _ => "how",
+            }),
+            _ => false,
+        };
+    }
+    asks
+}
+
+/// True when a word stands against itself with a prefix that denies it.
+fn negates(a: &Question, b: &Question) -> bool {
+    let denied = |plain: &Question, other: &Question| {
+        other.only(plain).into_iter().any(|word| {
+            NEGATING_PREFIXES.iter().any(|prefix| {
+                word.strip_prefix(prefix).is_some_and(|rest| {
+                    rest.len() >= 3 && plain.tokens.iter().any(|token| token == rest)
+                })
+            })
+        })
+    };
+    denied(a, b) || denied(b, a)
+}
+
+fn opposes(a: &Question, b: &Question) -> bool {
+    let (only_a, only_b) = (a.only(b), b.only(a));
+    let holds = |list: &[&String], word: &str| {
+        let stem = words(word).pop().map(|word| word.stem);
+        list.iter()
+            .any(|token| token.as_str() == word || words(token).pop().map(|word| word.stem) == stem)
+    };
+    ANTONYMS.iter().any(|(one, other)| {
+        holds(&only_a, one) && holds(&only_b, other) || holds(&only_a, other) && holds(&only_b, one)
+    })
+}
+
+/// The words that both have stand in another order; words that say "from", "to" or "by" count, too.
+fn reorders(a: &Question, b: &Question) -> bool {
+    let common = |own: &Question, other: &Question| -> Vec<String> {
+        let stays =
+            |token: &&String| !ORDER_FREE.contains(&token.as_str()) && other.tokens.contains(token);
+        own.tokens.iter().filter(stays).cloned().collect()
+    };
+    let stems = |own: &Question, other: &Question| -> Vec<String> {
+        let stays = |stem: &&String| other.content.contains(stem);
+        own.content.iter().filter(stays).cloned().collect()
+    };
+    common(a, b) != common(b, a) || stems(a, b) != stems(b, a)
+}
+
+/// Content words were exchanged or added, and nothing says that they mean the same.
+fn differs(a: &Question, b: &Question) -> bool {
+    if a.tokens.len() > WORDS_MAX || b.tokens.len() > WORDS_MAX {
+        return a.tokens != b.tokens;
+    }
+    let unmatched = |own: &Question, other: &Question| -> usize {
+        let is_known = |stem: &&String| {
+            other
+                .content
+                .iter()
+                .any(|o| *stem == o || kin(stem, o) || are_synonyms(stem, o))
+        };
+        own.content
+            .iter()
+            .filter(|stem| !FILLERS.contains(&stem.as_str()) && !is_known(stem))
+            .count()
+    };
+    let (of_a, of_b) = (unmatched(a, b), unmatched(b, a));
+    of_a > 0 && of_b > 0
+        || of_a.max(of_b) > EXTRA_WORDS_MAX
+        || (a.content.is_empty() || b.content.is_empty()) && a.tokens != b.tokens
+}
+
+/// Forms of one word: a shared beginning that leaves little over.
+fn kin(a: &str, b: &str) -> bool {
+    let shared = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    shared >= 4 && shared + 3 >= a.len().max(b.len())
+}
+
+fn are_synonyms(a: &str, b: &str) -> bool {
+    let means = |word: &str, known: &str| {
+        word == known || words(known).pop().is_some_and(|w| w.stem == word)
+    };
+    SYNONYMS.iter().any(|sense| {
+        sense.iter().any(|known| means(a, known)) && sense.iter().any(|known| means(b, known))
+    })
+}

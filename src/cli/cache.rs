@@ -1,0 +1,112 @@
+//! `cache compare`: whether one text's answer would be given to another.
+
+use std::{
+    io::{BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::jsonl::read_lines;
+use crate::{
+    cache::semantic::{COSINE_MIN, compare},
+    engine::candle::{Embedder, cosine},
+};
+
+/// Pairs whose texts are embedded together.
+const PAIRS_TOGETHER: usize = 128;
+
+/// Judge semantic reuse on pairs of your own.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Compare texts: lines {"id", "a", "b"} in, cosine and verdict out
+    #[command(long_about = COMPARE_ABOUT)]
+    Compare(CompareArgs),
+}
+
+const COMPARE_ABOUT: &str = "\
+Compare texts: would the answer to one be given to the other?
+
+Reads lines {\"id\", \"a\", \"b\"} and prints {\"id\", \"cosine\", \"verdict\", \"veto\"}: verdict is hit or miss;
+veto is null for a hit, else what forbade it: number, unit, date, negation, antonym, entity,
+question_word, deictic, word_order, words (a word exchanged or added), cosine (below the
+threshold; named only when no guard forbade it) or failure (no embedding). Equal texts are a hit.";
+
+/// Arguments of `cache compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// File of JSON lines with id, a and b; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Directory or hub name of a BERT sentence encoder
+    #[arg(
+        long,
+        value_name = "DIR|NAME",
+        default_value = "sentence-transformers/all-MiniLM-L6-v2"
+    )]
+    embedder: String,
+    /// Least cosine of a hit
+    #[arg(long, value_name = "COSINE", default_value_t = COSINE_MIN)]
+    threshold: f32,
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    id: Value,
+    a: String,
+    b: String,
+}
+
+/// Runs `cache`.
+///
+/// # Errors
+/// When the file cannot be read, a line is malformed or the embedder cannot be opened.
+pub fn cache(command: CacheCommand) -> anyhow::Result<ExitCode> {
+    let CacheCommand::Compare(args) = command;
+    let embedder = Embedder::open(&args.embedder)?;
+    let mut out = BufWriter::new(std::io::stdout());
+    let mut pairs = Vec::new();
+    let expected = "an object with id and strings a and b";
+    read_lines(&args.input, expected, |pair: Pair| {
+        pairs.push(pair);
+        if pairs.len() == PAIRS_TOGETHER {
+            compare_pairs(&embedder, &args, &pairs, &mut out)?;
+            pairs.clear();
+        }
+        Ok(())
+    })?;
+    compare_pairs(&embedder, &args, &pairs, &mut out)?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare_pairs(
+    embedder: &Embedder,
+    args: &CompareArgs,
+    pairs: &[Pair],
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let texts: Vec<&str> = pairs.iter().flat_map(|pair| [&*pair.a, &*pair.b]).collect();
+    // A text that cannot be embedded costs its neighbours their verdict, never gives a wrong one.
+    let vectors = embedder
+        .embed(&texts)
+        .inspect_err(|fault| super::options::complain(&format!("warning: {fault}")))
+        .ok();
+    for (at, pair) in pairs.iter().enumerate() {
+        let found = vectors
+            .as_ref()
+            .map(|vectors| cosine(&vectors[2 * at], &vectors[2 * at + 1]));
+        let comparison = compare(&pair.a, &pair.b, found, args.threshold);
+        let line = json!({
+            "id": pair.id,
+            "cosine": comparison.cosine,
+            "verdict": comparison.verdict(),
+            "veto": comparison.veto.map(|veto| veto.as_str()),
+        });
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! What is done to a request's context before a model sees it (`context: lossless`, `prune`).
+
+use super::{
+    clean::clean,
+    estimate::estimate_tokens,
+    prune::{
+        Similarity,
+        message::{needs_whole_text, prune_message},
+    },
+};
+use crate::job::{ContextMode, ContextSavings, Message, Role};
+
+/// Raised whenever the same request would be sent otherwise than before: it is part of the key
+/// under which answers are reused.
+pub const CONTEXT_RULES: u8 = 1;
+
+/// A conversation as it is sent, and what was left out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// The messages to send, as many as there were, in order.
+    pub messages: Vec<Message>,
+    /// Estimated tokens that are not sent.
+    pub saved: ContextSavings,
+}
+
+/// Prepares a conversation. Only turns of the user change; what the other turns and the other
+/// user turns ask for may forbid the change of one.
+///
+/// With `prune` the last user turn then loses the context that its question does not need; an
+/// embedder, if there is one, helps to tell.
+pub fn prepare(
+    messages: &[Message],
+    mode: ContextMode,
+    similarity: Option<&dyn Similarity>,
+) -> Prepared {
+    let mut prepared = Prepared {
+        messages: messages.to_vec(),
+        saved: ContextSavings::default(),
+    };
+    if mode == ContextMode::Keep {
+        return prepared;
+    }
+    for (at, message) in messages.iter().enumerate() {
+        if message.role != Role::User {
+            continue;
+        }
+        let elsewhere = instructions(messages, at);
+        let cleaned = clean(&message.content, &elsewhere).text;
+        let saved = estimate_tokens(&message.content).saturating_sub(estimate_tokens(&cleaned));
+        if saved > 0 {
+            prepared.saved.cleaned_tokens += u32::try_from(saved).unwrap_or(u32::MAX);
+            prepared.messages[at].content = cleaned.into_owned();
+        }
+    }
+    if mode == ContextMode::Prune {
+        prune_last(&mut prepared, similarity);
+    }
+    prepared
+}
+
+/// Prunes the user's last turn, unless what the others say forbids it.
+fn prune_last(prepared: &mut Prepared, similarity: Option<&dyn Similarity>) {
+    let last = prepared
+        .messages
+        .iter()
+        .rposition(|message| message.role == Role::User);
+    let Some(at) = last else {
+        return;
+    };
+    let elsewhere = instructions(&prepared.messages, at);
+    let content = &prepared.messages[at].content;
+    if needs_whole_text(&elsewhere) {
+        return;
+    }
+    if let Some(pruned) = prune_message(content, similarity) {
+        let saved = estimate_tokens(content).saturating_sub(estimate_tokens(&pruned));
+        prepared.saved.pruned_tokens = u32::try_from(saved).unwrap_or(u32::MAX);
+        prepared.messages[at].content = pruned;
+    }
+}
+
+/// What system and later user turns say: those may speak of an earlier turn's form.
+fn instructions(messages: &[Message], except: usize) -> String {
+    let mut text = String::new();
+    for (at, message) in messages.iter().enumerate() {
+        let may_instruct = match message.role {
+            Role::System => true,
+            Role::User => at > except,
+            Role::Assistant => false,
+        };
+        if may_instruct {
+            text.push_str(&message.content);
+            text.push_str("\n\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(role: Role, content: &str) -> Message {
+        Message {
+            role,
+            content: content.to_owned(),
+        }
+    }
+
+    const PRETTY: &str = "What is a?\n\n{\n    \"a\": 1.0,\n    \"b\": [\n        2\n    ]\n}";
+
+    #[test]
+    fn users_turns_are_cleaned_and_counted_and_others_stay() {
+        let messages = [turn(Role::System, PRETTY), turn(Role::User, PRETTY)];
+        let prepared = prepare(&messages, ContextMode::Lossless, None);
+        assert_eq!(prepared.messages[0], messages[0]);
+        assert_eq!(
+            prepared.messages[1].content,
+            "What is a?\n\n{\"a\":1.0,\"b\":[2]}"
+        );
+        assert!(prepared.saved.cleaned_tokens > 4, "{:?}", prepared.saved);
+        let kept = prepare(&messages, ContextMode::Keep, None);
+        assert_eq!(
+            (kept.messages.as_slice(), kept.saved),
+            (&messages[..], ContextSavings::default())
+        );
+    }
+
+    #[test]
+    fn a_system_prompt_or_a_later_turn_can_forbid_it() {
+        let user = turn(Role::User, PRETTY);
+        for messages in [
+            vec![turn(Role::System, "Return the JSON as is."), user.clone()],
+            vec![
+                user.clone(),
+                turn(Role::Assistant, "1"),
+                turn(Role::User, "Now quote it."),
+            ],
+        ] {
+            assert_eq!(
+                prepare(&messages, ContextMode::Lossless, None).messages,
+                messages
+            );
+        }
+    }
+}

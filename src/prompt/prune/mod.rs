@@ -1,0 +1,192 @@
+//! Context that a question does not need is left out (`context: prune`).
+//!
+//! Comes in: a question and paragraphs; with an embedder, how like each is to the question. Goes
+//! out: which paragraphs stay, in their order ([`keep`]). A paragraph stays or goes as a whole, so a
+//! sentence always keeps its neighbours. What a message's question and paragraphs are is told by [`message`].
+//!
+//! The cut adapts to the scores: all stay that come close enough to the best, "close" being a
+//! fixed share of what the question has to offer. If nothing stands out, nothing is cut. The
+//! thresholds were frozen on Natural Questions, the harder of the two families in `bench prune`,
+//! and are never fitted to a run.
+
+pub mod lexical;
+pub mod message;
+pub mod words;
+
+use lexical::{Index, Scores};
+
+/// Furthest below the best that a paragraph stays by words alone, in roots of the question's full score.
+const WORDS_GAP_MAX: f64 = 2.2;
+/// Furthest below the best that a paragraph stays with an embedder; a cosine counts tenfold.
+const EMBEDDED_GAP_MAX: f64 = 3.6;
+/// What a cosine counts.
+const COSINE_WEIGHT: f64 = 10.0;
+/// What the words count beside it, as shares of the full score.
+const WORDS_WEIGHT: f64 = 2.0;
+/// How much further below the best a paragraph may be whose subject the best one names.
+const LINK_FACTOR: f64 = 1.6;
+/// Most paragraphs whose text is searched for other paragraphs' subjects.
+const LINKING_MAX: usize = 2;
+/// Fewest words of a part of a question that is scored by itself.
+const PART_WORDS_MIN: usize = 3;
+/// Most parts of a question that are scored.
+const PARTS_MAX: usize = 4;
+
+/// Gives cosines: one row for each question, one value for each text. `None` when it cannot; the
+/// words then decide alone.
+pub trait Similarity {
+    /// Compares every question with every text.
+    fn cosines(&self, questions: &[&str], texts: &[&str]) -> Option<Vec<Vec<f32>>>;
+}
+
+/// The paragraphs that stay, by rising index. Never empty unless there are none.
+pub fn keep(
+    question: &str,
+    paragraphs: &[&str],
+    similarity: Option<&dyn Similarity>,
+) -> Vec<usize> {
+    let gaps = gaps(question, paragraphs, similarity);
+    let mut stays = vec![false; paragraphs.len()];
+    for part in &gaps {
+        for (at, gap) in part.iter().enumerate() {
+            stays[at] |= *gap <= 1.0;
+        }
+    }
+    for part in &gaps {
+        keep_linked(paragraphs, part, &mut stays);
+    }
+    (0..paragraphs.len()).filter(|at| stays[*at]).collect()
+}
+
+/// How far each paragraph is below the best, for each part of the question, as a share of the
+/// greatest gap that stays: up to 1 it stays.
+pub fn gaps(
+    question: &str,
+    paragraphs: &[&str],
+    similarity: Option<&dyn Similarity>,
+) -> Vec<Vec<f64>> {
+    if paragraphs.is_empty() {
+        return Vec::new();
+    }
+    let parts = parts(question);
+    let index = Index::new(paragraphs);
+    let cosines = similarity
+        .and_then(|similarity| similarity.cosines(&parts, paragraphs))
+        .filter(|rows| {
+            let fits = |row: &Vec<f32>| {
+                row.len() == paragraphs.len() && row.iter().all(|cosine| cosine.is_finite())
+            };
+            rows.len() == parts.len() && rows.iter().all(fits)
+        });
+    parts
+        .iter()
+        .enumerate()
+        .map(|(at, part)| {
+            let Scores { scores, full } = index.scores(part);
+            let full = full.max(1.0);
+            let (scores, gap_max): (Vec<f64>, f64) = match &cosines {
+                Some(rows) => {
+                    let both = scores.iter().zip(&rows[at]).map(|(words, cosine)| {
+                        COSINE_WEIGHT * f64::from(*cosine) + WORDS_WEIGHT * words / full
+                    });
+                    (both.collect(), EMBEDDED_GAP_MAX)
+                }
+                None => (scores, WORDS_GAP_MAX * full.sqrt()),
+            };
+            let best = scores.iter().copied().fold(f64::MIN, f64::max);
+            scores
+                .iter()
+                .map(|score| (best - score) / gap_max)
+                .collect()
+        })
+        .collect()
+}
+
+/// The question as a whole, and its parts where it asks several things.
+fn parts(question: &str) -> Vec<&str> {
+    const ASKING: [&str; 9] = [
+        "who", "whom", "whose", "what", "when", "where", "which", "why", "how",
+    ];
+    /// Words after "and" within which the next question shows itself: "and in which year".
+    const ASKING_WITHIN: usize = 3;
+    let mut parts = vec![question];
+    let lower = question.to_ascii_lowercase();
+    let mut cuts: Vec<(usize, usize)> = lower
+        .match_indices('?')
+        .map(|(at, _)| (at, at + 1))
+        .collect();
+    for (at, joint) in lower.match_indices(" and ") {
+        let next = lower[at + joint.len()..].split_whitespace();
+        if next.take(ASKING_WITHIN).any(|word| ASKING.contains(&word)) {
+            cuts.push((at, at + joint.len()));
+        }
+    }
+    cuts.sort_unstable();
+    let mut from = 0;
+    for (end, next) in cuts.into_iter().chain([(question.len(), question.len())]) {
+        let part = question[from..end].trim();
+        let is_whole = part.len() + 2 >= question.trim().len();
+        if part.split_whitespace().count() >= PART_WORDS_MIN
+            && !is_whole
+            && parts.len() <= PARTS_MAX
+        {
+            parts.push(part);
+        }
+        from = next;
+    }
+    parts
+}
+
+/// A paragraph stays, too, when one of the best names its subject: the second step of a question
+/// often shares no word with it.
+fn keep_linked(paragraphs: &[&str], gaps: &[f64], stays: &mut [bool]) {
+    let mut order: Vec<usize> = (0..gaps.len()).filter(|at| gaps[*at] <= 1.0).collect();
+    order.sort_by(|a, b| gaps[*a].total_cmp(&gaps[*b]));
+    order.truncate(LINKING_MAX);
+    for at in 0..paragraphs.len() {
+        if !stays[at]
+            && gaps[at] <= LINK_FACTOR
+            && subject(paragraphs[at])
+                .is_some_and(|subject| order.iter().any(|best| paragraphs[*best].contains(subject)))
+        {
+            stays[at] = true;
+        }
+    }
+}
+
+/// What a paragraph is about: its title line, or the name it begins with.
+fn subject(paragraph: &str) -> Option<&str> {
+    /// Longest title line, in bytes.
+    const TITLE_BYTES_MAX: usize = 80;
+    /// Shortest name that tells one thing from another.
+    const BYTES_MIN: usize = 4;
+    let text = paragraph.trim_start_matches(['#', ' ', '\n', '*']);
+    if let Some((title, _)) = text.split_once('\n') {
+        let title = title.trim();
+        if title.len() <= TITLE_BYTES_MAX && title.len() >= BYTES_MIN && !title.ends_with('.') {
+            return Some(title);
+        }
+    }
+    let text = ["The ", "A ", "An "]
+        .iter()
+        .find_map(|article| text.strip_prefix(article))
+        .unwrap_or(text);
+    let mut end = 0;
+    for word in text.split(' ') {
+        if !word.starts_with(char::is_uppercase) {
+            break;
+        }
+        end += word.len() + 1;
+        if word.ends_with([',', '.', ';', ':']) {
+            break;
+        }
+    }
+    let name = text
+        .get(..end.saturating_sub(1))?
+        .trim_end_matches([',', '.', ';', ':']);
+    let is_function = words::words(name).iter().all(|word| word.is_function);
+    (name.len() >= BYTES_MIN && !is_function).then_some(name)
+}
+
+#[cfg(test)]
+mod tests;
