@@ -87,6 +87,10 @@ declare! {
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];
     /// The router's scores.
     Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
+    /// Share of the jobs that load moves to small (above 0) or large (below 0).
+    Gauge ROUTER_SHIFT = "promptyard_router_load_shift_ratio" [];
+    /// Copies of small's jobs sent to large for learning.
+    Counter SHADOWS = "promptyard_router_shadows_total" [];
     /// Jobs in one routing batch.
     Histogram ROUTER_BATCH = "promptyard_router_batch_jobs" [] in BATCH_SIZES;
     /// Seconds from taking a batch to acknowledging it.

@@ -13,6 +13,8 @@ mod flight;
 mod harness;
 #[path = "fleet/http.rs"]
 mod http;
+#[path = "fleet/learning.rs"]
+mod learning;
 #[path = "fleet/load.rs"]
 mod load;
 #[path = "fleet/outage.rs"]

@@ -22,6 +22,8 @@ mod escalation;
 mod faults;
 #[path = "run/http.rs"]
 mod http;
+#[path = "run/learning.rs"]
+mod learning;
 #[path = "run/reuse.rs"]
 mod reuse;
 #[path = "run/roles.rs"]

@@ -37,6 +37,7 @@ use crate::{
 use super::{
     answers::{Answers, TooManyWaiting},
     error::ApiError,
+    feedback::give_feedback,
 };
 
 /// Header that carries the producer's idempotency key.
@@ -130,12 +131,17 @@ impl Api {
         Ok((address, task))
     }
 
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The routes, for tests and for embedding.
     pub fn routes(self) -> Router {
         Router::new()
             .route("/v1/chat/completions", post(complete_chat))
             .route("/v1/jobs", post(submit_job))
             .route("/v1/jobs/{id}", get(show_job))
+            .route("/v1/jobs/{id}/feedback", post(give_feedback))
             .fallback(|| async {
                 ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such page")
             })
@@ -271,18 +277,20 @@ async fn submit_job(State(api): State<Api>, headers: HeaderMap, body: Body) -> R
 }
 
 async fn show_job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let unknown = || {
-        let shown: String = id.chars().take(64).collect();
-        ApiError::new(
-            StatusCode::NOT_FOUND,
-            "job_not_found",
-            format!("there is no job {shown:?}"),
-        )
-    };
-    let id: JobId = id.parse().map_err(|_| unknown())?;
-    let record = api.store.records(&[id]).await?.pop().ok_or_else(unknown)?;
-    let attempts = api.store.attempts(id).await?;
+    let job: JobId = id.parse().map_err(|_| job_not_found(&id))?;
+    let record = api.store.records(&[job]).await?.pop();
+    let record = record.ok_or_else(|| job_not_found(&id))?;
+    let attempts = api.store.attempts(job).await?;
     Ok(Json(job_object(&record, &attempts)))
+}
+
+pub(super) fn job_not_found(id: &str) -> ApiError {
+    let shown: String = id.chars().take(64).collect();
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "job_not_found",
+        format!("there is no job {shown:?}"),
+    )
 }
 
 /// The object of `/v1/jobs`: promptyard's own view of a job, with its answer as OpenAI shapes it.

@@ -17,13 +17,16 @@ mod labels;
 mod marks;
 mod options;
 mod output;
+mod pairs;
 mod progress;
+mod promote;
 mod prompt;
 mod results;
 mod roles;
 mod router;
 mod run;
 mod score_bench;
+mod simulate;
 mod status;
 mod submit;
 mod summary;
@@ -99,7 +102,7 @@ pub async fn main() -> ExitCode {
         Command::Dead(command) => dead::dead(command).await,
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
-        Command::Router(command) => router::router(command),
+        Command::Router(command) => router::router(command).await,
         Command::Cache(command) => cache::cache(command),
         Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,

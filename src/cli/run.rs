@@ -19,7 +19,7 @@ use crate::{
     fleet::{Fleet, Roles},
     job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
     shutdown::Shutdown,
-    store::{Admission, Admitted, Course},
+    store::{Admission, Admitted, Course, Feedback},
     telemetry,
 };
 
@@ -117,6 +117,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         out: BufWriter::new(out),
         progress: Progress::new(total),
         summary: Summary::new(),
+        words: HashMap::new(),
         labels,
     };
     let outcome = run.answer(lines).await;
@@ -199,6 +200,8 @@ struct Run {
     out: BufWriter<Box<dyn Write + Send>>,
     progress: Progress,
     summary: Summary,
+    /// Marks that the ledger is to keep.
+    words: HashMap<Tenant, Vec<Feedback>>,
     labels: Option<Labels>,
 }
 
@@ -302,6 +305,7 @@ impl Run {
             }
         }
         self.refuse(refusals).await?;
+        self.tell_marks().await?;
         publish_all(&self.fleet.broker, letters, &self.shutdown).await;
         Ok(())
     }
@@ -353,7 +357,19 @@ impl Run {
             self.order
                 .extend(open.filter(|slot| self.awaited.contains_key(slot)));
         }
+        self.tell_marks().await?;
         self.out.flush().context("cannot write the answers")
+    }
+
+    /// Keeps what the expected answers say about those that came, so that the router can learn.
+    async fn tell_marks(&mut self) -> anyhow::Result<()> {
+        for (tenant, words) in self.words.drain() {
+            for some in words.chunks(CHUNK_MAX) {
+                let kept = self.fleet.store.record_feedback(&tenant, some).await;
+                kept.context("cannot keep the marks")?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&mut self, record: &JobRecord, asked: &Asked, is_new: bool) -> anyhow::Result<()> {
@@ -363,6 +379,15 @@ impl Run {
         self.summary.add(record, is_new);
         if let Some(expectation) = &asked.expectation {
             self.summary.marks.add(record, expectation);
+            if let Some(answer) = &record.answer {
+                let words = self.words.entry(record.tenant.clone()).or_default();
+                words.push(Feedback {
+                    job: record.id,
+                    source: Feedback::EXPECT.to_owned(),
+                    score: f64::from(u8::from(expectation.is_met(&answer.text))),
+                    comment: None,
+                });
+            }
             if let Some(labels) = &mut self.labels {
                 labels.add(record, expectation);
             }

@@ -7,12 +7,14 @@
 
 mod load;
 mod setting;
+mod target;
 
 use std::path::PathBuf;
 
 pub use load::{ConfigFault, Overrides};
 use setting::{Given, settings};
 pub use setting::{LogFormat, Secret, SecretUrl, Setting, Tiers, WeightKind};
+pub use target::{RouteTarget, RouteTargets, TargetScope};
 
 /// Describes one setting to people: `config show`, the documentation and the compose-file test.
 #[derive(Clone, Copy, Debug)]
@@ -95,10 +97,22 @@ settings! {
         linger_ms: u64 = 5, "0 to 10000", |n| *n <= 10_000;
         /// Batches in the making at once; their order within a priority is not kept.
         batches_in_flight_max: usize = 3, "1 to 64", |n| (1..=64).contains(n);
-        /// Score from which a job goes to the large model.
+        /// Score from which a job goes to the large model, where no target says otherwise.
         threshold: f64 = 0.5, "a number from 0 to 1", |t| (0.0..=1.0).contains(t);
-        /// File of fitted weights that score prompts (`promptyard router train`); the bundled ones if not set.
+        /// File of fitted weights that score prompts (`promptyard router train`); if not set, the ones promoted in the ledger, else the bundled ones.
         weights: Option<String> = None, "a path", |w| w.as_deref() != Some("");
+        /// What the router is to deliver: `threshold`, `share:30%` to large, `quality:99%` of large alone, or `latency:2s`.
+        target: RouteTarget = RouteTarget::Threshold, "threshold, threshold:0.4, share:30%, quality:99% or latency:2s (ms or s)";
+        /// Targets of tenants and tags, `"tenant:acme" = "share:10%"`; a tag's goes before its tenant's, and both before `target`.
+        targets: RouteTargets = RouteTargets::default(), "a table of tenant:NAME or tag:NAME to a target";
+        /// Largest share of the jobs that a difference in load may move to the other tier, either way; 0 leaves routes to the prompts alone.
+        load_shift_max: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
+        /// Seconds by which one tier's wait must exceed the other's for the whole of that shift.
+        load_wait_s: f64 = 10.0, "a number above 0, up to 3600", |s| *s > 0.0 && *s <= 3600.0;
+        /// Share of the jobs routed to small by their score that also run on large, for learning, while it is idle.
+        shadow_share: f64 = 0.0, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);
+        /// Share of the jobs that are sent to the other tier than their score says, for learning.
+        explore_share: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
     }
 }
 

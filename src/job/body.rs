@@ -91,6 +91,7 @@ impl Fields {
                     return Err(wrong_type("promptyard.escalate", "true or false", &other));
                 }
             },
+            tags: inner.tags()?,
         };
         let deadline_ms = match inner.take("deadline_ms") {
             None => None,
@@ -105,10 +106,41 @@ impl Fields {
         match inner.object.keys().next() {
             Some(field) => Err(unknown_field(
                 &format!("promptyard.{field}"),
-                "cache, context, escalate, deadline_ms, tenant",
+                "cache, context, escalate, deadline_ms, tags, tenant",
             )),
             None => Ok((options, deadline_ms)),
         }
+    }
+
+    /// A tag that is repeated counts once.
+    fn tags(&mut self) -> Result<Vec<String>, Reason> {
+        let list = match self.take("tags") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(wrong_type("promptyard.tags", "a list of strings", &other)),
+        };
+        let fault = |what: String| Reason::new("invalid_value", format!("promptyard.tags: {what}"));
+        if list.len() > Options::TAGS_MAX {
+            let most = Options::TAGS_MAX;
+            return Err(fault(format!(
+                "expected at most {most}, found {}",
+                list.len()
+            )));
+        }
+        let mut tags: Vec<String> = Vec::with_capacity(list.len());
+        for item in list {
+            match item {
+                Value::String(tag) if tags.contains(&tag) => {}
+                Value::String(tag) if Options::is_tag(&tag) => tags.push(tag),
+                _ => {
+                    let most = Options::TAG_BYTES_MAX;
+                    return Err(fault(format!(
+                        "each is 1 to {most} characters of A-Z a-z 0-9 . _ - : /"
+                    )));
+                }
+            }
+        }
+        Ok(tags)
     }
 
     fn choice<T: Default + for<'de> Deserialize<'de>>(

@@ -127,7 +127,7 @@ pub enum ContextMode {
 }
 
 /// The request's `promptyard` object.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Which answers may be reused.
     #[serde(default)]
@@ -138,6 +138,22 @@ pub struct Options {
     /// Whether the small model's answer may be passed on to the large one; the fleet's rule if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalate: Option<bool>,
+    /// The producer's own words for the kind of job, for the router and for analysis.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+impl Options {
+    /// Most tags of one job.
+    pub const TAGS_MAX: usize = 8;
+    /// Longest tag, in bytes.
+    pub const TAG_BYTES_MAX: usize = 64;
+
+    /// True for what may be a tag: letters, digits and `. _ - : /` of ASCII.
+    pub fn is_tag(text: &str) -> bool {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:/".contains(&b);
+        (1..=Self::TAG_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
+    }
 }
 
 /// A validated request: all that can change the answer, and nothing else.
@@ -179,6 +195,9 @@ impl ChatRequest {
                 "tenant": tenant,
             },
         });
+        if !self.options.tags.is_empty() {
+            body["promptyard"]["tags"] = Value::from(self.options.tags.clone());
+        }
         if !self.sampling.stop.is_empty() {
             body["stop"] = Value::from(self.sampling.stop.clone());
         }

@@ -218,11 +218,12 @@ mod tests {
     #[test]
     fn a_request_survives_being_written_and_read_again() {
         let body = r#"{"model":"large","messages":[{"role":"user","content":"hi"}],"temperature":0.7,"top_p":0.9,
-            "top_k":40,"seed":18446744073709551615,"stop":["a"],"max_tokens":9,"promptyard":{"cache":"off","tenant":"t"}}"#;
+            "top_k":40,"seed":18446744073709551615,"stop":["a"],"max_tokens":9,"promptyard":{"cache":"off","tenant":"t","tags":["a","b:1"]}}"#;
         let read = parse(body).expect("valid");
         let tenant = read.tenant.clone().expect("tenant");
         let again = parse(&read.request.to_body(&tenant).to_string()).expect("valid again");
         assert_eq!(again, read);
+        assert_eq!(again.request.options.tags, ["a", "b:1"]);
     }
 
     #[test]
@@ -254,6 +255,18 @@ mod tests {
             ),
             (
                 r#"{"prompt":"a","promptyard":{"tenant":"a b"}}"#,
+                "invalid_value",
+            ),
+            (
+                r#"{"prompt":"a","promptyard":{"tags":"a"}}"#,
+                "invalid_type",
+            ),
+            (
+                r#"{"prompt":"a","promptyard":{"tags":["a b"]}}"#,
+                "invalid_value",
+            ),
+            (
+                r#"{"prompt":"a","promptyard":{"tags":["1","2","3","4","5","6","7","8","9"]}}"#,
                 "invalid_value",
             ),
             (

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
+
 use crate::{
     job::Tier,
     shutdown::Shutdown,
@@ -24,6 +26,29 @@ pub struct Models {
 }
 
 impl Models {
+    /// A snapshot of these workers, the latest first.
+    pub fn of(workers: Vec<WorkerRecord>) -> Self {
+        Self { workers }
+    }
+
+    /// The longest context of a tier in tokens, by its latest worker, where it is known.
+    pub fn context_tokens(&self, tier: Tier) -> Option<u32> {
+        self.workers
+            .iter()
+            .find(|worker| worker.tier == tier)
+            .and_then(|worker| worker.context_tokens)
+    }
+
+    /// Jobs that a tier's workers run and can run at once, of those seen since an instant.
+    pub fn places(&self, tier: Tier, since: DateTime<Utc>) -> (u32, u32) {
+        self.workers
+            .iter()
+            .filter(|worker| worker.tier == tier && !worker.draining && worker.seen_at >= since)
+            .fold((0, 0), |(running, places), worker| {
+                (running + worker.running, places + worker.batch_max)
+            })
+    }
+
     /// The name and revision that a tier serves, by its latest worker.
     pub fn of_tier(&self, tier: Tier) -> Option<(&str, &str)> {
         self.workers
@@ -93,7 +118,7 @@ impl Directory {
         let mut workers = self.store.workers(WORKER_AGE_MAX).await?;
         workers.sort_by_key(|worker| std::cmp::Reverse(worker.seen_at));
         *self.models.write().expect("nobody panics while holding it") =
-            Arc::new(Models { workers });
+            Arc::new(Models::of(workers));
         Ok(())
     }
 }

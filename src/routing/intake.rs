@@ -18,7 +18,7 @@ use crate::{
     store::{Admission, Course, Route},
 };
 
-use super::{directory::Models, policy, scorer::Scorer};
+use super::{directory::Models, policy::Policy};
 
 /// What a message from `jobs.in` is.
 #[derive(Debug)]
@@ -34,12 +34,10 @@ pub enum Intake {
 pub struct IntakeContext<'a> {
     /// Limits and defaults of bodies.
     pub limits: &'a RequestLimits,
-    /// Score from which a job goes to large.
-    pub threshold: f64,
+    /// How tiers are chosen.
+    pub policy: &'a Policy,
     /// The models served now.
     pub models: &'a Models,
-    /// Judges prompts.
-    pub scorer: &'a Scorer,
     /// The present.
     pub now: DateTime<Utc>,
 }
@@ -102,7 +100,7 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
             ),
         }
     } else {
-        match policy::decide(&request, context.threshold, context.models, context.scorer) {
+        match context.policy.decide(&head, &request, context.models) {
             Ok((tier, decision)) => {
                 // What is reused for a job that may be escalated is the final answer.
                 let pair = (tier == Tier::Small && request.may_escalate()).then(|| Pair {
@@ -211,13 +209,17 @@ fn key_fault(key: Option<&str>) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::RouterConfig, job::Tier, routing::scorer::Scorer};
 
     fn admission(envelope: &Envelope, body: &str) -> Admission {
+        let config = RouterConfig {
+            threshold: 1.0,
+            ..RouterConfig::default()
+        };
         let context = IntakeContext {
             limits: &RequestLimits::default(),
-            threshold: 1.0,
+            policy: &Policy::new(&config, Scorer::bundled()),
             models: &Models::default(),
-            scorer: &Scorer::bundled(),
             now: Utc::now(),
         };
         read_body(envelope, body.as_bytes(), context)

@@ -1,11 +1,16 @@
 //! Jobs get a tier.
 //!
 //! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
+//! Jobs get a tier.
+//!
+//! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
 //! queue, and replies for those that need no model (cached, rejected, expired). [`policy`] turns a
-//! score into a tier; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes
-//! what the broker gave up; [`promoter`] revives jobs whose leader was lost. [`confidence`] tells
-//! workers how sure the small model's answer is, [`cascade`] what thresholds cost and gain. It never
-//! runs a model and never looks into an answer's text.
+//! score into a tier; [`target`] makes its thresholds, by the pure [`quantile`], [`isotonic`] and
+//! [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the
+//! broker gave up; [`promoter`] revives jobs whose leader was lost; [`observer`] tells the policy of
+//! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them.
+//! [`confidence`] tells workers how sure the small model's answer is, [`cascade`] what thresholds
+//! cost and gain. It never runs a model and never looks into an answer's text.
 //!
 //! The score is pure. [`features`] reads a prompt; [`scorer`] applies fitted [`weights`] ([`words`]
 //! by hash, [`trees`] on counts, length for the rest) that [`codec`] reads and writes. [`samples`]
@@ -19,15 +24,22 @@ pub mod directory;
 pub mod evaluate;
 pub mod features;
 pub mod intake;
+pub mod isotonic;
 pub mod judge;
+pub mod learning;
+pub mod load;
+pub mod observer;
 pub mod policy;
 mod prior;
 pub mod promoter;
+pub mod quantile;
 pub mod random;
 pub mod ridge;
 pub mod router;
 pub mod samples;
 pub mod scorer;
+pub mod shadow;
+pub mod target;
 pub mod train;
 pub mod trees;
 pub mod undertaker;

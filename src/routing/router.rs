@@ -20,9 +20,11 @@ use crate::{
 use super::{
     directory::Directory,
     intake::{self, Intake, IntakeContext},
+    observer,
+    policy::Policy,
     promoter,
     scorer::{Scorer, ScorerFault},
-    undertaker,
+    shadow, undertaker,
 };
 
 /// Why the router ended before it was told to.
@@ -47,7 +49,7 @@ const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 pub struct Router {
     pub(super) broker: Broker,
     pub(super) store: Store,
-    config: RouterConfig,
+    pub(super) config: RouterConfig,
     pub(super) cache: CacheConfig,
     limits: RequestLimits,
 }
@@ -90,10 +92,22 @@ impl Router {
             .broker
             .consume(&[Queue::Dead], undertaker::PREFETCH)
             .await?;
+        let policy = Arc::new(Policy::new(&self.config, scorer));
+        let refused = observer::begin(&self, &policy).await;
         let tasks = TaskTracker::new();
         tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
         tasks.spawn(promoter::run(self.clone(), shutdown.child()));
         tasks.spawn(undertaker::run(self.clone(), dead, shutdown.child()));
+        let knows = (policy.clone(), directory.clone());
+        tasks.spawn(observer::run(
+            self.clone(),
+            knows.clone(),
+            refused,
+            shutdown.child(),
+        ));
+        if self.config.shadow_share > 0.0 {
+            tasks.spawn(shadow::run(self.clone(), knows, shutdown.child()));
+        }
 
         let permits = Arc::new(Semaphore::new(self.config.batches_in_flight_max));
         let linger = Duration::from_millis(self.config.linger_ms);
@@ -106,10 +120,10 @@ impl Router {
             if batch.is_empty() {
                 break;
             }
-            let (router, directory, stop) = (self.clone(), directory.clone(), shutdown.clone());
-            let scorer = scorer.clone();
+            let (router, stop) = (self.clone(), shutdown.clone());
+            let (policy, directory) = (policy.clone(), directory.clone());
             tasks.spawn(async move {
-                router.route(batch, &directory, &scorer, &stop).await;
+                router.route(batch, &policy, &directory, &stop).await;
                 drop(permit);
             });
         }
@@ -123,8 +137,8 @@ impl Router {
     async fn route(
         &self,
         batch: Vec<Delivery>,
+        policy: &Policy,
         directory: &Directory,
-        scorer: &Scorer,
         shutdown: &Shutdown,
     ) {
         let begun = Instant::now();
@@ -132,9 +146,8 @@ impl Router {
         let models = directory.models();
         let context = IntakeContext {
             limits: &self.limits,
-            threshold: self.config.threshold,
+            policy,
             models: &models,
-            scorer,
             now: Utc::now(),
         };
         let mut entries = Vec::with_capacity(batch.len());

@@ -11,6 +11,7 @@ use crate::{
         Consumer, Delivery, HEADER_DEATH_QUEUE, HEADER_DEATH_REASON, Publication,
         letters::HEADER_ROUTED,
     },
+    config::RouterConfig,
     job::{JobHead, JobState, Reason, RoutedJob},
     metrics::observe_end,
     shutdown::Shutdown,
@@ -20,6 +21,8 @@ use crate::{
 use super::{
     Router,
     intake::{self, IntakeContext},
+    policy::Policy,
+    scorer::Scorer,
 };
 
 /// Dead letters held at once.
@@ -153,9 +156,8 @@ fn head_of(router: &Router, delivery: &Delivery) -> Option<JobHead> {
     (queue == crate::broker::Queue::In.name()).then(|| {
         let context = IntakeContext {
             limits: router.limits(),
-            threshold: 1.0,
+            policy: &Policy::new(&RouterConfig::default(), Scorer::bundled()),
             models: &super::directory::Models::default(),
-            scorer: &super::scorer::Scorer::bundled(),
             now: Utc::now(),
         };
         intake::read_body(&delivery.envelope, &delivery.body, context).head

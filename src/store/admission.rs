@@ -2,19 +2,36 @@
 
 use serde_json::Value;
 
+use super::learning::RouteReason;
 use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier};
 
 /// What the router thought of a job; kept with it for analysis and learning.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
     /// 0 to 1, higher for large.
     pub score: f64,
-    /// The score from which a job goes to large.
+    /// The score from which the job went to large, load counted in.
     pub threshold: f64,
+    /// The threshold that the target alone gave.
+    pub threshold_base: f64,
     /// Name and version of the scorer.
     pub scorer: String,
+    /// Version of the features.
+    pub features_version: u32,
     /// The features it saw, by name. Never prompt text.
     pub features: Value,
+    /// What was to be delivered, as [`crate::config::RouteTarget`] is written.
+    pub target: String,
+    /// Whose target it was: `all`, `tenant:NAME` or `tag:NAME`.
+    pub target_scope: String,
+    /// Why the tier.
+    pub reason: RouteReason,
+    /// Probability, 0 to 1, with which this decision was taken.
+    pub propensity: f64,
+    /// Set when the job was drawn to run on large as well: the probability of that.
+    pub shadow: Option<f64>,
+    /// Set on a copy for learning: the job that it repeats.
+    pub shadow_of: Option<JobId>,
 }
 
 /// A job that is to be routed.
@@ -33,6 +50,10 @@ pub struct Route {
 
 /// What is to become of a job that comes in.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every course is a route: a box would cost an allocation for each job"
+)]
 pub enum Course {
     /// Known to the ledger, not yet routed (HTTP producers).
     Queue,

@@ -134,6 +134,8 @@ pub struct Heartbeat {
     pub claimant: Claimant,
     /// Sequences it runs at once.
     pub batch_max: u32,
+    /// Longest context of its model in tokens, where it is known.
+    pub context_tokens: Option<u32>,
     /// Jobs it runs now.
     pub running: u32,
     /// True from when it was told to stop.
@@ -153,6 +155,8 @@ pub struct WorkerRecord {
     pub revision: String,
     /// Sequences it runs at once.
     pub batch_max: u32,
+    /// Longest context of its model in tokens, where it is known.
+    pub context_tokens: Option<u32>,
     /// Jobs it ran at its last sign of life.
     pub running: u32,
     /// True from when it was told to stop.

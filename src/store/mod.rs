@@ -9,6 +9,7 @@ mod admission;
 mod attempt;
 mod dead_letter;
 mod fault;
+mod learning;
 pub mod postgres;
 mod row;
 mod rules;
@@ -35,6 +36,9 @@ pub use attempt::{
     AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Settled, Settlement, Verdict, WorkerRecord,
 };
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
+pub use learning::{
+    DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, StoredWeights, TierCost,
+};
 
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
@@ -130,6 +134,8 @@ macro_rules! measured {
         }
     };
 }
+
+mod learning_calls;
 
 /// Takes the time of a call and counts it if it fails.
 async fn measure<T>(
@@ -289,7 +295,7 @@ impl Store {
         measured!(self, "records_by_key", store => store.records_by_key(tenant, keys))
     }
 
-    /// Terminal records by rising (finished_at, id).
+    /// Terminal records by rising (finished_at, id); copies for learning are left out.
     ///
     /// # Errors
     /// When the database cannot be reached.

@@ -23,6 +23,25 @@ pub(super) fn before(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
     now - (after(now, span) - now)
 }
 
+/// The smallest UUIDv7 of an instant: compare ids with it to select by time.
+pub(super) fn id_floor(at: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
+    Uuid::from_u64_pair(millis << 16, 0)
+}
+
+/// Tags as they are stored; what cannot be read counts as none.
+pub(super) fn tags_of(stored: Option<&str>) -> Vec<String> {
+    stored
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
+}
+
+/// A request as it is stored.
+pub(super) fn read_request(stored: &str) -> Result<ChatRequest, super::fault::Fault> {
+    serde_json::from_str(stored)
+        .map_err(|fault| super::fault::Fault::Rule(format!("a request cannot be read: {fault}")))
+}
+
 /// What a cache entry holds for jobs that come in.
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
@@ -93,6 +112,26 @@ impl<'a> NewJob<'a> {
             Fate::Routed(route) | Fate::Waiting(route) | Fate::Hit(route, _) => Some(route),
             Fate::Queued | Fate::Ended(..) => None,
         }
+    }
+
+    /// The producer's tags as JSON; `None` when there are none.
+    pub(super) fn tags(&self) -> Option<serde_json::Value> {
+        let tags = &self.request?.options.tags;
+        (!tags.is_empty()).then(|| tags.as_slice().into())
+    }
+
+    /// The probability with which the job was drawn to run on large as well, if it was and a model is
+    /// to run for it.
+    pub(super) fn shadow(&self) -> Option<f64> {
+        match self.fate {
+            Fate::Routed(route) => route.decision.shadow,
+            _ => None,
+        }
+    }
+
+    /// The job that this one copies for learning.
+    pub(super) fn shadow_of(&self) -> Option<JobId> {
+        self.route()?.decision.shadow_of
     }
 
     pub(super) fn waits_for(&self) -> Option<&'a CacheKey> {

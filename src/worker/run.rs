@@ -109,6 +109,11 @@ impl Worker {
         Heartbeat {
             claimant: self.claimant.clone(),
             batch_max: u32::try_from(self.engine.info().batch_max).unwrap_or(u32::MAX),
+            context_tokens: self
+                .engine
+                .info()
+                .context_tokens
+                .and_then(|tokens| u32::try_from(tokens).ok()),
             running: u32::try_from(running).unwrap_or(u32::MAX),
             draining,
         }

@@ -62,7 +62,8 @@ async fn check(yard: &Yard, mut producer: Producer) {
 
 #[tokio::test]
 async fn identical_jobs_run_once() {
-    let yard = Yard::new().await;
+    let mut yard = Yard::new().await;
+    yard.settings.push("router.threshold=1".to_owned());
     let roles = crew(&yard, "scripted:latency_ms=400").await;
     let producer = ask(&yard).await;
     check(&yard, producer).await;
@@ -75,7 +76,8 @@ async fn identical_jobs_run_once() {
 
 #[tokio::test]
 async fn identical_jobs_outlive_the_worker_that_runs_them() {
-    let yard = Yard::new().await;
+    let mut yard = Yard::new().await;
+    yard.settings.push("router.threshold=1".to_owned());
     let mut roles = crew(&yard, "scripted:latency_ms=2000").await;
     let producer = ask(&yard).await;
     yard.until_count("select count(*) from attempts where outcome = 'running'", 1)

@@ -35,6 +35,13 @@ struct Crew {
 const SMALL: &str = "scripted:model=small,latency_ms=40,jitter_ms=60";
 const LARGE: &str = "scripted:model=large,latency_ms=40,jitter_ms=60";
 
+/// The prompts' scores lie on both sides of the threshold.
+async fn yard_of_both() -> Yard {
+    let mut yard = Yard::new().await;
+    yard.settings.push("router.threshold=0.86".to_owned());
+    yard
+}
+
 async fn worker(yard: &Yard, tiers: &str) -> Role {
     yard.start(&["work", "--tier", tiers, "--small", SMALL, "--large", LARGE])
         .await
@@ -134,7 +141,7 @@ async fn check(yard: &Yard, crew: Crew) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_job_ends_once_whatever_dies() {
-    let yard = Yard::new().await;
+    let yard = yard_of_both().await;
     let fleet = crew(&yard).await;
     tokio::join!(submit(&yard), publish(&yard));
     yard.until_ended(2 * HALF as i64).await;
@@ -147,7 +154,7 @@ async fn every_job_ends_once_whatever_dies() {
         0
     );
 
-    let yard = Yard::new().await;
+    let yard = yard_of_both().await;
     let mut fleet = crew(&yard).await;
     submit(&yard).await;
     yard.until_count(ENDED, 100).await;

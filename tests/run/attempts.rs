@@ -10,7 +10,8 @@ use crate::{
 #[test]
 fn a_prompt_too_long_for_small_is_answered_by_large() {
     let yard = Yard::new();
-    let long = vec!["word"; 30].join(" ");
+    // Few letters, so that the router's estimate takes it for short enough.
+    let long = vec!["w"; 30].join(" ");
     let line =
         |name: &str, body: Value| json!({"custom_id": name, "body": body}).to_string() + "\n";
     let lines = line("auto", json!({"prompt": long}))
@@ -19,6 +20,7 @@ fn a_prompt_too_long_for_small_is_answered_by_large() {
             "stay",
             json!({"prompt": long, "promptyard": {"escalate": false, "cache": "off"}}),
         )
+        + &line("plain", json!({"prompt": vec!["long words"; 15].join(" ")}))
         + &line("short", json!({"prompt": "short"}));
     yard.write("prompts", lines);
     yard.run(&[
@@ -36,9 +38,9 @@ fn a_prompt_too_long_for_small_is_answered_by_large() {
     .exits(1);
     let answers = yard.answers();
     assert_eq!(text(&answers["auto"]), long);
-    let extension = extension(&answers["auto"]);
+    let auto = extension(&answers["auto"]);
     assert_eq!(
-        (&extension["tier"], &extension["attempts"]),
+        (&auto["tier"], &auto["attempts"]),
         (&json!("large"), &json!(2))
     );
     for name in ["small", "stay"] {
@@ -53,6 +55,12 @@ fn a_prompt_too_long_for_small_is_answered_by_large() {
         );
     }
     assert!(!text(&answers["short"]).is_empty());
+    let plain = extension(&answers["plain"]);
+    assert_eq!(
+        (&plain["tier"], &plain["attempts"]),
+        (&json!("large"), &json!(1)),
+        "what is plainly too long does not try small first"
+    );
     let history = yard.column(
         "select a.tier || ' ' || a.outcome from attempts a join jobs j on j.id = a.job_id where j.custom_id = 'auto' order by attempt",
     );
@@ -180,7 +188,8 @@ fn a_dead_letter_can_be_thrown_away() {
 #[test]
 fn twins_of_a_prompt_that_is_too_long_are_not_left_waiting() {
     let yard = Yard::new();
-    let long = vec!["word"; 30].join(" ");
+    // Few letters, so that the router's estimate takes it for short enough.
+    let long = vec!["w"; 30].join(" ");
     // Each waits for the one before it, which cannot answer: the first two kinds by escalation, the
     // last by failing.
     let lines: String = (0..24)

@@ -310,6 +310,8 @@ fn the_cascade_is_judged_on_both_models_answers() {
             SMALL,
             "--large",
             LARGE,
+            "--set",
+            "router.threshold=1",
             "--mix",
             "riddle=1,plain=1",
             "--set",

@@ -6,11 +6,14 @@ use serde_json::{Value, json};
 
 use crate::yard::{Yard, extension, text};
 
-const SLOW: [&str; 4] = [
+/// Slow engines, and every job left to the router on the small one.
+const SLOW: [&str; 6] = [
     "--small",
     "scripted:latency_ms=400",
     "--large",
     "scripted:model=big,latency_ms=400",
+    "--set",
+    "router.threshold=1",
 ];
 
 fn file_of(prefix: &str, count: usize, body: &Value) -> String {

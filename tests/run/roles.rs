@@ -12,7 +12,7 @@ use crate::{
 /// A fleet in one process, with the addresses that it told.
 pub struct Up {
     process: Process,
-    api: SocketAddr,
+    pub api: SocketAddr,
     metrics: SocketAddr,
 }
 

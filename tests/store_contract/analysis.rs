@@ -72,7 +72,7 @@ async fn fill(store: &Store) {
 
 /// What each view is asked, and what it must answer. Sums go over hours, so that a test which
 /// straddles one still adds up.
-const FIGURES: [(&str, &str); 9] = [
+const FIGURES: [(&str, &str); 12] = [
     ("select cast(sum(jobs) as text) from latency where tier = 'small'", "5"),
     (
         "select case when min(p50_s) >= 0 and max(p99_s) < 60 and min(p99_s) >= min(p50_s)
@@ -114,6 +114,19 @@ const FIGURES: [(&str, &str); 9] = [
                 || cast(sum(prompt_tokens) as text) || ' ' || cast(sum(completion_tokens) as text)
            from tenant_usage where tenant = 'default'",
         "7 5 1 1 40 14",
+    ),
+    (
+        "select cast(sum(jobs) as text) || ' ' || min(route_reason) from route_decisions
+          where score_mean = 0.25 and threshold_mean = 0.5",
+        "7 score",
+    ),
+    (
+        "select cast(sum(jobs) as text) from share_delivered where share = 0 and share_asked is null",
+        "7",
+    ),
+    (
+        "select cast(sum(jobs) as text) from score_distribution where score_from = 0.25",
+        "7",
     ),
     (
         "select queue || ' ' || reason_code || ' ' || resolution || ' ' || cast(letters as text)

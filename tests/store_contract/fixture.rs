@@ -141,6 +141,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
             threshold: 0.5,
             scorer: "length-1".to_owned(),
             features: json!({"prompt_characters": 12, "questions": 1}),
+            ..Decision::default()
         },
         cache_key,
         pair: None,
@@ -200,6 +201,7 @@ pub fn heartbeat(claimant: Claimant) -> Heartbeat {
     Heartbeat {
         claimant,
         batch_max: 16,
+        context_tokens: Some(2048),
         running: 2,
         draining: false,
     }

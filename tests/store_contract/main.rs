@@ -7,6 +7,7 @@ mod attempts;
 mod concurrency;
 mod escalation;
 mod fixture;
+mod learning;
 mod postgres;
 mod reading;
 mod sharing;

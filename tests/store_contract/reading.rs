@@ -123,6 +123,7 @@ contract! {
             model: "tiny".to_owned(),
             revision: "r1".to_owned(),
             batch_max: 16,
+            context_tokens: Some(2048),
             running: 5,
             draining: true,
             seen_at: workers[0].seen_at,

@@ -1,4 +1,4 @@
-//! `router explain`.
+//! `router explain`: of a prompt, what moved its score; of a job, why it went where it went.
 
 use std::process::ExitCode;
 
@@ -7,17 +7,20 @@ use serde_json::json;
 
 use crate::{
     cli::options::{Common, say},
-    config::Overrides,
+    config::{Config, Overrides},
+    job::JobId,
     routing::{features::Features, scorer::Scorer},
 };
+
+use super::job;
 
 /// Arguments of `router explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// The prompt
-    #[arg(value_name = "TEXT")]
-    text: String,
-    /// A tag of the caller's; may be given again
+    /// A job's id, or a prompt
+    #[arg(value_name = "JOB|TEXT")]
+    subject: String,
+    /// A tag of the prompt's; may be given again
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
     /// How many of the strongest features to show
@@ -31,10 +34,19 @@ pub struct ExplainArgs {
 }
 
 /// Runs `router explain`.
-pub fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(Overrides::default())?.router;
+pub async fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let config = args.common.load(Overrides::default())?;
+    match args.subject.parse::<JobId>() {
+        Ok(id) => job::explain(id, &config, args.top, args.json).await?,
+        Err(_) => explain_prompt(args, &config)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
+    let config = &config.router;
     let scorer = Scorer::open(config.weights.as_deref().map(std::path::Path::new))?;
-    let features = Features::of_text(&args.text).with_tags(args.tag.iter().map(String::as_str));
+    let features = Features::of_text(&args.subject).with_tags(args.tag.iter().map(String::as_str));
     let score = scorer.score(&features);
     let mut shares = scorer.explain(&features);
     let tier = if score.gain >= config.threshold {
@@ -58,7 +70,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
             "familiarity": score.familiarity, "scorer": scorer.version(), "moved_by": moved,
         })
         .to_string())?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     say(&format!(
         "score {:.3}, threshold {:.3}: {tier}\nexpected gain {:+.3}, small fails {:.2}, familiarity {:.2} ({})\n",
@@ -72,5 +84,5 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     for (name, share) in shares {
         say(&format!("{share:>+8.4}  {name}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

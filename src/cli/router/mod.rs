@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod explain;
+mod job;
 mod score;
 mod train;
 
@@ -15,7 +16,12 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::calibrate;
+use super::{
+    calibrate,
+    pairs::{PairsArgs, pairs},
+    promote::{PromoteArgs, promote},
+    simulate::{SimulateArgs, simulate},
+};
 use crate::routing::{samples, scorer::Scorer, train::Sample};
 
 /// Fit the router, judge it, or ask it about prompts of your own.
@@ -26,8 +32,14 @@ pub enum RouterCommand {
     Train(train::TrainArgs),
     Evaluate(evaluate::EvaluateArgs),
     Calibrate(calibrate::CalibrateArgs),
-    /// Say what moved a prompt's score
+    /// Say what moved a prompt's score, or why a job went to its tier
     Explain(explain::ExplainArgs),
+    /// Tell what a target would deliver on prompts of your own
+    Simulate(SimulateArgs),
+    /// Print what both tiers made of prompts, as the ledger knows it: lines to train on
+    Pairs(PairsArgs),
+    /// Put weights in the ledger, from which routers take them without a restart
+    Promote(PromoteArgs),
 }
 
 /// Which weights to use.
@@ -45,13 +57,16 @@ impl WeightsArg {
 }
 
 /// Runs `router`.
-pub fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
+pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
     match command {
         RouterCommand::Score(args) => score::score(&args),
-        RouterCommand::Train(args) => train::train(&args),
+        RouterCommand::Train(args) => train::train(&args).await,
         RouterCommand::Evaluate(args) => evaluate::evaluate(&args),
         RouterCommand::Calibrate(args) => calibrate::calibrate(args),
-        RouterCommand::Explain(args) => explain::explain(&args),
+        RouterCommand::Explain(args) => explain::explain(&args).await,
+        RouterCommand::Simulate(args) => simulate(&args),
+        RouterCommand::Pairs(args) => pairs(args).await,
+        RouterCommand::Promote(args) => promote(args).await,
     }
 }
 

@@ -10,7 +10,11 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    cli::options::{complain, say},
+    cli::{
+        options::{Common, complain, say},
+        pairs::read_pairs,
+    },
+    config::Overrides,
     routing::{
         codec,
         evaluate::{self, Judged},
@@ -31,9 +35,10 @@ use super::read_samples;
 /// five folds take the domains' place.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// File of labelled prompts; may be given again; `-` is standard input
-    #[arg(long, value_name = "FILE", required = true)]
-    from: Vec<PathBuf>,
+    /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
+    /// postgres://…) for the jobs that both tiers answered; may be given again
+    #[arg(long, value_name = "FILE|URL", required = true)]
+    from: Vec<String>,
     /// File for the weights; it is replaced only when all went well
     #[arg(long, value_name = "WEIGHTS")]
     out: PathBuf,
@@ -49,12 +54,21 @@ pub struct TrainArgs {
     seed: u64,
 }
 
+/// How the URL of a ledger begins.
+const LEDGERS: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 /// Folds where there is only one domain.
 const FOLDS: u64 = 5;
 
 /// Runs `router train`.
-pub fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let samples = read_samples(&args.from)?;
+pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let mut samples = Vec::new();
+    for from in &args.from {
+        if LEDGERS.iter().any(|scheme| from.starts_with(scheme)) {
+            samples.extend(read_ledger(from).await?);
+        } else {
+            samples.extend(read_samples(&[PathBuf::from(from)])?);
+        }
+    }
     let all: Vec<&Sample> = samples.iter().collect();
     let recipe = Recipe {
         seed: args.seed,
@@ -106,6 +120,20 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         bytes.len()
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the jobs of a ledger teach, those of them that both tiers answered.
+async fn read_ledger(url: &str) -> anyhow::Result<Vec<Sample>> {
+    let common = Common {
+        store: Some(url.to_owned()),
+        ..Common::default()
+    };
+    let rows = read_pairs(&common.load(Overrides::default())?).await?;
+    let lines = rows.iter().map(|row| row.to_line().to_string());
+    let samples = lines
+        .enumerate()
+        .map(|(at, line)| samples::read(at + 1, &line));
+    Ok(samples.collect::<Result<_, _>>()?)
 }
 
 /// The present weights' judgement of the samples, and what to call them.

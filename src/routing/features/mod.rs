@@ -35,7 +35,8 @@ pub struct Features {
 }
 
 impl Features {
-    /// Reads the features of a request: its last user turn, and how much stands before it.
+    /// Reads the features of a request: its last user turn, and how much stands before it,
+    /// and the caller's tags.
     pub fn of(request: &ChatRequest) -> Self {
         let last_user = request
             .messages
@@ -53,7 +54,7 @@ impl Features {
         }
         features.counts.context = (context_bytes as f32).ln_1p();
         features.counts.turns = (request.messages.len() as f32).ln();
-        features
+        features.with_tags(request.options.tags.iter().map(String::as_str))
     }
 
     /// Reads the features of a single text.

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore, cache,
-    insert::{insert_jobs, write_hits},
-    lock_rows,
+    insert::{DecisionColumns, insert_jobs, write_hits},
+    learning, lock_rows,
     text::encode,
 };
 use crate::{
@@ -367,18 +367,26 @@ async fn move_queued(
         .map(|r| r.map(|r| encode(&r.message)))
         .collect();
     let finished: Vec<_> = jobs.iter().map(|job| job.finished_at(now)).collect();
+    let mut c = DecisionColumns::default();
+    for route in &routes {
+        c.push(route.map(|route| &route.decision));
+    }
     sqlx::query!(
         "update jobs j
             set state = n.state, tier = n.tier, score = n.score, threshold = n.threshold, scorer = n.scorer,
                 features = n.features::jsonb, cache_key = n.cache_key, waits_for = n.waits_for,
                 source = n.source, answered_by = n.answered_by, reason_code = n.reason_code,
                 reason_message = n.reason_message, routed_at = case when n.tier is null then null else $15::timestamptz end,
-                finished_at = n.finished_at
+                finished_at = n.finished_at, features_version = n.features_version,
+                threshold_base = n.threshold_base, target = n.target, target_scope = n.target_scope,
+                route_reason = n.route_reason, propensity = n.propensity
            from unnest($1::uuid[], $2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::text[],
                        $8::bytea[], $9::bytea[], $10::text[], $11::uuid[], $12::text[], $13::text[],
-                       $14::timestamptz[])
+                       $14::timestamptz[], $16::int4[], $17::float8[], $18::text[], $19::text[], $20::text[],
+                       $21::float8[])
                 as n (id, state, tier, score, threshold, scorer, features, cache_key, waits_for, source,
-                      answered_by, reason_code, reason_message, finished_at)
+                      answered_by, reason_code, reason_message, finished_at, features_version, threshold_base,
+                      target, target_scope, route_reason, propensity)
           where j.id = n.id and j.state = 'queued'",
         &ids,
         &states as &[&str],
@@ -395,9 +403,16 @@ async fn move_queued(
         &messages as &[Option<std::borrow::Cow<'_, str>>],
         &finished as &[Option<DateTime<Utc>>],
         now as DateTime<Utc>,
+        &c.features_version as &[Option<i32>],
+        &c.threshold_base as &[Option<f64>],
+        &c.target as &[Option<&str>],
+        &c.target_scope as &[Option<&str>],
+        &c.route_reason as &[Option<&str>],
+        &c.propensity as &[Option<f64>],
     )
     .execute(&mut *connection)
     .await?;
+    learning::note_shadows(connection, &jobs.iter().collect::<Vec<_>>(), now).await?;
     let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();
     write_hits(connection, &hits).await
 }

@@ -6,10 +6,13 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::text::{encode, encode_json};
+use super::{
+    learning,
+    text::{encode, encode_json},
+};
 use crate::{
     job::{Answer, CacheKey},
-    store::{fault::Fault, rules::NewJob},
+    store::{Decision, fault::Fault, rules::NewJob},
 };
 
 type Text<'a> = Option<Cow<'a, str>>;
@@ -44,6 +47,8 @@ struct Columns<'a> {
     submitted_at: Vec<DateTime<Utc>>,
     routed_at: Vec<Option<DateTime<Utc>>>,
     finished_at: Vec<Option<DateTime<Utc>>>,
+    tags: Vec<Option<String>>,
+    decision: DecisionColumns<'a>,
 }
 
 impl<'a> Columns<'a> {
@@ -88,6 +93,35 @@ impl<'a> Columns<'a> {
         self.submitted_at.push(head.submitted_at);
         self.routed_at.push(route.map(|_| now));
         self.finished_at.push(job.finished_at(now));
+        self.tags.push(job.tags().map(|tags| tags.to_string()));
+        self.decision.push(route.map(|route| &route.decision));
+    }
+}
+
+/// What is kept of decisions beside score, threshold and features, one array for each column.
+#[derive(Default)]
+pub(super) struct DecisionColumns<'a> {
+    pub features_version: Vec<Option<i32>>,
+    pub threshold_base: Vec<Option<f64>>,
+    pub target: Vec<Option<&'a str>>,
+    pub target_scope: Vec<Option<&'a str>>,
+    pub route_reason: Vec<Option<&'static str>>,
+    pub propensity: Vec<Option<f64>>,
+    pub shadow_of: Vec<Option<Uuid>>,
+}
+
+impl<'a> DecisionColumns<'a> {
+    pub(super) fn push(&mut self, decision: Option<&'a Decision>) {
+        self.features_version
+            .push(decision.map(|d| i32::try_from(d.features_version).unwrap_or(i32::MAX)));
+        self.threshold_base.push(decision.map(|d| d.threshold_base));
+        self.target.push(decision.map(|d| d.target.as_str()));
+        self.target_scope
+            .push(decision.map(|d| d.target_scope.as_str()));
+        self.route_reason.push(decision.map(|d| d.reason.as_str()));
+        self.propensity.push(decision.map(|d| d.propensity));
+        self.shadow_of
+            .push(decision.and_then(|d| Some(d.shadow_of?.0)));
     }
 }
 
@@ -108,21 +142,26 @@ pub(super) async fn insert_jobs(
         r#"insert into jobs (
                id, tenant, key, custom_id, batch, state, model_asked, tier, score, threshold, scorer, features,
                cache_key, waits_for, source, answered_by, reason_code, reason_message, digest, redrive_of,
-               reply_to, correlation_id, priority, deadline, submitted_at, routed_at, finished_at)
+               reply_to, correlation_id, priority, deadline, submitted_at, routed_at, finished_at,
+               tags, features_version, threshold_base, target, target_scope, route_reason, propensity, shadow_of)
            select n.id, n.tenant, n.key, n.custom_id, n.batch, n.state, n.model_asked, n.tier, n.score,
                   n.threshold, n.scorer, n.features::jsonb, n.cache_key, n.waits_for, n.source, n.answered_by,
                   n.reason_code, n.reason_message, n.digest, n.redrive_of, n.reply_to, n.correlation_id,
-                  n.priority, n.deadline, n.submitted_at, n.routed_at, n.finished_at
+                  n.priority, n.deadline, n.submitted_at, n.routed_at, n.finished_at, n.tags::jsonb,
+                  n.features_version, n.threshold_base, n.target, n.target_scope, n.route_reason, n.propensity,
+                  n.shadow_of
              from unnest(
                       $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                       $8::text[], $9::float8[], $10::float8[], $11::text[], $12::text[], $13::bytea[],
                       $14::bytea[], $15::text[], $16::uuid[], $17::text[], $18::text[], $19::bytea[],
                       $20::uuid[], $21::text[], $22::text[], $23::int2[], $24::timestamptz[],
-                      $25::timestamptz[], $26::timestamptz[], $27::timestamptz[])
+                      $25::timestamptz[], $26::timestamptz[], $27::timestamptz[], $28::text[], $29::int4[],
+                      $30::float8[], $31::text[], $32::text[], $33::text[], $34::float8[], $35::uuid[])
                   as n (id, tenant, key, custom_id, batch, state, model_asked, tier, score, threshold, scorer,
                         features, cache_key, waits_for, source, answered_by, reason_code, reason_message,
                         digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at,
-                        routed_at, finished_at)
+                        routed_at, finished_at, tags, features_version, threshold_base, target,
+                        target_scope, route_reason, propensity, shadow_of)
                on conflict (id) do nothing
            returning id"#,
         &c.id as &[Uuid],
@@ -152,16 +191,28 @@ pub(super) async fn insert_jobs(
         &c.submitted_at as &[DateTime<Utc>],
         &c.routed_at as &[Option<DateTime<Utc>>],
         &c.finished_at as &[Option<DateTime<Utc>>],
+        &c.tags as &[Option<String>],
+        &c.decision.features_version as &[Option<i32>],
+        &c.decision.threshold_base as &[Option<f64>],
+        &c.decision.target as &[Option<&str>],
+        &c.decision.target_scope as &[Option<&str>],
+        &c.decision.route_reason as &[Option<&str>],
+        &c.decision.propensity as &[Option<f64>],
+        &c.decision.shadow_of as &[Option<Uuid>],
     )
     .fetch_all(&mut *connection)
     .await?;
     let inserted: HashSet<Uuid> = inserted.into_iter().collect();
     insert_requests(connection, jobs, &inserted).await?;
     // Should an id stand here twice, only its first appearance was written.
-    let mut written = inserted.clone();
-    let hits: Vec<_> = jobs
+    let mut unseen = inserted.clone();
+    let written: Vec<_> = jobs
         .iter()
-        .filter(|job| written.remove(&job.head.id.0))
+        .filter(|job| unseen.remove(&job.head.id.0))
+        .collect();
+    learning::note_shadows(connection, &written, now).await?;
+    let hits: Vec<_> = written
+        .into_iter()
         .filter(|job| job.hit().is_some())
         .collect();
     write_hits(connection, &hits).await?;

@@ -15,6 +15,7 @@ mod cache;
 mod claim;
 mod dead;
 mod insert;
+mod learning;
 mod read;
 mod savings;
 mod settle;

@@ -83,7 +83,7 @@ impl PostgresStore {
             let rows = job_rows!(
                 "select",
                 r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
-                   where j.finished_at is not null and j.finished_at >= $1
+                   where j.finished_at is not null and j.finished_at >= $1 and j.shadow_of is null
                      and (j.finished_at, j.id) > ($2, $3)
                      and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
                    order by j.finished_at, j.id limit $6"#,

@@ -21,13 +21,13 @@ impl PostgresStore {
             let now = now();
             sqlx::query!(
                 "insert into workers (worker, tier, model, revision, batch_max, running, draining,
-                                      lease_until, seen_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                                      lease_until, seen_at, context_tokens)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                      on conflict (worker) do update
                     set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                         batch_max = excluded.batch_max, running = excluded.running,
                         draining = excluded.draining, lease_until = excluded.lease_until,
-                        seen_at = excluded.seen_at",
+                        seen_at = excluded.seen_at, context_tokens = excluded.context_tokens",
                 claimant.worker,
                 claimant.tier.as_str(),
                 &*text::encode(&claimant.model),
@@ -36,7 +36,8 @@ impl PostgresStore {
                 i32::try_from(heartbeat.running).unwrap_or(i32::MAX),
                 heartbeat.draining,
                 after(now, claimant.lease),
-                now
+                now,
+                heartbeat.context_tokens.map(i64::from)
             )
             .execute(&self.pool)
             .await?;
@@ -54,7 +55,8 @@ impl PostgresStore {
 
     async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
         let rows = sqlx::query!(
-            "select worker, tier, model, revision, batch_max, running, draining, seen_at
+            "select worker, tier, model, revision, batch_max, running, draining, seen_at,
+                    context_tokens
                from workers where seen_at >= $1 order by seen_at desc, worker",
             before(now(), age)
         )
@@ -68,6 +70,7 @@ impl PostgresStore {
                     model: text::decode(row.model),
                     revision: text::decode(row.revision),
                     batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+                    context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
                     seen_at: row.seen_at,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, cache, find_row};
+use super::{SqliteStore, cache, find_row, learning};
 use crate::{
     job::{Answer, JobHead, JobId},
     store::{
@@ -141,8 +141,9 @@ pub(super) async fn write(
              cache_key, waits_for, source, answered_by, prompt_tokens, prompt_tokens_computed,
              completion_tokens, finish_reason, model, revision, mean_logprob, reason_code, reason_message,
              digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at, routed_at,
-             finished_at)
-         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+             finished_at, tags, features_version, threshold_base, target, target_scope, route_reason,
+             propensity, shadow_of)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
                  ?, ?, ?, ?)
              on conflict (id) do update
             set state = excluded.state, tier = excluded.tier, score = excluded.score,
@@ -153,7 +154,10 @@ pub(super) async fn write(
                 completion_tokens = excluded.completion_tokens, finish_reason = excluded.finish_reason,
                 model = excluded.model, revision = excluded.revision, mean_logprob = excluded.mean_logprob,
                 reason_code = excluded.reason_code, reason_message = excluded.reason_message,
-                routed_at = excluded.routed_at, finished_at = excluded.finished_at
+                routed_at = excluded.routed_at, finished_at = excluded.finished_at,
+                features_version = excluded.features_version, threshold_base = excluded.threshold_base,
+                target = excluded.target, target_scope = excluded.target_scope,
+                route_reason = excluded.route_reason, propensity = excluded.propensity
           where jobs.state = 'queued'",
     )
     .bind(head.id.0)
@@ -190,8 +194,17 @@ pub(super) async fn write(
     .bind(head.submitted_at)
     .bind(route.map(|_| now))
     .bind(job.finished_at(now))
+    .bind(job.tags().map(|tags| tags.to_string()))
+    .bind(decision.map(|decision| decision.features_version))
+    .bind(decision.map(|decision| decision.threshold_base))
+    .bind(decision.map(|decision| decision.target.as_str()))
+    .bind(decision.map(|decision| decision.target_scope.as_str()))
+    .bind(decision.map(|decision| decision.reason.as_str()))
+    .bind(decision.map(|decision| decision.propensity))
+    .bind(job.shadow_of().map(|id| id.0))
     .execute(&mut *connection)
     .await?;
+    learning::note_shadow(connection, job, now).await?;
     if let Some(request) = job.request {
         let request = serde_json::to_string(request)
             .expect("a request's fields are all representable in JSON");

@@ -9,6 +9,7 @@ mod attempts;
 mod cache;
 mod claim;
 mod dead;
+mod learning;
 mod read;
 mod savings;
 mod settle;
@@ -204,6 +205,11 @@ impl SqliteStore {
             "drop view if exists attempt_outcomes",
             "drop view if exists tenant_usage",
             "drop view if exists dead_letter_causes",
+            "drop view if exists route_decisions",
+            "drop view if exists share_delivered",
+            "drop view if exists score_distribution",
+            "drop view if exists shadow_pairs",
+            "drop view if exists shadow_costs",
             "drop view if exists escalations",
             "drop table if exists jobs",
             "drop table if exists requests",
@@ -214,6 +220,9 @@ impl SqliteStore {
             "drop table if exists cache_entries",
             "drop table if exists dead_letters",
             "drop table if exists workers",
+            "drop table if exists shadows",
+            "drop table if exists feedback",
+            "drop table if exists router_weights",
             "drop table if exists ledger_migrations",
         ] {
             sqlx::query(statement).execute(&mut *transaction).await?;

@@ -108,7 +108,7 @@ impl SqliteStore {
             None => (DateTime::UNIX_EPOCH, Uuid::nil()),
         };
         let rows: Vec<Row> = sqlx::query_as(select_rows!(
-            "where j.finished_at is not null and j.finished_at >= ?1
+            "where j.finished_at is not null and j.finished_at >= ?1 and j.shadow_of is null
                and (j.finished_at, j.id) > (?2, ?3)
                and (?4 is null or j.tenant = ?4) and (?5 is null or j.batch = ?5)
              order by j.finished_at, j.id limit ?6"

@@ -19,6 +19,7 @@ struct WorkerRow {
     model: String,
     revision: String,
     batch_max: i64,
+    context_tokens: Option<i64>,
     running: i64,
     draining: bool,
     seen_at: DateTime<Utc>,
@@ -38,13 +39,13 @@ impl SqliteStore {
         let now = now();
         sqlx::query(
             "insert into workers (worker, tier, model, revision, batch_max, running, draining, lease_until,
-                                  seen_at)
-             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                                  seen_at, context_tokens)
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  on conflict (worker) do update
                 set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                     batch_max = excluded.batch_max, running = excluded.running,
                     draining = excluded.draining, lease_until = excluded.lease_until,
-                    seen_at = excluded.seen_at",
+                    seen_at = excluded.seen_at, context_tokens = excluded.context_tokens",
         )
         .bind(&claimant.worker)
         .bind(claimant.tier.as_str())
@@ -55,6 +56,7 @@ impl SqliteStore {
         .bind(heartbeat.draining)
         .bind(after(now, claimant.lease))
         .bind(now)
+        .bind(heartbeat.context_tokens)
         .execute(&self.writer)
         .await?;
         Ok(())
@@ -70,7 +72,8 @@ impl SqliteStore {
 
     async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
         let rows: Vec<WorkerRow> = sqlx::query_as(
-            "select worker, tier, model, revision, batch_max, running, draining, seen_at
+            "select worker, tier, model, revision, batch_max, running, draining, seen_at,
+                    context_tokens
                from workers where seen_at >= ?1 order by seen_at desc, worker",
         )
         .bind(before(now(), age))
@@ -84,6 +87,7 @@ impl SqliteStore {
                     model: row.model,
                     revision: row.revision,
                     batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+                    context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
                     seen_at: row.seen_at,

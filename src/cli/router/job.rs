@@ -1,0 +1,209 @@
+//! `router explain JOB`: why a job went where it went, and what the other tier would have cost.
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::{
+    cli::options::{init_logs, require_ledger, say},
+    config::Config,
+    fleet,
+    job::{Job, JobId, JobRecord, Tier},
+    routing::{features::Features, scorer::Scorer},
+    store::{DecisionRecord, Store, TierCost},
+};
+
+/// Jobs from which costs are measured.
+const COST_JOBS: usize = 2048;
+
+/// Tells of a job.
+pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyhow::Result<()> {
+    init_logs(config)?;
+    require_ledger(config)?;
+    let store = fleet::open_store(config, false).await?;
+    let found = gather(&store, config, id).await;
+    store.close().await;
+    let found = found?;
+    say(&if json {
+        found.to_string()
+    } else {
+        to_text(&found, top)
+    })?;
+    Ok(())
+}
+
+async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Value> {
+    let decision = store.decision(id).await?;
+    let decision = decision.with_context(|| format!("the ledger has no job {id}"))?;
+    let record = store.records(&[id]).await?.pop();
+    let record = record.with_context(|| format!("the ledger has no job {id}"))?;
+    anyhow::ensure!(
+        decision.score.is_some(),
+        "job {id} is {} and was never routed",
+        record.state
+    );
+    let job = store.job(id).await?;
+    let costs = store.tier_costs(COST_JOBS).await?;
+    let scorer = scorer_of(store, config, decision.scorer.as_deref()).await?;
+    Ok(describe(
+        &decision,
+        &record,
+        job.as_ref(),
+        scorer.as_ref(),
+        &costs,
+    ))
+}
+
+/// The weights that made the decision, if they can still be had.
+async fn scorer_of(
+    store: &Store,
+    config: &Config,
+    version: Option<&str>,
+) -> anyhow::Result<Option<Scorer>> {
+    let named = Scorer::open(config.router.weights.as_deref().map(std::path::Path::new))?;
+    let stored = store.active_weights().await?;
+    let stored = stored.and_then(|stored| Scorer::from_bytes(&stored.weights).ok());
+    Ok([Some(named), stored, Some(Scorer::bundled())]
+        .into_iter()
+        .flatten()
+        .find(|scorer| Some(scorer.version()) == version))
+}
+
+fn describe(
+    decision: &DecisionRecord,
+    record: &JobRecord,
+    job: Option<&Job>,
+    scorer: Option<&Scorer>,
+    costs: &[TierCost],
+) -> Value {
+    let moved = job.zip(scorer).map(|(job, scorer)| {
+        scorer
+            .explain(&Features::of(&job.request))
+            .into_iter()
+            .map(|(feature, share)| json!({"feature": feature, "moved": share}))
+            .collect::<Vec<_>>()
+    });
+    json!({
+        "job": record.id,
+        "state": record.state,
+        "tier": record.tier,
+        "reason": decision.route_reason,
+        "score": decision.score,
+        "threshold": decision.threshold,
+        "threshold_base": decision.threshold_base,
+        "target": decision.target,
+        "target_scope": decision.target_scope,
+        "propensity": decision.propensity,
+        "scorer": decision.scorer,
+        "features_version": decision.features_version,
+        "features": moved,
+        "shadow": decision.shadow,
+        "shadow_of": decision.shadow_of,
+        "feedback": decision.feedback.iter().map(|(source, score)| json!({"source": source, "score": score})).collect::<Vec<_>>(),
+        "cost": own_cost(record),
+        "other": other_cost(record, costs),
+    })
+}
+
+/// What the job's own last run took.
+fn own_cost(record: &JobRecord) -> Value {
+    let seconds = record
+        .started_at
+        .zip(record.finished_at)
+        .map(|(begun, ended)| (ended - begun).as_seconds_f64());
+    json!({
+        "seconds": seconds,
+        "prompt_tokens": record.answer.as_ref().map(|answer| answer.usage.prompt_tokens),
+        "completion_tokens": record.answer.as_ref().map(|answer| answer.usage.completion_tokens),
+    })
+}
+
+/// What the other tier would take for as many tokens, at the seconds a token that it took lately.
+fn other_cost(record: &JobRecord, costs: &[TierCost]) -> Value {
+    let other = match record.tier {
+        Some(Tier::Small) => Tier::Large,
+        _ => Tier::Small,
+    };
+    let Some(cost) = costs.iter().find(|cost| cost.tier == other) else {
+        return json!({"tier": other, "seconds": null});
+    };
+    let usage = record.answer.as_ref().map(|answer| answer.usage);
+    let completion = usage.map_or(cost.completion_tokens_mean, |usage| {
+        f64::from(usage.completion_tokens)
+    });
+    let seconds_per_token = cost.seconds_mean / cost.completion_tokens_mean.max(1.0);
+    json!({
+        "tier": other,
+        "seconds": completion * seconds_per_token,
+        "seconds_per_token": seconds_per_token,
+        "jobs_measured": cost.jobs,
+    })
+}
+
+fn to_text(found: &Value, top: usize) -> String {
+    let number = |value: &Value| {
+        value
+            .as_f64()
+            .map_or("unknown".to_owned(), |n| format!("{n:.4}"))
+    };
+    let word = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+    let mut lines = vec![
+        format!(
+            "job        {} ({}), tier {}",
+            word(&found["job"]),
+            word(&found["state"]),
+            word(&found["tier"])
+        ),
+        format!(
+            "reason     {}, with probability {}",
+            word(&found["reason"]),
+            number(&found["propensity"])
+        ),
+        format!(
+            "score      {} by {}",
+            number(&found["score"]),
+            word(&found["scorer"])
+        ),
+        format!(
+            "threshold  {} (base {}), for {} of {}",
+            number(&found["threshold"]),
+            number(&found["threshold_base"]),
+            word(&found["target"]),
+            word(&found["target_scope"])
+        ),
+        format!(
+            "cost       {} s, {} tokens generated",
+            number(&found["cost"]["seconds"]),
+            found["cost"]["completion_tokens"]
+        ),
+        format!(
+            "other      {} would have taken about {} s",
+            word(&found["other"]["tier"]),
+            number(&found["other"]["seconds"])
+        ),
+    ];
+    for name in ["shadow", "shadow_of"] {
+        if let Some(id) = found[name].as_str() {
+            lines.push(format!("{name:<10} {id}"));
+        }
+    }
+    for said in found["feedback"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "feedback   {} by {}",
+            number(&said["score"]),
+            word(&said["source"])
+        ));
+    }
+    match found["features"].as_array() {
+        Some(moved) => {
+            lines.push("moved by".to_owned());
+            lines.extend(moved.iter().take(top).map(|one| {
+                let share = one["moved"].as_f64().unwrap_or_default();
+                format!("  {share:>+9.4}  {}", word(&one["feature"]))
+            }));
+        }
+        None => lines.push(
+            "moved by   unknown: the weights of that version, or the prompt, are gone".to_owned(),
+        ),
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,248 @@
+//! What the router is asked to deliver: a share, a quality, a latency, or a fixed threshold.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+use toml::de::DeValue;
+
+use super::setting::{Given, Setting};
+
+/// Longest latency that can be asked for.
+const LATENCY_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Most entries of `router.targets`.
+const TARGETS_MAX: usize = 256;
+
+/// What decides where jobs go that leave the choice to the router.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RouteTarget {
+    /// The score `router.threshold`.
+    #[default]
+    Threshold,
+    /// This score.
+    ThresholdOf(f64),
+    /// This share of the jobs goes to the large model, 0 to 1.
+    Share(f64),
+    /// At least this part of the quality that the large model alone would give, 0 to 1.
+    Quality(f64),
+    /// As many jobs go to the large model as it can answer within this time.
+    Latency(Duration),
+}
+
+impl fmt::Display for RouteTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Rounded, since 0.07 · 100 is not quite 7.
+        let percent = |part: f64| (part * 1e8).round() / 1e6;
+        match self {
+            Self::Threshold => f.write_str("threshold"),
+            Self::ThresholdOf(score) => write!(f, "threshold:{score}"),
+            Self::Share(share) => write!(f, "share:{}%", percent(*share)),
+            Self::Quality(quality) => write!(f, "quality:{}%", percent(*quality)),
+            Self::Latency(latency) => write!(f, "latency:{}ms", latency.as_millis()),
+        }
+    }
+}
+
+impl FromStr for RouteTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "threshold" {
+            return Ok(Self::Threshold);
+        }
+        let parsed = text.split_once(':').and_then(|(kind, value)| match kind {
+            "threshold" => part(value).map(Self::ThresholdOf),
+            "share" => part(value).map(Self::Share),
+            "quality" => part(value).map(Self::Quality),
+            "latency" => span(value).map(Self::Latency),
+            _ => None,
+        });
+        parsed.ok_or_else(|| format!("expected {EXPECTED}"))
+    }
+}
+
+/// What a target looks like.
+pub(super) const EXPECTED: &str =
+    "threshold, threshold:0.4, share:30%, quality:99% or latency:2s (ms or s)";
+
+/// A part of a whole: `30%` or `0.3`.
+fn part(text: &str) -> Option<f64> {
+    let (number, whole) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    let part = number.trim().parse::<f64>().ok()? / whole;
+    (0.0..=1.0).contains(&part).then_some(part)
+}
+
+/// A span of time: `800ms` or `2.5s`.
+fn span(text: &str) -> Option<Duration> {
+    let (number, unit_s) = match text.strip_suffix("ms") {
+        Some(number) => (number, 0.001),
+        None => (text.strip_suffix('s')?, 1.0),
+    };
+    let seconds = number.trim().parse::<f64>().ok()? * unit_s;
+    (0.001..=LATENCY_MAX.as_secs_f64())
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
+}
+
+impl Setting for RouteTarget {
+    fn read(given: &Given<'_>) -> Option<Self> {
+        String::read(given)?.parse().ok()
+    }
+
+    fn show(&self) -> Option<String> {
+        self.to_string().show()
+    }
+}
+
+/// Whose jobs a target of `router.targets` is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TargetScope {
+    /// Jobs of a tenant.
+    Tenant(String),
+    /// Jobs that carry a tag.
+    Tag(String),
+}
+
+impl fmt::Display for TargetScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tenant(name) => write!(f, "tenant:{name}"),
+            Self::Tag(name) => write!(f, "tag:{name}"),
+        }
+    }
+}
+
+impl FromStr for TargetScope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().split_once(':') {
+            Some(("tenant", name)) if !name.is_empty() => Ok(Self::Tenant(name.to_owned())),
+            Some(("tag", name)) if !name.is_empty() => Ok(Self::Tag(name.to_owned())),
+            _ => Err("expected tenant:NAME or tag:NAME".to_owned()),
+        }
+    }
+}
+
+/// Targets of tenants and tags: `{"tenant:acme" = "share:10%", "tag:draft" = "share:5%"}`, or in a
+/// variable or a flag `tenant:acme=share:10%,tag:draft=share:5%`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteTargets(BTreeMap<TargetScope, RouteTarget>);
+
+impl RouteTargets {
+    /// Whose target is which, by rising scope.
+    pub fn iter(&self) -> impl Iterator<Item = (&TargetScope, RouteTarget)> {
+        self.0.iter().map(|(scope, target)| (scope, *target))
+    }
+
+    fn collect<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Self> {
+        let targets: BTreeMap<_, _> = pairs
+            .map(|(scope, target)| Some((scope.parse().ok()?, target.parse().ok()?)))
+            .collect::<Option<_>>()?;
+        (targets.len() <= TARGETS_MAX).then_some(Self(targets))
+    }
+}
+
+impl Setting for RouteTargets {
+    fn read(given: &Given<'_>) -> Option<Self> {
+        match given {
+            Given::Toml(DeValue::Table(table)) => {
+                let pairs: Option<Vec<_>> = table
+                    .iter()
+                    .map(|(scope, target)| match target.get_ref() {
+                        DeValue::String(target) => {
+                            Some((scope.get_ref().as_ref(), target.as_ref()))
+                        }
+                        _ => None,
+                    })
+                    .collect();
+                Self::collect(pairs?.into_iter())
+            }
+            Given::Toml(_) => None,
+            Given::Text(text) => {
+                let pairs: Option<Vec<_>> = text
+                    .split(',')
+                    .filter(|pair| !pair.trim().is_empty())
+                    .map(|pair| pair.split_once('='))
+                    .collect();
+                Self::collect(pairs?.into_iter())
+            }
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        let pairs: Vec<_> = self
+            .iter()
+            .map(|(scope, target)| {
+                let quoted = |text: String| toml::Value::String(text).to_string();
+                format!(
+                    "{} = {}",
+                    quoted(scope.to_string()),
+                    quoted(target.to_string())
+                )
+            })
+            .collect();
+        Some(if pairs.is_empty() {
+            "{}".to_owned()
+        } else {
+            format!("{{ {} }}", pairs.join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_as_they_are_shown() {
+        for (text, target) in [
+            ("threshold", RouteTarget::Threshold),
+            ("threshold:0.4", RouteTarget::ThresholdOf(0.4)),
+            ("share:30%", RouteTarget::Share(0.3)),
+            ("share:0.07", RouteTarget::Share(0.07)),
+            ("quality:99.5%", RouteTarget::Quality(0.995)),
+            (
+                "latency:2.5s",
+                RouteTarget::Latency(Duration::from_millis(2500)),
+            ),
+            (
+                "latency:800ms",
+                RouteTarget::Latency(Duration::from_millis(800)),
+            ),
+        ] {
+            assert_eq!(text.parse(), Ok(target), "{text}");
+            assert_eq!(target.to_string().parse(), Ok(target), "{target}");
+        }
+        assert_eq!(RouteTarget::Share(0.07).to_string(), "share:7%");
+    }
+
+    #[test]
+    fn what_is_no_target_is_refused() {
+        for text in [
+            "",
+            "share",
+            "share:",
+            "share:130%",
+            "share:-1%",
+            "share:NaN",
+            "quality:x",
+            "latency:2",
+            "latency:0s",
+            "latency:infs",
+            "cost:3",
+        ] {
+            assert!(text.parse::<RouteTarget>().is_err(), "{text}");
+        }
+        for text in [
+            "acme=share:1%",
+            "tenant:=share:1%",
+            "tag:a",
+            "tag:a=share:200%",
+        ] {
+            assert_eq!(RouteTargets::read(&Given::Text(text)), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Tells the policy what it decides by: load every second, outcomes every minute.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{TimeDelta, Utc};
+use metrics::{counter, gauge};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    broker::{Broker, BrokerFault, Queue},
+    job::Tier,
+    metrics::{ROUTER_SHIFT, SHADOWS},
+    shutdown::Shutdown,
+    store::{Store, StoreFault, TierCost},
+};
+
+use super::{
+    Router, directory::Directory, learning, load::TierLoad, policy::Policy, scorer::Scorer,
+};
+
+/// How often the queues are looked at.
+const LOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// Looks at the queues for one at the costs.
+const LOOKS_PER_COST: u32 = 10;
+/// Jobs from which costs are measured.
+const COST_JOBS: usize = 2048;
+/// How often outcomes and weights are read.
+const LEARN_INTERVAL: Duration = Duration::from_secs(60);
+/// Most pairs that calibrate a quality, the latest.
+const PAIRS_MAX: usize = 10_000;
+/// Decisions of earlier runs that are taken in.
+const PAST_MAX: usize = 4096;
+/// Workers unseen for longer run nothing any more.
+const WORKER_AGE: TimeDelta = TimeDelta::seconds(120);
+
+/// The version of the stored weights that were refused last: each is told once.
+pub(super) type Refused = Option<String>;
+
+/// Takes in what an earlier run has decided and learned. A ledger that cannot tell is no reason not
+/// to route: the policy then begins anew.
+pub(super) async fn begin(router: &Router, policy: &Policy) -> Refused {
+    let mut refused = None;
+    adopt_weights(router, policy, &mut refused).await;
+    let scorer = policy.scorer();
+    match router
+        .store
+        .past_decisions(scorer.version(), PAST_MAX)
+        .await
+    {
+        Ok(past) => policy.remember(&past),
+        Err(fault) => tracing::warn!(%fault, "earlier decisions cannot be read; shares begin anew"),
+    }
+    learn(&router.store, policy).await;
+    refused
+}
+
+/// Observes until asked to stop.
+pub(super) async fn run(
+    router: Router,
+    (policy, directory): (Arc<Policy>, Directory),
+    mut refused: Refused,
+    shutdown: Shutdown,
+) {
+    let mut loads = interval(LOAD_INTERVAL);
+    let mut lessons = interval(LEARN_INTERVAL);
+    loads.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    lessons.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    lessons.reset();
+    let wants_load = policy.wants_load();
+    gauge!(ROUTER_SHIFT).set(0.0);
+    counter!(SHADOWS).increment(0);
+    let (mut looks, mut costs) = (0, Vec::new());
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            _ = lessons.tick() => {
+                adopt_weights(&router, &policy, &mut refused).await;
+                learn(&router.store, &policy).await;
+            }
+            _ = loads.tick(), if wants_load => {
+                if looks % LOOKS_PER_COST == 0 {
+                    costs = read_costs(&router.store).await.unwrap_or(costs);
+                }
+                looks += 1;
+                match tier_loads(&router.broker, &directory, &costs).await {
+                    Ok([small, large]) => {
+                        gauge!(ROUTER_SHIFT).set(policy.observe_load(small, large));
+                    }
+                    Err(fault) => tracing::warn!(%fault, "cannot read the queues' depths; the threshold stays"),
+                }
+            }
+        }
+    }
+}
+
+async fn read_costs(store: &Store) -> Option<Vec<TierCost>> {
+    match store.tier_costs(COST_JOBS).await {
+        Ok(costs) => Some(costs),
+        Err(fault) => {
+            tracing::warn!(%fault, "cannot read what jobs cost; the last figures stand");
+            None
+        }
+    }
+}
+
+/// What waits for each tier and what it takes, small first.
+pub(super) async fn tier_loads(
+    broker: &Broker,
+    directory: &Directory,
+    costs: &[TierCost],
+) -> Result<[TierLoad; 2], BrokerFault> {
+    let depths = broker.depths().await?;
+    let models = directory.models();
+    let since = Utc::now() - WORKER_AGE;
+    Ok(Tier::ALL.map(|tier| {
+        let (running, places) = models.places(tier, since);
+        let queue = depths.iter().find(|depth| depth.queue == Queue::Tier(tier));
+        let cost = costs.iter().find(|cost| cost.tier == tier);
+        TierLoad {
+            waiting: queue.map_or(0, |depth| depth.ready),
+            running,
+            places,
+            service_s: cost.map(|cost| cost.seconds_mean),
+        }
+    }))
+}
+
+/// Puts the weights that the ledger calls active in use, unless a file was named. Bytes that are no
+/// weights of this version are refused with one line, and the present model stays.
+async fn adopt_weights(router: &Router, policy: &Policy, refused: &mut Refused) {
+    if router.config.weights.is_some() {
+        return;
+    }
+    let stored = match router.store.active_weights().await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return,
+        Err(fault) => {
+            tracing::warn!(%fault, "cannot look for promoted weights; the present ones stay");
+            return;
+        }
+    };
+    if stored.version == policy.scorer().version() || refused.as_ref() == Some(&stored.version) {
+        return;
+    }
+    match Scorer::from_bytes(&stored.weights) {
+        Ok(scorer) if scorer.version() == policy.scorer().version() => {}
+        Ok(scorer) => {
+            tracing::info!(version = scorer.version(), "promoted weights are in use");
+            policy.promote(scorer);
+        }
+        Err(fault) => {
+            tracing::error!(version = stored.version, %fault, "stored weights are refused; the present ones stay");
+            *refused = Some(stored.version);
+        }
+    }
+}
+
+/// Reads outcomes for targets that are qualities.
+async fn learn(store: &Store, policy: &Policy) {
+    if !policy.wants_pairs() {
+        return;
+    }
+    let read: Result<_, StoreFault> = store.pairs(PAIRS_MAX, false).await;
+    match read {
+        Ok(rows) => policy.observe_pairs(&learning::calibration_pairs(
+            &rows,
+            policy.scorer().version(),
+        )),
+        Err(fault) => tracing::warn!(%fault, "cannot read outcomes; thresholds stay"),
+    }
+}

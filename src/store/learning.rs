@@ -1,0 +1,187 @@
+//! What the ledger knows for learning: decisions, outcomes of both tiers, feedback, weights.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use crate::job::{ChatRequest, JobId, Reason, Tenant, Tier};
+
+/// Why a job went to its tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteReason {
+    /// Its score and the base threshold.
+    #[default]
+    Score,
+    /// Load moved the threshold across its score.
+    Load,
+    /// Chance, to learn what the other tier makes of such jobs.
+    Explore,
+    /// Its context is too long for small.
+    Rule,
+    /// Its producer asked for the tier or the model.
+    Producer,
+    /// It is a copy for learning.
+    Shadow,
+}
+
+impl RouteReason {
+    /// The name used in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Score => "score",
+            Self::Load => "load",
+            Self::Explore => "explore",
+            Self::Rule => "rule",
+            Self::Producer => "producer",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// A word about how good an answer was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Feedback {
+    /// The job whose answer is judged.
+    pub job: JobId,
+    /// Who judges: 1 to [`Feedback::SOURCE_CHARS_MAX`] characters; `expect` for exact marks.
+    pub source: String,
+    /// 0 useless to 1 right.
+    pub score: f64,
+    /// Why, in up to [`Feedback::COMMENT_CHARS_MAX`] characters.
+    pub comment: Option<String>,
+}
+
+impl Feedback {
+    /// Longest source, in characters.
+    pub const SOURCE_CHARS_MAX: usize = 64;
+    /// Longest comment, in characters.
+    pub const COMMENT_CHARS_MAX: usize = 2000;
+    /// The source of marks against an expected answer: right or wrong, nothing between.
+    pub const EXPECT: &'static str = "expect";
+
+    /// What is wrong with the word, if anything.
+    ///
+    /// # Errors
+    /// A reason that names the field.
+    pub fn check(&self) -> Result<(), Reason> {
+        let fault = |message: String| Err(Reason::new("invalid_value", message));
+        if !(0.0..=1.0).contains(&self.score) {
+            return fault(format!(
+                "score: expected a number from 0 to 1, found {}",
+                self.score
+            ));
+        }
+        let source = self.source.chars().count();
+        if !(1..=Self::SOURCE_CHARS_MAX).contains(&source) {
+            let most = Self::SOURCE_CHARS_MAX;
+            return fault(format!(
+                "source: expected 1 to {most} characters, found {source}"
+            ));
+        }
+        let comment = self
+            .comment
+            .as_deref()
+            .map_or(0, |text| text.chars().count());
+        if comment > Self::COMMENT_CHARS_MAX {
+            let most = Self::COMMENT_CHARS_MAX;
+            return fault(format!(
+                "comment: expected up to {most} characters, found {comment}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A decision of late, to begin calibration with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PastDecision {
+    /// Whose job it was.
+    pub tenant: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Its score.
+    pub score: f64,
+}
+
+/// The decision about one job, for people.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DecisionRecord {
+    /// Name and version of the scorer.
+    pub scorer: Option<String>,
+    /// Version of the features.
+    pub features_version: Option<i32>,
+    /// What the scorer saw.
+    pub features: Option<Value>,
+    /// 0 to 1, higher for large.
+    pub score: Option<f64>,
+    /// The threshold that the target alone gave.
+    pub threshold_base: Option<f64>,
+    /// The threshold that held.
+    pub threshold: Option<f64>,
+    /// What was to be delivered.
+    pub target: Option<String>,
+    /// Whose target it was.
+    pub target_scope: Option<String>,
+    /// Why the tier: see [`RouteReason::as_str`].
+    pub route_reason: Option<String>,
+    /// Probability with which it was taken.
+    pub propensity: Option<f64>,
+    /// The job that this one copies.
+    pub shadow_of: Option<JobId>,
+    /// The copy of this one, if one was made.
+    pub shadow: Option<JobId>,
+    /// What was said about its answer: source and score.
+    pub feedback: Vec<(String, f64)>,
+}
+
+/// What a tier's jobs cost lately.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TierCost {
+    /// The tier.
+    pub tier: Tier,
+    /// Jobs looked at.
+    pub jobs: u64,
+    /// Mean seconds from the engine's begin to the commit.
+    pub seconds_mean: f64,
+    /// Mean tokens of a prompt.
+    pub prompt_tokens_mean: f64,
+    /// Mean tokens of an answer.
+    pub completion_tokens_mean: f64,
+}
+
+/// A job that both tiers answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairRow {
+    /// The producer's job, answered by small.
+    pub job: JobId,
+    /// Whose it was.
+    pub tenant: Tenant,
+    /// Name and version of the scorer that scored it.
+    pub scorer: Option<String>,
+    /// Its score then.
+    pub score: Option<f64>,
+    /// Probability with which it became a pair.
+    pub propensity: f64,
+    /// True when both answers are the same but for white space at their ends.
+    pub agrees: bool,
+    /// Mean of what was said about small's answer.
+    pub small_feedback: Option<f64>,
+    /// True when a mark against an expected answer is in it.
+    pub is_exact: bool,
+    /// Mean of what was said about large's answer.
+    pub large_feedback: Option<f64>,
+    /// What was asked; `None` unless wanted.
+    pub request: Option<ChatRequest>,
+}
+
+/// Learned weights as the ledger keeps them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredWeights {
+    /// Name and version.
+    pub version: String,
+    /// When they were stored.
+    pub created_at: DateTime<Utc>,
+    /// What they reached in training.
+    pub metrics: Value,
+    /// The weights, as the weight file holds them.
+    pub weights: Vec<u8>,
+}

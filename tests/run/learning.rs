@@ -1,0 +1,237 @@
+//! Targets, tags, copies for learning and feedback, in one process on a SQLite file.
+
+use serde_json::json;
+
+use crate::{
+    http::{get, post},
+    roles::{stop, up},
+    yard::Yard,
+};
+
+/// Small and large say the same.
+const AGREEING: [&str; 4] = [
+    "--small",
+    "scripted:echo",
+    "--large",
+    "scripted:model=big,echo",
+];
+
+/// Small's jobs run on large as well once they are answered, as jobs that are in nobody's results;
+/// feedback by HTTP and by SQL stands beside them, and `router explain` tells all of it.
+#[test]
+fn copies_and_feedback_teach_without_a_trace_in_the_results() {
+    let yard = Yard::new();
+    let settings = [
+        "--set",
+        "router.threshold=1",
+        "--set",
+        "router.shadow_share=1",
+    ];
+    let up = up(&yard, &[&AGREEING[..], &settings].concat());
+    let mut ids = Vec::new();
+    for at in 0..4 {
+        let body = json!({"prompt": format!("question {at}"), "promptyard": {"tags": ["draft"]}});
+        let answered = post(up.api, "/v1/chat/completions", &body).json();
+        assert_eq!(answered["promptyard"]["tier"], "small", "{answered}");
+        ids.push(
+            answered["promptyard"]["job_id"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+        );
+    }
+    yard.wait_for(4, "select count(*) from shadow_pairs where agrees");
+    assert_eq!(yard.number("select sum(copies) from shadow_costs"), 4);
+    assert_eq!(yard.number("select sum(jobs) from tenant_usage"), 4);
+    assert_eq!(
+        yard.number("select count(*) from jobs where tags = '[\"draft\"]'"),
+        8
+    );
+    let results = yard.run(&["results", "--since", "1h"]).exits(0);
+    assert_eq!(results.stdout.lines().count(), 4);
+
+    let path = format!("/v1/jobs/{}/feedback", ids[0]);
+    let said = post(up.api, &path, &json!({"score": 0.25, "comment": "half"}));
+    assert_eq!(
+        (said.status, said.json()["source"].as_str()),
+        (200, Some("api")),
+        "{said:?}"
+    );
+    assert_eq!(post(up.api, &path, &json!({"score": 0.5})).status, 200);
+    post(up.api, &path, &json!({"score": 1.5})).is_error(400, "invalid_value");
+    post(up.api, &path, &json!({"score": "good"})).is_error(400, "invalid_value");
+    post(up.api, &path, &json!({"score": 1, "stars": 5})).is_error(400, "invalid_value");
+    post(up.api, &path, &json!({"score": 1, "tenant": "other"})).is_error(404, "job_not_found");
+    post(up.api, "/v1/jobs/x/feedback", &json!({"score": 1})).is_error(404, "job_not_found");
+    assert_eq!(get(up.api, &path).status, 405);
+    assert_eq!(
+        yard.number("select count(*) from feedback"),
+        1,
+        "the later word took the earlier one's place"
+    );
+
+    let explained = yard
+        .run(&["router", "explain", &ids[0], "--json"])
+        .exits(0)
+        .json();
+    assert_eq!(explained["reason"], "score", "{explained}");
+    assert_eq!(explained["threshold"], 1.0);
+    assert_eq!(
+        explained["feedback"],
+        json!([{"source": "api", "score": 0.5}])
+    );
+    assert_eq!(explained["other"]["tier"], "large");
+    assert!(
+        explained["other"]["seconds"].is_number() && explained["shadow"].is_string(),
+        "{explained}"
+    );
+    assert!(
+        !explained["features"].as_array().unwrap().is_empty(),
+        "{explained}"
+    );
+    let told = yard.run(&["router", "explain", &ids[1]]).exits(0);
+    assert!(told.stdout.contains("threshold  1.0000"), "{told}");
+    let told = yard.run(&["router", "explain", "seven"]).exits(0);
+    assert!(told.stdout.contains("familiarity"), "a prompt: {told}");
+    let nobody = "01a20a00-5046-76c8-a691-5caeb76282ef";
+    yard.run(&["router", "explain", nobody])
+        .exits(1)
+        .complains("no job");
+    stop(up);
+    let labels = yard.run(&["router", "pairs"]).exits(0);
+    let labels: Vec<serde_json::Value> = labels
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(labels.len(), 4);
+    let judged = labels
+        .iter()
+        .find(|line| line["id"] == ids[0].as_str())
+        .unwrap();
+    assert_eq!(
+        (&judged["prompt"], &judged["domain"]),
+        (&json!("question 0"), &json!("draft"))
+    );
+    assert_eq!(
+        (&judged["weak_score"], &judged["strong_score"]),
+        (&json!(0.5), &json!(0.5))
+    );
+}
+
+/// A share is delivered, also by a router that starts anew, per tenant, and visibly.
+#[test]
+fn a_share_is_delivered_across_restarts() {
+    let yard = Yard::new();
+    let line = |at: usize, tenant: &str| {
+        // Every part is of the same kind: scores that drift are another test's.
+        let at = at * 389 % 600;
+        let prompt = format!("{at} {}", "word ".repeat(at * 7919 % 97));
+        json!({"prompt": prompt, "promptyard": {"tenant": tenant}}).to_string() + "\n"
+    };
+    let targets = "router.targets=tenant:gold=share:100%";
+    for part in 0..4 {
+        let lines: String = (part * 150..(part + 1) * 150)
+            .map(|at| line(at, if at % 5 == 0 { "gold" } else { "default" }))
+            .collect();
+        yard.write("prompts", lines);
+        yard.answer(
+            "prompts",
+            &["--set", "router.target=share:30%", "--set", targets],
+        )
+        .exits(0);
+    }
+    let gold = yard.number("select count(*) from jobs where tenant = 'gold' and tier = 'large'");
+    assert_eq!(gold, 120);
+    let percent = yard.number(
+        "select cast(round(100 * sum(jobs * share) / sum(jobs)) as integer) from share_delivered
+          where target_scope = 'all' and share_asked = 0.3",
+    );
+    assert!((28..=32).contains(&percent), "{percent} % of 480 jobs");
+}
+
+/// The marks of a labelled run are feedback, told once however often it is run.
+#[test]
+fn marks_are_kept_as_feedback() {
+    let yard = Yard::new();
+    yard.write(
+        "marked",
+        "{\"prompt\":\"a b\",\"expect\":\"a b\"}\n{\"prompt\":\"c\",\"expect\":\"d\"}\n",
+    );
+    for _ in 0..2 {
+        let arguments = [&["run", "marked", "--out", "answers.jsonl"], &AGREEING[..]].concat();
+        yard.run(&arguments).exits(0);
+    }
+    let kept = yard.column("select source || ' ' || score from feedback order by score");
+    assert_eq!(kept, ["expect 0.0", "expect 1.0"]);
+}
+
+/// Weights in the ledger that are none are refused with one line, and routing goes on.
+#[test]
+fn broken_weights_in_the_ledger_are_refused() {
+    let yard = Yard::new();
+    yard.write("prompts", "one\n");
+    yard.answer("prompts", &[]).exits(0);
+    yard.column(
+        "insert into router_weights (version, created_at, metrics, weights, active)
+         values ('broken-1', '2026-01-01T00:00:00+00:00', '{}', x'00ff00', 1) returning version",
+    );
+    yard.write("more", "two\n");
+    let done = yard
+        .answer("more", &[])
+        .exits(0)
+        .complains("stored weights are refused");
+    assert_eq!(done.stderr.matches("refused").count(), 1, "{}", done.stderr);
+    assert_eq!(
+        yard.number("select count(*) from jobs where state = 'succeeded'"),
+        2
+    );
+}
+
+/// Weights are fitted to what a ledger knows of both models; one that knows nothing is one error.
+#[test]
+fn a_ledger_is_learned_from() {
+    let yard = Yard::new();
+    let models = [
+        "--small",
+        "scripted:model=little,unsure=riddle",
+        "--large",
+        "scripted:model=big,echo",
+        "--set",
+        "router.threshold=1",
+    ];
+    let run = [&["run", "prompts", "--out", "answers.jsonl"], &models[..]].concat();
+    let train = [
+        "router",
+        "train",
+        "--from",
+        "sqlite:promptyard.db",
+        "--out",
+        "new.weights",
+        "--force",
+    ];
+    yard.run(&train).exits(1).complains("there is no ledger");
+    yard.write("prompts", "an easy one\n");
+    yard.run(&run).exits(0);
+    let empty = yard.run(&train).exits(1);
+    assert_eq!(empty.stderr.lines().count(), 1, "{empty}");
+    empty.complains("no job that both tiers answered");
+    // The large model is right where it is to multiply, and nobody is elsewhere.
+    let line = |at: u32| {
+        let is_hard = at.is_multiple_of(3);
+        let task = if is_hard { "Multiply" } else { "Describe" };
+        let prompt = format!("{task} riddle {at}");
+        let expect = if is_hard { prompt.as_str() } else { "nothing" };
+        json!({"prompt": prompt, "expect": expect}).to_string() + "\n"
+    };
+    yard.write("prompts", (0..300).map(line).collect::<String>());
+    yard.run(&run).exits(0);
+    let told = yard.run(&train).exits(0);
+    assert!(told.stdout.contains("fitted to 300 prompts"), "{told}");
+    let score = |text: &str| {
+        let weights = ["--set", "router.weights=new.weights", "--json"];
+        let told = yard.run(&[&["router", "explain", text], &weights[..]].concat());
+        told.exits(0).json()["score"].as_f64().unwrap()
+    };
+    assert!(score("Multiply riddle 7") > score("Describe riddle 7"));
+}
