@@ -77,6 +77,7 @@ async fn identical_jobs_run_once() {
 #[tokio::test]
 async fn identical_jobs_outlive_the_worker_that_runs_them() {
     let mut yard = Yard::new().await;
+    // The small tier has several workers; the large one's only worker could not be missed.
     yard.settings.push("router.threshold=1".to_owned());
     let mut roles = crew(&yard, "scripted:latency_ms=2000").await;
     let producer = ask(&yard).await;

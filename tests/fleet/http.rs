@@ -100,6 +100,7 @@ async fn requests_get_their_answers_from_the_fleet() {
 async fn a_full_queue_refuses_and_says_when_to_come_back() {
     let mut yard = Yard::new().await;
     yard.settings.push("broker.queue_messages_max=5".to_owned());
+    // Only the small tier is served.
     yard.settings.push("router.threshold=1".to_owned());
     yard.broker.queue_messages_max = 5;
     let (server, port) = serve(&yard).await;
