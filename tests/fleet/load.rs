@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lapin::BasicProperties;
+use promptyard::routing::{features::Features, scorer::Scorer};
 use serde_json::json;
 
 use crate::{
@@ -35,10 +36,18 @@ struct Crew {
 const SMALL: &str = "scripted:model=small,latency_ms=40,jitter_ms=60";
 const LARGE: &str = "scripted:model=large,latency_ms=40,jitter_ms=60";
 
-/// The prompts' scores lie on both sides of the threshold.
+/// Half of the prompts' scores lie on either side of the threshold, whatever the weights.
 async fn yard_of_both() -> Yard {
+    let scorer = Scorer::bundled();
+    let score = |name| {
+        let prompt = body(name)["body"]["prompt"].as_str().unwrap().to_owned();
+        scorer.score(&Features::of_text(&prompt)).gain
+    };
+    let mut scores: Vec<f64> = (0..2 * HALF).map(score).collect();
+    scores.sort_by(f64::total_cmp);
     let mut yard = Yard::new().await;
-    yard.settings.push("router.threshold=0.86".to_owned());
+    yard.settings
+        .push(format!("router.threshold={}", scores[HALF]));
     yard
 }
 
