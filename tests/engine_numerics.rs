@@ -1,12 +1,11 @@
 //! Our arithmetic against Hugging Face transformers', and against itself in every batch.
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test that cannot read its fixtures fails, and the differences found are figures of the documentation"
+    reason = "a test that cannot read its fixtures fails"
 )]
 #![expect(
     clippy::print_stdout,
-    reason = "the largest difference seen is a result"
+    reason = "the differences found are figures of the documentation"
 )]
 
 use std::{collections::HashMap, path::PathBuf};
