@@ -35,7 +35,7 @@ pub struct Weights {
     pub fails_mean: f32,
     /// Mean gain.
     pub mean: f32,
-    /// Mean gain by number of choices ([`Shape::choices`]), less the mean.
+    /// Mean gain by number of choices (`Shape::choices`), less the mean.
     pub shapes: [f32; 3],
     /// How far training knew prompts of each number of choices, 0 to 1.
     pub support: [f32; 3],
