@@ -3,8 +3,8 @@
 //! Comes in: an answer's [`Signals`]. Goes out: a calibrated probability, and below which one the
 //! answer is escalated. Weights are fitted for one model ([`fit`]) and say little about another: a
 //! model without its own gets [`Confidence::generic`], a guess on the mean log-probability alone. The
-//! router's score is left out on purpose: it adds nothing measurable to the signals, and a router
-//! that learns would silently unsettle the calibration.
+//! router's score is left out on purpose: a router that learns would silently unsettle the
+//! calibration.
 
 pub mod fit;
 
