@@ -194,7 +194,10 @@ pub async fn tickets_of_a_closed_broker_are_passed_over(fleet: &Fleet) {
     let acked = held.split_off(4);
     assert_eq!(ack(&broker, acked).await, 0);
     broker.close().await;
-    assert!(held.iter().all(|d| !d.ticket.is_live()));
+    // The channel's end is told by a task of its own, which a busy machine may keep waiting.
+    while held.iter().any(|d| d.ticket.is_live()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert!(!broker.is_connected());
     assert!(consumer.next_batch(1, Duration::ZERO).await.is_empty());
 
