@@ -45,6 +45,11 @@ pub const BATCH_SIZES: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
 ];
 
+/// Tokens of a step: a few decodes up to a large budget of prompt tokens.
+pub const STEP_SIZES: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+
 macro_rules! declare {
     ($($(#[doc = $help:literal])+ $kind:ident $constant:ident = $name:literal [$($label:literal),*] $(in $buckets:ident)?;)+) => {
         $($(#[doc = $help])+ pub const $constant: &str = $name;)+
@@ -130,6 +135,12 @@ declare! {
     Histogram STEP_SECONDS = "promptyard_engine_step_seconds" ["tier"] in CALL_SECONDS;
     /// Sequences that shared an engine step.
     Histogram STEP_SEQUENCES = "promptyard_engine_step_sequences" ["tier"] in BATCH_SIZES;
+    /// Tokens computed in one engine step.
+    Histogram STEP_TOKENS = "promptyard_engine_step_tokens" ["tier"] in STEP_SIZES;
+    /// Blocks of the KV cache that running sequences use.
+    Gauge KV_BLOCKS_USED = "promptyard_engine_kv_used_blocks" ["tier"];
+    /// Sequences put back because others needed their blocks of the KV cache.
+    Counter PREEMPTED = "promptyard_engine_preempted_total" ["tier"];
     /// Requests that wait inside the engine.
     Gauge ENGINE_WAITING = "promptyard_engine_waiting_requests" ["tier"];
 }

@@ -49,6 +49,7 @@ fn request(content: &str, tokens: u32) -> Generate {
             max_completion_tokens: tokens,
         },
         seed_default: 11,
+        terms: Default::default(),
     }
 }
 

@@ -12,8 +12,9 @@ use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
 use promptyard::{
+    batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
-    engine::candle::{CandleModel, Chunk, KvCache, ModelFiles, Rows},
+    engine::candle::{CandleModel, Chunk, ModelFiles, Rows, Workspace},
 };
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
@@ -76,7 +77,8 @@ fn argmax(logits: &[f32]) -> u32 {
 
 /// A sequence that decodes greedily; it keeps every row of logits that a token was chosen from.
 struct Sequence {
-    cache: KvCache,
+    computed: usize,
+    blocks: Vec<BlockId>,
     tokens: Vec<u32>,
     prompt_tokens: usize,
     rows: Vec<Vec<f32>>,
@@ -84,14 +86,21 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(model: &CandleModel, case: &Case) -> Self {
+    fn new(case: &Case) -> Self {
         Self {
-            cache: model.new_cache(case.prompt.len()),
+            computed: 0,
+            blocks: Vec::new(),
             tokens: case.prompt.clone(),
             prompt_tokens: case.prompt.len(),
             rows: Vec::new(),
             wanted: case.greedy.len(),
         }
+    }
+
+    fn several(cases: &[Case]) -> Vec<Self> {
+        let mut sequences: Vec<Self> = cases.iter().map(Self::new).collect();
+        give_blocks(&mut sequences);
+        sequences
     }
 
     fn is_done(&self) -> bool {
@@ -103,9 +112,31 @@ impl Sequence {
     }
 }
 
+/// Scatters the sequences' blocks over the cache, in no order.
+fn give_blocks(sequences: &mut [Sequence]) {
+    let mut next = 0;
+    for round in 0..8 {
+        for sequence in sequences.iter_mut() {
+            let most = sequence.prompt_tokens + sequence.wanted;
+            if round * BLOCK_TOKENS < most {
+                sequence.blocks.push(BlockId((next * 7 + 3) % BLOCKS));
+                next += 1;
+            }
+        }
+    }
+    assert!(
+        next < BLOCKS,
+        "each block is given once: 7 and the number of blocks have no common factor"
+    );
+}
+
+/// Blocks of the tests' caches.
+const BLOCKS: u32 = 64;
+
 /// Runs all sequences together; `chunk` says how many prompt tokens each may compute in a step.
 fn run(
     model: &CandleModel,
+    workspace: &mut Workspace,
     sequences: &mut [Sequence],
     mut chunk: impl FnMut(usize, usize) -> usize,
 ) {
@@ -116,23 +147,25 @@ fn run(
         let mut chunks = Vec::new();
         let mut yielding = Vec::new();
         for (at, sequence) in sequences.iter_mut().enumerate() {
-            let known = sequence.tokens.len() - sequence.cache.len();
+            let from = sequence.computed;
+            let known = sequence.tokens.len() - from;
             let tokens = chunk(step, at).min(known);
             if sequence.is_done() || tokens == 0 {
                 continue;
             }
-            let from = sequence.cache.len();
             let yields = tokens == known;
             if yields {
                 yielding.push(at);
             }
+            sequence.computed += tokens;
             chunks.push(Chunk {
-                cache: &mut sequence.cache,
                 tokens: &sequence.tokens[from..from + tokens],
+                from,
+                blocks: &sequence.blocks,
                 rows: if yields { Rows::Last } else { Rows::None },
             });
         }
-        let logits = model.forward(&mut chunks).unwrap();
+        let logits = model.forward(workspace, &chunks).unwrap();
         assert_eq!(logits.rows().len(), yielding.len());
         let rows: Vec<Vec<f32>> = logits.rows().map(<[f32]>::to_vec).collect();
         for (at, row) in yielding.into_iter().zip(rows) {
@@ -143,8 +176,14 @@ fn run(
 }
 
 fn run_alone(model: &CandleModel, case: &Case) -> Sequence {
-    let mut alone = [Sequence::new(model, case)];
-    run(model, &mut alone, |_, _| usize::MAX);
+    let mut alone = [Sequence::new(case)];
+    give_blocks(&mut alone);
+    run(
+        model,
+        &mut model.workspace(BLOCKS as usize),
+        &mut alone,
+        |_, _| usize::MAX,
+    );
     let [alone] = alone;
     alone
 }
@@ -212,16 +251,53 @@ fn company_and_chunks_change_no_bit() {
             ("uneven chunks", |step, at| (step * 5 + at * 3) % 11),
             ("latecomers", |step, at| if step < at * 4 { 0 } else { 13 }),
         ];
+        // One after the other in the same blocks, which hold what was left there.
+        let mut workspace = model.workspace(BLOCKS as usize);
         for (cut, chunk) in cuts {
-            let mut together: Vec<Sequence> = cases
-                .iter()
-                .map(|case| Sequence::new(&model, case))
-                .collect();
-            run(&model, &mut together, chunk);
+            let mut together = Sequence::several(&cases);
+            run(&model, &mut workspace, &mut together, chunk);
             for (together, alone) in together.iter().zip(&alone) {
                 let what = format!("{name}, {kind}, {cut}, prompt of {}", alone.prompt_tokens);
                 assert_eq!(together.generated(), alone.generated(), "{what}");
                 assert!(together.rows == alone.rows, "{what}: logits differ");
+            }
+        }
+    }
+}
+
+/// What another sequence computed for the same beginning serves, bit for bit: after it, and within
+/// the very step that computes it.
+#[test]
+fn blocks_of_another_sequence_change_no_bit() {
+    for (name, kind) in MODELS
+        .into_iter()
+        .flat_map(|name| [WeightKind::F32, WeightKind::Bf16].map(|kind| (name, kind)))
+    {
+        let model = model_in(name, kind);
+        let case = cases(name).pop().unwrap();
+        assert!(
+            case.prompt.len() > 2 * BLOCK_TOKENS,
+            "two blocks are shared"
+        );
+        let alone = run_alone(&model, &case);
+        for lead in [usize::MAX, 40] {
+            let mut both = [Sequence::new(&case), Sequence::new(&case)];
+            give_blocks(&mut both);
+            let shared: Vec<BlockId> = both[0].blocks[..2].to_vec();
+            both[1].blocks[..2].copy_from_slice(&shared);
+            both[1].computed = 2 * BLOCK_TOKENS;
+            let mut workspace = model.workspace(BLOCKS as usize);
+            // The second begins with the step that completes the shared blocks.
+            run(&model, &mut workspace, &mut both, |step, at| {
+                match (at, step) {
+                    (0, _) => lead,
+                    (_, 0) if lead < 2 * BLOCK_TOKENS => 0,
+                    _ => usize::MAX,
+                }
+            });
+            for sequence in &both {
+                assert_eq!(sequence.generated(), alone.generated(), "{name}, {kind}");
+                assert!(sequence.rows == alone.rows, "{name}, {kind}: logits differ");
             }
         }
     }
@@ -238,5 +314,16 @@ fn what_cannot_be_computed_is_said() {
     let fault = model.logits(&vec![5; 1025]).unwrap_err();
     assert!(fault.contains("1025") && fault.contains("1024"), "{fault}");
     assert!(model.logits(&[]).is_err());
-    assert_eq!(model.forward(&mut []).unwrap().rows().len(), 0);
+    let mut workspace = model.workspace(2);
+    assert_eq!(model.forward(&mut workspace, &[]).unwrap().rows().len(), 0);
+    for blocks in [vec![BlockId(0)], vec![BlockId(0), BlockId(2)]] {
+        let chunk = Chunk {
+            tokens: &[5; 33],
+            from: 0,
+            blocks: &blocks,
+            rows: Rows::Last,
+        };
+        let fault = model.forward(&mut workspace, &[chunk]).unwrap_err();
+        assert!(fault.contains("33") && fault.contains("blocks"), "{fault}");
+    }
 }

@@ -1,34 +1,29 @@
-//! The scheduler: a bounded queue, admission by reservation, one mixed step at a time.
+//! The scheduler: who runs, in which blocks, and what the next step computes.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
-/// Identifies a sequence within one scheduler; ids are never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
+use super::{
+    cost::StepSize,
+    pace::Pace,
+    pool::{BlockId, BlockPool},
+    prefix::BLOCK_TOKENS,
+    queue::Queue,
+    sequence::{Request, Sequence, SequenceId, blocks_for},
+};
 
 /// What a scheduler never exceeds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Sequences that run at once; no more than fit a step with one token each.
     pub batch_max: usize,
-    /// Sequences that wait.
+    /// Sequences that wait; those that ran before and were put back may exceed it.
     pub waiting_max: usize,
     /// Tokens computed in one step.
     pub step_tokens_max: usize,
-    /// Tokens that the running sequences may keep in the KV cache, together.
-    pub kv_tokens_max: usize,
-}
-
-/// A sequence that wants to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Its identity.
-    pub id: SequenceId,
-    /// Tokens of its prompt, at least one.
-    pub prompt_tokens: usize,
-    /// Tokens of prompt and completion together, at most; the KV cache is reserved for all of them,
-    /// so that a sequence once admitted always finishes.
-    pub tokens_max: usize,
+    /// Blocks of the KV cache.
+    pub kv_blocks: usize,
+    /// Seconds that a step may take where it holds up running answers; `None` for no limit.
+    pub step_seconds_max: Option<f64>,
 }
 
 /// Why a sequence may not wait.
@@ -54,34 +49,29 @@ pub struct Share {
 }
 
 /// One step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Sequences that leave the queue with this step.
+    /// Sequences that leave the queue with this step; one that was put back comes again.
     pub admitted: Vec<SequenceId>,
-    /// What to compute: decodes, then prefill in order of arrival.
+    /// Sequences that lost their blocks to others and wait to be computed again.
+    pub preempted: Vec<SequenceId>,
+    /// What to compute: decodes, then prefill in order of turn.
     pub shares: Vec<Share>,
+    /// How large the step is.
+    pub size: StepSize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    request: Request,
-    /// Tokens in the KV cache once the planned steps are computed.
-    computed: usize,
-}
-
-impl Running {
-    fn is_decoding(&self) -> bool {
-        self.computed >= self.request.prompt_tokens
-    }
-}
-
-/// Plans steps for sequences that come and go, first come, first admitted.
+/// Plans steps for sequences that come and go.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Request>,
-    running: Vec<Running>,
-    kv_tokens_reserved: usize,
+    pace: Pace,
+    pool: BlockPool,
+    queue: Queue,
+    /// In the order of their turns.
+    running: Vec<Sequence>,
+    /// Number of the last step planned.
+    step: u64,
 }
 
 impl Scheduler {
@@ -94,310 +84,248 @@ impl Scheduler {
                 batch_max,
                 ..limits
             },
-            waiting: VecDeque::new(),
+            pace: Pace::new(limits.step_seconds_max),
+            pool: BlockPool::new(limits.kv_blocks),
+            queue: Queue::default(),
             running: Vec::new(),
-            kv_tokens_reserved: 0,
+            step: 0,
         }
     }
 
     /// Sequences that wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.queue.len()
     }
 
     /// True when one more may wait.
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < self.limits.waiting_max
+        self.queue.len() < self.limits.waiting_max
     }
 
     /// True when there is nothing to plan.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.queue.is_empty() && self.running.is_empty()
     }
 
-    /// Lets a sequence wait for its turn.
+    /// Blocks that running sequences use.
+    pub fn blocks_used(&self) -> usize {
+        self.pool.len() - self.pool.available()
+    }
+
+    /// Lets a sequence wait for its turn. Time is told on one clock, here and in [`Self::plan`].
     ///
     /// # Errors
     /// [`Refusal`] when it may not.
-    pub fn enqueue(&mut self, request: Request) -> Result<(), Refusal> {
-        let has_tokens = request.prompt_tokens > 0 && request.prompt_tokens < request.tokens_max;
-        if !has_tokens || request.tokens_max > self.limits.kv_tokens_max {
+    pub fn enqueue(&mut self, request: Request, now: Duration) -> Result<(), Refusal> {
+        let has_tokens = !request.tokens.is_empty() && request.tokens.len() < request.tokens_max;
+        if !has_tokens || blocks_for(request.tokens_max) > self.limits.kv_blocks {
             return Err(Refusal::NeverFits);
         }
         if !self.has_room() {
             return Err(Refusal::QueueFull);
         }
-        self.waiting.push_back(request);
+        self.queue.push(Sequence::new(request, now));
         Ok(())
     }
 
-    /// Takes a sequence out, wherever it stands: it has finished or is not wanted any more.
-    pub fn leave(&mut self, id: SequenceId) {
-        self.waiting.retain(|request| request.id != id);
-        if let Some(at) = self
-            .running
-            .iter()
-            .position(|sequence| sequence.request.id == id)
-        {
-            // The order of the others is the order of their arrival: keep it.
-            let left = self.running.remove(at);
-            self.kv_tokens_reserved -= left.request.tokens_max;
+    /// Adds the token that was chosen after a yielding share.
+    pub fn append(&mut self, id: SequenceId, token: u32) {
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
+            debug_assert!(
+                sequence.computed == sequence.tokens.len(),
+                "it did not yield"
+            );
+            debug_assert!(
+                sequence.tokens.len() < sequence.tokens_max,
+                "it should have left"
+            );
+            sequence.tokens.push(token);
         }
+    }
+
+    /// Takes a sequence out, wherever it stands: it has finished or is not wanted any more. Tells
+    /// how many of its prompt's tokens were computed, and not found in the cache.
+    pub fn leave(&mut self, id: SequenceId) -> usize {
+        let at = self.running.iter().position(|sequence| sequence.id == id);
+        let sequence = match at {
+            Some(at) => Some(self.running.remove(at)),
+            None => self.queue.remove(id),
+        };
+        sequence.map_or(0, |mut sequence| {
+            sequence.release(&mut self.pool);
+            // What was computed twice was asked for once.
+            sequence.prompt_tokens_computed.min(sequence.prompt_tokens)
+        })
+    }
+
+    /// After a failed step, of which nothing can be trusted: forgets every block and takes out the
+    /// running sequences, whose ids it gives; the waiting ones go on waiting.
+    pub fn reset(&mut self) -> Vec<SequenceId> {
+        self.pool = BlockPool::new(self.limits.kv_blocks);
+        self.running.drain(..).map(|running| running.id).collect()
+    }
+
+    /// The tokens that a planned share computes, and the block table of its sequence.
+    pub fn chunk(&self, share: &Share) -> Option<(&[u32], &[BlockId])> {
+        let sequence = self.running.iter().find(|running| running.id == share.id)?;
+        let tokens = sequence.tokens.get(share.from..share.from + share.tokens)?;
+        Some((tokens, &sequence.blocks))
+    }
+
+    /// Takes in how long a planned step took.
+    pub fn observe(&mut self, plan: &Plan, seconds: f64) {
+        self.pace.observe(plan.size, seconds);
     }
 
     /// Plans the next step and takes its tokens as computed. An empty plan means that nothing runs
     /// or waits.
-    pub fn plan(&mut self) -> Plan {
-        let admitted = self.admit();
-        let mut shares = Vec::with_capacity(self.running.len());
-        let mut tokens_left = self.limits.step_tokens_max;
-        for sequence in self
-            .running
-            .iter_mut()
-            .filter(|sequence| sequence.is_decoding())
-        {
-            debug_assert!(
-                sequence.computed < sequence.request.tokens_max,
-                "it should have left"
-            );
-            shares.push(advance(sequence, 1));
-            tokens_left -= 1;
-        }
-        let decoding = shares.len();
-        for sequence in &mut self.running {
-            // The first pass made decoders of nobody, so those that still prefill are the rest.
-            if sequence.is_decoding() {
-                continue;
-            }
-            let tokens = (sequence.request.prompt_tokens - sequence.computed).min(tokens_left);
-            if tokens == 0 {
-                break;
-            }
-            shares.push(advance(sequence, tokens));
-            tokens_left -= tokens;
-        }
+    pub fn plan(&mut self, now: Duration) -> Plan {
+        self.step += 1;
+        let mut plan = Plan::default();
+        self.admit(now, &mut plan);
+        self.plan_decodes(&mut plan);
+        let decodes = plan.size;
+        self.plan_prefill(decodes, &mut plan);
         debug_assert!(
-            decoding <= self.limits.batch_max,
+            plan.shares.len() <= self.limits.batch_max,
             "a batch exceeds its limit"
         );
         debug_assert!(
-            self.kv_tokens_reserved <= self.limits.kv_tokens_max,
-            "the KV cache exceeds its limit"
+            plan.size.tokens <= self.limits.step_tokens_max,
+            "a step exceeds its limit"
         );
-        Plan { admitted, shares }
+        plan
     }
 
-    /// Admits from the head of the queue only: a long sequence is not overtaken for ever by short ones.
-    fn admit(&mut self) -> Vec<SequenceId> {
-        let mut admitted = Vec::new();
-        while let Some(next) = self.waiting.front() {
-            let kv_tokens = self.kv_tokens_reserved + next.tokens_max;
-            if self.running.len() >= self.limits.batch_max || kv_tokens > self.limits.kv_tokens_max
-            {
-                break;
+    /// Admits from the head of the queue only: a long sequence is not overtaken for ever by short
+    /// ones. The head must find room for its known tokens beside what the running ones still need
+    /// for theirs and a block more for each.
+    fn admit(&mut self, now: Duration, plan: &mut Plan) {
+        let promised = |running: &[Sequence]| -> usize {
+            let still = |sequence: &Sequence| {
+                1 + sequence
+                    .blocks_wanted()
+                    .saturating_sub(sequence.blocks.len())
+            };
+            running.iter().map(still).sum()
+        };
+        while self.running.len() < self.limits.batch_max {
+            let Some(next) = self.queue.next(now, &self.pace) else {
+                return;
+            };
+            if !self.running.is_empty() {
+                let (held, used) = next.blocks_held(&self.pool);
+                // Unused blocks that it finds are not there for others any more.
+                let available = self.pool.available() - (held - used);
+                let wanted = next.blocks_wanted() - held + promised(&self.running);
+                let all = self.running.iter().map(Sequence::decode_size);
+                let decodes = all.fold(next.decode_size(), StepSize::and);
+                if wanted > available || !self.pace.fits(decodes) {
+                    return;
+                }
             }
-            self.kv_tokens_reserved = kv_tokens;
-            admitted.push(next.id);
-            self.running.push(Running {
-                request: *next,
-                computed: 0,
-            });
-            self.waiting.pop_front();
+            let (id, turn) = (next.id, next.turn);
+            let next = self
+                .queue
+                .remove(id)
+                .expect("it was just seen in the queue");
+            let at = self.running.partition_point(|running| running.turn < turn);
+            self.running.insert(at, next);
+            plan.admitted.push(id);
         }
-        admitted
     }
-}
 
-fn advance(sequence: &mut Running, tokens: usize) -> Share {
-    let from = sequence.computed;
-    sequence.computed += tokens;
-    Share {
-        id: sequence.request.id,
-        from,
-        tokens,
-        yields: sequence.is_decoding(),
+    fn plan_decodes(&mut self, plan: &mut Plan) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if !self.running[at].is_decoding() {
+                at += 1;
+                continue;
+            }
+            // Only those whose turn is later lose their blocks, and they are planned later.
+            while at < self.running.len() && !self.make_room(at, 1) {
+                self.preempt_last(plan);
+            }
+            if at < self.running.len() {
+                self.share(at, 1, plan);
+            }
+            at += 1;
+        }
+    }
+
+    fn plan_prefill(&mut self, decodes: StepSize, plan: &mut Plan) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].step == self.step {
+                at += 1;
+                continue;
+            }
+            let sequence = &mut self.running[at];
+            // Also what another sequence computes in this very step: in every layer all keys and
+            // values are written before any token attends.
+            sequence.reuse(&mut self.pool);
+            let from = sequence.computed;
+            let left = self.limits.step_tokens_max - plan.size.tokens;
+            let most = left.min(sequence.tokens.len() - from);
+            let tokens = self.pace.prefill_tokens(decodes, plan.size, from, most);
+            if tokens == 0 {
+                return;
+            }
+            let is_last_planned =
+                |running: &[Sequence], step| running.last().is_none_or(|last| last.step == step);
+            while !self.make_room(at, tokens)
+                && at + 1 < self.running.len()
+                && !is_last_planned(&self.running, self.step)
+            {
+                self.preempt_last(plan);
+            }
+            let room = self.running[at].blocks.len() * BLOCK_TOKENS - from;
+            if room == 0 {
+                return;
+            }
+            self.share(at, tokens.min(room), plan);
+            at += 1;
+        }
+    }
+
+    /// Takes blocks until so many more tokens of a running sequence fit; false when none is left.
+    fn make_room(&mut self, at: usize, tokens: usize) -> bool {
+        let sequence = &mut self.running[at];
+        while sequence.blocks.len() < blocks_for(sequence.computed + tokens) {
+            match self.pool.take() {
+                Some(block) => sequence.blocks.push(block),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Puts the running sequence whose turn is last back into the queue; it is computed again
+    /// later, as far as its blocks are gone by then.
+    fn preempt_last(&mut self, plan: &mut Plan) {
+        if let Some(mut last) = self.running.pop() {
+            debug_assert!(last.step != self.step, "it has a share in this step");
+            last.release(&mut self.pool);
+            plan.admitted.retain(|admitted| *admitted != last.id);
+            plan.preempted.push(last.id);
+            self.queue.push(last);
+        }
+    }
+
+    fn share(&mut self, at: usize, tokens: usize, plan: &mut Plan) {
+        let sequence = &mut self.running[at];
+        let from = sequence.computed;
+        sequence.advance(tokens, &mut self.pool);
+        sequence.step = self.step;
+        plan.size = plan.size.and(StepSize::of(from, tokens));
+        plan.shares.push(Share {
+            id: sequence.id,
+            from,
+            tokens,
+            yields: sequence.computed == sequence.tokens.len(),
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LIMITS: Limits = Limits {
-        batch_max: 2,
-        waiting_max: 3,
-        step_tokens_max: 8,
-        kv_tokens_max: 40,
-    };
-
-    fn request(id: u64, prompt_tokens: usize, tokens_max: usize) -> Request {
-        Request {
-            id: SequenceId(id),
-            prompt_tokens,
-            tokens_max,
-        }
-    }
-
-    fn share(id: u64, from: usize, tokens: usize, yields: bool) -> Share {
-        Share {
-            id: SequenceId(id),
-            from,
-            tokens,
-            yields,
-        }
-    }
-
-    #[test]
-    fn decodes_come_first_and_prompts_fill_the_step() {
-        let mut scheduler = Scheduler::new(LIMITS);
-        scheduler.enqueue(request(1, 3, 10)).expect("room");
-        assert_eq!(scheduler.plan().shares, [share(1, 0, 3, true)]);
-        scheduler.enqueue(request(2, 12, 20)).expect("room");
-        assert_eq!(
-            scheduler.plan().shares,
-            [share(1, 3, 1, true), share(2, 0, 7, false)]
-        );
-        assert_eq!(
-            scheduler.plan().shares,
-            [share(1, 4, 1, true), share(2, 7, 5, true)]
-        );
-        assert_eq!(
-            scheduler.plan().shares,
-            [share(1, 5, 1, true), share(2, 12, 1, true)]
-        );
-        scheduler.leave(SequenceId(1));
-        assert_eq!(scheduler.plan().shares, [share(2, 13, 1, true)]);
-        scheduler.leave(SequenceId(2));
-        assert!(scheduler.is_idle());
-        assert_eq!(scheduler.plan(), Plan::default());
-    }
-
-    #[test]
-    fn refuses_what_never_fits_and_what_finds_the_queue_full() {
-        let mut scheduler = Scheduler::new(LIMITS);
-        assert_eq!(
-            scheduler.enqueue(request(1, 1, 41)),
-            Err(Refusal::NeverFits)
-        );
-        assert_eq!(scheduler.enqueue(request(1, 0, 4)), Err(Refusal::NeverFits));
-        assert_eq!(scheduler.enqueue(request(1, 4, 4)), Err(Refusal::NeverFits));
-        for id in 0..3 {
-            scheduler.enqueue(request(id, 1, 4)).expect("room");
-        }
-        assert_eq!(scheduler.enqueue(request(3, 1, 4)), Err(Refusal::QueueFull));
-        scheduler.leave(SequenceId(1));
-        scheduler.enqueue(request(3, 1, 4)).expect("room again");
-        assert_eq!(scheduler.plan().admitted, [SequenceId(0), SequenceId(2)]);
-    }
-
-    /// What a run of the scheduler showed.
-    #[derive(Default)]
-    struct Run {
-        admitted: Vec<SequenceId>,
-        computed: BTreeMap<SequenceId, usize>,
-    }
-
-    /// Plans one step and checks every law that a single step has.
-    fn step(
-        scheduler: &mut Scheduler,
-        known: &BTreeMap<SequenceId, Request>,
-        run: &mut Run,
-    ) -> Plan {
-        let plan = scheduler.plan();
-        let limits = scheduler.limits;
-        run.admitted.extend(&plan.admitted);
-        let tokens: usize = plan.shares.iter().map(|share| share.tokens).sum();
-        assert!(tokens <= limits.step_tokens_max, "step over budget");
-        assert!(plan.shares.len() <= limits.batch_max, "batch too large");
-        let distinct: BTreeSet<_> = plan.shares.iter().map(|share| share.id).collect();
-        assert_eq!(
-            distinct.len(),
-            plan.shares.len(),
-            "a sequence twice in a step"
-        );
-        let reserved: usize = scheduler.running.iter().map(|r| r.request.tokens_max).sum();
-        assert_eq!(reserved, scheduler.kv_tokens_reserved);
-        assert!(reserved <= limits.kv_tokens_max, "KV cache over capacity");
-        let mut prefilling = false;
-        for share in &plan.shares {
-            let request = known[&share.id];
-            let computed = run.computed.entry(share.id).or_default();
-            assert_eq!(
-                share.from, *computed,
-                "no token is computed twice or left out"
-            );
-            assert!(share.tokens > 0);
-            let decodes = share.from >= request.prompt_tokens;
-            assert!(!(prefilling && decodes), "a decode after a prefill");
-            assert!(!decodes || share.tokens == 1);
-            prefilling |= !decodes;
-            *computed += share.tokens;
-            assert_eq!(share.yields, *computed >= request.prompt_tokens);
-        }
-        plan
-    }
-
-    proptest! {
-        #[test]
-        fn every_admitted_sequence_finishes_within_the_limits_and_in_turn(
-            batch_max in 1usize..9,
-            step_tokens_max in 1usize..33,
-            kv_tokens_max in 30usize..200,
-            arrivals in prop::collection::vec((0usize..4, 1usize..40, 1usize..20, 0usize..30), 1..60),
-        ) {
-            let limits = Limits { batch_max, waiting_max: 16, step_tokens_max, kv_tokens_max };
-            let mut scheduler = Scheduler::new(limits);
-            let mut known = BTreeMap::new();
-            let mut accepted = Vec::new();
-            let mut gone_early = BTreeSet::new();
-            let mut left = BTreeMap::new();
-            let mut run = Run::default();
-            let mut arrivals = arrivals.into_iter().enumerate();
-            let mut pending = arrivals.next();
-            let mut steps = 0;
-            while pending.is_some() || !scheduler.is_idle() {
-                steps += 1;
-                prop_assert!(steps < 20_000, "no progress");
-                // Up to a few arrive between two steps; some of those give up later.
-                while let Some((at, (gap, prompt, completion, patience))) = pending {
-                    if gap > 0 {
-                        pending = Some((at, (gap - 1, prompt, completion, patience)));
-                        break;
-                    }
-                    let id = SequenceId(at as u64);
-                    let request = Request { id, prompt_tokens: prompt, tokens_max: prompt + completion };
-                    known.insert(id, request);
-                    match scheduler.enqueue(request) {
-                        Ok(()) => accepted.push(id),
-                        Err(Refusal::NeverFits) => prop_assert!(request.tokens_max > kv_tokens_max),
-                        Err(Refusal::QueueFull) => prop_assert_eq!(scheduler.waiting(), 16),
-                    }
-                    if patience < 3 {
-                        gone_early.insert(id);
-                    }
-                    pending = arrivals.next();
-                }
-                let busy = !scheduler.is_idle();
-                let plan = step(&mut scheduler, &known, &mut run);
-                prop_assert!(!busy || !plan.shares.is_empty(), "work is there and none is planned");
-                for share in plan.shares.iter().filter(|share| share.yields) {
-                    let generated: &mut usize = left.entry(share.id).or_default();
-                    *generated += 1;
-                    let request = known[&share.id];
-                    if *generated == request.tokens_max - request.prompt_tokens || gone_early.contains(&share.id) {
-                        scheduler.leave(share.id);
-                    }
-                }
-            }
-            prop_assert_eq!(&run.admitted, &accepted, "admitted in another order than they came");
-            for id in accepted.iter().filter(|id| !gone_early.contains(*id)) {
-                let request = known[id];
-                prop_assert_eq!(left[id], request.tokens_max - request.prompt_tokens);
-            }
-        }
-    }
-}
+mod tests;

@@ -8,8 +8,9 @@ use comfy_table::CellAlignment;
 use serde_json::{Value, json};
 
 use crate::{
+    batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
-    engine::candle::{CandleModel, Chunk, KvCache, MachineLimits, Part, Profile, Rows},
+    engine::candle::{CandleModel, Chunk, MachineLimits, Part, Profile, Rows},
 };
 
 use super::{bench::median, options::say, status::table};
@@ -140,19 +141,23 @@ fn measure(
     let model = case.model;
     let vocabulary = model.shape().vocabulary;
     let token = |at: usize| ((at * 7_919 + 13) % vocabulary) as u32;
-    let room = args.prompt_tokens + args.output_tokens;
-    let mut caches: Vec<KvCache> = (0..case.sequences).map(|_| model.new_cache(room)).collect();
+    let blocks_each = (args.prompt_tokens + args.output_tokens).div_ceil(BLOCK_TOKENS);
+    let table: Vec<BlockId> = (0..(case.sequences * blocks_each) as u32)
+        .map(BlockId)
+        .collect();
+    let mut workspace = model.workspace(table.len());
     let begun = Instant::now();
-    for (sequence, cache) in caches.iter_mut().enumerate() {
+    for (sequence, blocks) in table.chunks(blocks_each).enumerate() {
         let tokens: Vec<u32> = (0..args.prompt_tokens)
             .map(|at| token(sequence * args.prompt_tokens + at))
             .collect();
         let chunk = Chunk {
-            cache,
             tokens: &tokens,
+            from: 0,
+            blocks,
             rows: Rows::Last,
         };
-        model.forward(&mut [chunk])?;
+        model.forward(&mut workspace, &[chunk])?;
     }
     let prefill = (case.sequences * args.prompt_tokens) as f64 / begun.elapsed().as_secs_f64();
     let mut profile = Profile::default();
@@ -161,16 +166,18 @@ fn measure(
         let tokens: Vec<u32> = (0..case.sequences)
             .map(|at| token(step + 31 * at))
             .collect();
-        let mut chunks: Vec<Chunk<'_>> = caches
-            .iter_mut()
+        let chunks: Vec<Chunk<'_>> = table
+            .chunks(blocks_each)
             .zip(tokens.chunks(1))
-            .map(|(cache, tokens)| Chunk {
-                cache,
+            .map(|(blocks, tokens)| Chunk {
                 tokens,
+                from: args.prompt_tokens + step,
+                blocks,
                 rows: Rows::Last,
             })
             .collect();
-        model.forward_profiled(&mut chunks, args.profile.then_some(&mut profile))?;
+        let profile = args.profile.then_some(&mut profile);
+        model.forward_profiled(&mut workspace, &chunks, profile)?;
     }
     let step_seconds = begun.elapsed().as_secs_f64() / args.output_tokens as f64;
     let context = args.prompt_tokens + args.output_tokens / 2;
@@ -179,7 +186,8 @@ fn measure(
         WeightKind::F32 => limit.f32_flops,
         WeightKind::Bf16 => limit.bf16_flops,
     };
-    let read = model.weight_bytes() + case.sequences * context * model.kv_bytes_per_token();
+    let kv = case.sequences * context * model.kv_bytes_per_block() / BLOCK_TOKENS;
+    let read = model.weight_bytes() + kv;
     let best_seconds = (flops / peak).max(read as f64 / limit.bytes_per_second);
     Ok(Round {
         prefill,
@@ -236,7 +244,7 @@ fn as_json(
             json!({
                 "weights": kind.to_string(),
                 "weight_bytes": model.weight_bytes(),
-                "kv_bytes_per_token": model.kv_bytes_per_token(),
+                "kv_bytes_per_token": model.kv_bytes_per_block() / BLOCK_TOKENS,
                 "flops_per_token": model.flops_per_token(0),
                 "load_seconds": seconds,
             })

@@ -160,6 +160,7 @@ async fn answer(
                 messages: line.request.messages.clone(),
                 sampling: line.request.sampling.clone(),
                 seed_default: 0,
+                terms: Default::default(),
             });
             async move { generation.await.ok() }
         })

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 pub use load::{ConfigFault, Overrides};
 use setting::{Given, settings};
-pub use setting::{LogFormat, Secret, SecretUrl, Setting, Tiers, WeightKind};
+pub use setting::{LogFormat, PrefixSharing, Secret, SecretUrl, Setting, Tiers, WeightKind};
 pub use target::{RouteTarget, RouteTargets, TargetScope};
 
 /// Describes one setting to people: `config show`, the documentation and the compose-file test.
@@ -154,6 +154,12 @@ settings! {
         batch_max: usize = 16, "1 to 1024", |n| (1..=1024).contains(n);
         /// Most tokens computed in one step, prefill chunks included.
         step_tokens_max: usize = 512, "16 to 65536", |n| (16..=65_536).contains(n);
+        /// Milliseconds that a step may take where it holds up running answers: prompts are cut into smaller chunks and fewer sequences run side by side to keep to it; 0 for no limit.
+        step_ms_max: u64 = 500, "0 to 600000", |n| *n <= 600_000;
+        /// Bytes that the KV cache may take, beginnings of earlier prompts included; one whole context always fits.
+        kv_bytes_max: usize = 1 << 30, "a whole number";
+        /// Whose earlier prompts' beginnings are used instead of being computed again: `tenant`, `all` or `off`.
+        prefix_cache: PrefixSharing = PrefixSharing::Tenant, "\"tenant\", \"all\" or \"off\"";
         /// Longest context in tokens; the model's own limit if that is shorter or this is 0.
         context_tokens_max: usize = 4096, "a whole number, 0 for the model's own";
     }

@@ -221,6 +221,38 @@ impl Setting for WeightKind {
     }
 }
 
+/// Who may use the keys and values that a prompt's beginning was computed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixSharing {
+    /// Nobody: every prompt is computed from its first token.
+    Off,
+    /// Requests of the same tenant, so that no tenant learns from the time to the first token what
+    /// another one asked.
+    Tenant,
+    /// All requests.
+    All,
+}
+
+impl Setting for PrefixSharing {
+    fn read(given: &Given<'_>) -> Option<Self> {
+        match String::read(given)?.as_str() {
+            "off" => Some(Self::Off),
+            "tenant" => Some(Self::Tenant),
+            "all" => Some(Self::All),
+            _ => None,
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        let name = match self {
+            Self::Off => "off",
+            Self::Tenant => "tenant",
+            Self::All => "all",
+        };
+        Some(format!("\"{name}\""))
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     config::ModelConfig,
-    job::{Answer, Message, Sampling, Signals, Tier},
+    job::{Answer, Message, Priority, Sampling, Signals, Tenant, Tier},
 };
 
 /// What an engine serves.
@@ -46,6 +46,20 @@ pub struct Generate {
     pub sampling: Sampling,
     /// Used when the sampling names no seed, so that a repeated attempt samples alike.
     pub seed_default: u64,
+    /// When and beside whom it is computed; never what is answered.
+    pub terms: Terms,
+}
+
+/// What decides when and beside whom a request is computed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Terms {
+    /// Whose request it is; what was computed for one tenant's prompts is not used for another's
+    /// unless the configuration says so.
+    pub tenant: Tenant,
+    /// High goes before normal.
+    pub priority: Priority,
+    /// When the answer is due.
+    pub deadline: Option<DateTime<Utc>>,
 }
 
 /// An answer and when it came about.

@@ -312,6 +312,7 @@ mod tests {
                 max_completion_tokens: 100,
             },
             seed_default: 1,
+            terms: Default::default(),
         }
     }
 

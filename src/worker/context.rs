@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    engine::{Engine, EngineFault, Generate, Generation, candle::Embedder},
+    engine::{Engine, EngineFault, Generate, Generation, Terms, candle::Embedder},
     job::{ContextMode, ContextSavings, Job},
     prompt::{self, prune::Similarity},
 };
@@ -39,6 +39,11 @@ pub(super) fn generate(
         sampling: job.request.sampling.clone(),
         // The same job samples alike however often it is tried.
         seed_default: job.head.id.0.as_u64_pair().1,
+        terms: Terms {
+            tenant: job.head.tenant.clone(),
+            priority: job.head.priority,
+            deadline: job.head.deadline,
+        },
     };
     let mode = job.request.options.context;
     if mode == ContextMode::Keep {

@@ -1,117 +1,29 @@
-//! Attention of each sequence over its own KV cache, on the CPU.
+//! Attention of each sequence over its blocks of the KV cache, on the CPU.
 //!
-//! Keys and values lie in blocks of 32 positions, laid out as panels: scores are queries times a
-//! panel of keys, outputs are weights times panels of values, so that attention runs at the speed
-//! of the products. A row's result depends on its query and on the keys and values before it, added
+//! Scores are queries times a panel of keys, outputs are weights times panels of values. A row's result depends on its query and on the keys and values before it, added
 //! up in the order of their positions: neither other sequences nor the way a prompt was cut into
 //! chunks changes a bit.
 
 use rayon::prelude::*;
 
-use super::kernels::{
-    Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, softmax_block,
+use super::{
+    arena::{Heads, KvArena},
+    kernels::{
+        Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, softmax_block,
+    },
 };
+use crate::batching::{BLOCK_TOKENS, BlockId};
 
-/// Positions of a block; a panel of keys holds one.
-const BLOCK: usize = PANEL;
 /// Query positions that a task takes on at once.
 const TILE: usize = 16;
 
-/// Widths of one attention layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head: usize,
-}
-
-impl Heads {
-    /// Panels that the values of one head fill.
-    fn value_panels(self) -> usize {
-        self.head.div_ceil(PANEL)
-    }
-
-    /// Floats of one head's part of a block: `[head][position]` keys, then for each panel
-    /// `[position][value]` values.
-    fn part(self) -> usize {
-        BLOCK * (self.head + self.value_panels() * PANEL)
-    }
-
-    /// Floats of a block of all KV heads.
-    fn block(self) -> usize {
-        self.kv_heads * self.part()
-    }
-
-    /// Bytes that a token takes in one layer's cache.
-    pub(super) fn bytes_per_token(self) -> usize {
-        self.block() / BLOCK * size_of::<f32>()
-    }
-}
-
-/// Keys and values of one sequence, per layer: blocks of `[kv_head][keys, then values]`.
-#[derive(Clone, Debug)]
-pub struct KvCache {
-    layers: Vec<Vec<f32>>,
-    heads: Heads,
-    pub(super) tokens: usize,
-}
-
-impl KvCache {
-    /// An empty cache with room for some tokens; it grows beyond them where needed.
-    pub(super) fn new(layers: usize, heads: Heads, tokens: usize) -> Self {
-        let floats = tokens.div_ceil(BLOCK) * heads.block();
-        Self {
-            layers: (0..layers).map(|_| Vec::with_capacity(floats)).collect(),
-            heads,
-            tokens: 0,
-        }
-    }
-
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.tokens
-    }
-
-    /// True before the first step.
-    pub fn is_empty(&self) -> bool {
-        self.tokens == 0
-    }
-
-    /// Writes the keys and values, `[kv_head][head]` each, of a position that follows the last.
-    pub(super) fn write(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        let (heads, layer) = (self.heads, &mut self.layers[layer]);
-        let (block, slot) = (position / BLOCK * heads.block(), position % BLOCK);
-        if slot == 0 {
-            // Positions to come must hold numbers: they are read, and weigh nothing.
-            layer.resize(block + heads.block(), 0.0);
-        }
-        let parts = layer[block..].chunks_exact_mut(heads.part());
-        let (keys, values) = (
-            keys.chunks_exact(heads.head),
-            values.chunks_exact(heads.head),
-        );
-        for ((part, key), value) in parts.zip(keys).zip(values) {
-            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK);
-            for (to, key) in key_part.iter_mut().skip(slot).step_by(BLOCK).zip(key) {
-                *to = *key;
-            }
-            for (panel, value) in value_part
-                .chunks_exact_mut(BLOCK * PANEL)
-                .zip(value.chunks(PANEL))
-            {
-                panel[slot * PANEL..][..value.len()].copy_from_slice(value);
-            }
-        }
-    }
-}
-
-/// Queries of consecutive positions of one sequence, with its cache.
+/// Queries of consecutive positions of one sequence, with its blocks.
 pub(super) struct Queries<'a> {
     /// `[row][heads * head]`, with any stride between rows.
     pub(super) rows: &'a [f32],
     pub(super) row_stride: usize,
-    pub(super) cache: &'a KvCache,
-    pub(super) layer: usize,
+    /// The sequence's block table.
+    pub(super) blocks: &'a [BlockId],
     /// Position of the first row.
     pub(super) first: usize,
     /// Tokens looked back on, the current one included; `None` is all.
@@ -128,6 +40,13 @@ impl Queries<'_> {
         let window = self.window.unwrap_or(position + 1);
         (position + 1).saturating_sub(window)..position + 1
     }
+}
+
+/// One layer's keys and values.
+#[derive(Clone, Copy)]
+pub(super) struct Past<'a> {
+    pub(super) arena: &'a KvArena,
+    pub(super) layer: usize,
 }
 
 /// Some rows of one sequence under one KV head.
@@ -150,7 +69,13 @@ struct Scratch {
 }
 
 /// Writes `[row][heads * head]`, the rows of all sequences in their order.
-pub(super) fn attend(isa: Isa, heads: Heads, sequences: &[Queries<'_>], output: &mut [f32]) {
+pub(super) fn attend(
+    isa: Isa,
+    heads: Heads,
+    past: Past<'_>,
+    sequences: &[Queries<'_>],
+    output: &mut [f32],
+) {
     let mut tasks = Vec::new();
     let (mut to, mut multiplications) = (0, 0);
     for queries in sequences {
@@ -168,7 +93,8 @@ pub(super) fn attend(isa: Isa, heads: Heads, sequences: &[Queries<'_>], output: 
         to += count;
     }
     let columns = Columns::new(output, heads.heads * heads.head);
-    let work = |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, task, scratch, &columns);
+    let work =
+        |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, past, task, scratch, &columns);
     if is_worth_sharing(multiplications) {
         tasks.par_iter().for_each_init(Scratch::default, work);
     } else {
@@ -177,7 +103,14 @@ pub(super) fn attend(isa: Isa, heads: Heads, sequences: &[Queries<'_>], output: 
     }
 }
 
-fn run(isa: Isa, heads: Heads, task: &Task<'_>, scratch: &mut Scratch, output: &Columns<'_>) {
+fn run(
+    isa: Isa,
+    heads: Heads,
+    past: Past<'_>,
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    output: &Columns<'_>,
+) {
     let (queries, head) = (task.queries, heads.head);
     let group = heads.heads / heads.kv_heads;
     let count = task.rows.len() * group;
@@ -197,18 +130,17 @@ fn run(isa: Isa, heads: Heads, task: &Task<'_>, scratch: &mut Scratch, output: &
         .sums
         .resize(count * heads.value_panels(), [0.0; PANEL]);
     let positions = queries.first + task.rows.start..queries.first + task.rows.end;
-    let first_block = queries.seen(positions.start).start / BLOCK;
-    for block in first_block..positions.end.div_ceil(BLOCK) {
-        let from = block * heads.block() + task.kv_head * heads.part();
-        let part = &queries.cache.layers[queries.layer][from..][..heads.part()];
-        let (keys, values) = part.split_at(head * BLOCK);
+    let first_block = queries.seen(positions.start).start / BLOCK_TOKENS;
+    for block in first_block..positions.end.div_ceil(BLOCK_TOKENS) {
+        let place = queries.blocks[block];
+        let (keys, values) = past.arena.part(past.layer, place, task.kv_head);
         scratch.scores.clear();
         scratch.scores.resize(count, [0.0; PANEL]);
         let rows = Rows::F32(&scratch.queries);
         multiply(isa, Panel::F32(keys), rows, head, &mut scratch.scores);
         for (query, scores) in scratch.scores.iter_mut().enumerate() {
             let seen = queries.seen(positions.start + query / group);
-            hide(scores, block * BLOCK, &seen);
+            hide(scores, block * BLOCK_TOKENS, &seen);
             let shrink = softmax_block(isa, &mut scratch.softmax[query], scores);
             if shrink != 1.0 {
                 for sums in scratch.sums.iter_mut().skip(query).step_by(count) {
@@ -217,9 +149,9 @@ fn run(isa: Isa, heads: Heads, task: &Task<'_>, scratch: &mut Scratch, output: &
             }
         }
         let weights = Rows::F32(scratch.scores.as_flattened());
-        let panels = values.chunks_exact(BLOCK * PANEL);
+        let panels = values.chunks_exact(BLOCK_TOKENS * PANEL);
         for (values, sums) in panels.zip(scratch.sums.chunks_exact_mut(count)) {
-            multiply(isa, Panel::F32(values), weights, BLOCK, sums);
+            multiply(isa, Panel::F32(values), weights, BLOCK_TOKENS, sums);
         }
     }
     for (at, sums) in scratch.sums.iter_mut().enumerate() {
@@ -315,23 +247,32 @@ mod tests {
             for isa in Isa::available() {
                 let mut results = Vec::new();
                 for cut in [0, (cut * tokens as f64) as usize] {
-                    let mut cache = KvCache::new(1, heads, tokens);
+                    // Blocks lie anywhere, and an earlier user left what is no number.
+                    let count = tokens.div_ceil(BLOCK_TOKENS);
+                    let blocks: Vec<BlockId> = (0..count).rev().map(|at| BlockId(2 * at as u32)).collect();
+                    let mut arena = KvArena::new(1, heads, 2 * count);
+                    for block in 0..2 * count as u32 {
+                        let rubbish = vec![f32::NAN; kv_heads * head];
+                        for slot in 0..BLOCK_TOKENS {
+                            arena.write(0, (BlockId(block), slot), &rubbish, &rubbish);
+                        }
+                    }
                     let mut output = Vec::new();
                     for part in [0..cut, cut..tokens].into_iter().filter(|part| !part.is_empty()) {
                         for p in part.clone() {
-                            cache.write(0, p, &keys[p], &values[p]);
+                            let place = (blocks[p / BLOCK_TOKENS], p % BLOCK_TOKENS);
+                            arena.write(0, place, &keys[p], &values[p]);
                         }
                         let rows = queries[part.clone()].concat();
                         let mut to = vec![0.0; rows.len()];
                         let queries = Queries {
                             rows: &rows,
                             row_stride: width,
-                            cache: &cache,
-                            layer: 0,
+                            blocks: &blocks,
                             first: part.start,
                             window,
                         };
-                        attend(isa, heads, &[queries], &mut to);
+                        attend(isa, heads, Past { arena: &arena, layer: 0 }, &[queries], &mut to);
                         output.extend(to);
                     }
                     results.push(output);

@@ -1,10 +1,11 @@
 //! A model in this process, on a thread of its own.
 //!
 //! Comes in: conversations, through a bounded channel. Goes out: answers, each through its own
-//! one-shot channel. The thread (`runner`) owns the model (`model`), the KV caches and the
+//! one-shot channel. The thread (`runner`) owns the model (`model`), the KV cache (`arena`) and the
 //! scheduler; every step it takes in who came, drops who is not waited for any more, computes one
 //! ragged step and chooses a token for each sequence that is ready for one.
 
+mod arena;
 mod attention;
 mod bundled;
 mod embedder;
@@ -37,23 +38,19 @@ use super::{
     admission::{WAITING_PER_RUNNING, queue_full},
 };
 use crate::{
-    batching::Limits,
+    batching::{BLOCK_TOKENS, Limits},
     config::{ModelConfig, WeightKind},
     job::Tier,
     prompt::{ChatTemplate, Vocabulary},
 };
-use runner::{Language, Runner, Ticket};
+use runner::{Language, OnCpu, Runner, Ticket};
 
-pub use attention::KvCache;
 pub use embedder::{Embedder, EmbedderFault, cosine};
 pub use files::ModelFiles;
 pub use kernels::MachineLimits;
-pub use model::{CandleModel, Chunk, Logits, Rows};
+pub use model::{CandleModel, Chunk, Logits, Rows, Workspace};
 pub use profile::{Part, Profile};
 pub use shape::{Family, Rope, Shape};
-
-/// Memory that the KV caches may take together, unless one full context needs more.
-const KV_BYTES_MAX: usize = 4 << 30;
 
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
 fn arithmetic(kind: WeightKind) -> String {
@@ -112,15 +109,20 @@ impl CandleEngine {
         };
         // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;
-        let kv_tokens_fit = KV_BYTES_MAX / model.kv_bytes_per_token();
+        let kv_blocks_fit = config.kv_bytes_max / model.kv_bytes_per_block();
         let limits = Limits {
             batch_max: config.batch_max,
             waiting_max,
             step_tokens_max: config.step_tokens_max,
-            kv_tokens_max: kv_tokens_fit.max(context_tokens),
+            // One whole context must fit, whatever the limit says.
+            kv_blocks: kv_blocks_fit.max(context_tokens.div_ceil(BLOCK_TOKENS)),
+            step_seconds_max: (config.step_ms_max > 0).then(|| config.step_ms_max as f64 / 1e3),
         };
+        let workspace = model.workspace(limits.kv_blocks);
+        let model = OnCpu { model, workspace };
+        let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
-        let runner = Runner::new(model, language, info.clone(), tier, limits, receiver);
+        let runner = Runner::new(model, language, info.clone(), tier, terms, receiver);
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
             .spawn(move || runner.run())

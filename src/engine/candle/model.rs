@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{
-    attention::{Heads, KvCache, Queries, attend},
+    arena::{Heads, KvArena},
+    attention::{Past, Queries, attend},
     files::{ModelFiles, Weights},
     kernels::{Isa, Matrix, Precision, rms_norm, swiglu},
     linear::{Embedding, Linear, add},
@@ -11,7 +12,10 @@ use super::{
     rope::RopeTable,
     shape::{Family, Shape},
 };
-use crate::config::WeightKind;
+use crate::{
+    batching::{BLOCK_TOKENS, BlockId},
+    config::WeightKind,
+};
 
 /// Which rows of logits a sequence wants from a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,14 +29,23 @@ pub enum Rows {
 }
 
 /// One sequence's part of a step.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
-    /// What the sequence computed so far; the step adds to it.
-    pub cache: &'a mut KvCache,
-    /// The tokens that follow.
+    /// The tokens to compute.
     pub tokens: &'a [u32],
+    /// Position of the first of them; the keys and values of those before are in the blocks.
+    pub from: usize,
+    /// The sequence's block table, long enough for all positions up to the last token's.
+    pub blocks: &'a [BlockId],
     /// The logits wanted.
     pub rows: Rows,
+}
+
+impl Chunk<'_> {
+    /// The positions of its tokens.
+    pub fn positions(&self) -> std::ops::Range<usize> {
+        self.from..self.from + self.tokens.len()
+    }
 }
 
 /// Logits of the wanted rows, in the order of the chunks.
@@ -67,9 +80,17 @@ struct Layer {
     window: Option<usize>,
 }
 
+/// All that steps write to: the paged KV cache, and buffers that each step uses again.
+#[derive(Debug)]
+pub struct Workspace {
+    arena: KvArena,
+    scratch: Scratch,
+}
+
 /// Buffers of a step, used by one layer after the other.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Scratch {
+    hidden: Vec<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
@@ -182,9 +203,9 @@ impl CandleModel {
         self.context_tokens
     }
 
-    /// Bytes of KV cache that a token takes.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_token()
+    /// Bytes of KV cache that a block of 32 tokens takes.
+    pub fn kv_bytes_per_block(&self) -> usize {
+        self.shape.layers * self.heads().bytes_per_block()
     }
 
     /// Bytes of the weights as they lie in memory.
@@ -204,9 +225,13 @@ impl CandleModel {
         2 * (shape.layers * (layer + attention) + shape.hidden * shape.vocabulary)
     }
 
-    /// An empty cache with room for some tokens.
-    pub fn new_cache(&self, tokens: usize) -> KvCache {
-        KvCache::new(self.shape.layers, self.heads(), tokens)
+    /// What steps of this model need, with so many blocks of KV cache. Memory is taken as blocks
+    /// are used first.
+    pub fn workspace(&self, kv_blocks: usize) -> Workspace {
+        Workspace {
+            arena: KvArena::new(self.shape.layers, self.heads(), kv_blocks),
+            scratch: Scratch::default(),
+        }
     }
 
     /// Logits after each token of one sequence, computed alone.
@@ -214,23 +239,32 @@ impl CandleModel {
     /// # Errors
     /// As [`Self::forward`].
     pub fn logits(&self, tokens: &[u32]) -> Result<Logits, String> {
-        let mut cache = self.new_cache(tokens.len());
+        let blocks: Vec<BlockId> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32)
+            .map(BlockId)
+            .collect();
         let chunk = Chunk {
-            cache: &mut cache,
             tokens,
+            from: 0,
+            blocks: &blocks,
             rows: Rows::All,
         };
-        self.forward(&mut [chunk])
+        self.forward(&mut self.workspace(blocks.len()), &[chunk])
     }
 
     /// Computes one ragged step. A sequence's logits are the same, bit for bit, whoever shares the
-    /// step and however its prompt is cut into chunks.
+    /// step, however its prompt is cut into chunks, and whether its first blocks were computed for
+    /// it or for another sequence that begins alike. In each layer the keys and values of all chunks
+    /// are written before any of them attends, so that chunks of one step may share blocks, too.
     ///
     /// # Errors
-    /// When a token is not in the vocabulary or a sequence exceeds the context; the caches must
-    /// not be used any more then.
-    pub fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
-        self.forward_profiled(chunks, None)
+    /// When a token is not in the vocabulary, a sequence exceeds the context, or a block table does
+    /// not cover it; then nothing was computed.
+    pub fn forward(
+        &self,
+        workspace: &mut Workspace,
+        chunks: &[Chunk<'_>],
+    ) -> Result<Logits, String> {
+        self.forward_profiled(workspace, chunks, None)
     }
 
     /// As [`Self::forward`], and adds the time of each part to `profile`.
@@ -239,48 +273,64 @@ impl CandleModel {
     /// As [`Self::forward`].
     pub fn forward_profiled(
         &self,
-        chunks: &mut [Chunk<'_>],
+        workspace: &mut Workspace,
+        chunks: &[Chunk<'_>],
         profile: Option<&mut Profile>,
     ) -> Result<Logits, String> {
         if chunks.is_empty() {
             return Ok(Logits::new(Vec::new(), self.shape.vocabulary));
         }
-        for chunk in &*chunks {
-            let tokens = chunk.cache.tokens + chunk.tokens.len();
-            if chunk.tokens.is_empty() || tokens > self.context_tokens {
-                return Err(format!(
-                    "{tokens} tokens; 1 to {} are expected",
-                    self.context_tokens
-                ));
-            }
-            if let Some(token) = chunk
-                .tokens
-                .iter()
-                .find(|token| **token as usize >= self.shape.vocabulary)
-            {
-                return Err(format!(
-                    "token {token} is beyond the vocabulary of {}",
-                    self.shape.vocabulary
-                ));
-            }
+        for chunk in chunks {
+            self.check(chunk, workspace.arena.blocks())?;
         }
-        Ok(self.compute(chunks, Clock::new(profile)))
+        Ok(self.compute(workspace, chunks, Clock::new(profile)))
     }
 
-    fn compute(&self, chunks: &mut [Chunk<'_>], mut clock: Clock<'_>) -> Logits {
+    fn check(&self, chunk: &Chunk<'_>, blocks: usize) -> Result<(), String> {
+        let tokens = chunk.positions().end;
+        if chunk.tokens.is_empty() || tokens > self.context_tokens {
+            return Err(format!(
+                "{tokens} tokens; 1 to {} are expected",
+                self.context_tokens
+            ));
+        }
+        let vocabulary = self.shape.vocabulary;
+        let is_unknown = |token: &&u32| **token as usize >= vocabulary;
+        if let Some(token) = chunk.tokens.iter().find(is_unknown) {
+            return Err(format!(
+                "token {token} is beyond the vocabulary of {vocabulary}"
+            ));
+        }
+        let is_outside = |block: &BlockId| block.index() >= blocks;
+        if chunk.blocks.len() * BLOCK_TOKENS < tokens || chunk.blocks.iter().any(is_outside) {
+            return Err(format!(
+                "{tokens} tokens do not lie within the {} blocks named, of {blocks}",
+                chunk.blocks.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn compute(
+        &self,
+        workspace: &mut Workspace,
+        chunks: &[Chunk<'_>],
+        mut clock: Clock<'_>,
+    ) -> Logits {
         let shape = &self.shape;
-        let mut hidden = Vec::new();
+        let Workspace { arena, scratch } = workspace;
+        let mut hidden = std::mem::take(&mut scratch.hidden);
+        hidden.clear();
         for token in chunks.iter().flat_map(|chunk| chunk.tokens) {
             self.embedding.push(*token as usize, &mut hidden);
         }
         clock.lap(Part::Embedding);
-        let mut scratch = Scratch::default();
         for (at, layer) in self.layers.iter().enumerate() {
             self.norm_rows(&hidden, &layer.attention_norm, &mut scratch.normed);
             clock.lap(Part::Norm);
             layer.qkv.apply(&scratch.normed, &mut scratch.qkv);
             clock.lap(Part::Qkv);
-            self.attend(at, layer, &mut scratch, chunks);
+            self.attend(at, layer, scratch, arena, chunks);
             clock.lap(Part::Attention);
             layer.output.apply(&scratch.attended, &mut scratch.change);
             add(&mut hidden, &scratch.change);
@@ -302,9 +352,7 @@ impl CandleModel {
             clock.lap(Part::Down);
         }
         let wanted = take_rows(&hidden, shape.hidden, chunks);
-        for chunk in chunks {
-            chunk.cache.tokens += chunk.tokens.len();
-        }
+        scratch.hidden = hidden;
         // A step of nothing but unfinished prompts wants none; the head is the largest product.
         let mut values = Vec::new();
         if !wanted.is_empty() {
@@ -316,21 +364,28 @@ impl CandleModel {
         Logits::new(values, shape.vocabulary)
     }
 
-    /// Turns queries and keys, adds keys and values to the caches and attends.
-    fn attend(&self, at: usize, layer: &Layer, scratch: &mut Scratch, chunks: &mut [Chunk<'_>]) {
+    /// Turns queries and keys, adds keys and values to the cache and attends.
+    fn attend(
+        &self,
+        at: usize,
+        layer: &Layer,
+        scratch: &mut Scratch,
+        arena: &mut KvArena,
+        chunks: &[Chunk<'_>],
+    ) {
         let heads = self.heads();
         let (query_width, kv_width) = (heads.heads * heads.head, heads.kv_heads * heads.head);
         let row_width = query_width + 2 * kv_width;
         let mut rows = scratch.qkv.chunks_exact_mut(row_width);
-        for chunk in &mut *chunks {
-            let positions = chunk.cache.tokens..chunk.cache.tokens + chunk.tokens.len();
-            for (position, row) in positions.zip(&mut rows) {
+        for chunk in chunks {
+            for (position, row) in chunk.positions().zip(&mut rows) {
                 let (queries, others) = row.split_at_mut(query_width);
                 let (keys, values) = others.split_at_mut(kv_width);
                 let norms = layer.head_norms.as_ref();
                 self.turn_heads(queries, norms.map(|(queries, _)| queries), position);
                 self.turn_heads(keys, norms.map(|(_, keys)| keys), position);
-                chunk.cache.write(at, position, keys, values);
+                let block = chunk.blocks[position / BLOCK_TOKENS];
+                arena.write(at, (block, position % BLOCK_TOKENS), keys, values);
             }
         }
         let mut rest = scratch.qkv.as_slice();
@@ -342,9 +397,8 @@ impl CandleModel {
                 Queries {
                     rows,
                     row_stride: row_width,
-                    cache: chunk.cache,
-                    layer: at,
-                    first: chunk.cache.tokens,
+                    blocks: chunk.blocks,
+                    first: chunk.from,
                     window: layer.window,
                 }
             })
@@ -353,7 +407,8 @@ impl CandleModel {
         scratch
             .attended
             .resize(scratch.qkv.len() / row_width * query_width, 0.0);
-        attend(self.isa, heads, &sequences, &mut scratch.attended);
+        let past = Past { arena, layer: at };
+        attend(self.isa, heads, past, &sequences, &mut scratch.attended);
     }
 
     fn turn_heads(&self, values: &mut [f32], norm: Option<&Vec<f32>>, position: usize) {

@@ -1,4 +1,4 @@
-//! The engine's thread: it alone owns the model, the KV caches and the scheduler.
+//! The engine's thread: it alone owns the model, the KV cache and the scheduler.
 
 use std::{
     collections::BTreeMap,
@@ -7,18 +7,23 @@ use std::{
     time::Instant,
 };
 
+use chrono::{DateTime, Utc};
 use metrics::{counter, gauge, histogram};
+use rayon::prelude::*;
 
 use super::{
-    attention::KvCache,
-    model::{CandleModel, Chunk, Logits, Rows},
-    sequence::{Reply, Sequence, Writer},
+    model::{CandleModel, Chunk, Logits, Rows, Workspace},
+    sequence::{Reply, Sequence, Taken, Writer},
 };
 use crate::{
-    batching::{Limits, Plan, Refusal, Request, Scheduler, SequenceId},
-    engine::{EngineFault, EngineInfo, Generate, admission::queue_full},
-    job::{FinishReason, Tier},
-    metrics::{ENGINE_STEPS, ENGINE_WAITING, STEP_SECONDS, STEP_SEQUENCES},
+    batching::{BLOCK_TOKENS, Limits, Plan, PrefixHash, Refusal, Request, Scheduler, SequenceId},
+    config::PrefixSharing,
+    engine::{EngineFault, EngineInfo, Generate, Terms, admission::queue_full},
+    job::Tier,
+    metrics::{
+        ENGINE_STEPS, ENGINE_WAITING, KV_BLOCKS_USED, PREEMPTED, STEP_SECONDS, STEP_SEQUENCES,
+        STEP_TOKENS,
+    },
     prompt::{ChatTemplate, PromptFault, Vocabulary},
 };
 
@@ -27,17 +32,19 @@ const PANIC: &str = "panic in the engine";
 
 /// What computes steps; a test puts something that fails in its place.
 pub(super) trait Forward: Send + 'static {
-    fn new_cache(&self, tokens: usize) -> KvCache;
-    fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String>;
+    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String>;
 }
 
-impl Forward for CandleModel {
-    fn new_cache(&self, tokens: usize) -> KvCache {
-        Self::new_cache(self, tokens)
-    }
+/// A model that computes on the CPU.
+#[derive(Debug)]
+pub(super) struct OnCpu {
+    pub(super) model: CandleModel,
+    pub(super) workspace: Workspace,
+}
 
-    fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
-        Self::forward(self, chunks)
+impl Forward for OnCpu {
+    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
+        self.model.forward(&mut self.workspace, chunks)
     }
 }
 
@@ -64,11 +71,14 @@ pub(super) struct Runner<M> {
     info: EngineInfo,
     context_tokens: usize,
     tier: Tier,
-    limits: Limits,
+    kv_tokens_max: usize,
+    sharing: PrefixSharing,
     requests: Receiver<Ticket>,
     scheduler: Scheduler,
-    sequences: BTreeMap<SequenceId, Sequence<KvCache>>,
+    sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
+    /// The scheduler's clock starts here.
+    began: Instant,
 }
 
 impl<M: Forward> Runner<M> {
@@ -77,20 +87,23 @@ impl<M: Forward> Runner<M> {
         language: Language,
         info: EngineInfo,
         tier: Tier,
-        limits: Limits,
+        (limits, sharing): (Limits, PrefixSharing),
         requests: Receiver<Ticket>,
     ) -> Self {
+        let kv_tokens_max = limits.kv_blocks * BLOCK_TOKENS;
         Self {
             model,
             language,
-            context_tokens: info.context_tokens.unwrap_or(limits.kv_tokens_max),
+            context_tokens: info.context_tokens.unwrap_or(kv_tokens_max),
             info,
             tier,
-            limits,
+            kv_tokens_max,
+            sharing,
             requests,
             scheduler: Scheduler::new(limits),
             sequences: BTreeMap::new(),
             next_id: 0,
+            began: Instant::now(),
         }
     }
 
@@ -156,27 +169,39 @@ impl<M: Forward> Runner<M> {
             .cloned()
             .collect();
         let writer = Writer::new(stop, self.language.eos.clone(), completion_tokens_max);
-        let sequence = Sequence::new(&request, prompt, writer, reply);
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.wait(id, sequence);
-    }
-
-    fn wait(&mut self, id: SequenceId, sequence: Sequence<KvCache>) {
-        let request = Request {
+        let tokens_max = prompt.len() + completion_tokens_max;
+        let sequence = Sequence::new(&request, prompt.len(), writer, reply);
+        let now = self.began.elapsed();
+        let left = |deadline: DateTime<Utc>| (deadline - Utc::now()).to_std().unwrap_or_default();
+        let waiting = Request {
             id,
-            prompt_tokens: sequence.prompt_tokens,
-            tokens_max: sequence.tokens_max(),
+            tokens: prompt,
+            tokens_max,
+            scope: self.scope(&request.terms),
+            priority: request.terms.priority,
+            due: request.terms.deadline.map(|deadline| now + left(deadline)),
         };
-        match self.scheduler.enqueue(request) {
+        match self.scheduler.enqueue(waiting, now) {
             Ok(()) => {
                 self.sequences.insert(id, sequence);
             }
             Err(Refusal::QueueFull) => sequence.fail(queue_full()),
             Err(Refusal::NeverFits) => sequence.fail(EngineFault::Unservable(format!(
-                "{} tokens; at most {} fit the KV cache",
-                request.tokens_max, self.limits.kv_tokens_max
+                "{tokens_max} tokens; at most {} fit the KV cache",
+                self.kv_tokens_max
             ))),
+        }
+    }
+
+    /// Who may share the keys and values of a request's prompt.
+    fn scope(&self, terms: &Terms) -> Option<PrefixHash> {
+        let revision = self.info.revision.as_str();
+        match self.sharing {
+            PrefixSharing::Off => None,
+            PrefixSharing::Tenant => Some(PrefixHash::of_scope(&[revision, terms.tenant.as_str()])),
+            PrefixSharing::All => Some(PrefixHash::of_scope(&[revision])),
         }
     }
 
@@ -208,72 +233,86 @@ impl<M: Forward> Runner<M> {
     /// Plans and computes one step and hands out the answers that it finishes.
     fn step(&mut self) -> Result<(), String> {
         self.drop_unwanted();
-        let plan = self.scheduler.plan();
-        gauge!(ENGINE_WAITING, "tier" => self.tier.as_str()).set(self.scheduler.waiting() as f64);
+        let began = Instant::now();
+        let plan = self.scheduler.plan(self.began.elapsed());
+        self.report(&plan);
         if plan.shares.is_empty() {
             return Ok(());
         }
         for id in &plan.admitted {
             if let Some(sequence) = self.sequences.get_mut(id) {
-                sequence.start(self.model.new_cache(sequence.tokens_max()));
+                sequence.start();
             }
         }
-        let began = Instant::now();
         let logits = self.forward(&plan)?;
         let tier = self.tier.as_str();
         counter!(ENGINE_STEPS, "tier" => tier).increment(1);
         histogram!(STEP_SECONDS, "tier" => tier).record(began.elapsed());
-        histogram!(STEP_SEQUENCES, "tier" => tier).record(plan.shares.len() as f64);
-        let yielding = plan.shares.iter().filter(|share| share.yields);
-        for (share, row) in yielding.zip(logits.rows()) {
-            self.take(share.id, row);
-        }
+        self.choose(&plan, &logits);
+        self.scheduler.observe(&plan, began.elapsed().as_secs_f64());
         Ok(())
     }
 
+    fn report(&self, plan: &Plan) {
+        let tier = self.tier.as_str();
+        gauge!(ENGINE_WAITING, "tier" => tier).set(self.scheduler.waiting() as f64);
+        gauge!(KV_BLOCKS_USED, "tier" => tier).set(self.scheduler.blocks_used() as f64);
+        counter!(PREEMPTED, "tier" => tier).increment(plan.preempted.len() as u64);
+        if !plan.shares.is_empty() {
+            histogram!(STEP_SEQUENCES, "tier" => tier).record(plan.shares.len() as f64);
+            histogram!(STEP_TOKENS, "tier" => tier).record(plan.size.tokens as f64);
+        }
+    }
+
     fn forward(&mut self, plan: &Plan) -> Result<Logits, String> {
-        // Sequences lend their caches in the plan's order, which is not the map's.
-        let mut lent: BTreeMap<SequenceId, &mut Sequence<KvCache>> = self
-            .sequences
-            .iter_mut()
-            .map(|(id, sequence)| (*id, sequence))
-            .collect();
         let mut chunks = Vec::with_capacity(plan.shares.len());
         for share in &plan.shares {
-            let sequence = lent
-                .remove(&share.id)
-                .ok_or("the plan names a sequence that left")?;
+            let chunk = self.scheduler.chunk(share);
+            let (tokens, blocks) = chunk.ok_or("the plan names a sequence that left")?;
             chunks.push(Chunk {
-                cache: sequence
-                    .cache
-                    .as_mut()
-                    .ok_or("the plan runs a sequence that waits")?,
-                tokens: &sequence.tokens[share.from..share.from + share.tokens],
+                tokens,
+                from: share.from,
+                blocks,
                 rows: if share.yields { Rows::Last } else { Rows::None },
             });
         }
-        self.model.forward(&mut chunks)
+        self.model.forward(&chunks)
     }
 
-    fn take(&mut self, id: SequenceId, logits: &[f32]) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
-            return;
-        };
-        let outcome = sequence.take(&self.language.vocabulary, logits);
-        if matches!(outcome, Ok(None)) {
-            return;
-        }
-        self.scheduler.leave(id);
-        let Some(sequence) = self.sequences.remove(&id) else {
-            return;
-        };
-        match outcome {
-            Ok(reason) => sequence.finish(
-                reason.unwrap_or(FinishReason::Stop),
-                &self.info.model,
-                &self.info.revision,
-            ),
-            Err(fault) => sequence.fail(fault),
+    /// Chooses a token for each sequence that yields; each has its own dice, so they choose side by
+    /// side.
+    fn choose(&mut self, plan: &Plan, logits: &Logits) {
+        let yielding = plan.shares.iter().filter(|share| share.yields);
+        let mut rows: BTreeMap<SequenceId, &[f32]> =
+            yielding.map(|share| share.id).zip(logits.rows()).collect();
+        let work: Vec<_> = self
+            .sequences
+            .iter_mut()
+            .filter_map(|(id, sequence)| Some((*id, sequence, rows.remove(id)?)))
+            .collect();
+        let vocabulary = &self.language.vocabulary;
+        let chosen: Vec<_> = work
+            .into_par_iter()
+            .map(|(id, sequence, row)| (id, sequence.take(vocabulary, row)))
+            .collect();
+        for (id, taken) in chosen {
+            match taken {
+                Ok(Taken { token, end: None }) => self.scheduler.append(id, token),
+                Ok(Taken {
+                    end: Some(reason), ..
+                }) => {
+                    let computed = self.scheduler.leave(id);
+                    if let Some(sequence) = self.sequences.remove(&id) {
+                        sequence.finish(reason, computed, &self.info);
+                    }
+                }
+                Err(fault) => {
+                    self.scheduler.leave(id);
+                    if let Some(sequence) = self.sequences.remove(&id) {
+                        sequence.fail(fault);
+                    }
+                }
+            }
         }
     }
 
@@ -289,14 +328,11 @@ impl<M: Forward> Runner<M> {
     }
 
     /// After a failed step nothing that took part in it can be trusted: the running requests are
-    /// told, the waiting ones begin anew in the order they came.
+    /// told, the waiting ones go on waiting.
     fn rebuild(&mut self, fault: &str) {
-        self.scheduler = Scheduler::new(self.limits);
-        for (id, sequence) in std::mem::take(&mut self.sequences) {
-            if sequence.cache.is_some() {
+        for id in self.scheduler.reset() {
+            if let Some(sequence) = self.sequences.remove(&id) {
                 sequence.fail(EngineFault::Crashed(fault.to_owned()));
-            } else {
-                self.wait(id, sequence);
             }
         }
     }

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::sampler::{Choice, NotFinite, Sampler};
 use crate::{
-    engine::{EngineFault, Generate, Generation, signals::SignalCollector},
+    engine::{EngineFault, EngineInfo, Generate, Generation, signals::SignalCollector},
     job::{Answer, FinishReason, Usage},
     prompt::{Detokenizer, PromptFault, Vocabulary},
 };
@@ -81,14 +81,17 @@ impl Writer {
     }
 }
 
-/// A request that waits or runs.
+/// A token that was chosen, and whether it was the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) token: u32,
+    pub(super) end: Option<FinishReason>,
+}
+
+/// A request that waits or runs; its tokens and blocks are with the scheduler.
 #[derive(Debug)]
-pub(super) struct Sequence<C> {
-    /// Prompt, then what was generated.
-    pub(super) tokens: Vec<u32>,
-    pub(super) prompt_tokens: usize,
-    /// There once admitted.
-    pub(super) cache: Option<C>,
+pub(super) struct Sequence {
+    prompt_tokens: usize,
     writer: Writer,
     sampler: Sampler,
     reply: Reply,
@@ -96,12 +99,15 @@ pub(super) struct Sequence<C> {
     first_token_at: Option<DateTime<Utc>>,
 }
 
-impl<C> Sequence<C> {
-    pub(super) fn new(request: &Generate, prompt: Vec<u32>, writer: Writer, reply: Reply) -> Self {
+impl Sequence {
+    pub(super) fn new(
+        request: &Generate,
+        prompt_tokens: usize,
+        writer: Writer,
+        reply: Reply,
+    ) -> Self {
         Self {
-            prompt_tokens: prompt.len(),
-            tokens: prompt,
-            cache: None,
+            prompt_tokens,
             writer,
             sampler: Sampler::new(&request.sampling, request.seed_default),
             reply,
@@ -110,20 +116,14 @@ impl<C> Sequence<C> {
         }
     }
 
-    /// Prompt and completion together, at most.
-    pub(super) fn tokens_max(&self) -> usize {
-        self.prompt_tokens + self.writer.completion_tokens_max
-    }
-
     /// False when nobody waits for the answer any more.
     pub(super) fn is_wanted(&self) -> bool {
         !self.reply.is_closed()
     }
 
-    /// Begins to run.
-    pub(super) fn start(&mut self, cache: C) {
-        self.cache = Some(cache);
-        self.started_at = Some(Utc::now());
+    /// Begins to run; one that was put back began when it ran first.
+    pub(super) fn start(&mut self) {
+        self.started_at.get_or_insert_with(Utc::now);
     }
 
     /// Chooses the next token from a step's logits and tells whether it was the last.
@@ -134,21 +134,27 @@ impl<C> Sequence<C> {
         &mut self,
         vocabulary: &Vocabulary,
         logits: &[f32],
-    ) -> Result<Option<FinishReason>, EngineFault> {
+    ) -> Result<Taken, EngineFault> {
         let choice = self.sampler.choose(logits).map_err(|NotFinite| {
             EngineFault::Crashed("the model gave logits that are not finite".to_owned())
         })?;
         self.first_token_at.get_or_insert_with(Utc::now);
-        self.tokens.push(choice.token);
-        self.writer
-            .push(vocabulary, choice)
-            .map_err(|fault| EngineFault::Crashed(fault.to_string()))
+        let end = self.writer.push(vocabulary, choice);
+        Ok(Taken {
+            token: choice.token,
+            end: end.map_err(|fault| EngineFault::Crashed(fault.to_string()))?,
+        })
     }
 
-    /// Hands the answer over; nobody may be there to take it.
-    pub(super) fn finish(self, finish_reason: FinishReason, model: &str, revision: &str) {
+    /// Hands the answer over; nobody may be there to take it. `prompt_tokens_computed` are those
+    /// that no other sequence had computed before.
+    pub(super) fn finish(
+        self,
+        finish_reason: FinishReason,
+        prompt_tokens_computed: usize,
+        info: &EngineInfo,
+    ) {
         let finished_at = Utc::now();
-        let prompt_tokens = self.prompt_tokens as u32;
         let completion_tokens = self.writer.completion_tokens;
         let signals = self
             .writer
@@ -158,12 +164,12 @@ impl<C> Sequence<C> {
             text: self.writer.text,
             finish_reason,
             usage: Usage {
-                prompt_tokens,
-                prompt_tokens_computed: prompt_tokens,
+                prompt_tokens: self.prompt_tokens as u32,
+                prompt_tokens_computed: prompt_tokens_computed as u32,
                 completion_tokens: completion_tokens as u32,
             },
-            model: model.to_owned(),
-            revision: revision.to_owned(),
+            model: info.model.clone(),
+            revision: info.revision.clone(),
             mean_logprob: signals.map(|signals| signals.mean_logprob),
         };
         let _ = self.reply.send(Ok(Generation {

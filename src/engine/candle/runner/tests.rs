@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    engine::{Generation, candle::attention::Heads},
-    job::{Message, Role, Sampling},
+    engine::Generation,
+    job::{FinishReason, Message, Role, Sampling},
     prompt::Specials,
 };
 
@@ -18,21 +18,10 @@ struct Faulty {
     no_number_on: u32,
 }
 
-const HEADS: Heads = Heads {
-    heads: 1,
-    kv_heads: 1,
-    head: 1,
-};
-
 impl Forward for Faulty {
-    fn new_cache(&self, tokens: usize) -> KvCache {
-        KvCache::new(1, HEADS, tokens)
-    }
-
-    fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Logits, String> {
+    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
         let mut values = Vec::new();
         for chunk in chunks {
-            chunk.cache.tokens += chunk.tokens.len();
             assert!(!chunk.tokens.contains(&self.panics_on), "told to");
             if chunk.tokens.contains(&self.errs_on) {
                 return Err("told to err".to_owned());
@@ -70,7 +59,8 @@ const LIMITS: Limits = Limits {
     batch_max: 2,
     waiting_max: 8,
     step_tokens_max: 16,
-    kv_tokens_max: 64,
+    kv_blocks: 8,
+    step_seconds_max: None,
 };
 
 type Answer = oneshot::Receiver<Result<Generation, EngineFault>>;
@@ -111,6 +101,7 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
             max_completion_tokens: 4,
         },
         seed_default: 0,
+        terms: Default::default(),
     };
     requests.send(Ticket { request, reply }).expect("room");
     answer
@@ -134,7 +125,14 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
         batch_max: LIMITS.batch_max,
         parameters: None,
     };
-    Runner::new(model, language, info, Tier::Small, LIMITS, receiver)
+    Runner::new(
+        model,
+        language,
+        info,
+        Tier::Small,
+        (LIMITS, PrefixSharing::Tenant),
+        receiver,
+    )
 }
 
 fn text(outcome: &Result<Generation, EngineFault>) -> &str {

@@ -1,0 +1,225 @@
+//! What a step costs, learned from the steps that were computed.
+
+/// What decides a step's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepSize {
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Positions that these tokens attend to, summed over the tokens.
+    pub attended: usize,
+}
+
+impl StepSize {
+    /// A part of a step: some tokens that follow `from` others.
+    pub fn of(from: usize, tokens: usize) -> Self {
+        // The token at position p attends to p + 1 positions.
+        let attended = tokens * from + tokens * (tokens + 1) / 2;
+        Self { tokens, attended }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens + other.tokens,
+            attended: self.attended + other.attended,
+        }
+    }
+}
+
+/// Seconds of a step as a fixed part, a part for each token and one for each position attended to.
+///
+/// Least squares over the steps so far, older ones counting less, held to the last estimate where
+/// the steps say nothing (steps of one size only), and never negative.
+#[derive(Clone, Debug)]
+pub struct StepCost {
+    /// Decayed sums of products of the sizes (1, tokens, attended), in units near 1.
+    products: [[f64; 3]; 3],
+    /// Decayed sums of the sizes times the seconds.
+    times: [f64; 3],
+    seconds: [f64; 3],
+    steps: u32,
+}
+
+/// Weight of a step after the next: steps of the last minute or so count.
+const DECAY: f64 = 0.99;
+/// Pull towards the last estimate.
+const PULL: f64 = 1e-3;
+/// Brings tokens and positions near 1, for the numbers' sake.
+const UNITS: [f64; 3] = [1.0, 1e-2, 1e-5];
+/// Steps before the estimate is worth anything.
+const STEPS_MIN: u32 = 8;
+
+impl Default for StepCost {
+    fn default() -> Self {
+        Self {
+            products: [[0.0; 3]; 3],
+            times: [0.0; 3],
+            seconds: [0.0; 3],
+            steps: 0,
+        }
+    }
+}
+
+impl StepCost {
+    /// Takes in what a step took.
+    pub fn observe(&mut self, size: StepSize, seconds: f64) {
+        if !seconds.is_finite() || seconds < 0.0 || size.tokens == 0 {
+            return;
+        }
+        let x = scaled(size);
+        for (row, left) in self.products.iter_mut().zip(x) {
+            for (sum, right) in row.iter_mut().zip(x) {
+                *sum = *sum * DECAY + left * right;
+            }
+        }
+        for (sum, left) in self.times.iter_mut().zip(x) {
+            *sum = *sum * DECAY + left * seconds;
+        }
+        self.steps = self.steps.saturating_add(1);
+        self.seconds = self.fit();
+    }
+
+    /// Seconds that a step of this size takes; `None` until enough steps were seen.
+    pub fn seconds(&self, size: StepSize) -> Option<f64> {
+        (self.steps >= STEPS_MIN).then(|| {
+            let parts = scaled(size).into_iter().zip(self.seconds);
+            parts.map(|(size, seconds)| size * seconds).sum()
+        })
+    }
+
+    /// Solves with ever fewer parts until none is negative: a part that would be negative is 0.
+    fn fit(&self) -> [f64; 3] {
+        let mut free = [true; 3];
+        loop {
+            let solution = self.solve(free);
+            let lowest = (0..3)
+                .filter(|at| free[*at] && solution[*at] < 0.0)
+                .min_by(|a, b| solution[*a].total_cmp(&solution[*b]));
+            match lowest {
+                Some(at) => free[at] = false,
+                None => return solution,
+            }
+        }
+    }
+
+    fn solve(&self, free: [bool; 3]) -> [f64; 3] {
+        let mut rows = [[0.0; 4]; 3];
+        for (at, row) in rows.iter_mut().enumerate() {
+            if !free[at] {
+                row[at] = 1.0;
+                continue;
+            }
+            for other in (0..3).filter(|other| free[*other]) {
+                row[other] = self.products[at][other];
+            }
+            row[at] += PULL;
+            row[3] = self.times[at] + PULL * self.seconds[at];
+        }
+        // Elimination without exchange of rows: the matrix is positive definite.
+        for at in 0..3 {
+            for below in at + 1..3 {
+                let factor = rows[below][at] / rows[at][at];
+                for column in at..4 {
+                    rows[below][column] -= factor * rows[at][column];
+                }
+            }
+        }
+        let mut solution = [0.0; 3];
+        for at in (0..3).rev() {
+            let known: f64 = (at + 1..3).map(|c| rows[at][c] * solution[c]).sum();
+            solution[at] = (rows[at][3] - known) / rows[at][at];
+        }
+        solution
+    }
+}
+
+fn scaled(size: StepSize) -> [f64; 3] {
+    [
+        UNITS[0],
+        size.tokens as f64 * UNITS[1],
+        size.attended as f64 * UNITS[2],
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_part_attends_to_itself_and_to_all_before() {
+        assert_eq!(
+            StepSize::of(0, 3),
+            StepSize {
+                tokens: 3,
+                attended: 1 + 2 + 3
+            }
+        );
+        assert_eq!(
+            StepSize::of(10, 1),
+            StepSize {
+                tokens: 1,
+                attended: 11
+            }
+        );
+        let both = StepSize::of(0, 2).and(StepSize::of(2, 1));
+        assert_eq!(both, StepSize::of(0, 3));
+    }
+
+    proptest! {
+        #[test]
+        fn finds_the_cost_of_a_machine_again_and_follows_it_when_it_changes(
+            fixed in 0.0f64..0.05,
+            per_token in 1e-5f64..5e-3,
+            per_position in 0.0f64..2e-6,
+            slower in 1.0f64..3.0,
+            steps in prop::collection::vec((0usize..33, 0usize..400, 1usize..600), 60..90),
+        ) {
+            let mut cost = StepCost::default();
+            for (round, factor) in [(0, 1.0), (1, slower)] {
+                let truth = |size: StepSize| {
+                    factor * (fixed + per_token * size.tokens as f64 + per_position * size.attended as f64)
+                };
+                // The second round is long enough to forget the first.
+                for (decodes, prefill, context) in steps.iter().cycle().take(steps.len() * (1 + 7 * round)) {
+                    let decode = StepSize { tokens: *decodes, attended: decodes * context };
+                    let size = decode.and(StepSize::of(*context, *prefill));
+                    cost.observe(size, truth(size));
+                }
+                for (decodes, prefill, context) in &steps {
+                    let size = StepSize { tokens: decodes + prefill + 1, attended: decodes * context };
+                    let found = cost.seconds(size).expect("enough steps");
+                    prop_assert!((found - truth(size)).abs() <= 0.15 * truth(size) + 1e-4, "{found} for {}", truth(size));
+                }
+            }
+        }
+
+        #[test]
+        fn is_never_negative_whatever_is_seen(
+            steps in prop::collection::vec((0usize..600, 0usize..100_000, 0.0f64..10.0), 0..60),
+        ) {
+            let mut cost = StepCost::default();
+            for (tokens, attended, seconds) in steps {
+                cost.observe(StepSize { tokens, attended }, seconds);
+            }
+            cost.observe(StepSize::of(0, 1), f64::NAN);
+            for size in [StepSize::of(0, 1), StepSize::of(1000, 600)] {
+                prop_assert!(cost.seconds(size).is_none_or(|seconds| seconds >= 0.0 && seconds.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn steps_of_one_size_do_not_unlearn_the_others() {
+        let truth = |size: StepSize| 0.01 + 1e-3 * size.tokens as f64;
+        let mut cost = StepCost::default();
+        for tokens in (1..60).chain(std::iter::repeat_n(8, 2_000)) {
+            cost.observe(StepSize::of(0, tokens), truth(StepSize::of(0, tokens)));
+        }
+        let large = StepSize::of(0, 200);
+        let found = cost.seconds(large).expect("enough steps");
+        assert!((found / truth(large) - 1.0).abs() < 0.3, "{found}");
+    }
+}
