@@ -26,12 +26,18 @@ use std::{
     fmt,
     future::ready,
     path::Path,
-    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
     thread,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::spawn_blocking,
+};
 
 use super::{
     Engine, EngineFault, EngineInfo, Generate, Generation,
@@ -66,7 +72,10 @@ pub fn is_bundled(config: &ModelConfig) -> bool {
 /// A model in this process.
 pub struct CandleEngine {
     info: EngineInfo,
+    language: Arc<Language>,
     requests: SyncSender<Ticket>,
+    /// For requests on their way to the thread.
+    places: Arc<Semaphore>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -94,7 +103,7 @@ impl CandleEngine {
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let (name, files) = locate(tier, config.model.as_deref())?;
         let model = CandleModel::read(&files, config.context_tokens_max, config.weights)?;
-        let language = read_language(&files, &model)?;
+        let language = Arc::new(read_language(&files, &model)?);
         let context_tokens = model.context_tokens();
         let mut digest = files.digest()?;
         digest
@@ -122,14 +131,16 @@ impl CandleEngine {
         let model = OnCpu { model, workspace };
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
-        let runner = Runner::new(model, language, info.clone(), tier, terms, receiver);
+        let runner = Runner::new(model, language.clone(), info.clone(), tier, terms, receiver);
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
             .spawn(move || runner.run())
             .map_err(|fault| format!("cannot start the engine's thread: {fault}"))?;
         Ok(Self {
             info,
+            language,
             requests,
+            places: Arc::new(Semaphore::new(waiting_max)),
             thread,
         })
     }
@@ -215,12 +226,30 @@ impl Engine for CandleEngine {
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return ready(Err(queue_full())).boxed();
+        };
         let (reply, answer) = oneshot::channel();
-        match self.requests.try_send(Ticket { request, reply }) {
-            Ok(()) => async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed(),
-            Err(TrySendError::Full(_)) => ready(Err(queue_full())).boxed(),
-            Err(TrySendError::Disconnected(_)) => ready(Err(EngineFault::Closed)).boxed(),
-        }
+        let (language, requests) = (self.language.clone(), self.requests.clone());
+        // A prompt may take longer to become tokens than a step; the engine's thread does not wait.
+        spawn_blocking(move || {
+            let prompt = match language.prompt(&request) {
+                Ok(prompt) => prompt,
+                Err(fault) => {
+                    let _ = reply.send(Err(fault));
+                    return;
+                }
+            };
+            let ticket = Ticket {
+                request,
+                prompt,
+                reply,
+                place,
+            };
+            // There is room for every place. Of a thread that is gone the dropped reply tells.
+            let _ = requests.send(ticket);
+        });
+        async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed()
     }
 
     fn is_ready(&self) -> bool {
