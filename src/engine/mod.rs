@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
 use crate::{
-    config::ModelConfig,
+    config::{ModelConfig, SecretUrl},
     job::{Answer, Message, Sampling, Signals, Tier},
 };
 
@@ -134,7 +134,12 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
     let model = config.model.as_deref();
     let fault = |message: String| OpenFault {
         tier,
-        model: model.unwrap_or("bundled").to_owned(),
+        model: match model {
+            // It may hold a password.
+            Some(url) if is_url(url) => SecretUrl::new(url).masked(),
+            Some(model) => model.to_owned(),
+            None => "bundled".to_owned(),
+        },
         message,
     };
     match model {
@@ -142,7 +147,7 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             let engine = scripted::ScriptedEngine::from_script(script, config).map_err(fault)?;
             Ok(Arc::new(engine))
         }
-        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+        Some(url) if is_url(url) => {
             let engine = upstream::UpstreamEngine::connect(url, config)
                 .await
                 .map_err(fault)?;
@@ -155,4 +160,8 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             Ok(Arc::new(engine))
         }
     }
+}
+
+fn is_url(model: &str) -> bool {
+    model.starts_with("http://") || model.starts_with("https://")
 }
