@@ -148,7 +148,7 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             Ok(Arc::new(engine))
         }
         Some(url) if is_url(url) => {
-            let engine = upstream::UpstreamEngine::connect(url, config)
+            let engine = upstream::UpstreamEngine::connect(tier, url, config)
                 .await
                 .map_err(fault)?;
             Ok(Arc::new(engine))
