@@ -3,7 +3,7 @@
 //! Which sequence uses which block is the scheduler's business; here a block is a place. Keys and
 //! values of 32 positions lie as panels, so that attention runs at the speed of the products.
 
-use super::kernels::PANEL;
+use super::kernels::{Aligned, PANEL};
 use crate::batching::{BLOCK_TOKENS, BlockId};
 
 // A panel of keys is a block of positions.
@@ -43,7 +43,7 @@ impl Heads {
 /// Keys and values, per layer: blocks of `[kv_head][keys, then values]`.
 #[derive(Clone, Debug)]
 pub(super) struct KvArena {
-    layers: Vec<Vec<f32>>,
+    layers: Vec<Aligned<f32>>,
     heads: Heads,
 }
 
@@ -52,7 +52,7 @@ impl KvArena {
     pub(super) fn new(layers: usize, heads: Heads, blocks: usize) -> Self {
         let floats = blocks * heads.block();
         Self {
-            layers: (0..layers).map(|_| vec![0.0; floats]).collect(),
+            layers: (0..layers).map(|_| Aligned::zeros(floats)).collect(),
             heads,
         }
     }

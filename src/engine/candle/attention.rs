@@ -4,12 +4,10 @@
 //! up in the order of their positions: neither other sequences nor the way a prompt was cut into
 //! chunks changes a bit.
 
-use rayon::prelude::*;
-
 use super::{
     arena::{Heads, KvArena},
     kernels::{
-        Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, softmax_block,
+        Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, share, softmax_block,
     },
 };
 use crate::batching::{BLOCK_TOKENS, BlockId};
@@ -96,7 +94,9 @@ pub(super) fn attend(
     let work =
         |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, past, task, scratch, &columns);
     if is_worth_sharing(multiplications) {
-        tasks.par_iter().for_each_init(Scratch::default, work);
+        share(tasks.len(), Scratch::default, |scratch, at| {
+            work(scratch, &tasks[at])
+        });
     } else {
         let mut scratch = Scratch::default();
         tasks.iter().for_each(|task| work(&mut scratch, task));
