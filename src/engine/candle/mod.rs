@@ -60,7 +60,7 @@ pub use shape::{Family, Rope, Shape};
 
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
 fn arithmetic(kind: WeightKind) -> String {
-    format!("promptyard candle {kind} 2")
+    format!("promptyard candle {kind} 3")
 }
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    arena::{Heads, KvArena},
+    arena::{Heads, KvArena, KvKind},
     attention::{Past, Queries, attend},
     files::{ModelFiles, Weights},
     kernels::{Isa, Matrix, Precision, Ready, rms_norm},
@@ -103,6 +103,7 @@ struct Scratch {
 pub struct CandleModel {
     shape: Shape,
     context_tokens: usize,
+    kv: KvKind,
     isa: Isa,
     embedding: Embedding,
     layers: Vec<Layer>,
@@ -189,6 +190,11 @@ impl CandleModel {
             isa: Isa::best(),
             head,
             context_tokens,
+            // Where products are exact, so is what they are computed from.
+            kv: match kind {
+                WeightKind::F32 => KvKind::F32,
+                WeightKind::Bf16 | WeightKind::Q8 => KvKind::Bf16,
+            },
             shape,
         })
     }
@@ -205,7 +211,7 @@ impl CandleModel {
 
     /// Bytes of KV cache that a block of 32 tokens takes.
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_block()
+        self.shape.layers * self.heads().bytes_per_block(self.kv)
     }
 
     /// Bytes of the weights as they lie in memory.
@@ -230,7 +236,7 @@ impl CandleModel {
     /// are used first.
     pub fn workspace(&self, kv_blocks: usize) -> Workspace {
         Workspace {
-            arena: KvArena::new(self.shape.layers, self.heads(), kv_blocks),
+            arena: KvArena::new(self.shape.layers, self.heads(), self.kv, kv_blocks),
             scratch: Scratch::default(),
         }
     }
