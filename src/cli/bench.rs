@@ -24,6 +24,7 @@ use crate::{
 
 use super::{
     bench_engine::{EngineBenchArgs, bench_engine},
+    bench_perplexity::{PerplexityArgs, bench_perplexity},
     cascade,
     options::{Common, complain, init_logs, say},
     score_bench::{ScoreBenchArgs, score_bench},
@@ -44,6 +45,8 @@ pub enum BenchCommand {
     /// The in-process engine: prefill and decode speed beside the machine's limits
     Engine(EngineBenchArgs),
     Cascade(cascade::CascadeArgs),
+    /// What bf16 and the like cost in quality: perplexity on text, and changes of the likeliest token
+    Perplexity(PerplexityArgs),
     /// Microseconds that scoring a prompt takes on one core
     Score(ScoreBenchArgs),
 }
@@ -71,6 +74,9 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Prune(args) => return super::bench_prune::bench_prune(&args),
         BenchCommand::Engine(args) => {
             return spawn_blocking(move || bench_engine(&args)).await?;
+        }
+        BenchCommand::Perplexity(args) => {
+            return spawn_blocking(move || bench_perplexity(&args)).await?;
         }
         BenchCommand::Cascade(args) => return cascade::cascade(args).await,
         BenchCommand::Score(args) => return score_bench(&args),

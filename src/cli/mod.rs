@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod bench_engine;
+mod bench_perplexity;
 mod bench_prune;
 mod cache;
 mod calibrate;
