@@ -17,7 +17,13 @@ use promptyard::{
     engine::candle::{CandleModel, Chunk, ModelFiles, Rows, Workspace},
 };
 
-const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
+const MODELS: [&str; 5] = [
+    "tiny-llama",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-mistral",
+    "tiny-smollm2",
+];
 /// Largest difference of a logit; logits reach 20, and both sides compute in f32.
 const TOLERANCE: f32 = 1e-4;
 /// The same where weights and the inputs of products are rounded to bf16, which keeps 8 bits.
