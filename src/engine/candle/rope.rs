@@ -27,6 +27,11 @@ impl RopeTable {
         }
     }
 
+    /// The cosines and the sines, `[position][pair]`.
+    pub(super) fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
+        (self.cosines, self.sines)
+    }
+
     /// Turns one head's values in place; the first half holds the pairs' first values.
     pub(super) fn turn(&self, head: &mut [f32], position: usize) {
         let at = position * self.half..(position + 1) * self.half;
