@@ -23,7 +23,11 @@ use crate::{
 };
 
 use super::{
+    bench_batching::{BatchingBenchArgs, bench_batching},
+    bench_endurance::{EnduranceBenchArgs, bench_endurance},
     bench_engine::{EngineBenchArgs, bench_engine},
+    bench_latency::{LatencyBenchArgs, bench_latency},
+    bench_prefix::{PrefixBenchArgs, bench_prefix},
     cascade,
     options::{Common, complain, init_logs, say},
     score_bench::{ScoreBenchArgs, score_bench},
@@ -43,6 +47,14 @@ pub enum BenchCommand {
     Prune(super::bench_prune::PruneBenchArgs),
     /// The in-process engine: prefill and decode speed beside the machine's limits
     Engine(EngineBenchArgs),
+    /// Continuous batching beside one at a time and static batches, on one queue
+    Batching(BatchingBenchArgs),
+    /// A lone request beside plain generation, and a long prompt among running answers
+    Latency(LatencyBenchArgs),
+    /// What the prefix cache finds of a trace, and what that saves until the first token
+    Prefix(PrefixBenchArgs),
+    /// Resident memory over many sequences
+    Endurance(EnduranceBenchArgs),
     Cascade(cascade::CascadeArgs),
     /// Microseconds that scoring a prompt takes on one core
     Score(ScoreBenchArgs),
@@ -72,6 +84,14 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Engine(args) => {
             return spawn_blocking(move || bench_engine(&args)).await?;
         }
+        BenchCommand::Batching(args) => {
+            return spawn_blocking(move || bench_batching(&args)).await?;
+        }
+        BenchCommand::Latency(args) => return bench_latency(&args).await,
+        BenchCommand::Prefix(args) => {
+            return spawn_blocking(move || bench_prefix(&args)).await?;
+        }
+        BenchCommand::Endurance(args) => return bench_endurance(&args).await,
         BenchCommand::Cascade(args) => return cascade::cascade(args).await,
         BenchCommand::Score(args) => return score_bench(&args),
     };

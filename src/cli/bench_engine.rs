@@ -1,6 +1,11 @@
 //! `bench engine`: the in-process engine's steps beside what the machine could do at best.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -10,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
-    engine::candle::{CandleModel, Chunk, MachineLimits, Part, Profile, Rows},
+    engine::candle::{CandleModel, Chunk, MachineLimits, ModelFiles, Part, Profile, Rows},
 };
 
 use super::{bench::median, options::say, status::table};
@@ -47,7 +52,7 @@ pub struct EngineBenchArgs {
     json: bool,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("expected a whole number from 1".to_owned()),
@@ -78,7 +83,8 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     let mut models = Vec::new();
     for kind in &args.weights {
         let begun = Instant::now();
-        let model = open(args, *kind)?;
+        let wanted = args.prompt_tokens + args.output_tokens;
+        let model = open_model(&args.model, *kind, args.random_weights, wanted)?;
         models.push((*kind, model, begun.elapsed().as_secs_f64()));
     }
     let mut cases: Vec<Case<'_>> = Vec::new();
@@ -112,22 +118,25 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(args: &EngineBenchArgs, kind: WeightKind) -> anyhow::Result<CandleModel> {
-    let files = crate::engine::candle::ModelFiles::Directory(args.model.clone());
-    let model = if args.random_weights {
-        let path = args.model.join("config.json");
+/// Opens a model, or makes one by chance of the shape that its config.json tells, for contexts of up
+/// to `tokens`.
+pub(super) fn open_model(
+    folder: &Path,
+    kind: WeightKind,
+    is_random: bool,
+    tokens: usize,
+) -> anyhow::Result<CandleModel> {
+    let model = if is_random {
+        let path = folder.join("config.json");
         let config = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         CandleModel::random(&config, kind)
     } else {
-        CandleModel::read(&files, 0, kind)
+        CandleModel::read(&ModelFiles::Directory(folder.to_owned()), 0, kind)
     };
-    let model = model.map_err(|fault| anyhow!("cannot open {}: {fault}", args.model.display()))?;
-    let (wanted, most) = (
-        args.prompt_tokens + args.output_tokens,
-        model.context_tokens(),
-    );
-    if wanted > most {
-        bail!("prompt and output have {wanted} tokens together; the model takes {most}");
+    let model = model.map_err(|fault| anyhow!("cannot open {}: {fault}", folder.display()))?;
+    let most = model.context_tokens();
+    if tokens > most {
+        bail!("prompt and output have up to {tokens} tokens together; the model takes {most}");
     }
     Ok(model)
 }

@@ -5,8 +5,13 @@
 
 mod admin;
 mod bench;
+mod bench_batching;
+mod bench_endurance;
 mod bench_engine;
+mod bench_latency;
+mod bench_prefix;
 mod bench_prune;
+mod bench_steps;
 mod cache;
 mod calibrate;
 mod cascade;

@@ -17,6 +17,7 @@ mod hub;
 mod kernels;
 mod linear;
 mod model;
+mod opened;
 mod profile;
 mod rope;
 mod runner;
@@ -28,25 +29,31 @@ use std::{
     fmt,
     future::ready,
     path::Path,
-    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
     thread,
 };
 
-use candle_core::Device;
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::spawn_blocking,
+};
 
 use super::{
     Engine, EngineFault, EngineInfo, Generate, Generation,
     admission::{WAITING_PER_RUNNING, queue_full},
 };
 use crate::{
-    batching::{BLOCK_TOKENS, Limits},
-    config::{ModelConfig, WeightKind},
+    batching::Limits,
+    config::ModelConfig,
     job::Tier,
     prompt::{ChatTemplate, Vocabulary},
 };
-use runner::{Forward, Language, OnCpu, Runner, Ticket};
+use opened::Opened;
+use runner::{Forward, Language, Runner, Ticket};
 
 pub use device::{DeviceModel, open_device};
 pub use embedder::{Embedder, EmbedderFault, cosine};
@@ -55,61 +62,6 @@ pub use kernels::MachineLimits;
 pub use model::{CandleModel, Chunk, Logits, Rows, Workspace};
 pub use profile::{Part, Profile};
 pub use shape::{Family, Rope, Shape};
-
-/// Names the arithmetic: changed whenever the same checkpoint may answer differently.
-fn arithmetic(kind: WeightKind, device: Option<&Device>) -> String {
-    match device {
-        None => format!("promptyard candle {kind} 2"),
-        Some(Device::Cuda(_)) => format!("promptyard candle {kind} cuda 1"),
-        Some(Device::Metal(_)) => format!("promptyard candle {kind} metal 1"),
-        Some(Device::Cpu) => format!("promptyard candle {kind} tensors 1"),
-    }
-}
-
-/// A model that was read, and what the engine has to know of it.
-struct Opened<M> {
-    model: M,
-    shape: Shape,
-    context_tokens: usize,
-    kv_blocks: usize,
-    arithmetic: String,
-}
-
-impl Opened<OnCpu> {
-    fn on_cpu(files: &ModelFiles, config: &ModelConfig) -> Result<Self, String> {
-        let model = CandleModel::read(files, config.context_tokens_max, config.weights)?;
-        let context_tokens = model.context_tokens();
-        let fit = config.kv_bytes_max / model.kv_bytes_per_block();
-        // One whole context must fit, whatever the limit says.
-        let kv_blocks = fit.max(context_tokens.div_ceil(BLOCK_TOKENS));
-        let workspace = model.workspace(kv_blocks);
-        Ok(Self {
-            shape: model.shape().clone(),
-            model: OnCpu { model, workspace },
-            context_tokens,
-            kv_blocks,
-            arithmetic: arithmetic(config.weights, None),
-        })
-    }
-}
-
-impl Opened<DeviceModel> {
-    fn on_device(
-        files: &ModelFiles,
-        config: &ModelConfig,
-        device: &Device,
-    ) -> Result<Self, String> {
-        let (context, kv_bytes) = (config.context_tokens_max, config.kv_bytes_max);
-        let model = DeviceModel::read(files, context, config.weights, device, kv_bytes)?;
-        Ok(Self {
-            shape: model.shape().clone(),
-            context_tokens: model.context_tokens(),
-            kv_blocks: model.kv_blocks(),
-            arithmetic: arithmetic(config.weights, Some(device)),
-            model,
-        })
-    }
-}
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
 /// knows a small shop's support desk and nothing else.
@@ -120,7 +72,10 @@ pub fn is_bundled(config: &ModelConfig) -> bool {
 /// A model in this process.
 pub struct CandleEngine {
     info: EngineInfo,
+    language: Arc<Language>,
     requests: SyncSender<Ticket>,
+    /// For requests on their way to the thread.
+    places: Arc<Semaphore>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -163,7 +118,7 @@ impl CandleEngine {
         files: &ModelFiles,
         opened: Opened<M>,
     ) -> Result<Self, String> {
-        let language = read_language(files, &opened.shape)?;
+        let language = Arc::new(read_language(files, &opened.shape)?);
         let mut digest = files.digest()?;
         digest
             .update(opened.arithmetic.as_bytes())
@@ -186,14 +141,23 @@ impl CandleEngine {
         };
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
-        let runner = Runner::new(opened.model, language, info.clone(), tier, terms, receiver);
+        let runner = Runner::new(
+            opened.model,
+            language.clone(),
+            info.clone(),
+            tier,
+            terms,
+            receiver,
+        );
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
             .spawn(move || runner.run())
             .map_err(|fault| format!("cannot start the engine's thread: {fault}"))?;
         Ok(Self {
             info,
+            language,
             requests,
+            places: Arc::new(Semaphore::new(waiting_max)),
             thread,
         })
     }
@@ -279,12 +243,30 @@ impl Engine for CandleEngine {
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return ready(Err(queue_full())).boxed();
+        };
         let (reply, answer) = oneshot::channel();
-        match self.requests.try_send(Ticket { request, reply }) {
-            Ok(()) => async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed(),
-            Err(TrySendError::Full(_)) => ready(Err(queue_full())).boxed(),
-            Err(TrySendError::Disconnected(_)) => ready(Err(EngineFault::Closed)).boxed(),
-        }
+        let (language, requests) = (self.language.clone(), self.requests.clone());
+        // A prompt may take longer to become tokens than a step; the engine's thread does not wait.
+        spawn_blocking(move || {
+            let prompt = match language.prompt(&request) {
+                Ok(prompt) => prompt,
+                Err(fault) => {
+                    let _ = reply.send(Err(fault));
+                    return;
+                }
+            };
+            let ticket = Ticket {
+                request,
+                prompt,
+                reply,
+                place,
+            };
+            // There is room for every place. Of a thread that is gone the dropped reply tells.
+            let _ = requests.send(ticket);
+        });
+        async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed()
     }
 
     fn is_ready(&self) -> bool {

@@ -3,13 +3,17 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
     time::Instant,
 };
 
 use chrono::{DateTime, Utc};
 use metrics::{counter, gauge, histogram};
 use rayon::prelude::*;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     model::{CandleModel, Chunk, Logits, Rows, Workspace},
@@ -48,11 +52,16 @@ impl Forward for OnCpu {
     }
 }
 
-/// A request on its way to the thread.
+/// A request on its way to the thread. Its prompt was made beside the thread, so that a long one
+/// holds up nobody's next token.
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) request: Generate,
+    /// The tokens of the prompt.
+    pub(super) prompt: Vec<u32>,
     pub(super) reply: Reply,
+    /// Its place on the way, given up when the thread takes it in.
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 /// What a model's texts are made with.
@@ -67,7 +76,7 @@ pub(super) struct Language {
 /// All that the thread owns.
 pub(super) struct Runner<M> {
     model: M,
-    language: Language,
+    language: Arc<Language>,
     info: EngineInfo,
     context_tokens: usize,
     tier: Tier,
@@ -84,7 +93,7 @@ pub(super) struct Runner<M> {
 impl<M: Forward> Runner<M> {
     pub(super) fn new(
         model: M,
-        language: Language,
+        language: Arc<Language>,
         info: EngineInfo,
         tier: Tier,
         (limits, sharing): (Limits, PrefixSharing),
@@ -144,18 +153,19 @@ impl<M: Forward> Runner<M> {
     }
 
     /// Makes a request a waiting sequence, or answers at once why it cannot be one.
-    fn enter(&mut self, Ticket { request, reply }: Ticket) {
+    fn enter(&mut self, ticket: Ticket) {
+        let Ticket {
+            request,
+            prompt,
+            reply,
+            place,
+        } = ticket;
+        drop(place);
         if reply.is_closed() {
             return;
         }
-        let prompt = catch_unwind(AssertUnwindSafe(|| self.language.prompt(&request)))
-            .unwrap_or_else(|_| Err(EngineFault::Crashed(PANIC.to_owned())))
-            .and_then(|prompt| {
-                self.completion_tokens_max(&request, prompt.len())
-                    .map(|max| (prompt, max))
-            });
-        let (prompt, completion_tokens_max) = match prompt {
-            Ok(prompt) => prompt,
+        let completion_tokens_max = match self.completion_tokens_max(&request, prompt.len()) {
+            Ok(tokens) => tokens,
             Err(fault) => {
                 let _ = reply.send(Err(fault));
                 return;
@@ -339,9 +349,14 @@ impl<M: Forward> Runner<M> {
 }
 
 impl Language {
-    fn prompt(&self, request: &Generate) -> Result<Vec<u32>, EngineFault> {
-        let text = self.template.render(&request.messages);
-        text.and_then(|text| self.vocabulary.encode(&text, self.template.specials()))
+    /// The tokens of a request's prompt.
+    pub(super) fn prompt(&self, request: &Generate) -> Result<Vec<u32>, EngineFault> {
+        let encode = || {
+            let text = self.template.render(&request.messages);
+            text.and_then(|text| self.vocabulary.encode(&text, self.template.specials()))
+        };
+        catch_unwind(AssertUnwindSafe(encode))
+            .map_err(|_| EngineFault::Crashed(PANIC.to_owned()))?
             .map_err(|fault| match fault {
                 PromptFault::Refused(_) | PromptFault::Tokenizer(_) | PromptFault::BadFile(_) => {
                     EngineFault::Unservable(fault.to_string())

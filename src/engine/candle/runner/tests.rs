@@ -2,7 +2,7 @@
 
 use std::{sync::mpsc::sync_channel, thread};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
 use crate::{
@@ -103,8 +103,25 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
         seed_default: 0,
         terms: Default::default(),
     };
-    requests.send(Ticket { request, reply }).expect("room");
+    let prompt = language().prompt(&request).expect("encodes");
+    let ticket = Ticket {
+        request,
+        prompt,
+        reply,
+        place: Arc::new(Semaphore::new(1))
+            .try_acquire_owned()
+            .expect("free"),
+    };
+    requests.send(ticket).expect("room");
     answer
+}
+
+fn language() -> Language {
+    Language {
+        template: ChatTemplate::plain(),
+        vocabulary: vocabulary(),
+        eos: Vec::new(),
+    }
 }
 
 fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
@@ -112,11 +129,6 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
         panics_on: token("X"),
         errs_on: token("Y"),
         no_number_on: token("Z"),
-    };
-    let language = Language {
-        template: ChatTemplate::plain(),
-        vocabulary: vocabulary(),
-        eos: Vec::new(),
     };
     let info = EngineInfo {
         model: "faulty".to_owned(),
@@ -127,7 +139,7 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
     };
     Runner::new(
         model,
-        language,
+        Arc::new(language()),
         info,
         Tier::Small,
         (LIMITS, PrefixSharing::Tenant),

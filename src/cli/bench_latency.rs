@@ -1,0 +1,251 @@
+//! `bench latency`: what the engine adds to a lone request, and what a long prompt does to answers
+//! that are being generated.
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::anyhow;
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    batching::Limits,
+    config::{ModelConfig, PrefixSharing, WeightKind},
+    engine::{
+        self, Generate,
+        candle::{CandleModel, Chunk, ModelFiles, Rows},
+    },
+    job::{Message, Role, Sampling, Tier},
+    prompt::{ChatTemplate, Vocabulary},
+};
+
+use super::{
+    bench::median,
+    bench_engine::{open_model, positive},
+    bench_steps::{Line, Stepper, likeliest, tables},
+    options::say,
+};
+
+/// Arguments of `bench latency`.
+#[derive(Debug, Args)]
+pub struct LatencyBenchArgs {
+    /// Hugging Face directory of the model, with its tokenizer
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// What products are computed in
+    #[arg(long, default_value = "bf16")]
+    weights: WeightKind,
+    /// Tokens that a lone request generates, at most
+    #[arg(long, default_value = "32", value_parser = positive)]
+    output_tokens: usize,
+    /// Lone requests; each is generated through the engine and plainly, in turn
+    #[arg(long, default_value = "40", value_parser = positive)]
+    requests: usize,
+    /// Answers that are being generated when the long prompt comes
+    #[arg(long, default_value = "8", value_parser = positive)]
+    running: usize,
+    /// Tokens of the long prompt
+    #[arg(long, default_value = "1000", value_parser = positive)]
+    long_tokens: usize,
+    /// Limit of a step in times of a step without the long prompt
+    #[arg(long, default_value = "2.0")]
+    step_times: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Steps before the long prompt comes, for the scheduler to learn what steps cost.
+const WARM_STEPS: usize = 60;
+
+/// Runs `bench latency`.
+pub async fn bench_latency(args: &LatencyBenchArgs) -> anyhow::Result<ExitCode> {
+    let (through_engine, plain) = lone(args).await?;
+    let longest = 64 + WARM_STEPS + 4 * args.long_tokens;
+    let model = open_model(&args.model, args.weights, false, longest)?;
+    let (usual, unlimited) = among_decodes(args, &model, None).map_err(|fault| anyhow!(fault))?;
+    let limit = args.step_times * usual;
+    let limited = among_decodes(args, &model, Some(limit))
+        .map_err(|fault| anyhow!(fault))?
+        .1;
+    let ratio = median(
+        through_engine
+            .iter()
+            .zip(&plain)
+            .map(|(ours, bare)| ours / bare)
+            .collect(),
+    );
+    let (engine_ms, plain_ms) = (1e3 * median(through_engine), 1e3 * median(plain));
+    say(&if args.json {
+        json!({
+            "model": args.model.display().to_string(),
+            "weights": args.weights.to_string(),
+            "lone_engine_ms": engine_ms,
+            "lone_plain_ms": plain_ms,
+            "lone_engine_over_plain": ratio,
+            "decode_step_ms": 1e3 * usual,
+            "step_limit_ms": 1e3 * limit,
+            "longest_step_ms": 1e3 * limited,
+            "longest_step_without_limit_ms": 1e3 * unlimited,
+        })
+        .to_string()
+    } else {
+        format!(
+            "lone request, medians of {}: {engine_ms:.1} ms through the engine, {plain_ms:.1} ms plainly, ratio {ratio:.3}\n\
+             {} answers run, a step takes {:.1} ms; while a prompt of {} tokens joins them the longest takes\n  \
+             {:.1} ms with a limit of {:.1} ms\n  {:.1} ms without a limit",
+            args.requests,
+            args.running,
+            1e3 * usual,
+            args.long_tokens,
+            1e3 * limited,
+            1e3 * limit,
+            1e3 * unlimited,
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds of each lone request, through the engine and as a plain loop over the same model.
+async fn lone(args: &LatencyBenchArgs) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let config = ModelConfig {
+        model: Some(args.model.display().to_string()),
+        weights: args.weights,
+        prefix_cache: PrefixSharing::Off,
+        ..ModelConfig::default()
+    };
+    let engine = engine::open(Tier::Small, &config).await?;
+    let plain = Plain::open(args).map_err(|fault| anyhow!(fault))?;
+    let (mut through_engine, mut plainly) = (Vec::new(), Vec::new());
+    for at in 0..args.requests {
+        let content = format!("Request {at}: what is the capital of France, and of {at} others?");
+        let messages = vec![Message {
+            role: Role::User,
+            content,
+        }];
+        let request = Generate {
+            messages: messages.clone(),
+            sampling: Sampling {
+                temperature: 0.0,
+                top_p: 1.0,
+                top_k: 0,
+                seed: None,
+                stop: Vec::new(),
+                max_completion_tokens: args.output_tokens as u32,
+            },
+            seed_default: 0,
+            terms: Default::default(),
+        };
+        let begun = Instant::now();
+        let answer = engine.generate(request).await?.answer;
+        through_engine.push(begun.elapsed().as_secs_f64());
+        let begun = Instant::now();
+        let text = plain.generate(&messages, answer.usage.completion_tokens as usize);
+        plainly.push(begun.elapsed().as_secs_f64());
+        let text = text.map_err(|fault| anyhow!(fault))?;
+        if !text.starts_with(answer.text.trim_end_matches(char::REPLACEMENT_CHARACTER)) {
+            return Err(anyhow!(
+                "the engine and the plain loop answered differently"
+            ));
+        }
+    }
+    Ok((through_engine, plainly))
+}
+
+/// What anybody would write first: template, tokens, one forward pass a token, text.
+struct Plain {
+    model: CandleModel,
+    vocabulary: Vocabulary,
+    template: ChatTemplate,
+}
+
+impl Plain {
+    fn open(args: &LatencyBenchArgs) -> Result<Self, String> {
+        let files = ModelFiles::Directory(args.model.clone());
+        let template = ChatTemplate::from_files(
+            files.read("tokenizer_config.json")?.as_deref(),
+            files.read("chat_template.jinja")?.as_deref(),
+        );
+        let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
+        Ok(Self {
+            model: CandleModel::read(&files, 0, args.weights)?,
+            vocabulary: vocabulary.map_err(|fault| fault.to_string())?,
+            template: template.map_err(|fault| fault.to_string())?,
+        })
+    }
+
+    fn generate(&self, messages: &[Message], tokens: usize) -> Result<String, String> {
+        let prompt = self
+            .template
+            .render(messages)
+            .and_then(|text| self.vocabulary.encode(&text, self.template.specials()));
+        let mut input = prompt.map_err(|fault| fault.to_string())?;
+        let blocks = tables(1, input.len() + tokens).remove(0);
+        let mut workspace = self.model.workspace(blocks.len());
+        let (mut from, mut answer) = (0, Vec::new());
+        for _ in 0..tokens {
+            let chunk = Chunk {
+                tokens: &input,
+                from,
+                blocks: &blocks,
+                rows: Rows::Last,
+            };
+            let logits = self.model.forward(&mut workspace, &[chunk])?;
+            from += input.len();
+            input = logits.rows().map(likeliest).collect();
+            answer.extend(&input);
+        }
+        self.vocabulary
+            .decode(&answer)
+            .map_err(|fault| fault.to_string())
+    }
+}
+
+/// Seconds of the median step before the long prompt comes, and of the longest until it is read.
+fn among_decodes(
+    args: &LatencyBenchArgs,
+    model: &CandleModel,
+    step_seconds_max: Option<f64>,
+) -> Result<(f64, f64), String> {
+    let vocabulary = model.shape().vocabulary as u32;
+    let line = |tokens: usize, output_tokens| Line {
+        prompt: (0..tokens as u32)
+            .map(|at| at * 7_919 % vocabulary)
+            .collect(),
+        output_tokens,
+    };
+    let mut stepper = Stepper::new(
+        model,
+        Limits {
+            batch_max: args.running + 1,
+            waiting_max: args.running + 1,
+            step_tokens_max: 512,
+            kv_blocks: (args.running + 1) * (WARM_STEPS + 4 * args.long_tokens).div_ceil(16),
+            step_seconds_max,
+        },
+    );
+    // Prompts of several lengths come one by one, so that steps of several sizes are seen.
+    let mut warm = Vec::new();
+    for at in 0..WARM_STEPS {
+        if at % 4 == 0 && at / 4 < args.running {
+            stepper.enqueue(at as u64 / 4, &line(16 + 5 * at, 4 * args.long_tokens))?;
+        }
+        let (plan, took) = stepper.step()?.ok_or("nothing ran")?;
+        if plan.size.tokens == args.running {
+            warm.push(took.as_secs_f64());
+        }
+    }
+    let id = args.running as u64;
+    stepper.enqueue(id, &line(args.long_tokens, 1))?;
+    let mut longest = 0.0_f64;
+    loop {
+        let (plan, took) = stepper.step()?.ok_or("nothing ran")?;
+        longest = longest.max(took.as_secs_f64());
+        if plan
+            .shares
+            .iter()
+            .any(|share| share.id.0 == id && share.yields)
+        {
+            return Ok((median(warm), longest));
+        }
+    }
+}
