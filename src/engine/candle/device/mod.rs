@@ -18,6 +18,7 @@ mod cuda;
 mod dense;
 #[cfg(test)]
 mod kernel_tests;
+mod layer;
 mod model;
 mod open;
 mod reference;

@@ -5,20 +5,21 @@ use candle_nn::ops::rms_norm;
 
 use super::{
     Widths,
-    attention::{Attention, HeadNorms, LayerAttention, Uploaded},
+    attention::{Attention, Uploaded},
     cuda::Kernels,
     dense::{Dense, Target},
+    layer::Layer,
     step::Step,
 };
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
     engine::candle::{
-        files::ModelFiles,
+        files::{ModelFiles, Weights},
         model::{Chunk, Logits},
         rope::RopeTable,
         runner::Forward,
-        shape::{Family, Shape},
+        shape::Shape,
     },
 };
 
@@ -35,17 +36,6 @@ pub struct DeviceModel {
     attention: Attention,
     norm: Tensor,
     head: Dense,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Tensor,
-    qkv: Dense,
-    attention: LayerAttention,
-    output: Dense,
-    mlp_norm: Tensor,
-    gate_up: Dense,
-    down: Dense,
 }
 
 impl DeviceModel {
@@ -66,24 +56,43 @@ impl DeviceModel {
             &files.require("config.json")?,
             files.read("generation_config.json")?.as_deref(),
         )?;
-        let context_tokens = match context_tokens_max {
-            0 => shape.context_tokens,
-            limit => limit.min(shape.context_tokens),
-        };
         let target = Target {
             weights: &files.weights()?,
             device,
             dtype: dtype(kind),
         };
-        Self::assemble(shape, &target, context_tokens, kv_bytes_max)
+        Self::assemble(shape, &target, context_tokens_max, kv_bytes_max)
+    }
+
+    /// A model of the shape that `config.json` tells, with random weights: for benchmarks.
+    ///
+    /// # Errors
+    /// One line when the file is not understood or the device has not the memory.
+    pub fn random(
+        config_json: &[u8],
+        kind: WeightKind,
+        device: &Device,
+        kv_bytes_max: usize,
+    ) -> std::result::Result<Self, String> {
+        let target = Target {
+            weights: &Weights::Random,
+            device,
+            dtype: dtype(kind),
+        };
+        let shape = Shape::from_json(config_json, None)?;
+        Self::assemble(shape, &target, 0, kv_bytes_max)
     }
 
     fn assemble(
         shape: Shape,
         target: &Target<'_>,
-        context_tokens: usize,
+        context_tokens_max: usize,
         kv_bytes_max: usize,
     ) -> std::result::Result<Self, String> {
+        let context_tokens = match context_tokens_max {
+            0 => shape.context_tokens,
+            limit => limit.min(shape.context_tokens),
+        };
         let widths = Widths {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
@@ -248,69 +257,6 @@ fn attention(
     })
 }
 
-impl Layer {
-    fn read(
-        target: &Target<'_>,
-        shape: &Shape,
-        widths: Widths,
-        layer: usize,
-        blocks: usize,
-    ) -> std::result::Result<Self, String> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let (query_width, kv_width) = (shape.heads * shape.head, shape.kv_heads * shape.head);
-        let qkv = [
-            (name("self_attn.q_proj"), query_width),
-            (name("self_attn.k_proj"), kv_width),
-            (name("self_attn.v_proj"), kv_width),
-        ];
-        let gate_up = [
-            (name("mlp.gate_proj"), shape.intermediate),
-            (name("mlp.up_proj"), shape.intermediate),
-        ];
-        let output = [(name("self_attn.o_proj"), shape.hidden)];
-        let down = [(name("mlp.down_proj"), shape.hidden)];
-        let norms = match shape.family {
-            Family::Qwen3 => Some(HeadNorms::read(target, &name, shape.head)?),
-            _ => None,
-        };
-        let arena = Attention::arena(widths, blocks, target.dtype, target.device);
-        let arena = arena.map_err(|fault| {
-            format!("no memory for a KV cache of {blocks} blocks of {BLOCK_TOKENS} tokens: {fault}")
-        })?;
-        Ok(Self {
-            attention_norm: target.read(&name("input_layernorm.weight"), &[shape.hidden])?,
-            qkv: Dense::read(target, &qkv, shape.hidden, shape.qkv_bias)?,
-            attention: LayerAttention {
-                norms,
-                window: shape.windows[layer].unwrap_or(0),
-                arena,
-            },
-            output: Dense::read(target, &output, query_width, shape.output_bias)?,
-            mlp_norm: target.read(&name("post_attention_layernorm.weight"), &[shape.hidden])?,
-            gate_up: Dense::read(target, &gate_up, shape.hidden, shape.mlp_bias)?,
-            down: Dense::read(target, &down, shape.intermediate, shape.mlp_bias)?,
-        })
-    }
-}
-
-impl HeadNorms {
-    fn read(
-        target: &Target<'_>,
-        name: &impl Fn(&str) -> String,
-        head: usize,
-    ) -> std::result::Result<Self, String> {
-        let home = Attention::home(target.device);
-        let read = |part: &str| {
-            let norm = target.weights.get(&name(part), &[head])?.to_device(&home);
-            norm.map_err(|fault| format!("tensor {}: {fault}", name(part)))
-        };
-        Ok(Self {
-            queries: read("self_attn.q_norm.weight")?,
-            keys: read("self_attn.k_norm.weight")?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -357,9 +303,22 @@ mod tests {
         }
     }
 
+    /// As many blocks as the bytes hold, but at least one whole context.
     #[test]
     fn the_cache_holds_its_bytes_or_one_context() {
-        let model = open("tiny-llama", 0.0);
-        assert_eq!(model.kv_blocks(), 128 / BLOCK_TOKENS);
+        assert_eq!(open("tiny-llama", 0.0).kv_blocks(), 128 / BLOCK_TOKENS);
+        let config = include_bytes!("../../../../tests/fixtures/models/tiny-llama/config.json");
+        let blocks = |kind, bytes| {
+            let model = DeviceModel::random(config, kind, &Device::Cpu, bytes);
+            model.expect("a model by chance").kv_blocks()
+        };
+        let shape = Shape::from_json(config, None).expect("the fixture is a model");
+        let values = shape.layers * 2 * shape.kv_heads * shape.head * BLOCK_TOKENS;
+        assert_eq!(blocks(WeightKind::F32, 100 * 4 * values), 100);
+        assert_eq!(blocks(WeightKind::Bf16, 100 * 2 * values + 1), 100);
+        assert_eq!(
+            blocks(WeightKind::F32, 0),
+            shape.context_tokens.div_ceil(BLOCK_TOKENS)
+        );
     }
 }
