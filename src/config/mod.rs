@@ -5,12 +5,14 @@
 //! environment itself. All faults are collected, so that one run of `promptyard config check`
 //! shows them all ([`Config::load`]).
 
+mod device;
 mod load;
 mod setting;
 mod target;
 
 use std::path::PathBuf;
 
+pub use device::DeviceKind;
 pub use load::{ConfigFault, Overrides};
 use setting::{Given, settings};
 pub use setting::{LogFormat, PrefixSharing, Secret, SecretUrl, Setting, Tiers, WeightKind};
@@ -150,6 +152,8 @@ settings! {
         api_key: Option<Secret> = None, "a string";
         /// What the in-process engine computes products in; bf16 is faster and less exact, and q8 more so.
         weights: WeightKind = WeightKind::F32, "\"f32\", \"bf16\" or \"q8\"";
+        /// Where the in-process engine computes; auto is a GPU when this binary was built for one and it is there, else the CPU.
+        device: DeviceKind = DeviceKind::Auto, "\"auto\", \"cpu\", \"cuda\" or \"metal\"";
         /// Sequences that share a step, or requests in flight to a server.
         batch_max: usize = 16, "1 to 1024", |n| (1..=1024).contains(n);
         /// Most tokens computed in one step, prefill chunks included.

@@ -3,11 +3,13 @@
 //! Comes in: conversations, through a bounded channel. Goes out: answers, each through its own
 //! one-shot channel. The thread (`runner`) owns the model (`model`), the KV cache (`arena`) and the
 //! scheduler; every step it takes in who came, drops who is not waited for any more, computes one
-//! ragged step and chooses a token for each sequence that is ready for one.
+//! ragged step and chooses a token for each sequence that is ready for one. On a GPU the model is
+//! another one (`device`); everything else is the same.
 
 mod arena;
 mod attention;
 mod bundled;
+mod device;
 mod embedder;
 mod files;
 #[cfg(feature = "hub")]
@@ -15,6 +17,7 @@ mod hub;
 mod kernels;
 mod linear;
 mod model;
+mod opened;
 mod profile;
 mod rope;
 mod runner;
@@ -44,24 +47,21 @@ use super::{
     admission::{WAITING_PER_RUNNING, queue_full},
 };
 use crate::{
-    batching::{BLOCK_TOKENS, Limits},
-    config::{ModelConfig, WeightKind},
+    batching::Limits,
+    config::ModelConfig,
     job::Tier,
     prompt::{ChatTemplate, Vocabulary},
 };
-use runner::{Language, OnCpu, Runner, Ticket};
+use opened::Opened;
+use runner::{Forward, Language, Runner, Ticket};
 
+pub use device::{DeviceModel, open_device};
 pub use embedder::{Embedder, EmbedderFault, cosine};
 pub use files::ModelFiles;
 pub use kernels::MachineLimits;
 pub use model::{CandleModel, Chunk, Logits, Rows, Workspace};
 pub use profile::{Part, Profile};
 pub use shape::{Family, Rope, Shape};
-
-/// Names the arithmetic: changed whenever the same checkpoint may answer differently.
-fn arithmetic(kind: WeightKind) -> String {
-    format!("promptyard candle {kind} 3")
-}
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
 /// knows a small shop's support desk and nothing else.
@@ -102,36 +102,53 @@ impl CandleEngine {
 
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let (name, files) = locate(tier, config.model.as_deref())?;
-        let model = CandleModel::read(&files, config.context_tokens_max, config.weights)?;
-        let language = Arc::new(read_language(&files, &model)?);
-        let context_tokens = model.context_tokens();
+        match open_device(config.device)? {
+            None => Self::start(tier, config, name, &files, Opened::on_cpu(&files, config)?),
+            Some(device) => {
+                let opened = Opened::on_device(&files, config, &device)?;
+                Self::start(tier, config, name, &files, opened)
+            }
+        }
+    }
+
+    fn start<M: Forward>(
+        tier: Tier,
+        config: &ModelConfig,
+        name: String,
+        files: &ModelFiles,
+        opened: Opened<M>,
+    ) -> Result<Self, String> {
+        let language = Arc::new(read_language(files, &opened.shape)?);
         let mut digest = files.digest()?;
         digest
-            .update(arithmetic(config.weights).as_bytes())
-            .update(&context_tokens.to_le_bytes());
+            .update(opened.arithmetic.as_bytes())
+            .update(&opened.context_tokens.to_le_bytes());
         let info = EngineInfo {
             model: config.name.clone().unwrap_or(name),
             revision: digest.finalize().to_hex()[..32].to_owned(),
-            context_tokens: Some(context_tokens),
+            context_tokens: Some(opened.context_tokens),
             batch_max: config.batch_max,
-            parameters: Some(model.shape().parameters()),
+            parameters: Some(opened.shape.parameters()),
         };
         // As many again may wait in the channel to the thread.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;
-        let kv_blocks_fit = config.kv_bytes_max / model.kv_bytes_per_block();
         let limits = Limits {
             batch_max: config.batch_max,
             waiting_max,
             step_tokens_max: config.step_tokens_max,
-            // One whole context must fit, whatever the limit says.
-            kv_blocks: kv_blocks_fit.max(context_tokens.div_ceil(BLOCK_TOKENS)),
+            kv_blocks: opened.kv_blocks,
             step_seconds_max: (config.step_ms_max > 0).then(|| config.step_ms_max as f64 / 1e3),
         };
-        let workspace = model.workspace(limits.kv_blocks);
-        let model = OnCpu { model, workspace };
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
-        let runner = Runner::new(model, language.clone(), info.clone(), tier, terms, receiver);
+        let runner = Runner::new(
+            opened.model,
+            language.clone(),
+            info.clone(),
+            tier,
+            terms,
+            receiver,
+        );
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
             .spawn(move || runner.run())
@@ -199,7 +216,7 @@ fn is_hub_name(model: &str) -> bool {
         .is_some_and(|(owner, name)| allowed(owner) && allowed(name) && revision_allowed)
 }
 
-fn read_language(files: &ModelFiles, model: &CandleModel) -> Result<Language, String> {
+fn read_language(files: &ModelFiles, shape: &Shape) -> Result<Language, String> {
     let template = ChatTemplate::from_files(
         files.read("tokenizer_config.json")?.as_deref(),
         files.read("chat_template.jinja")?.as_deref(),
@@ -207,7 +224,7 @@ fn read_language(files: &ModelFiles, model: &CandleModel) -> Result<Language, St
     let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
     let vocabulary = vocabulary.map_err(|fault| fault.to_string())?;
     // Models round their vocabulary up, so it may be larger than the tokenizer's, never smaller.
-    let (tokens, rows) = (vocabulary.len(), model.shape().vocabulary);
+    let (tokens, rows) = (vocabulary.len(), shape.vocabulary);
     if tokens > rows {
         return Err(format!(
             "tokenizer.json has {tokens} tokens, the model only {rows}"
@@ -216,7 +233,7 @@ fn read_language(files: &ModelFiles, model: &CandleModel) -> Result<Language, St
     Ok(Language {
         template: template.map_err(|fault| fault.to_string())?,
         vocabulary,
-        eos: model.shape().eos.clone(),
+        eos: shape.eos.clone(),
     })
 }
 

@@ -32,6 +32,11 @@ impl RopeTable {
         }
     }
 
+    /// The cosines and the sines, `[position][pair]`.
+    pub(super) fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
+        (self.cosines, self.sines)
+    }
+
     /// Turns the values of some heads in place; the first half of a head holds the pairs' first values.
     pub(super) fn turn(&self, heads: &mut [f32], position: usize) {
         let at = position * self.half..(position + 1) * self.half;
