@@ -126,10 +126,9 @@ fn request(temperature: f32) -> Generate {
         sampling: Sampling {
             temperature,
             top_p: 0.9,
-            top_k: 0,
-            seed: None,
             stop: vec!["\n".to_owned()],
             max_completion_tokens: 7,
+            ..Sampling::default()
         },
         seed_default: u64::MAX,
     }

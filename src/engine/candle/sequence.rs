@@ -171,6 +171,7 @@ impl Sequence {
             model: info.model.clone(),
             revision: info.revision.clone(),
             mean_logprob: signals.map(|signals| signals.mean_logprob),
+            logprobs: None,
         };
         let _ = self.reply.send(Ok(Generation {
             answer,

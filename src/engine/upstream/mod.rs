@@ -321,6 +321,7 @@ impl Server {
                 model: self.model.clone(),
                 revision,
                 mean_logprob: first.signals.map(|signals| signals.mean_logprob),
+                logprobs: None,
             },
             signals: first.signals,
             started_at,

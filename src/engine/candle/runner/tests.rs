@@ -93,12 +93,8 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
     let request = Generate {
         messages: vec![message],
         sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: None,
-            stop: Vec::new(),
             max_completion_tokens: 4,
+            ..Sampling::default()
         },
         seed_default: 0,
         terms: Default::default(),
