@@ -162,18 +162,10 @@ fn one() -> f32 {
     1.0
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands a reference over"
-)]
 fn is_one(number: &f32) -> bool {
     *number == 1.0
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands a reference over"
-)]
 fn is_zero(number: &f32) -> bool {
     *number == 0.0
 }

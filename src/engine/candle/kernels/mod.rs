@@ -8,11 +8,13 @@
 mod elementwise;
 mod isa;
 mod limits;
+mod logits;
 mod matrix;
 mod tile;
 
 pub(in crate::engine::candle) use elementwise::{Softmax, rms_norm, softmax_block, swiglu};
 pub(in crate::engine::candle) use isa::Isa;
 pub use limits::MachineLimits;
+pub(in crate::engine::candle) use logits::{highest_two, softmax_sums, softmax_weights};
 pub(in crate::engine::candle) use matrix::{Columns, Matrix, Precision, is_worth_sharing};
 pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, multiply};

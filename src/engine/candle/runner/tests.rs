@@ -103,6 +103,7 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
     let ticket = Ticket {
         request,
         prompt,
+        grammar: None,
         reply,
         place: Arc::new(Semaphore::new(1))
             .try_acquire_owned()
