@@ -41,12 +41,8 @@ fn request(content: &str, tokens: u32) -> Generate {
             content: content.to_owned(),
         }],
         sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: None,
-            stop: Vec::new(),
             max_completion_tokens: tokens,
+            ..Sampling::default()
         },
         seed_default: 11,
         terms: Default::default(),

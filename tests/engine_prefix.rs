@@ -35,12 +35,8 @@ fn request(tenant: &str, messages: Vec<Message>, tokens: u32) -> Generate {
     Generate {
         messages,
         sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: None,
-            stop: Vec::new(),
             max_completion_tokens: tokens,
+            ..Sampling::default()
         },
         seed_default: 3,
         terms: Terms {

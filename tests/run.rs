@@ -20,6 +20,8 @@ mod crashes;
 mod escalation;
 #[path = "run/faults.rs"]
 mod faults;
+#[path = "run/generation.rs"]
+mod generation;
 #[path = "run/http.rs"]
 mod http;
 #[path = "run/learning.rs"]

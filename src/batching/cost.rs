@@ -119,9 +119,10 @@ impl StepCost {
         // Elimination without exchange of rows: the matrix is positive definite.
         for at in 0..3 {
             for below in at + 1..3 {
-                let factor = rows[below][at] / rows[at][at];
-                for column in at..4 {
-                    rows[below][column] -= factor * rows[at][column];
+                let pivot = rows[at];
+                let factor = rows[below][at] / pivot[at];
+                for (value, above) in rows[below].iter_mut().zip(pivot) {
+                    *value -= factor * above;
                 }
             }
         }

@@ -3,7 +3,7 @@
 use blake3::Hasher;
 
 use crate::{
-    job::{CacheKey, CacheMode, ChatRequest, ContextMode, Tenant},
+    job::{CacheKey, CacheMode, ChatRequest, ContextMode, Sampling, Tenant},
     prompt::CONTEXT_RULES,
 };
 
@@ -17,8 +17,9 @@ const LAYOUT: &[u8] = b"promptyard-cache-2";
 /// where the large one may take over. The second kind of key stands for the final answer, so it
 /// never meets the key of a request for the small model itself.
 ///
-/// With temperature 0 the sampling parameters that cannot matter (top-p, top-k, seed) are left
-/// out, and the order of stop strings always is.
+/// With temperature 0 the sampling parameters that cannot matter (top-p, top-k, min-p, seed) are
+/// left out, and the order of stop strings always is. Log-probabilities are part of what is
+/// answered, so an answer without them is never given to a request that asks for them.
 pub fn cache_key(
     tenant: &Tenant,
     models: &[(&str, &str)],
@@ -59,7 +60,31 @@ pub fn cache_key(
     if request.options.context != ContextMode::Keep {
         hasher.update(&[request.options.context as u8, CONTEXT_RULES]);
     }
+    put_optional(&mut hasher, sampling);
     Some(CacheKey(*hasher.finalize().as_bytes()))
+}
+
+/// Adds what most requests leave at its neutral value, and nothing for those that do.
+fn put_optional(hasher: &mut Hasher, sampling: &Sampling) {
+    let mut asked = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        seed: None,
+        stop: Vec::new(),
+        max_completion_tokens: 1,
+        ..sampling.clone()
+    };
+    if sampling.temperature == 0.0 {
+        asked.min_p = 0.0;
+    }
+    if asked == Sampling::default() {
+        return;
+    }
+    // Neither a temperature (this is no number) nor a context mode begins so.
+    hasher.update(&u32::MAX.to_le_bytes());
+    let json = serde_json::to_vec(&asked).expect("a request's fields are representable in JSON");
+    put(hasher, &json);
 }
 
 /// Length first, so that no two sequences of fields run into the same bytes.
@@ -93,6 +118,9 @@ mod tests {
             r#"{ "stop": ["y","x","x"], "temperature": 0.0, "messages": [{"role":"user","content":"a"}] }"#,
             r#"{"prompt":"a","temperature":0,"stop":["x","y"],"user":"u1","seed":7,"top_p":0.5}"#,
             r#"{"prompt":"a","temperature":0,"stop":["x","y"],"promptyard":{"deadline_ms":9}}"#,
+            r#"{"prompt":"a","temperature":0,"stop":["x","y"],"min_p":0.5,"presence_penalty":0,
+                "frequency_penalty":0,"repetition_penalty":1,"logit_bias":{"7":0},"logprobs":false,
+                "top_logprobs":0,"response_format":{"type":"text"}}"#,
         ] {
             assert_eq!(key(same), base, "{same}");
         }
@@ -109,10 +137,65 @@ mod tests {
             r#"{"prompt":"a","temperature":1,"seed":1,"top_k":4}"#,
             r#"{"prompt":"a","temperature":1,"seed":1,"max_tokens":4}"#,
             r#"{"prompt":"a","temperature":1,"seed":1,"stop":"z"}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"min_p":0.1}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"repetition_penalty":1.1}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"presence_penalty":1}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"frequency_penalty":1}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"logit_bias":{"7":-1}}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"logprobs":true}"#,
+            r#"{"prompt":"a","temperature":1,"seed":1,"response_format":{"type":"json_object"}}"#,
             r#"{"prompt":"a","temperature":0}"#,
             r#"{"messages":[{"role":"system","content":"a"}],"temperature":1,"seed":1}"#,
         ] {
             assert_ne!(key(other), key(base), "{other}");
+        }
+    }
+
+    /// Two requests that differ only in one of the newer fields have keys of their own, greedy too.
+    #[test]
+    fn penalties_log_probabilities_and_formats_tell_greedy_requests_apart() {
+        let schema = |schema: &str| {
+            format!(
+                r#""response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}"#
+            )
+        };
+        let fields = [
+            r#""top_k":0"#.to_owned(),
+            r#""presence_penalty":1"#.to_owned(),
+            r#""frequency_penalty":1"#.to_owned(),
+            r#""repetition_penalty":2"#.to_owned(),
+            r#""logit_bias":{"1":1}"#.to_owned(),
+            r#""logit_bias":{"2":1}"#.to_owned(),
+            r#""logprobs":true"#.to_owned(),
+            r#""logprobs":true,"top_logprobs":1"#.to_owned(),
+            schema(r#"{"type":"object"}"#),
+            schema(r#"{"type":"array"}"#),
+        ];
+        let keys: std::collections::HashSet<_> = fields
+            .iter()
+            .map(|field| {
+                key(&format!(r#"{{"prompt":"a",{field}}}"#))
+                    .expect("greedy")
+                    .0
+            })
+            .collect();
+        assert_eq!(keys.len(), fields.len());
+    }
+
+    /// The key of a request without newer fields is what it always was: entries outlive updates.
+    #[test]
+    fn old_keys_are_kept() {
+        for (body, expected) in [
+            (
+                r#"{"prompt":"a","temperature":0,"stop":["x","y"]}"#,
+                "84122f71272914f4b6304523169add27ac21fa0b4ecfae2f175d549a2b284907",
+            ),
+            (
+                r#"{"prompt":"a","temperature":1,"seed":1}"#,
+                "5ff40f3640a8879127f0aced47dcea68d553db70a7d6d5e9914ea48ed7665a70",
+            ),
+        ] {
+            assert_eq!(key(body).expect("deterministic").to_string(), expected);
         }
     }
 

@@ -116,12 +116,8 @@ fn request(id: usize, output_tokens: usize) -> Generate {
             content,
         }],
         sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: None,
-            stop: Vec::new(),
             max_completion_tokens: output_tokens as u32,
+            ..Sampling::default()
         },
         seed_default: 0,
         terms: Default::default(),

@@ -125,12 +125,8 @@ async fn lone(args: &LatencyBenchArgs) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
         let request = Generate {
             messages: messages.clone(),
             sampling: Sampling {
-                temperature: 0.0,
-                top_p: 1.0,
-                top_k: 0,
-                seed: None,
-                stop: Vec::new(),
                 max_completion_tokens: args.output_tokens as u32,
+                ..Sampling::default()
             },
             seed_default: 0,
             terms: Default::default(),

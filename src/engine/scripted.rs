@@ -132,6 +132,11 @@ impl ScriptedEngine {
     }
 
     fn prompt_tokens(&self, request: &Generate) -> Result<usize, EngineFault> {
+        if !request.sampling.response_format.is_text() {
+            return Err(EngineFault::Unservable(
+                "response_format: a scripted engine answers by its script".to_owned(),
+            ));
+        }
         let words = |message: &Message| message.content.split_whitespace().count();
         let prompt_tokens = request.messages.iter().map(words).sum::<usize>().max(1);
         match self.info.context_tokens {
@@ -191,6 +196,7 @@ impl ScriptedEngine {
             model: self.info.model.clone(),
             revision: self.info.revision.clone(),
             mean_logprob: Some(-f32::from(digest[31]) / 256.0),
+            logprobs: None,
         }
     }
 }
@@ -304,12 +310,8 @@ mod tests {
                 content: content.to_owned(),
             }],
             sampling: Sampling {
-                temperature: 0.0,
-                top_p: 1.0,
-                top_k: 0,
-                seed: None,
-                stop: Vec::new(),
                 max_completion_tokens: 100,
+                ..Sampling::default()
             },
             seed_default: 1,
             terms: Default::default(),

@@ -1,11 +1,13 @@
 //! The fields of a chat-completions body, each checked with words a person can act on.
 
+mod sampling;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
     Reason, Tenant,
-    request::{ChatRequest, Message, ModelChoice, Options, RequestLimits, Role, Sampling},
+    request::{ChatRequest, Message, ModelChoice, Options, RequestLimits, Role},
 };
 
 /// Fields that OpenAI clients send and that do not change an answer here.
@@ -51,7 +53,9 @@ impl Fields {
         if let Some(field) = self.object.keys().next() {
             return Err(unknown_field(
                 field,
-                "model, messages or prompt, max_completion_tokens, temperature, top_p, top_k, seed, stop, promptyard",
+                "model, messages or prompt, max_completion_tokens, temperature, top_p, top_k, min_p, \
+                 repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, stop, \
+                 logprobs, top_logprobs, response_format, promptyard",
             ));
         }
         let request = ChatRequest {
@@ -199,105 +203,14 @@ impl Fields {
         Ok(messages)
     }
 
-    fn sampling(&mut self, limits: &RequestLimits) -> Result<Sampling, Reason> {
-        let default = limits.temperature_default;
-        let asked = match (self.take("max_completion_tokens"), self.take("max_tokens")) {
-            (Some(value), _) => Some(("max_completion_tokens", value)),
-            (None, Some(value)) => Some(("max_tokens", value)),
-            (None, None) => None,
-        };
-        let tokens_max = limits.completion_tokens_max;
-        let max_completion_tokens = match asked {
-            None => limits.completion_tokens_default,
-            Some((name, value)) => match value.as_u64() {
-                Some(tokens @ 1..) if tokens <= u64::from(tokens_max) => tokens as u32,
-                _ => {
-                    let expected = format!("an integer from 1 to {tokens_max}");
-                    return Err(wrong_value(name, &expected, &value));
-                }
-            },
-        };
-        Ok(Sampling {
-            temperature: self.number("temperature", "a number from 0 to 2", default, |t| {
-                (0.0..=2.0).contains(&t)
-            })?,
-            top_p: self.number("top_p", "a number above 0, up to 1", 1.0, |p| {
-                p > 0.0 && p <= 1.0
-            })?,
-            top_k: match self.take("top_k") {
-                None => 0,
-                Some(value) => value
-                    .as_u64()
-                    .and_then(|k| u32::try_from(k).ok())
-                    .ok_or_else(|| wrong_value("top_k", "a whole number, 0 for all", &value))?,
-            },
-            seed: match self.take("seed") {
-                None => None,
-                // Negative seeds are legal with OpenAI; their bits serve as well as any.
-                Some(value) => Some(
-                    value
-                        .as_u64()
-                        .or_else(|| value.as_i64().map(i64::cast_unsigned))
-                        .ok_or_else(|| wrong_value("seed", "an integer", &value))?,
-                ),
-            },
-            stop: self.stop()?,
-            max_completion_tokens,
-        })
-    }
-
-    fn number(
-        &mut self,
-        name: &str,
-        expected: &str,
-        default: f32,
-        accepts: impl Fn(f64) -> bool,
-    ) -> Result<f32, Reason> {
-        match self.take(name) {
-            None => Ok(default),
-            Some(value) => match value.as_f64() {
-                Some(number) if accepts(number) => Ok(number as f32),
-                _ => Err(wrong_value(name, expected, &value)),
-            },
-        }
-    }
-
-    fn stop(&mut self) -> Result<Vec<String>, Reason> {
-        const EXPECTED: &str = "a string, or up to 4 of them, none empty";
-        let stop = match self.take("stop") {
-            None => return Ok(Vec::new()),
-            Some(Value::String(stop)) => vec![stop],
-            Some(Value::Array(list)) => list
-                .into_iter()
-                .map(|item| match item {
-                    Value::String(stop) => Ok(stop),
-                    other => Err(wrong_type("stop", EXPECTED, &other)),
-                })
-                .collect::<Result<_, _>>()?,
-            Some(other) => return Err(wrong_type("stop", EXPECTED, &other)),
-        };
-        if stop.len() > 4 || stop.iter().any(String::is_empty) {
-            return Err(Reason::new(
-                "invalid_value",
-                format!("stop: expected {EXPECTED}"),
-            ));
-        }
-        Ok(stop)
-    }
-
     /// Accepts the neutral value of what this version does not do, and refuses any other.
     fn refuse_unsupported(&mut self) -> Result<(), Reason> {
         type IsNeutral = fn(&Value) -> bool;
-        let neutral: [(&str, IsNeutral); 9] = [
+        let neutral: [(&str, IsNeutral); 4] = [
             ("n", |v| v.as_u64() == Some(1)),
             ("stream", |v| v == &Value::Bool(false)),
             ("stream_options", |_| false),
-            ("logprobs", |v| v == &Value::Bool(false)),
-            ("frequency_penalty", |v| v.as_f64() == Some(0.0)),
-            ("presence_penalty", |v| v.as_f64() == Some(0.0)),
-            ("logit_bias", |v| v.as_object().is_some_and(Map::is_empty)),
             ("tools", |v| v.as_array().is_some_and(Vec::is_empty)),
-            ("response_format", |v| v["type"] == "text"),
         ];
         for (name, is_neutral) in neutral {
             if let Some(value) = self.take(name)

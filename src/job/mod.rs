@@ -5,9 +5,11 @@
 //! It never does I/O.
 
 mod body;
+pub mod logprobs;
 mod pair;
 pub mod record;
 pub mod request;
+pub mod sampling;
 pub mod signals;
 pub mod submission;
 
@@ -17,12 +19,13 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use logprobs::{Likelihood, TokenLogprob};
 pub use pair::{Pair, ServedModel};
 pub use record::{Answer, AnswerSource, ContextSavings, FinishReason, JobRecord, Usage};
 pub use request::{
     CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
-    Sampling,
 };
+pub use sampling::{NamedSchema, ResponseFormat, Sampling};
 pub use signals::{DistributionSignals, Signals};
 pub use submission::{Rejection, Submission};
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{JobId, JobState, Reason, ReplyTo, Tenant, Tier};
+use super::{JobId, JobState, Reason, ReplyTo, Tenant, Tier, TokenLogprob};
 
 /// Why generation stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,10 @@ pub struct Answer {
     pub revision: String,
     /// Mean log-probability of the generated tokens (natural logarithm), where the engine gives it.
     pub mean_logprob: Option<f32>,
+    /// Each generated token's log-probability, where the request asked for it and the engine
+    /// gives it; the end-of-sequence token, which has no text, is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenLogprob>>,
 }
 
 /// How a job came by its answer.
@@ -199,7 +203,7 @@ impl JobRecord {
             "choices": [{
                 "index": 0,
                 "message": {"role": "assistant", "content": answer.text},
-                "logprobs": null,
+                "logprobs": answer.logprobs.as_ref().map(|content| json!({"content": content})),
                 "finish_reason": answer.finish_reason.as_str(),
             }],
             "usage": {

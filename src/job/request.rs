@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Tenant;
+use super::{Sampling, Tenant};
 
 /// Who speaks in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,31 +72,6 @@ impl From<&str> for ModelChoice {
             "large" => Self::Large,
             name => Self::Named(name.to_owned()),
         }
-    }
-}
-
-/// How tokens are chosen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// 0 is greedy; up to 2.
-    pub temperature: f32,
-    /// Nucleus: the smallest set of tokens whose probability reaches this; 0 < p ≤ 1.
-    pub top_p: f32,
-    /// Keep only this many of the likeliest tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Makes sampling repeatable.
-    pub seed: Option<u64>,
-    /// Generation ends before the first of these.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stop: Vec<String>,
-    /// Most tokens to generate.
-    pub max_completion_tokens: u32,
-}
-
-impl Sampling {
-    /// True when the same request always gets the same answer, so that an answer may be reused.
-    pub fn is_deterministic(&self) -> bool {
-        self.temperature == 0.0 || self.seed.is_some()
     }
 }
 
@@ -198,9 +173,7 @@ impl ChatRequest {
         if !self.options.tags.is_empty() {
             body["promptyard"]["tags"] = Value::from(self.options.tags.clone());
         }
-        if !self.sampling.stop.is_empty() {
-            body["stop"] = Value::from(self.sampling.stop.clone());
-        }
+        self.sampling.write_optional(&mut body);
         body
     }
 }

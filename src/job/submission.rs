@@ -227,6 +227,31 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_generation_survives_being_written_and_read_again() {
+        let body = r#"{"prompt":"a","temperature":0.5,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,
+            "frequency_penalty":2,"logit_bias":{"50256":-100,"7":0.25,"8":0},"logprobs":true,"top_logprobs":3,
+            "response_format":{"type":"json_schema","json_schema":{"name":"reply","strict":true,
+                "description":"for the model","schema":{"type":"object","properties":{"b":{},"a":{}}}}}}"#;
+        let read = parse(body).expect("valid");
+        let sampling = &read.request.sampling;
+        assert_eq!(
+            sampling.logit_bias.clone().into_iter().collect::<Vec<_>>(),
+            [(7, 0.25), (50256, -100.0)]
+        );
+        assert_eq!(sampling.logprobs, Some(3));
+        let tenant = Tenant::default();
+        let again = parse(&read.request.to_body(&tenant).to_string()).expect("valid again");
+        assert_eq!(again.request, read.request);
+        let stored = serde_json::to_string(&read.request).expect("JSON");
+        let stored = serde_json::from_str(&stored).expect("what was written");
+        assert_eq!(read.request, stored);
+        let none = parse(
+            r#"{"prompt":"a","logprobs":false,"top_logprobs":null,"response_format":{"type":"text"}}"#,
+        );
+        assert_eq!(none, parse(r#"{"prompt":"a"}"#));
+    }
+
+    #[test]
     fn names_each_fault() {
         for (body, expected) in [
             ("{", "invalid_json"),
@@ -286,10 +311,51 @@ mod tests {
                 r#"{"prompt":"a","stop":["a","b","c","d","e"]}"#,
                 "invalid_value",
             ),
+            (r#"{"prompt":"a","min_p":1.5}"#, "invalid_value"),
+            (r#"{"prompt":"a","repetition_penalty":0}"#, "invalid_value"),
+            (
+                r#"{"prompt":"a","repetition_penalty":1e-60}"#,
+                "invalid_value",
+            ),
+            (r#"{"prompt":"a","presence_penalty":2.5}"#, "invalid_value"),
+            (r#"{"prompt":"a","frequency_penalty":"x"}"#, "invalid_value"),
+            (r#"{"prompt":"a","logit_bias":[]}"#, "invalid_type"),
+            (r#"{"prompt":"a","logit_bias":{"a":1}}"#, "invalid_value"),
+            (r#"{"prompt":"a","logit_bias":{"1":101}}"#, "invalid_value"),
+            (r#"{"prompt":"a","logprobs":1}"#, "invalid_type"),
+            (r#"{"prompt":"a","top_logprobs":2}"#, "invalid_value"),
+            (
+                r#"{"prompt":"a","logprobs":true,"top_logprobs":21}"#,
+                "invalid_value",
+            ),
+            (r#"{"prompt":"a","response_format":"json"}"#, "invalid_type"),
+            (
+                r#"{"prompt":"a","response_format":{"type":"xml"}}"#,
+                "invalid_value",
+            ),
+            (
+                r#"{"prompt":"a","response_format":{"type":"text","schema":{}}}"#,
+                "unknown_field",
+            ),
+            (
+                r#"{"prompt":"a","response_format":{"type":"json_schema"}}"#,
+                "missing_field",
+            ),
+            (
+                r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}}"#,
+                "invalid_value",
+            ),
+            (
+                r#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"a","schema":[]}}}"#,
+                "invalid_type",
+            ),
         ] {
             assert_eq!(code(body), expected, "{body}");
         }
         let limits = RequestLimits::default();
+        let many: Map<_, _> = (0..1025).map(|id| (id.to_string(), 1.into())).collect();
+        let many = serde_json::json!({"prompt": "a", "logit_bias": many}).to_string();
+        assert_eq!(code(&many), "invalid_value");
         let utf8 = Submission::parse(b"{\"prompt\":\"\xff\"}", &limits).expect_err("not UTF-8");
         assert_eq!(utf8.reason.code, "invalid_utf8");
         let large = vec![b' '; limits.body_bytes_max + 1];

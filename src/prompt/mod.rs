@@ -8,15 +8,18 @@
 
 pub mod clean;
 mod context;
+mod detokenizer;
 mod estimate;
 pub mod prune;
+mod spelling;
 mod template;
 mod vocabulary;
 
 pub use context::{CONTEXT_RULES, Prepared, prepare};
+pub use detokenizer::Detokenizer;
 pub use estimate::estimate_tokens;
 pub use template::{ChatTemplate, SpecialTokens};
-pub use vocabulary::{Detokenizer, Specials, Vocabulary};
+pub use vocabulary::{Specials, Vocabulary};
 
 /// Why a conversation cannot become a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

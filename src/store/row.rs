@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::job::{
     Answer, CacheKey, ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, Priority,
-    Reason, ReplyTo, RoutedJob, Tenant, Usage,
+    Reason, ReplyTo, RoutedJob, Tenant, TokenLogprob, Usage,
 };
 
 /// A value in the ledger that this version does not understand.
@@ -28,6 +28,12 @@ pub(super) fn now() -> DateTime<Utc> {
 /// A number of tokens as it was written; none is nothing.
 fn count(tokens: Option<i32>) -> u32 {
     u32::try_from(tokens.unwrap_or(0)).unwrap_or(0)
+}
+
+/// An answer's log-probabilities as they are kept; none unless they were asked for.
+pub(super) fn logprobs_json(answer: &Answer) -> Option<String> {
+    let logprobs = answer.logprobs.as_ref()?;
+    Some(serde_json::to_string(logprobs).expect("numbers and texts are representable in JSON"))
 }
 
 /// The columns of `jobs` that decide about it or are shown, and its answer's text.
@@ -73,6 +79,8 @@ pub(super) struct Row {
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
     pub text: Option<String>,
+    /// The answer's log-probabilities as JSON.
+    pub logprobs: Option<String>,
 }
 
 impl Row {
@@ -181,7 +189,22 @@ impl Row {
             model: self.model.take().unwrap_or_default(),
             revision: self.revision.take().unwrap_or_default(),
             mean_logprob: self.mean_logprob,
+            logprobs: self.take_logprobs()?,
         }))
+    }
+
+    fn take_logprobs(&mut self) -> Result<Option<Vec<TokenLogprob>>, BadRow> {
+        self.logprobs
+            .take()
+            .map(|json| serde_json::from_str(&json))
+            .transpose()
+            .map_err(|fault| self.bad(format!("its log-probabilities cannot be read: {fault}")))
+    }
+
+    /// Puts an answer's texts into the row, as the statement beside it does into `answers`.
+    pub(super) fn give(&mut self, answer: &Answer) {
+        self.text = Some(answer.text.clone());
+        self.logprobs = logprobs_json(answer);
     }
 
     pub(super) fn into_record(mut self) -> Result<JobRecord, BadRow> {

@@ -165,6 +165,7 @@ mod tests {
                 model: "m".into(),
                 revision: "1".into(),
                 mean_logprob: None,
+                logprobs: None,
             },
             signals: None,
             started_at: now,

@@ -313,10 +313,9 @@ pub fn request(temperature: f32) -> Generate {
         sampling: Sampling {
             temperature,
             top_p: 0.9,
-            top_k: 0,
-            seed: None,
             stop: vec!["\n".to_owned()],
             max_completion_tokens: 7,
+            ..Sampling::default()
         },
         seed_default: u64::MAX,
         terms: Default::default(),

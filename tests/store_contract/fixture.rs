@@ -8,7 +8,7 @@ use promptyard::{
     config::{SecretUrl, StoreConfig},
     job::{
         Answer, CacheKey, ChatRequest, ContextSavings, FinishReason, JobHead, JobId, JobRecord,
-        Priority, Reason, RequestLimits, Submission, Tenant, Tier, Usage,
+        Likelihood, Priority, Reason, RequestLimits, Submission, Tenant, Tier, TokenLogprob, Usage,
     },
     store::{
         Admission, Admitted, Claim, Claimant, Claimed, Course, Decision, Heartbeat, Route, Settled,
@@ -171,7 +171,17 @@ pub fn reason(code: &str) -> Reason {
     Reason::new(code, format!("a sentence about {code}"))
 }
 
+/// An answer; those of odd length tell log-probabilities, so that both kinds take every way.
 pub fn answer(text: &str) -> Answer {
+    let likelihood = |token: &str, logprob| Likelihood {
+        token: token.to_owned(),
+        logprob,
+        bytes: Some(token.as_bytes().to_vec()),
+    };
+    let token = TokenLogprob {
+        chosen: likelihood("a\0\u{fdd0}\"", -0.1),
+        top_logprobs: vec![likelihood("b", -1.0e-9), likelihood("\u{fffd}", -99.5)],
+    };
     Answer {
         text: text.to_owned(),
         finish_reason: FinishReason::Stop,
@@ -183,6 +193,7 @@ pub fn answer(text: &str) -> Answer {
         model: "tiny".to_owned(),
         revision: "r1".to_owned(),
         mean_logprob: Some(-0.5),
+        logprobs: (text.len() % 2 == 1).then(|| vec![token; 2]),
     }
 }
 

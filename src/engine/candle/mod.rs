@@ -24,6 +24,7 @@ mod runner;
 mod sampler;
 mod sequence;
 mod shape;
+mod structured;
 
 use std::{
     fmt,
@@ -49,11 +50,12 @@ use super::{
 use crate::{
     batching::Limits,
     config::ModelConfig,
-    job::Tier,
+    job::{Sampling, Tier},
     prompt::{ChatTemplate, Vocabulary},
 };
 use opened::Opened;
 use runner::{Forward, Language, Runner, Ticket};
+use structured::Grammars;
 
 pub use device::{DeviceModel, open_device};
 pub use embedder::{Embedder, EmbedderFault, cosine};
@@ -73,6 +75,9 @@ pub fn is_bundled(config: &ModelConfig) -> bool {
 pub struct CandleEngine {
     info: EngineInfo,
     language: Arc<Language>,
+    grammars: Arc<Grammars>,
+    /// Logits of a row: tokens that a request may name.
+    vocabulary: usize,
     requests: SyncSender<Ticket>,
     /// For requests on their way to the thread.
     places: Arc<Semaphore>,
@@ -139,6 +144,9 @@ impl CandleEngine {
             kv_blocks: opened.kv_blocks,
             step_seconds_max: (config.step_ms_max > 0).then(|| config.step_ms_max as f64 / 1e3),
         };
+        let (words, eos) = (language.vocabulary.clone(), language.eos.clone());
+        let vocabulary = opened.shape.vocabulary;
+        let grammars = Arc::new(Grammars::new(words, eos, vocabulary));
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
         let runner = Runner::new(
@@ -156,10 +164,27 @@ impl CandleEngine {
         Ok(Self {
             info,
             language,
+            grammars,
+            vocabulary,
             requests,
             places: Arc::new(Semaphore::new(waiting_max)),
             thread,
         })
+    }
+
+    /// Refuses what no token of this model can be.
+    fn check(&self, sampling: &Sampling) -> Result<(), EngineFault> {
+        let last = sampling.logit_bias.last_key_value();
+        match last.map(|(token, _)| *token) {
+            Some(token) if token as usize >= self.vocabulary => {
+                Err(EngineFault::Unservable(format!(
+                    "logit_bias names token {token}; {} has tokens 0 to {}",
+                    self.info.model,
+                    self.vocabulary.saturating_sub(1)
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -243,15 +268,24 @@ impl Engine for CandleEngine {
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        if let Err(fault) = self.check(&request.sampling) {
+            return ready(Err(fault)).boxed();
+        }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             return ready(Err(queue_full())).boxed();
         };
         let (reply, answer) = oneshot::channel();
         let (language, requests) = (self.language.clone(), self.requests.clone());
-        // A prompt may take longer to become tokens than a step; the engine's thread does not wait.
+        let grammars = self.grammars.clone();
+        // A prompt may take longer to become tokens than a step, and so may a schema to become a
+        // grammar; the engine's thread does not wait.
         spawn_blocking(move || {
-            let prompt = match language.prompt(&request) {
-                Ok(prompt) => prompt,
+            let format = &request.sampling.response_format;
+            let made = language
+                .prompt(&request)
+                .and_then(|prompt| Ok((prompt, grammars.compile(format)?)));
+            let (prompt, grammar) = match made {
+                Ok(made) => made,
                 Err(fault) => {
                     let _ = reply.send(Err(fault));
                     return;
@@ -260,6 +294,7 @@ impl Engine for CandleEngine {
             let ticket = Ticket {
                 request,
                 prompt,
+                grammar,
                 reply,
                 place,
             };

@@ -18,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     model::{CandleModel, Chunk, Logits, Rows, Workspace},
     sequence::{Reply, Sequence, Taken, Writer},
+    structured::Grammar,
 };
 use crate::{
     batching::{BLOCK_TOKENS, Limits, Plan, PrefixHash, Refusal, Request, Scheduler, SequenceId},
@@ -59,6 +60,8 @@ pub(super) struct Ticket {
     pub(super) request: Generate,
     /// The tokens of the prompt.
     pub(super) prompt: Vec<u32>,
+    /// The form that the answer must have.
+    pub(super) grammar: Option<Grammar>,
     pub(super) reply: Reply,
     /// Its place on the way, given up when the thread takes it in.
     pub(super) place: OwnedSemaphorePermit,
@@ -157,6 +160,7 @@ impl<M: Forward> Runner<M> {
         let Ticket {
             request,
             prompt,
+            grammar,
             reply,
             place,
         } = ticket;
@@ -182,7 +186,8 @@ impl<M: Forward> Runner<M> {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let tokens_max = prompt.len() + completion_tokens_max;
-        let sequence = Sequence::new(&request, prompt.len(), writer, reply);
+        let mut sequence = Sequence::new(&request, &prompt, writer, reply);
+        sequence.constrain(grammar);
         let now = self.began.elapsed();
         let left = |deadline: DateTime<Utc>| (deadline - Utc::now()).to_std().unwrap_or_default();
         let waiting = Request {
@@ -307,10 +312,8 @@ impl<M: Forward> Runner<M> {
             .collect();
         for (id, taken) in chosen {
             match taken {
-                Ok(Taken { token, end: None }) => self.scheduler.append(id, token),
-                Ok(Taken {
-                    end: Some(reason), ..
-                }) => {
+                Ok(Taken::Token(token)) => self.scheduler.append(id, token),
+                Ok(Taken::End(reason)) => {
                     let computed = self.scheduler.leave(id);
                     if let Some(sequence) = self.sequences.remove(&id) {
                         sequence.finish(reason, computed, &self.info);

@@ -3,10 +3,13 @@
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
-use super::sampler::{Choice, NotFinite, Sampler};
+use super::{
+    sampler::{Choice, NoChoice, Sampler},
+    structured::{Grammar, Progress},
+};
 use crate::{
     engine::{EngineFault, EngineInfo, Generate, Generation, signals::SignalCollector},
-    job::{Answer, FinishReason, Usage},
+    job::{Answer, FinishReason, Likelihood, TokenLogprob, Usage},
     prompt::{Detokenizer, PromptFault, Vocabulary},
 };
 
@@ -23,6 +26,8 @@ pub(super) struct Writer {
     completion_tokens: usize,
     completion_tokens_max: usize,
     signals: SignalCollector,
+    /// Kept only where they were asked for.
+    logprobs: Option<Vec<TokenLogprob>>,
 }
 
 impl Writer {
@@ -35,31 +40,55 @@ impl Writer {
             completion_tokens: 0,
             completion_tokens_max,
             signals: SignalCollector::default(),
+            logprobs: None,
         }
     }
 
-    /// Takes the next token and tells whether it was the last.
+    /// Keeps the log-probabilities of the tokens to come.
+    fn keep_logprobs(&mut self) {
+        self.logprobs = Some(Vec::new());
+    }
+
+    /// Takes the next token, after which its format stands at `progress`, and tells whether it was
+    /// the last.
     fn push(
         &mut self,
         vocabulary: &Vocabulary,
-        choice: Choice,
+        choice: &Choice,
+        progress: Progress,
     ) -> Result<Option<FinishReason>, PromptFault> {
         let token = choice.token;
         self.completion_tokens += 1;
         self.signals.push(choice.logprob, Some(choice.spread));
         let is_eos = self.eos.contains(&token);
-        let is_last = is_eos || self.completion_tokens >= self.completion_tokens_max;
+        let is_whole = is_eos || progress == Progress::Whole;
+        let is_last = is_whole
+            || progress == Progress::Stuck
+            || self.completion_tokens >= self.completion_tokens_max;
         let mut piece = String::new();
         if !is_eos {
             piece = self.detokenizer.push(vocabulary, token)?;
+            if let Some(logprobs) = &mut self.logprobs {
+                logprobs.push(told(vocabulary, choice));
+            }
         }
         if is_last {
             piece += &self.detokenizer.finish(vocabulary)?;
         }
-        if self.add(&piece) || is_eos {
+        if self.add(&piece) || is_whole {
             return Ok(Some(FinishReason::Stop));
         }
         Ok(is_last.then_some(FinishReason::Length))
+    }
+
+    /// Ends an answer that cannot go on.
+    fn cut_short(&mut self, vocabulary: &Vocabulary) -> Result<FinishReason, PromptFault> {
+        let piece = self.detokenizer.finish(vocabulary)?;
+        Ok(if self.add(&piece) {
+            FinishReason::Stop
+        } else {
+            FinishReason::Length
+        })
     }
 
     /// Adds text and cuts it before the first stop string, which may have begun in earlier pieces.
@@ -81,11 +110,32 @@ impl Writer {
     }
 }
 
-/// A token that was chosen, and whether it was the last.
+/// A token's log-probability, and those of its alternatives, in words.
+fn told(vocabulary: &Vocabulary, choice: &Choice) -> TokenLogprob {
+    let likelihood = |token: u32, logprob: f32| {
+        let bytes = vocabulary.token_bytes(token);
+        Likelihood {
+            token: String::from_utf8_lossy(bytes).into_owned(),
+            logprob,
+            bytes: Some(bytes.to_vec()),
+        }
+    };
+    let alternatives = choice.alternatives.iter();
+    TokenLogprob {
+        chosen: likelihood(choice.token, choice.logprob),
+        top_logprobs: alternatives
+            .map(|(token, logprob)| likelihood(*token, *logprob))
+            .collect(),
+    }
+}
+
+/// What came of a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Taken {
-    pub(super) token: u32,
-    pub(super) end: Option<FinishReason>,
+pub(super) enum Taken {
+    /// A token after which more come.
+    Token(u32),
+    /// The answer is over.
+    End(FinishReason),
 }
 
 /// A request that waits or runs; its tokens and blocks are with the scheduler.
@@ -94,6 +144,8 @@ pub(super) struct Sequence {
     prompt_tokens: usize,
     writer: Writer,
     sampler: Sampler,
+    /// Tells what may come next, where the answer must have a form.
+    grammar: Option<Grammar>,
     reply: Reply,
     started_at: Option<DateTime<Utc>>,
     first_token_at: Option<DateTime<Utc>>,
@@ -102,18 +154,27 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(
         request: &Generate,
-        prompt_tokens: usize,
-        writer: Writer,
+        prompt: &[u32],
+        mut writer: Writer,
         reply: Reply,
     ) -> Self {
+        if request.sampling.logprobs.is_some() {
+            writer.keep_logprobs();
+        }
         Self {
-            prompt_tokens,
+            prompt_tokens: prompt.len(),
             writer,
-            sampler: Sampler::new(&request.sampling, request.seed_default),
+            sampler: Sampler::new(&request.sampling, request.seed_default, prompt),
+            grammar: None,
             reply,
             started_at: None,
             first_token_at: None,
         }
+    }
+
+    /// Gives the answer a form that it must have.
+    pub(super) fn constrain(&mut self, grammar: Option<Grammar>) {
+        self.grammar = grammar;
     }
 
     /// False when nobody waits for the answer any more.
@@ -135,14 +196,31 @@ impl Sequence {
         vocabulary: &Vocabulary,
         logits: &[f32],
     ) -> Result<Taken, EngineFault> {
-        let choice = self.sampler.choose(logits).map_err(|NotFinite| {
-            EngineFault::Crashed("the model gave logits that are not finite".to_owned())
-        })?;
+        let crashed = |fault: PromptFault| EngineFault::Crashed(fault.to_string());
+        // Nothing allowed at all is a mask without a bit.
+        let grammar = self.grammar.as_mut();
+        let allowed = grammar.map(|grammar| grammar.allowed().unwrap_or_default());
+        let choice = match self.sampler.choose(logits, allowed.as_deref()) {
+            Ok(choice) => choice,
+            Err(NoChoice::NothingAllowed) => {
+                let end = self.writer.cut_short(vocabulary);
+                return end.map(Taken::End).map_err(crashed);
+            }
+            Err(NoChoice::NotFinite) => {
+                return Err(EngineFault::Crashed(
+                    "the model gave logits that are not finite".to_owned(),
+                ));
+            }
+        };
         self.first_token_at.get_or_insert_with(Utc::now);
-        let end = self.writer.push(vocabulary, choice);
-        Ok(Taken {
-            token: choice.token,
-            end: end.map_err(|fault| EngineFault::Crashed(fault.to_string()))?,
+        let progress = match &mut self.grammar {
+            None => Progress::Open,
+            Some(grammar) => grammar.take(choice.token),
+        };
+        let end = self.writer.push(vocabulary, &choice, progress);
+        Ok(match end.map_err(crashed)? {
+            None => Taken::Token(choice.token),
+            Some(reason) => Taken::End(reason),
         })
     }
 
@@ -171,6 +249,7 @@ impl Sequence {
             model: info.model.clone(),
             revision: info.revision.clone(),
             mean_logprob: signals.map(|signals| signals.mean_logprob),
+            logprobs: self.writer.logprobs,
         };
         let _ = self.reply.send(Ok(Generation {
             answer,
@@ -216,8 +295,10 @@ mod tests {
                     entropy: 1.0,
                     margin: 0.1,
                 },
+                alternatives: Vec::new(),
             };
-            end = writer.push(&vocabulary, choice).expect("decodes");
+            let pushed = writer.push(&vocabulary, &choice, Progress::Open);
+            end = pushed.expect("decodes");
             if end.is_some() {
                 break;
             }

@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
-    engine::{EngineFault, signals::SignalCollector},
-    job::{FinishReason, Message, Signals, Usage},
+    engine::{EngineFault, Generate, signals::SignalCollector},
+    job::{FinishReason, Likelihood, Message, Signals, TokenLogprob, Usage},
     prompt::estimate_tokens,
 };
 
@@ -49,18 +49,67 @@ enum Text {
 }
 
 /// Listed tokens with their log-probabilities. An odd list costs the signals, never the answer;
-/// what else a token has (`bytes`, `top_logprobs`) is passed over.
+/// odd `bytes` and `top_logprobs` of a token are passed over.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Logprobs {
-    Listed { content: Vec<TokenLogprob> },
+    Listed { content: Vec<Listed> },
     Other(IgnoredAny),
 }
 
 #[derive(Debug, Deserialize)]
-struct TokenLogprob {
+struct Listed {
     logprob: Option<f64>,
+    token: Option<Text>,
+    bytes: Option<Odd<Vec<u8>>>,
+    top_logprobs: Option<Odd<Vec<Listed>>>,
 }
+
+/// What is expected, or something else that is passed over.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Odd<T> {
+    Expected(T),
+    Other(IgnoredAny),
+}
+
+impl<T> Odd<T> {
+    fn expected(self) -> Option<T> {
+        match self {
+            Self::Expected(value) => Some(value),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl Listed {
+    fn logprob(&self) -> f32 {
+        self.logprob.map_or(f32::NAN, |logprob| logprob as f32)
+    }
+
+    /// The token as an answer tells it; one without a number counts as the unlikeliest that
+    /// servers write.
+    fn into_likelihood(self) -> (Likelihood, Vec<Self>) {
+        let logprob = self.logprob();
+        let likelihood = Likelihood {
+            token: match self.token {
+                Some(Text::Plain(token)) => token,
+                Some(Text::Other(_)) | None => String::new(),
+            },
+            logprob: if logprob.is_finite() {
+                logprob
+            } else {
+                LOGPROB_NONE
+            },
+            bytes: self.bytes.and_then(Odd::expected),
+        };
+        let others = self.top_logprobs.and_then(Odd::expected);
+        (likelihood, others.unwrap_or_default())
+    }
+}
+
+/// What OpenAI's API writes for a token that is out of its list.
+const LOGPROB_NONE: f32 = -9999.0;
 
 /// What a server counted; 0 and nothing are alike, since no chat is empty.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -91,6 +140,8 @@ pub(super) struct Collector {
     has_choice: bool,
     is_done: bool,
     signals: SignalCollector,
+    /// The tokens that the server lists, where the request asked for them.
+    listed: Option<Vec<TokenLogprob>>,
     /// Tokens of text and reasoning, estimated, at least one for each piece.
     written: u32,
     usage: UsageFields,
@@ -104,6 +155,8 @@ pub(super) struct Collected {
     pub(super) text: String,
     pub(super) finish_reason: FinishReason,
     pub(super) signals: Option<Signals>,
+    /// The tokens, where they were asked for and the server listed them.
+    pub(super) logprobs: Option<Vec<TokenLogprob>>,
     pub(super) usage: Usage,
     /// The server told no counts: they are estimates.
     pub(super) is_estimated: bool,
@@ -112,6 +165,14 @@ pub(super) struct Collected {
 }
 
 impl Collector {
+    /// Nothing so far, of an answer to this request.
+    pub(super) fn new(request: &Generate) -> Self {
+        Self {
+            listed: request.sampling.logprobs.map(|_| Vec::new()),
+            ..Self::default()
+        }
+    }
+
     /// Takes the next part; `written_at` is when its tokens were written, where that is known.
     pub(super) fn take(&mut self, chunk: Chunk, written_at: Option<DateTime<Utc>>) {
         if let Some(usage) = chunk.usage {
@@ -149,8 +210,15 @@ impl Collector {
             self.first_token_at = self.first_token_at.or(written_at);
         }
         for token in listed {
-            let logprob = token.logprob.map_or(f32::NAN, |logprob| logprob as f32);
-            self.signals.push(logprob, None);
+            self.signals.push(token.logprob(), None);
+            if let Some(kept) = &mut self.listed {
+                let (chosen, others) = token.into_likelihood();
+                let top_logprobs = others.into_iter().map(|other| other.into_likelihood().0);
+                kept.push(TokenLogprob {
+                    chosen,
+                    top_logprobs: top_logprobs.collect(),
+                });
+            }
         }
         self.text.push_str(&content);
         self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
@@ -212,6 +280,7 @@ impl Collector {
             text: self.text,
             finish_reason,
             signals,
+            logprobs: self.listed.filter(|listed| !listed.is_empty()),
             usage: Usage {
                 prompt_tokens,
                 prompt_tokens_computed: prompt_tokens.saturating_sub(cached),

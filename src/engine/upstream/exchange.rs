@@ -45,9 +45,9 @@ impl Server {
             let status = response.status();
             if status.is_success() {
                 let answer = if is_event_stream(&response) {
-                    read_stream(response, self.sorter()).await?
+                    read_stream(response, request, self.sorter()).await?
                 } else {
-                    let answer = read_whole(response, self.sorter()).await?;
+                    let answer = read_whole(response, request, self.sorter()).await?;
                     if dialect.stream {
                         self.learn(dialect.without_stream());
                     }
@@ -82,9 +82,13 @@ fn is_event_stream(response: &Response) -> bool {
         })
 }
 
-async fn read_stream(mut response: Response, sorter: Sorter<'_>) -> Result<Collector, Refusal> {
+async fn read_stream(
+    mut response: Response,
+    request: &Generate,
+    sorter: Sorter<'_>,
+) -> Result<Collector, Refusal> {
     let mut reader = EventReader::default();
-    let mut answer = Collector::default();
+    let mut answer = Collector::new(request);
     let mut bytes = 0;
     loop {
         let next = response.chunk();
@@ -143,13 +147,17 @@ fn take_event(answer: &mut Collector, event: &Event, sorter: Sorter<'_>) -> Resu
     Ok(())
 }
 
-async fn read_whole(response: Response, sorter: Sorter<'_>) -> Result<Collector, Refusal> {
+async fn read_whole(
+    response: Response,
+    request: &Generate,
+    sorter: Sorter<'_>,
+) -> Result<Collector, Refusal> {
     let body = read_body(response).await?;
     let chunk = parse(&body)?;
     if chunk.is_error() {
         return Err(sorted(&body, sorter));
     }
-    let mut answer = Collector::default();
+    let mut answer = Collector::new(request);
     answer.take(chunk, None);
     Ok(answer)
 }

@@ -154,6 +154,7 @@ impl Server {
                 model: self.model.clone(),
                 revision,
                 mean_logprob: answer.signals.map(|signals| signals.mean_logprob),
+                logprobs: answer.logprobs,
             },
             signals: answer.signals,
             started_at,

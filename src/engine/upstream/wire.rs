@@ -1,9 +1,14 @@
 //! What is asked: the part of OpenAI's API that chat completions need, in a server's dialect.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::refusal::ErrorBody;
-use crate::{engine::Generate, job::Message};
+use crate::{
+    engine::Generate,
+    job::{Message, ResponseFormat},
+};
 
 /// The server's list of models; vLLM tells each one's context length.
 #[derive(Debug, Deserialize)]
@@ -28,6 +33,19 @@ pub(super) struct CompletionRequest<'a> {
     /// No part of OpenAI's API; sent only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<u32>,
+    /// Nor is this, nor the next: vLLM's names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    presence_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frequency_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    logit_bias: &'a BTreeMap<u32, f32>,
+    #[serde(skip_serializing_if = "ResponseFormat::is_text")]
+    response_format: &'a ResponseFormat,
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<i64>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -40,6 +58,8 @@ pub(super) struct CompletionRequest<'a> {
     max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,11 +146,18 @@ impl<'a> CompletionRequest<'a> {
             temperature: sampling.temperature,
             top_p: sampling.top_p,
             top_k: Some(sampling.top_k).filter(|top_k| *top_k > 0),
+            min_p: Some(sampling.min_p).filter(|min_p| *min_p > 0.0),
+            repetition_penalty: Some(sampling.repetition_penalty).filter(|p| *p != 1.0),
+            presence_penalty: Some(sampling.presence_penalty).filter(|p| *p != 0.0),
+            frequency_penalty: Some(sampling.frequency_penalty).filter(|p| *p != 0.0),
+            logit_bias: &sampling.logit_bias,
+            response_format: &sampling.response_format,
             seed: (sampling.temperature > 0.0).then_some(seed as i64),
             stop: &sampling.stop,
             max_tokens: most.filter(|_| !dialect.is_openai),
             max_completion_tokens: most.filter(|_| dialect.is_openai),
             logprobs: dialect.logprobs.then_some(true),
+            top_logprobs: (sampling.logprobs).filter(|top| dialect.logprobs && *top > 0),
             stream: dialect.stream.then_some(true),
             stream_options: (dialect.stream && dialect.stream_options).then_some(StreamOptions {
                 include_usage: true,

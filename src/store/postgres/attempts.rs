@@ -14,7 +14,12 @@ use super::{
 };
 use crate::{
     job::Signals,
-    store::{Settlement, fault::Fault, row::Row, rules::Effect},
+    store::{
+        Settlement,
+        fault::Fault,
+        row::{Row, logprobs_json},
+        rules::Effect,
+    },
 };
 
 /// Writes what the attempts came to.
@@ -89,22 +94,25 @@ async fn keep_answers(
     committed: &[(&Settlement, Effect<'_>)],
 ) -> Result<(), Fault> {
     let (mut ids, mut attempts, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut logprobs = Vec::new();
     for (settlement, effect) in committed {
         if let Some(answer) = effect.kept() {
             ids.push(settlement.job.0);
             attempts.push(number(settlement.attempt));
             texts.push(encode(&answer.text));
+            logprobs.push(logprobs_json(answer));
         }
     }
     if ids.is_empty() {
         return Ok(());
     }
     sqlx::query!(
-        "insert into attempt_answers (job_id, attempt, text)
-         select * from unnest($1::uuid[], $2::int4[], $3::text[])",
+        "insert into attempt_answers (job_id, attempt, text, logprobs)
+         select * from unnest($1::uuid[], $2::int4[], $3::text[], $4::text[])",
         &ids,
         &attempts,
-        &texts as &[Cow<'_, str>]
+        &texts as &[Cow<'_, str>],
+        &logprobs as &[Option<String>]
     )
     .execute(connection)
     .await?;
@@ -127,11 +135,12 @@ pub(super) async fn fall_back(
     let rows = job_rows!(
         "with kept as (
              select distinct on (a.job_id) a.job_id, a.tier, a.model, a.revision, a.finish_reason,
-                    a.mean_logprob, a.prompt_tokens, a.prompt_tokens_computed, a.completion_tokens, t.text
+                    a.mean_logprob, a.prompt_tokens, a.prompt_tokens_computed, a.completion_tokens, t.text,
+                    t.logprobs
                from attempts a join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
               where a.job_id = any($1)
               order by a.job_id, a.attempt desc),
-         given as (insert into answers (job_id, text) select job_id, text from kept)
+         given as (insert into answers (job_id, text, logprobs) select job_id, text, logprobs from kept)
          update jobs j
             set state = 'succeeded', source = 'computed', tier = k.tier, model = k.model,
                 revision = k.revision, finish_reason = k.finish_reason, mean_logprob = k.mean_logprob,
@@ -144,7 +153,7 @@ pub(super) async fn fall_back(
            from kept k
           where j.id = k.job_id
          returning",
-        r#"k.text as "text?""#,
+        r#"k.text as "text?", k.logprobs"#,
         &ids
     )
     .fetch_all(connection)

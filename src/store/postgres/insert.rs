@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     job::{Answer, CacheKey},
-    store::{Decision, fault::Fault, rules::NewJob},
+    store::{Decision, fault::Fault, row::logprobs_json, rules::NewJob},
 };
 
 type Text<'a> = Option<Cow<'a, str>>;
@@ -288,7 +288,7 @@ pub(super) async fn write_hits(
     insert_texts(connection, &answers).await
 }
 
-/// Keeps the texts of answers.
+/// Keeps the texts of answers, and their log-probabilities where they were asked for.
 pub(super) async fn insert_texts(
     connection: &mut PgConnection,
     answers: &[(Uuid, &Answer)],
@@ -300,10 +300,16 @@ pub(super) async fn insert_texts(
         .iter()
         .map(|(id, answer)| (*id, encode(&answer.text)))
         .unzip();
+    let logprobs: Vec<_> = answers
+        .iter()
+        .map(|(_, answer)| logprobs_json(answer))
+        .collect();
     sqlx::query!(
-        "insert into answers (job_id, text) select * from unnest($1::uuid[], $2::text[])",
+        "insert into answers (job_id, text, logprobs)
+         select * from unnest($1::uuid[], $2::text[], $3::text[])",
         &ids,
-        &texts as &[Cow<'_, str>]
+        &texts as &[Cow<'_, str>],
+        &logprobs as &[Option<String>]
     )
     .execute(connection)
     .await?;

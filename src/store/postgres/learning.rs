@@ -170,7 +170,7 @@ impl PostgresStore {
         let mut connection = self.pool.acquire().await?;
         let rows = job_rows!(
             "select",
-            r#"null::text as "text?"
+            r#"null::text as "text?", null::text as logprobs
                from shadows s join jobs j on j.id = s.job_id left join jobs c on c.id = s.shadow_id
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < $1 and c.state = 'routed' and c.attempts = 0))

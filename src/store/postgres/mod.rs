@@ -262,7 +262,7 @@ async fn make_partitions(connection: &mut PgConnection) -> Result<(), Fault> {
 async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, Fault> {
     let rows = job_rows!(
         "select",
-        r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+        r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
            where j.id = any($1) order by j.id for update of j"#,
         ids
     )

@@ -29,7 +29,7 @@ impl PostgresStore {
         persistent!(self, async {
             let rows = job_rows!(
                 "select",
-                r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+                r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
                    where j.id = any($1)"#,
                 &ids
             )
@@ -52,7 +52,7 @@ impl PostgresStore {
         persistent!(self, async {
             let rows = job_rows!(
                 "select",
-                r#"a.text as "text?" from idempotency i
+                r#"a.text as "text?", a.logprobs from idempotency i
                    join jobs j on j.id = i.job_id left join answers a on a.job_id = j.id
                    where i.tenant = $1 and i.key = any($2)"#,
                 tenant.as_str(),
@@ -82,7 +82,7 @@ impl PostgresStore {
         persistent!(self, async {
             let rows = job_rows!(
                 "select",
-                r#"a.text as "text?" from jobs j left join answers a on a.job_id = j.id
+                r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
                    where j.finished_at is not null and j.finished_at >= $1 and j.shadow_of is null
                      and (j.finished_at, j.id) > ($2, $3)
                      and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
@@ -112,7 +112,7 @@ impl PostgresStore {
         let mut connection = self.pool.acquire().await?;
         let row = job_rows!(
             "select",
-            r#"null::text as "text?" from jobs j where j.id = $1"#,
+            r#"null::text as "text?", null::text as logprobs from jobs j where j.id = $1"#,
             id.0
         )
         .fetch_optional(&mut *connection)

@@ -91,7 +91,7 @@ impl PostgresStore {
         for (settlement, effect) in &committed {
             if let Some(mut row) = rows.remove(&settlement.job.0) {
                 if let Some(answer) = effect.answer {
-                    row.text = Some(answer.text.clone());
+                    row.give(answer);
                 }
                 let record = row.into_record()?;
                 records.insert((settlement.job, settlement.attempt), record);
@@ -251,7 +251,7 @@ async fn end_attempts(
            from ended n
           where j.id = n.id and j.attempts = n.attempt and j.state = 'running'
          returning",
-        r#"null::text as "text?""#,
+        r#"null::text as "text?", null::text as logprobs"#,
         &ids,
         &attempts,
         &states as &[&str],
@@ -376,7 +376,7 @@ async fn share(
                       model, revision, mean_logprob)
           where j.id = n.id and j.state = 'routed'
          returning",
-        r#"null::text as "text?""#,
+        r#"null::text as "text?", null::text as logprobs"#,
         &ids,
         &leaders,
         &c.prompt_tokens as &[Option<i32>],
@@ -397,7 +397,7 @@ async fn share(
             continue;
         };
         let mut row = decode_row(row);
-        row.text = Some(filling.answer.text.clone());
+        row.give(filling.answer);
         shared
             .entry(filling.job)
             .or_default()

@@ -12,7 +12,7 @@ use crate::{
     store::{
         Admission, Admitted, Course, StoreFault,
         fault::{Fault, persistent},
-        row::now,
+        row::{logprobs_json, now},
         rules::{self, Meeting, NewJob},
     },
 };
@@ -222,15 +222,16 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Keeps the text of an answer.
+/// Keeps the text of an answer, and its log-probabilities where they were asked for.
 pub(super) async fn insert_text(
     connection: &mut SqliteConnection,
     id: Uuid,
     answer: &Answer,
 ) -> Result<(), Fault> {
-    sqlx::query("insert into answers (job_id, text) values (?1, ?2)")
+    sqlx::query("insert into answers (job_id, text, logprobs) values (?1, ?2, ?3)")
         .bind(id)
         .bind(&answer.text)
+        .bind(logprobs_json(answer))
         .execute(connection)
         .await?;
     Ok(())

@@ -5,7 +5,12 @@ use sqlx::SqliteConnection;
 use super::find_row;
 use crate::{
     job::Signals,
-    store::{Settlement, fault::Fault, row::Row, rules::Effect},
+    store::{
+        Settlement,
+        fault::Fault,
+        row::{Row, logprobs_json},
+        rules::Effect,
+    },
 };
 
 /// Writes what the attempt came to.
@@ -43,12 +48,15 @@ pub(super) async fn write(
     .execute(&mut *connection)
     .await?;
     if let Some(answer) = effect.kept() {
-        sqlx::query("insert into attempt_answers (job_id, attempt, text) values (?1, ?2, ?3)")
-            .bind(settlement.job.0)
-            .bind(settlement.attempt)
-            .bind(&answer.text)
-            .execute(connection)
-            .await?;
+        sqlx::query(
+            "insert into attempt_answers (job_id, attempt, text, logprobs) values (?1, ?2, ?3, ?4)",
+        )
+        .bind(settlement.job.0)
+        .bind(settlement.attempt)
+        .bind(&answer.text)
+        .bind(logprobs_json(answer))
+        .execute(connection)
+        .await?;
     }
     Ok(())
 }
@@ -81,8 +89,9 @@ pub(super) async fn fall_back(connection: &mut SqliteConnection, row: Row) -> Re
         return Ok(row);
     }
     sqlx::query(
-        "insert into answers (job_id, text)
-         select job_id, text from attempt_answers where job_id = ?1 order by attempt desc limit 1",
+        "insert into answers (job_id, text, logprobs)
+         select job_id, text, logprobs from attempt_answers where job_id = ?1
+          order by attempt desc limit 1",
     )
     .bind(row.id)
     .execute(&mut *connection)

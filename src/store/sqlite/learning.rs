@@ -179,7 +179,7 @@ impl SqliteStore {
         let rows: Vec<Row> = sqlx::query_as(concat!(
             "select",
             row_columns!(),
-            "null as text
+            "null as text, null as logprobs
                from shadows s join jobs j on j.id = s.job_id left join jobs c on c.id = s.shadow_id
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < ?1 and c.state = 'routed' and c.attempts = 0))

@@ -45,7 +45,7 @@ macro_rules! select_rows {
         concat!(
             "select",
             $crate::store::sqlite::row_columns!(),
-            "a.text from jobs j left join answers a on a.job_id = j.id ",
+            "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id ",
             $rest
         )
     };

@@ -69,7 +69,7 @@ impl SqliteStore {
         let rows: Vec<Row> = sqlx::query_as(concat!(
             "select",
             row_columns!(),
-            "null as text
+            "null as text, null as logprobs
                from (select waits_for, min(id) as id from jobs
                       where waits_for is not null and state = 'routed' group by waits_for) w
                join jobs j on j.id = w.id

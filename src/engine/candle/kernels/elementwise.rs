@@ -3,14 +3,14 @@
 use super::{isa::Isa, tile::PANEL};
 
 /// Partial sums of a long sum: a vector of them at a time, in an order that does not depend on the CPU.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `e` to the power of `x`, at most 2 units in the last place off; 0 below -87.3, where f32 ends.
 ///
 /// Cephes' `expf`: the power of two is split off, the rest is a polynomial. No branch and no call,
 /// so that a loop over it becomes vector instructions.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves no bits after the point
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;

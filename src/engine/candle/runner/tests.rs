@@ -93,12 +93,8 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
     let request = Generate {
         messages: vec![message],
         sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: None,
-            stop: Vec::new(),
             max_completion_tokens: 4,
+            ..Sampling::default()
         },
         seed_default: 0,
         terms: Default::default(),
@@ -107,6 +103,7 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
     let ticket = Ticket {
         request,
         prompt,
+        grammar: None,
         reply,
         place: Arc::new(Semaphore::new(1))
             .try_acquire_owned()
