@@ -3,7 +3,9 @@
 //! Which sequence uses which block is the scheduler's business; here a block is a place. Keys and
 //! values of 32 positions lie as panels, so that attention runs at the speed of the products.
 
-use super::kernels::{Aligned, PANEL};
+use half::bf16;
+
+use super::kernels::{Aligned, PANEL, Panel, Precision, lane};
 use crate::batching::{BLOCK_TOKENS, BlockId};
 
 // A panel of keys is a block of positions.
@@ -23,45 +25,108 @@ impl Heads {
         self.head.div_ceil(PANEL)
     }
 
-    /// Floats of one head's part of a block: `[head][position]` keys, then for each panel
+    /// Numbers of one head's part of a block: `[head][position]` keys, then for each panel
     /// `[position][value]` values.
     fn part(self) -> usize {
         BLOCK_TOKENS * (self.head + self.value_panels() * PANEL)
     }
 
-    /// Floats of a block of all KV heads.
+    /// Numbers of a block of all KV heads.
     fn block(self) -> usize {
         self.kv_heads * self.part()
     }
 
-    /// Bytes that a block takes in one layer.
-    pub(super) fn bytes_per_block(self) -> usize {
-        self.block() * size_of::<f32>()
+    /// Bytes that a block takes in one layer, beside products of that precision.
+    pub(super) fn bytes_per_block(self, precision: Precision) -> usize {
+        let bytes = match precision {
+            Precision::F32 => size_of::<f32>(),
+            Precision::Bf16 | Precision::Q8 => size_of::<bf16>(),
+        };
+        self.block() * bytes
     }
 }
 
 /// Keys and values, per layer: blocks of `[kv_head][keys, then values]`.
+///
+/// Where products round their inputs, keys and values are rounded to bf16, which is finer than q8
+/// and as fine as the products otherwise: with many sequences a step reads more of them than weights.
 #[derive(Clone, Debug)]
 pub(super) struct KvArena {
-    layers: Vec<Aligned<f32>>,
+    layers: Layers,
     heads: Heads,
 }
 
+#[derive(Clone, Debug)]
+enum Layers {
+    F32(Vec<Aligned<f32>>),
+    Bf16(Vec<Aligned<u16>>),
+}
+
+/// One position's keys and values, `[kv_head][head]` each.
+struct Position<'a> {
+    slot: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl Position<'_> {
+    /// Writes them to a block of numbers made by `number`, where those of a panel lie as `lane` says.
+    fn write<T: Copy + Default>(
+        &self,
+        heads: Heads,
+        block: &mut [T],
+        number: impl Fn(f32) -> T,
+        lane: impl Fn(usize) -> usize,
+    ) {
+        if self.slot == 0 {
+            // Positions to come are read and weigh nothing, so they must hold numbers; what an
+            // earlier sequence left may be none.
+            block.fill(T::default());
+        }
+        let parts = block.chunks_exact_mut(heads.part());
+        let keys = self.keys.chunks_exact(heads.head);
+        let values = self.values.chunks_exact(heads.head);
+        for ((part, key), value) in parts.zip(keys).zip(values) {
+            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK_TOKENS);
+            let lanes = key_part.iter_mut().skip(lane(self.slot));
+            for (to, key) in lanes.step_by(BLOCK_TOKENS).zip(key) {
+                *to = number(*key);
+            }
+            let panels = value_part.chunks_exact_mut(BLOCK_TOKENS * PANEL);
+            for (panel, values) in panels.zip(value.chunks(PANEL)) {
+                for (at, value) in values.iter().enumerate() {
+                    panel[self.slot * PANEL + lane(at)] = number(*value);
+                }
+            }
+        }
+    }
+}
+
 impl KvArena {
-    /// An arena of so many blocks. Memory is taken from the system as blocks are written first.
-    pub(super) fn new(layers: usize, heads: Heads, blocks: usize) -> Self {
-        let floats = blocks * heads.block();
+    /// An arena of so many blocks, beside products of that precision. Memory is taken from the
+    /// system as blocks are written first.
+    pub(super) fn new(layers: usize, heads: Heads, precision: Precision, blocks: usize) -> Self {
+        let numbers = blocks * heads.block();
         Self {
-            layers: (0..layers).map(|_| Aligned::zeros(floats)).collect(),
+            layers: match precision {
+                Precision::F32 => {
+                    Layers::F32((0..layers).map(|_| Aligned::zeros(numbers)).collect())
+                }
+                Precision::Bf16 | Precision::Q8 => {
+                    Layers::Bf16((0..layers).map(|_| Aligned::zeros(numbers)).collect())
+                }
+            },
             heads,
         }
     }
 
     /// Blocks of a layer.
     pub(super) fn blocks(&self) -> usize {
-        self.layers
-            .first()
-            .map_or(0, |layer| layer.len() / self.heads.block())
+        let numbers = match &self.layers {
+            Layers::F32(layers) => layers.first().map(|layer| layer.len()),
+            Layers::Bf16(layers) => layers.first().map(|layer| layer.len()),
+        };
+        numbers.unwrap_or(0) / self.heads.block()
     }
 
     /// Writes the keys and values, `[kv_head][head]` each, of a position.
@@ -73,32 +138,43 @@ impl KvArena {
         values: &[f32],
     ) {
         let heads = self.heads;
-        let block = &mut self.layers[layer][block.index() * heads.block()..][..heads.block()];
-        if slot == 0 {
-            // Positions to come are read and weigh nothing, so they must hold numbers; what an
-            // earlier sequence left may be none.
-            block.fill(0.0);
-        }
-        let parts = block.chunks_exact_mut(heads.part());
-        let keys = keys.chunks_exact(heads.head);
-        let values = values.chunks_exact(heads.head);
-        for ((part, key), value) in parts.zip(keys).zip(values) {
-            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK_TOKENS);
-            let slots = key_part.iter_mut().skip(slot).step_by(BLOCK_TOKENS);
-            for (to, key) in slots.zip(key) {
-                *to = *key;
+        let place = block.index() * heads.block()..(block.index() + 1) * heads.block();
+        let position = Position { slot, keys, values };
+        match &mut self.layers {
+            Layers::F32(layers) => {
+                position.write(heads, &mut layers[layer][place], |value| value, |at| at);
             }
-            let panels = value_part.chunks_exact_mut(BLOCK_TOKENS * PANEL);
-            for (panel, value) in panels.zip(value.chunks(PANEL)) {
-                panel[slot * PANEL..][..value.len()].copy_from_slice(value);
+            Layers::Bf16(layers) => {
+                let short = |value| bf16::from_f32(value).to_bits();
+                position.write(heads, &mut layers[layer][place], short, lane);
             }
         }
     }
 
-    /// Keys and values of one head in a block.
-    pub(super) fn part(&self, layer: usize, block: BlockId, kv_head: usize) -> (&[f32], &[f32]) {
+    /// The keys of one head in a block: a panel of `head` inputs.
+    pub(super) fn keys(&self, layer: usize, block: BlockId, kv_head: usize) -> Panel<'_> {
         let from = block.index() * self.heads.block() + kv_head * self.heads.part();
-        let part = &self.layers[layer][from..][..self.heads.part()];
-        part.split_at(self.heads.head * BLOCK_TOKENS)
+        self.panel(layer, from, self.heads.head)
+    }
+
+    /// One panel of the values of one head in a block: a panel of 32 inputs.
+    pub(super) fn values(
+        &self,
+        layer: usize,
+        block: BlockId,
+        kv_head: usize,
+        panel: usize,
+    ) -> Panel<'_> {
+        let from = block.index() * self.heads.block() + kv_head * self.heads.part();
+        let values = from + BLOCK_TOKENS * (self.heads.head + panel * PANEL);
+        self.panel(layer, values, BLOCK_TOKENS)
+    }
+
+    fn panel(&self, layer: usize, from: usize, inputs: usize) -> Panel<'_> {
+        let place = from..from + inputs * PANEL;
+        match &self.layers {
+            Layers::F32(layers) => Panel::F32(&layers[layer][place]),
+            Layers::Bf16(layers) => Panel::Bf16(&layers[layer][place]),
+        }
     }
 }

@@ -7,7 +7,7 @@
 use super::{
     arena::{Heads, KvArena},
     kernels::{
-        Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, share, softmax_block,
+        Columns, Isa, PANEL, Rows, Softmax, is_worth_sharing, multiply, share, softmax_block,
     },
 };
 use crate::batching::{BLOCK_TOKENS, BlockId};
@@ -133,11 +133,11 @@ fn run(
     let first_block = queries.seen(positions.start).start / BLOCK_TOKENS;
     for block in first_block..positions.end.div_ceil(BLOCK_TOKENS) {
         let place = queries.blocks[block];
-        let (keys, values) = past.arena.part(past.layer, place, task.kv_head);
+        let keys = past.arena.keys(past.layer, place, task.kv_head);
         scratch.scores.clear();
         scratch.scores.resize(count, [0.0; PANEL]);
         let rows = Rows::F32(&scratch.queries);
-        multiply(isa, Panel::F32(keys), rows, head, &mut scratch.scores);
+        multiply(isa, keys, rows, head, &mut scratch.scores);
         for (query, scores) in scratch.scores.iter_mut().enumerate() {
             let seen = queries.seen(positions.start + query / group);
             hide(scores, block * BLOCK_TOKENS, &seen);
@@ -149,9 +149,9 @@ fn run(
             }
         }
         let weights = Rows::F32(scratch.scores.as_flattened());
-        let panels = values.chunks_exact(BLOCK_TOKENS * PANEL);
-        for (values, sums) in panels.zip(scratch.sums.chunks_exact_mut(count)) {
-            multiply(isa, Panel::F32(values), weights, BLOCK_TOKENS, sums);
+        for (panel, sums) in scratch.sums.chunks_exact_mut(count).enumerate() {
+            let values = past.arena.values(past.layer, place, task.kv_head, panel);
+            multiply(isa, values, weights, BLOCK_TOKENS, sums);
         }
     }
     for (at, sums) in scratch.sums.iter_mut().enumerate() {
@@ -177,6 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::candle::kernels::Precision;
 
     /// Softmax attention as it is defined, in f64.
     fn reference(
@@ -243,14 +244,24 @@ mod tests {
             let queries = rows(tokens, width, seed);
             let keys = rows(tokens, kv_heads * head, seed + 1);
             let values = rows(tokens, kv_heads * head, seed + 2);
-            let expected = reference(heads, &queries, &keys, &values, 0, window);
-            for isa in Isa::available() {
+            let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
+                let round = |value: &f32| half::bf16::from_f32(*value).to_f32();
+                rows.iter().map(|row| row.iter().map(round).collect()).collect()
+            };
+            let kinds = Isa::available()
+                .into_iter()
+                .flat_map(|isa| [(isa, Precision::F32), (isa, Precision::Bf16)]);
+            for (isa, precision) in kinds {
+                let expected = match precision {
+                    Precision::F32 => reference(heads, &queries, &keys, &values, 0, window),
+                    _ => reference(heads, &queries, &rounded(&keys), &rounded(&values), 0, window),
+                };
                 let mut results = Vec::new();
                 for cut in [0, (cut * tokens as f64) as usize] {
                     // Blocks lie anywhere, and an earlier user left what is no number.
                     let count = tokens.div_ceil(BLOCK_TOKENS);
                     let blocks: Vec<BlockId> = (0..count).rev().map(|at| BlockId(2 * at as u32)).collect();
-                    let mut arena = KvArena::new(1, heads, 2 * count);
+                    let mut arena = KvArena::new(1, heads, precision, 2 * count);
                     for block in 0..2 * count as u32 {
                         let rubbish = vec![f32::NAN; kv_heads * head];
                         for slot in 0..BLOCK_TOKENS {

@@ -104,6 +104,7 @@ pub struct CandleModel {
     shape: Shape,
     context_tokens: usize,
     isa: Isa,
+    precision: Precision,
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: Vec<f32>,
@@ -187,6 +188,7 @@ impl CandleModel {
             rope: RopeTable::new(&shape, context_tokens),
             embedding: Embedding::new(embedding, shape.hidden),
             isa: Isa::best(),
+            precision,
             head,
             context_tokens,
             shape,
@@ -205,7 +207,7 @@ impl CandleModel {
 
     /// Bytes of KV cache that a block of 32 tokens takes.
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_block()
+        self.shape.layers * self.heads().bytes_per_block(self.precision)
     }
 
     /// Bytes of the weights as they lie in memory.
@@ -230,7 +232,7 @@ impl CandleModel {
     /// are used first.
     pub fn workspace(&self, kv_blocks: usize) -> Workspace {
         Workspace {
-            arena: KvArena::new(self.shape.layers, self.heads(), kv_blocks),
+            arena: KvArena::new(self.shape.layers, self.heads(), self.precision, kv_blocks),
             scratch: Scratch::default(),
         }
     }

@@ -29,4 +29,4 @@ pub use limits::MachineLimits;
 pub(in crate::engine::candle) use matrix::{Matrix, Precision, gated, is_worth_sharing};
 pub(in crate::engine::candle) use rows::Ready;
 pub(in crate::engine::candle) use team::share;
-pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, multiply};
+pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, lane, multiply};
