@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::kernels::{Aligned, PANEL, Panel};
+use super::kernels::{Aligned, PANEL, Panel, Precision, lane};
 use crate::batching::{BLOCK_TOKENS, BlockId};
 
 // A panel of keys is a block of positions.
@@ -36,31 +36,24 @@ impl Heads {
         self.kv_heads * self.part()
     }
 
-    /// Bytes that a block takes in one layer.
-    pub(super) fn bytes_per_block(self, kind: KvKind) -> usize {
-        let bytes = match kind {
-            KvKind::F32 => size_of::<f32>(),
-            KvKind::Bf16 => size_of::<u16>(),
+    /// Bytes that a block takes in one layer, beside products of that precision.
+    pub(super) fn bytes_per_block(self, precision: Precision) -> usize {
+        let bytes = match precision {
+            Precision::F32 => size_of::<f32>(),
+            Precision::Bf16 | Precision::Q8 => size_of::<bf16>(),
         };
         self.block() * bytes
     }
 }
 
-/// What keys and values are kept in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KvKind {
-    /// As they were computed.
-    F32,
-    /// Rounded: attention over many sequences is bound by reading them.
-    Bf16,
-}
-
 /// Keys and values, per layer: blocks of `[kv_head][keys, then values]`.
+///
+/// Where products round their inputs, keys and values are rounded to bf16, which is finer than q8
+/// and as fine as the products otherwise: with many sequences a step reads more of them than weights.
 #[derive(Clone, Debug)]
 pub(super) struct KvArena {
     layers: Layers,
     heads: Heads,
-    blocks: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -69,24 +62,71 @@ enum Layers {
     Bf16(Vec<Aligned<u16>>),
 }
 
+/// One position's keys and values, `[kv_head][head]` each.
+struct Position<'a> {
+    slot: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl Position<'_> {
+    /// Writes them to a block of numbers made by `number`, where those of a panel lie as `lane` says.
+    fn write<T: Copy + Default>(
+        &self,
+        heads: Heads,
+        block: &mut [T],
+        number: impl Fn(f32) -> T,
+        lane: impl Fn(usize) -> usize,
+    ) {
+        if self.slot == 0 {
+            // Positions to come are read and weigh nothing, so they must hold numbers; what an
+            // earlier sequence left may be none.
+            block.fill(T::default());
+        }
+        let parts = block.chunks_exact_mut(heads.part());
+        let keys = self.keys.chunks_exact(heads.head);
+        let values = self.values.chunks_exact(heads.head);
+        for ((part, key), value) in parts.zip(keys).zip(values) {
+            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK_TOKENS);
+            let lanes = key_part.iter_mut().skip(lane(self.slot));
+            for (to, key) in lanes.step_by(BLOCK_TOKENS).zip(key) {
+                *to = number(*key);
+            }
+            let panels = value_part.chunks_exact_mut(BLOCK_TOKENS * PANEL);
+            for (panel, values) in panels.zip(value.chunks(PANEL)) {
+                for (at, value) in values.iter().enumerate() {
+                    panel[self.slot * PANEL + lane(at)] = number(*value);
+                }
+            }
+        }
+    }
+}
+
 impl KvArena {
-    /// An arena of so many blocks. Memory is taken from the system as blocks are written first.
-    pub(super) fn new(layers: usize, heads: Heads, kind: KvKind, blocks: usize) -> Self {
+    /// An arena of so many blocks, beside products of that precision. Memory is taken from the
+    /// system as blocks are written first.
+    pub(super) fn new(layers: usize, heads: Heads, precision: Precision, blocks: usize) -> Self {
         let numbers = blocks * heads.block();
-        let layers = match kind {
-            KvKind::F32 => Layers::F32((0..layers).map(|_| Aligned::zeros(numbers)).collect()),
-            KvKind::Bf16 => Layers::Bf16((0..layers).map(|_| Aligned::zeros(numbers)).collect()),
-        };
         Self {
-            layers,
+            layers: match precision {
+                Precision::F32 => {
+                    Layers::F32((0..layers).map(|_| Aligned::zeros(numbers)).collect())
+                }
+                Precision::Bf16 | Precision::Q8 => {
+                    Layers::Bf16((0..layers).map(|_| Aligned::zeros(numbers)).collect())
+                }
+            },
             heads,
-            blocks,
         }
     }
 
     /// Blocks of a layer.
     pub(super) fn blocks(&self) -> usize {
-        self.blocks
+        let numbers = match &self.layers {
+            Layers::F32(layers) => layers.first().map(|layer| layer.len()),
+            Layers::Bf16(layers) => layers.first().map(|layer| layer.len()),
+        };
+        numbers.unwrap_or(0) / self.heads.block()
     }
 
     /// Writes the keys and values, `[kv_head][head]` each, of a position.
@@ -98,28 +138,26 @@ impl KvArena {
         values: &[f32],
     ) {
         let heads = self.heads;
-        let block = block.index() * heads.block()..(block.index() + 1) * heads.block();
-        let new = New { slot, keys, values };
+        let place = block.index() * heads.block()..(block.index() + 1) * heads.block();
+        let position = Position { slot, keys, values };
         match &mut self.layers {
             Layers::F32(layers) => {
-                new.write(heads, &mut layers[layer][block], |value| value, |at| at);
+                position.write(heads, &mut layers[layer][place], |value| value, |at| at);
             }
             Layers::Bf16(layers) => {
-                let round = |value| bf16::from_f32(value).to_bits();
-                // As `Panel::Bf16` lies.
-                let place = |at: usize| at % (PANEL / 2) * 2 + at / (PANEL / 2);
-                new.write(heads, &mut layers[layer][block], round, place);
+                let short = |value| bf16::from_f32(value).to_bits();
+                position.write(heads, &mut layers[layer][place], short, lane);
             }
         }
     }
 
-    /// The keys of one head in a block.
+    /// The keys of one head in a block: a panel of `head` inputs.
     pub(super) fn keys(&self, layer: usize, block: BlockId, kv_head: usize) -> Panel<'_> {
         let from = block.index() * self.heads.block() + kv_head * self.heads.part();
-        self.panel(layer, from, self.heads.head * BLOCK_TOKENS)
+        self.panel(layer, from, self.heads.head)
     }
 
-    /// A panel of the values of one head in a block.
+    /// One panel of the values of one head in a block: a panel of 32 inputs.
     pub(super) fn values(
         &self,
         layer: usize,
@@ -127,57 +165,16 @@ impl KvArena {
         kv_head: usize,
         panel: usize,
     ) -> Panel<'_> {
-        let head = block.index() * self.heads.block() + kv_head * self.heads.part();
-        let from = head + BLOCK_TOKENS * (self.heads.head + panel * PANEL);
-        self.panel(layer, from, BLOCK_TOKENS * PANEL)
+        let from = block.index() * self.heads.block() + kv_head * self.heads.part();
+        let values = from + BLOCK_TOKENS * (self.heads.head + panel * PANEL);
+        self.panel(layer, values, BLOCK_TOKENS)
     }
 
-    fn panel(&self, layer: usize, from: usize, count: usize) -> Panel<'_> {
+    fn panel(&self, layer: usize, from: usize, inputs: usize) -> Panel<'_> {
+        let place = from..from + inputs * PANEL;
         match &self.layers {
-            Layers::F32(layers) => Panel::F32(&layers[layer][from..][..count]),
-            Layers::Bf16(layers) => Panel::Bf16(&layers[layer][from..][..count]),
-        }
-    }
-}
-
-/// What is written for one position.
-struct New<'a> {
-    slot: usize,
-    keys: &'a [f32],
-    values: &'a [f32],
-}
-
-impl New<'_> {
-    /// Writes into a block; `place` tells where in a row of a panel an output lies.
-    fn write<T: Copy + Default>(
-        &self,
-        heads: Heads,
-        block: &mut [T],
-        round: impl Fn(f32) -> T,
-        place: impl Fn(usize) -> usize,
-    ) {
-        let slot = self.slot;
-        if slot == 0 {
-            // Positions to come are read and weigh nothing, so they must hold numbers; what an
-            // earlier sequence left may be none.
-            block.fill(T::default());
-        }
-        let parts = block.chunks_exact_mut(heads.part());
-        let keys = self.keys.chunks_exact(heads.head);
-        let values = self.values.chunks_exact(heads.head);
-        for ((part, key), value) in parts.zip(keys).zip(values) {
-            let (key_part, value_part) = part.split_at_mut(heads.head * BLOCK_TOKENS);
-            let slots = key_part.iter_mut().skip(place(slot)).step_by(BLOCK_TOKENS);
-            for (to, key) in slots.zip(key) {
-                *to = round(*key);
-            }
-            let panels = value_part.chunks_exact_mut(BLOCK_TOKENS * PANEL);
-            for (panel, value) in panels.zip(value.chunks(PANEL)) {
-                let row = &mut panel[slot * PANEL..][..PANEL];
-                for (at, value) in value.iter().enumerate() {
-                    row[place(at)] = round(*value);
-                }
-            }
+            Layers::F32(layers) => Panel::F32(&layers[layer][place]),
+            Layers::Bf16(layers) => Panel::Bf16(&layers[layer][place]),
         }
     }
 }

@@ -174,11 +174,10 @@ fn hide(scores: &mut [f32; PANEL], first: usize, seen: &std::ops::Range<usize>) 
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::candle::arena::KvKind;
+    use crate::engine::candle::kernels::Precision;
 
     /// Softmax attention as it is defined, in f64.
     fn reference(
@@ -246,20 +245,23 @@ mod tests {
             let keys = rows(tokens, kv_heads * head, seed + 1);
             let values = rows(tokens, kv_heads * head, seed + 2);
             let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
-                let round = |value: &f32| bf16::from_f32(*value).to_f32();
+                let round = |value: &f32| half::bf16::from_f32(*value).to_f32();
                 rows.iter().map(|row| row.iter().map(round).collect()).collect()
             };
-            let kinds = [
-                (KvKind::F32, reference(heads, &queries, &keys, &values, 0, window)),
-                (KvKind::Bf16, reference(heads, &queries, &rounded(&keys), &rounded(&values), 0, window)),
-            ];
-            for (isa, (kind, expected)) in Isa::available().into_iter().flat_map(|isa| kinds.iter().map(move |kind| (isa, kind))) {
+            let kinds = Isa::available()
+                .into_iter()
+                .flat_map(|isa| [(isa, Precision::F32), (isa, Precision::Bf16)]);
+            for (isa, precision) in kinds {
+                let expected = match precision {
+                    Precision::F32 => reference(heads, &queries, &keys, &values, 0, window),
+                    _ => reference(heads, &queries, &rounded(&keys), &rounded(&values), 0, window),
+                };
                 let mut results = Vec::new();
                 for cut in [0, (cut * tokens as f64) as usize] {
                     // Blocks lie anywhere, and an earlier user left what is no number.
                     let count = tokens.div_ceil(BLOCK_TOKENS);
                     let blocks: Vec<BlockId> = (0..count).rev().map(|at| BlockId(2 * at as u32)).collect();
-                    let mut arena = KvArena::new(1, heads, *kind, 2 * count);
+                    let mut arena = KvArena::new(1, heads, precision, 2 * count);
                     for block in 0..2 * count as u32 {
                         let rubbish = vec![f32::NAN; kv_heads * head];
                         for slot in 0..BLOCK_TOKENS {
@@ -287,7 +289,7 @@ mod tests {
                     results.push(output);
                 }
                 prop_assert_eq!(&results[0], &results[1], "another cut, other bits on {:?}", isa);
-                for (found, expected) in results[0].iter().zip(expected) {
+                for (found, expected) in results[0].iter().zip(&expected) {
                     prop_assert!((f64::from(*found) - expected).abs() < 1e-5);
                 }
             }

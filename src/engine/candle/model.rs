@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    arena::{Heads, KvArena, KvKind},
+    arena::{Heads, KvArena},
     attention::{Past, Queries, attend},
     files::{ModelFiles, Weights},
     kernels::{Isa, Matrix, Precision, Ready, rms_norm},
@@ -103,8 +103,8 @@ struct Scratch {
 pub struct CandleModel {
     shape: Shape,
     context_tokens: usize,
-    kv: KvKind,
     isa: Isa,
+    precision: Precision,
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: Vec<f32>,
@@ -188,13 +188,9 @@ impl CandleModel {
             rope: RopeTable::new(&shape, context_tokens),
             embedding: Embedding::new(embedding, shape.hidden),
             isa: Isa::best(),
+            precision,
             head,
             context_tokens,
-            // Where products are exact, so is what they are computed from.
-            kv: match kind {
-                WeightKind::F32 => KvKind::F32,
-                WeightKind::Bf16 | WeightKind::Q8 => KvKind::Bf16,
-            },
             shape,
         })
     }
@@ -211,7 +207,7 @@ impl CandleModel {
 
     /// Bytes of KV cache that a block of 32 tokens takes.
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_block(self.kv)
+        self.shape.layers * self.heads().bytes_per_block(self.precision)
     }
 
     /// Bytes of the weights as they lie in memory.
@@ -236,7 +232,7 @@ impl CandleModel {
     /// are used first.
     pub fn workspace(&self, kv_blocks: usize) -> Workspace {
         Workspace {
-            arena: KvArena::new(self.shape.layers, self.heads(), self.kv, kv_blocks),
+            arena: KvArena::new(self.shape.layers, self.heads(), self.precision, kv_blocks),
             scratch: Scratch::default(),
         }
     }

@@ -31,4 +31,4 @@ pub(in crate::engine::candle) use logits::{highest_two, softmax_sums, softmax_we
 pub(in crate::engine::candle) use matrix::{Matrix, Precision, gated, is_worth_sharing};
 pub(in crate::engine::candle) use rows::Ready;
 pub(in crate::engine::candle) use team::share;
-pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, multiply};
+pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, lane, multiply};

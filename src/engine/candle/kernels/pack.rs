@@ -8,7 +8,7 @@ use super::{
     matrix::Precision,
     rows::Ready,
     team::{share_parts, threads},
-    tile::{GROUP, GROUP_BYTES, PANEL, Panel, Rows},
+    tile::{GROUP, GROUP_BYTES, PANEL, Panel, Rows, lane},
 };
 
 /// Packed weights; each variant as the [`Panel`] of its name, one panel after the other.
@@ -153,8 +153,8 @@ fn is_bf16(value: f32) -> bool {
 
 /// Writes 32 numbers as [`Panel::Bf16`] has them.
 fn lay_halves(to: &mut [u16], of: impl Fn(usize) -> u16) {
-    for (lane, pair) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        *pair = [of(lane), of(lane + PANEL / 2)];
+    for output in 0..PANEL {
+        to[lane(output)] = of(output);
     }
 }
 

@@ -55,6 +55,11 @@ pub(in crate::engine::candle) enum Panel<'a> {
     Bytes(&'a [u8]),
 }
 
+/// Where the value of an output lies among the 32 of a [`Panel::Bf16`].
+pub(in crate::engine::candle) fn lane(output: usize) -> usize {
+    output % 16 * 2 + output / 16
+}
+
 /// What is multiplied with a panel.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine::candle) enum Rows<'a> {
@@ -139,7 +144,7 @@ pub(in crate::engine::candle) fn multiply(
             assert!(panel.len() == inputs * PANEL && rows.len() == to.len() * inputs);
             match isa {
                 Isa::Portable => portable(rows, inputs, to, |input, output| {
-                    widen(panel[input * PANEL + output % 16 * 2 + output / 16])
+                    widen(panel[input * PANEL + lane(output)])
                 }),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => narrow::bf16(panel, rows, inputs, to),
@@ -224,7 +229,7 @@ fn portable_bytes(panel: &[u8], rows: ByteRows<'_>, groups: usize, to: &mut [[f3
         }
         let scales = scales.as_chunks::<2>().0;
         for (output, (to, sum)) in to[at / groups].iter_mut().zip(sums).enumerate() {
-            let of_weights = widen(u16::from_le_bytes(scales[output % 16 * 2 + output / 16]));
+            let of_weights = widen(u16::from_le_bytes(scales[lane(output)]));
             *to += sum as f32 * of_weights * scale;
         }
     }
