@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::yard::{Yard, extension, text};
+use crate::{
+    http::post,
+    roles::{stop, up},
+    yard::{Yard, extension, text},
+};
 
 fn file(bodies: &[(&str, Value)]) -> String {
     bodies
@@ -61,6 +65,35 @@ fn log_probabilities_are_answered_and_kept() {
         yard.number("select count(*) from answers where logprobs is not null"),
         2
     );
+}
+
+/// Over HTTP the fields are OpenAI's too, and what is wrong with one is said at once.
+#[test]
+fn the_http_interface_takes_the_same_fields() {
+    let yard = Yard::new();
+    let up = up(&yard, &[]);
+    let ask = |more: Value| {
+        let mut body = json!({"model": "small", "max_completion_tokens": 5,
+            "messages": [{"role": "user", "content": "Where is my parcel?"}]});
+        let fields = body.as_object_mut().unwrap();
+        fields.extend(more.as_object().unwrap().clone());
+        post(up.api, "/v1/chat/completions", &body)
+    };
+    let asked = ask(
+        json!({"logprobs": true, "top_logprobs": 1, "frequency_penalty": 0.5,
+        "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"5": -100}}),
+    );
+    assert_eq!(asked.status, 200, "{asked:?}");
+    let logprobs = &asked.json()["choices"][0]["logprobs"];
+    assert_eq!(logprobs["content"].as_array().unwrap().len(), 5);
+    ask(json!({"logit_bias": {"5": -101}})).is_error(400, "invalid_value");
+    ask(json!({"top_logprobs": 2})).is_error(400, "invalid_value");
+    let unknown = ask(json!({"logit_bias": {"4000000000": 1}}));
+    assert!(
+        unknown.body.contains("logit_bias names token 4000000000"),
+        "{unknown:?}"
+    );
+    stop(up);
 }
 
 /// A schema is obeyed, and one that nothing can obey ends its own line only.

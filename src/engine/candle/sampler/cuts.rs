@@ -1,7 +1,7 @@
 //! Which tokens may be drawn, with what weight, and the draw.
 //!
 //! The whole vocabulary is never sorted: the few likeliest are found by one pass with a rising
-//! threshold, and a nucleus that is not among them by halving the rest.
+//! threshold, and the end of a nucleus that is not among them in a bucket of like weights.
 
 use std::cmp::Ordering;
 
@@ -10,6 +10,10 @@ use crate::job::Sampling;
 
 /// Tokens among which a nucleus is looked for first; peaked distributions need no more.
 const NUCLEUS_FIRST: usize = 128;
+/// Buckets to which a flat distribution's tokens are dealt; the last takes all that is left.
+const BUCKETS: usize = 2048;
+/// Of them for each factor e in weight.
+const BUCKETS_PER_UNIT: f32 = 64.0;
 /// Weights that are summed together before a draw looks at them one by one.
 const BLOCK: usize = 512;
 
@@ -104,27 +108,58 @@ impl Cuts {
             first.truncate(enough);
             return first;
         }
-        let all: Vec<Rated<f32>> = (0..).zip(logits.iter().copied()).collect();
-        let mut all = self.weighted(all, highest);
-        let mut rest = all.as_mut_slice();
-        let mut reached = 0.0;
-        let mut count = 0;
-        // What is left of `rest` is likelier than what is right of it; halve it until one is left.
-        while rest.len() > 1 {
-            let middle = rest.len() / 2;
-            rest.select_nth_unstable_by(middle, likelier);
-            let left: f64 = rest[..middle].iter().map(|(_, weight)| weight).sum();
-            if reached + left >= target {
-                rest = &mut rest[..middle];
-            } else {
-                reached += left;
-                count += middle;
-                rest = &mut rest[middle..];
-            }
-        }
-        all.truncate(count + 1);
-        all
+        let mut weights = vec![0.0; logits.len()];
+        softmax_weights(Isa::best(), logits, highest, self.scale, &mut weights);
+        let rank = |logit: f32| {
+            let below = (highest - logit) * self.scale * BUCKETS_PER_UNIT;
+            (below as usize).min(BUCKETS - 1)
+        };
+        let last = last_of_nucleus(logits, &weights, rank, target);
+        (0..)
+            .zip(logits.iter().copied())
+            .filter(|rated| likelier(rated, &last).is_le())
+            .map(|(token, _)| (token, f64::from(weights[token as usize])))
+            .collect()
     }
+}
+
+/// The unlikeliest of the likeliest tokens whose weights reach the target; `rank` rises as logits
+/// fall. Tokens are dealt to buckets by rank, and only the bucket where the target is reached is
+/// looked at token by token.
+fn last_of_nucleus(
+    logits: &[f32],
+    weights: &[f32],
+    rank: impl Fn(f32) -> usize,
+    target: f64,
+) -> Rated<f32> {
+    let mut sums = vec![0.0_f64; BUCKETS];
+    for (logit, weight) in logits.iter().zip(weights) {
+        sums[rank(*logit)] += f64::from(*weight);
+    }
+    let mut reached = 0.0;
+    let mut at = 0;
+    let last = sums.iter().rposition(|sum| *sum > 0.0).unwrap_or(0);
+    while at < last && reached + sums[at] < target {
+        reached += sums[at];
+        at += 1;
+    }
+    let rated = (0..).zip(logits.iter().copied());
+    let mut bucket: Vec<Rated<f32>> = rated.filter(|(_, logit)| rank(*logit) == at).collect();
+    let mut rest = bucket.as_mut_slice();
+    // What is left of the middle is likelier than what is right of it; halve until one is left.
+    while rest.len() > 1 {
+        let middle = rest.len() / 2;
+        rest.select_nth_unstable_by(middle, likelier);
+        let weight = |(token, _): &Rated<f32>| f64::from(weights[*token as usize]);
+        let left: f64 = rest[..middle].iter().map(weight).sum();
+        if reached + left >= target {
+            rest = &mut rest[..middle];
+        } else {
+            reached += left;
+            rest = &mut rest[middle..];
+        }
+    }
+    rest[0]
 }
 
 /// How many of the tokens, the likeliest first, reach the target.
