@@ -143,6 +143,13 @@ declare! {
     Counter PREEMPTED = "promptyard_engine_preempted_total" ["tier"];
     /// Requests that wait inside the engine.
     Gauge ENGINE_WAITING = "promptyard_engine_waiting_requests" ["tier"];
+
+    /// Requests that may be in flight to a model server, as its answers have it.
+    Gauge UPSTREAM_LIMIT = "promptyard_upstream_limit_requests" ["tier"];
+    /// Requests in flight to a model server.
+    Gauge UPSTREAM_RUNNING = "promptyard_upstream_running_requests" ["tier"];
+    /// Requests that a model server did not take or answer for its load, by reason (refused, timed_out).
+    Counter UPSTREAM_THROTTLED = "promptyard_upstream_throttled_total" ["tier", "reason"];
 }
 
 /// Scores lie between 0 and 1.

@@ -17,11 +17,19 @@ use promptyard::{
     engine::candle::{CandleModel, Chunk, ModelFiles, Rows, Workspace},
 };
 
-const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
+const MODELS: [&str; 5] = [
+    "tiny-llama",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-mistral",
+    "tiny-smollm2",
+];
 /// Largest difference of a logit; logits reach 20, and both sides compute in f32.
 const TOLERANCE: f32 = 1e-4;
 /// The same where weights and the inputs of products are rounded to bf16, which keeps 8 bits.
 const BF16_TOLERANCE: f32 = 0.25;
+/// The same in steps of 8 bits.
+const Q8_TOLERANCE: f32 = 1.5;
 
 /// What transformers makes of one prompt.
 struct Case {
@@ -194,6 +202,7 @@ fn logits_are_those_of_transformers() {
         for (kind, tolerance) in [
             (WeightKind::F32, TOLERANCE),
             (WeightKind::Bf16, BF16_TOLERANCE),
+            (WeightKind::Q8, Q8_TOLERANCE),
         ] {
             let model = model_in(name, kind);
             let mut worst = 0.0f32;
@@ -235,7 +244,7 @@ fn greedy_tokens_are_those_of_transformers() {
 /// Nobody's logits may depend, in any bit, on who shares the step or on how prompts are cut.
 #[test]
 fn company_and_chunks_change_no_bit() {
-    let kinds = [WeightKind::F32, WeightKind::Bf16];
+    let kinds = [WeightKind::F32, WeightKind::Bf16, WeightKind::Q8];
     for (name, kind) in MODELS
         .into_iter()
         .flat_map(|name| kinds.map(|kind| (name, kind)))

@@ -27,6 +27,7 @@ use super::{
     bench_endurance::{EnduranceBenchArgs, bench_endurance},
     bench_engine::{EngineBenchArgs, bench_engine},
     bench_latency::{LatencyBenchArgs, bench_latency},
+    bench_perplexity::{PerplexityArgs, bench_perplexity},
     bench_prefix::{PrefixBenchArgs, bench_prefix},
     cascade,
     options::{Common, complain, init_logs, say},
@@ -56,6 +57,8 @@ pub enum BenchCommand {
     /// Resident memory over many sequences
     Endurance(EnduranceBenchArgs),
     Cascade(cascade::CascadeArgs),
+    /// What bf16 and the like cost in quality: perplexity on text, and changes of the likeliest token
+    Perplexity(PerplexityArgs),
     /// Microseconds that scoring a prompt takes on one core
     Score(ScoreBenchArgs),
 }
@@ -92,6 +95,9 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
             return spawn_blocking(move || bench_prefix(&args)).await?;
         }
         BenchCommand::Endurance(args) => return bench_endurance(&args).await,
+        BenchCommand::Perplexity(args) => {
+            return spawn_blocking(move || bench_perplexity(&args)).await?;
+        }
         BenchCommand::Cascade(args) => return cascade::cascade(args).await,
         BenchCommand::Score(args) => return score_bench(&args),
     };

@@ -26,7 +26,7 @@ pub struct EngineBenchArgs {
     /// Hugging Face directory of the model; with --random-weights its config.json is enough
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// What products are computed in: f32, bf16 (several: f32,bf16)
+    /// What products are computed in: f32, bf16, q8 (several: f32,bf16)
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     weights: Vec<WeightKind>,
     /// Sequences that decode side by side
@@ -109,6 +109,7 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
         bytes_per_second: median(limits.iter().map(|l| l.bytes_per_second).collect()),
         f32_flops: median(limits.iter().map(|l| l.f32_flops).collect()),
         bf16_flops: median(limits.iter().map(|l| l.bf16_flops).collect()),
+        q8_flops: median(limits.iter().map(|l| l.q8_flops).collect()),
     };
     if args.json {
         say(&as_json(args, &models, &cases, &limit).to_string())?;
@@ -194,6 +195,7 @@ fn measure(
     let peak = match case.kind {
         WeightKind::F32 => limit.f32_flops,
         WeightKind::Bf16 => limit.bf16_flops,
+        WeightKind::Q8 => limit.q8_flops,
     };
     let kv = case.sequences * context * model.kv_bytes_per_block() / BLOCK_TOKENS;
     let read = model.weight_bytes() + kv;
@@ -269,6 +271,7 @@ fn as_json(
             "bytes_per_second": limit.bytes_per_second,
             "f32_flops": limit.f32_flops,
             "bf16_flops": limit.bf16_flops,
+            "q8_flops": limit.q8_flops,
         },
         "models": models,
         "cases": cases,
@@ -282,11 +285,12 @@ fn as_text(
     limit: &MachineLimits,
 ) -> String {
     let mut lines = vec![format!(
-        "{} threads; memory {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s",
+        "{} threads; memory {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, q8 {:.0} Gop/s",
         rayon::current_num_threads(),
         limit.bytes_per_second / 1e9,
         limit.f32_flops / 1e9,
         limit.bf16_flops / 1e9,
+        limit.q8_flops / 1e9,
     )];
     lines.extend(models.iter().map(|(kind, model, seconds)| {
         format!(

@@ -9,6 +9,7 @@ mod bench_batching;
 mod bench_endurance;
 mod bench_engine;
 mod bench_latency;
+mod bench_perplexity;
 mod bench_prefix;
 mod bench_prune;
 mod bench_steps;

@@ -150,8 +150,8 @@ settings! {
         name: Option<String> = None, "a name of 1 to 128 bytes", |n| n.as_ref().is_none_or(|n| (1..=128).contains(&n.len()));
         /// Bearer token for an OpenAI-compatible server.
         api_key: Option<Secret> = None, "a string";
-        /// What the in-process engine computes products in; bf16 is faster and less exact.
-        weights: WeightKind = WeightKind::F32, "\"f32\" or \"bf16\"";
+        /// What the in-process engine computes products in; bf16 is faster and less exact, and q8 more so.
+        weights: WeightKind = WeightKind::F32, "\"f32\", \"bf16\" or \"q8\"";
         /// Where the in-process engine computes; auto is a GPU when this binary was built for one and it is there, else the CPU.
         device: DeviceKind = DeviceKind::Auto, "\"auto\", \"cpu\", \"cuda\" or \"metal\"";
         /// Sequences that share a step, or requests in flight to a server.

@@ -188,6 +188,9 @@ pub enum WeightKind {
     /// Weights and the inputs of products rounded to bf16, sums in f32: faster where the CPU
     /// multiplies pairs of bf16. Elsewhere only the weights are rounded.
     Bf16,
+    /// Weights and the inputs of products rounded to 8 bits with a scale for each 32 of them, about
+    /// half the memory of bf16 and faster again. A product is about 1 % off, where bf16 is 0.3 %.
+    Q8,
 }
 
 impl fmt::Display for WeightKind {
@@ -195,6 +198,7 @@ impl fmt::Display for WeightKind {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
         })
     }
 }
@@ -206,7 +210,10 @@ impl std::str::FromStr for WeightKind {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("expected \"f32\" or \"bf16\", found {name:?}")),
+            "q8" => Ok(Self::Q8),
+            _ => Err(format!(
+                "expected \"f32\", \"bf16\" or \"q8\", found {name:?}"
+            )),
         }
     }
 }

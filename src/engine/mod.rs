@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
 use crate::{
-    config::ModelConfig,
+    config::{ModelConfig, SecretUrl},
     job::{Answer, Message, Priority, Sampling, Signals, Tenant, Tier},
 };
 
@@ -148,7 +148,12 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
     let model = config.model.as_deref();
     let fault = |message: String| OpenFault {
         tier,
-        model: model.unwrap_or("bundled").to_owned(),
+        model: match model {
+            // It may hold a password.
+            Some(url) if is_url(url) => SecretUrl::new(url).masked(),
+            Some(model) => model.to_owned(),
+            None => "bundled".to_owned(),
+        },
         message,
     };
     match model {
@@ -156,8 +161,8 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             let engine = scripted::ScriptedEngine::from_script(script, config).map_err(fault)?;
             Ok(Arc::new(engine))
         }
-        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
-            let engine = upstream::UpstreamEngine::connect(url, config)
+        Some(url) if is_url(url) => {
+            let engine = upstream::UpstreamEngine::connect(tier, url, config)
                 .await
                 .map_err(fault)?;
             Ok(Arc::new(engine))
@@ -169,4 +174,8 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
             Ok(Arc::new(engine))
         }
     }
+}
+
+fn is_url(model: &str) -> bool {
+    model.starts_with("http://") || model.starts_with("https://")
 }

@@ -4,12 +4,10 @@
 //! up in the order of their positions: neither other sequences nor the way a prompt was cut into
 //! chunks changes a bit.
 
-use rayon::prelude::*;
-
 use super::{
     arena::{Heads, KvArena},
     kernels::{
-        Columns, Isa, PANEL, Panel, Rows, Softmax, is_worth_sharing, multiply, softmax_block,
+        Columns, Isa, PANEL, Rows, Softmax, is_worth_sharing, multiply, share, softmax_block,
     },
 };
 use crate::batching::{BLOCK_TOKENS, BlockId};
@@ -96,7 +94,9 @@ pub(super) fn attend(
     let work =
         |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, past, task, scratch, &columns);
     if is_worth_sharing(multiplications) {
-        tasks.par_iter().for_each_init(Scratch::default, work);
+        share(tasks.len(), Scratch::default, |scratch, at| {
+            work(scratch, &tasks[at])
+        });
     } else {
         let mut scratch = Scratch::default();
         tasks.iter().for_each(|task| work(&mut scratch, task));
@@ -133,11 +133,11 @@ fn run(
     let first_block = queries.seen(positions.start).start / BLOCK_TOKENS;
     for block in first_block..positions.end.div_ceil(BLOCK_TOKENS) {
         let place = queries.blocks[block];
-        let (keys, values) = past.arena.part(past.layer, place, task.kv_head);
+        let keys = past.arena.keys(past.layer, place, task.kv_head);
         scratch.scores.clear();
         scratch.scores.resize(count, [0.0; PANEL]);
         let rows = Rows::F32(&scratch.queries);
-        multiply(isa, Panel::F32(keys), rows, head, &mut scratch.scores);
+        multiply(isa, keys, rows, head, &mut scratch.scores);
         for (query, scores) in scratch.scores.iter_mut().enumerate() {
             let seen = queries.seen(positions.start + query / group);
             hide(scores, block * BLOCK_TOKENS, &seen);
@@ -149,9 +149,9 @@ fn run(
             }
         }
         let weights = Rows::F32(scratch.scores.as_flattened());
-        let panels = values.chunks_exact(BLOCK_TOKENS * PANEL);
-        for (values, sums) in panels.zip(scratch.sums.chunks_exact_mut(count)) {
-            multiply(isa, Panel::F32(values), weights, BLOCK_TOKENS, sums);
+        for (panel, sums) in scratch.sums.chunks_exact_mut(count).enumerate() {
+            let values = past.arena.values(past.layer, place, task.kv_head, panel);
+            multiply(isa, values, weights, BLOCK_TOKENS, sums);
         }
     }
     for (at, sums) in scratch.sums.iter_mut().enumerate() {
@@ -174,9 +174,11 @@ fn hide(scores: &mut [f32; PANEL], first: usize, seen: &std::ops::Range<usize>) 
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::candle::arena::KvKind;
 
     /// Softmax attention as it is defined, in f64.
     fn reference(
@@ -243,14 +245,21 @@ mod tests {
             let queries = rows(tokens, width, seed);
             let keys = rows(tokens, kv_heads * head, seed + 1);
             let values = rows(tokens, kv_heads * head, seed + 2);
-            let expected = reference(heads, &queries, &keys, &values, 0, window);
-            for isa in Isa::available() {
+            let rounded = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> {
+                let round = |value: &f32| bf16::from_f32(*value).to_f32();
+                rows.iter().map(|row| row.iter().map(round).collect()).collect()
+            };
+            let kinds = [
+                (KvKind::F32, reference(heads, &queries, &keys, &values, 0, window)),
+                (KvKind::Bf16, reference(heads, &queries, &rounded(&keys), &rounded(&values), 0, window)),
+            ];
+            for (isa, (kind, expected)) in Isa::available().into_iter().flat_map(|isa| kinds.iter().map(move |kind| (isa, kind))) {
                 let mut results = Vec::new();
                 for cut in [0, (cut * tokens as f64) as usize] {
                     // Blocks lie anywhere, and an earlier user left what is no number.
                     let count = tokens.div_ceil(BLOCK_TOKENS);
                     let blocks: Vec<BlockId> = (0..count).rev().map(|at| BlockId(2 * at as u32)).collect();
-                    let mut arena = KvArena::new(1, heads, 2 * count);
+                    let mut arena = KvArena::new(1, heads, *kind, 2 * count);
                     for block in 0..2 * count as u32 {
                         let rubbish = vec![f32::NAN; kv_heads * head];
                         for slot in 0..BLOCK_TOKENS {
@@ -278,7 +287,7 @@ mod tests {
                     results.push(output);
                 }
                 prop_assert_eq!(&results[0], &results[1], "another cut, other bits on {:?}", isa);
-                for (found, expected) in results[0].iter().zip(&expected) {
+                for (found, expected) in results[0].iter().zip(expected) {
                     prop_assert!((f64::from(*found) - expected).abs() < 1e-5);
                 }
             }

@@ -3,7 +3,8 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -121,12 +122,13 @@ impl ModelFiles {
     /// Opens the weights; from a directory they are mapped, not read.
     ///
     /// # Errors
-    /// When a file is missing or is no safetensors file.
+    /// When a file is missing, cut off or no safetensors file.
     pub(super) fn weights(&self) -> Result<Weights, String> {
         let names = self.weight_files()?;
         match self {
             Self::Directory(folder) => {
                 let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+                paths.iter().try_for_each(|path| check_length(path))?;
                 map(&paths).map(Weights::Mapped)
             }
             Self::Bundled(files) => files
@@ -174,6 +176,56 @@ fn hash_part(hasher: &mut blake3::Hasher, name: &str, content: blake3::Hash) {
         .update(name.as_bytes())
         .update(&[0])
         .update(content.as_bytes());
+}
+
+/// Longest header that safetensors itself accepts.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// What a header says of a tensor that matters here.
+#[derive(Deserialize)]
+struct Extent {
+    /// First byte and the one after the last, counted from the end of the header.
+    #[serde(default)]
+    data_offsets: (u64, u64),
+}
+
+/// Says how much of a weights file is there when it ends too early, as a broken download leaves it.
+/// Whatever else is wrong with it is left to the library that reads it.
+fn check_length(path: &Path) -> Result<(), String> {
+    let fault = |fault: io::Error| format!("cannot read {}: {fault}", path.display());
+    let mut file = fs::File::open(path).map_err(fault)?;
+    let found = file.metadata().map_err(fault)?.len();
+    let cut_off = |expected: u64| {
+        Err(format!(
+            "{} is cut off: {found} bytes are there, at least {expected} are expected; fetch it again",
+            path.display()
+        ))
+    };
+    let mut length = [0; 8];
+    if found < 8 {
+        return cut_off(8);
+    }
+    file.read_exact(&mut length).map_err(fault)?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > HEADER_BYTES_MAX {
+        return Ok(());
+    }
+    if found < 8 + header_bytes {
+        return cut_off(8 + header_bytes);
+    }
+    let mut header = Vec::new();
+    file.take(header_bytes)
+        .read_to_end(&mut header)
+        .map_err(fault)?;
+    let Ok(tensors) = serde_json::from_slice::<BTreeMap<String, Extent>>(&header) else {
+        return Ok(());
+    };
+    let data_bytes = tensors.values().map(|tensor| tensor.data_offsets.1).max();
+    let expected = data_bytes.unwrap_or(0).saturating_add(8 + header_bytes);
+    match found < expected {
+        true => cut_off(expected),
+        false => Ok(()),
+    }
 }
 
 #[expect(

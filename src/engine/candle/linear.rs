@@ -4,14 +4,13 @@ use half::bf16;
 
 use super::{
     files::Weights,
-    kernels::{Matrix, Precision},
+    kernels::{Matrix, Precision, Ready, gated},
 };
 
 /// A linear layer: weight `[out, in]`, bias `[out]`.
 #[derive(Debug)]
 pub(super) struct Linear {
     matrix: Matrix,
-    bias: Option<Vec<f32>>,
 }
 
 impl Linear {
@@ -31,15 +30,18 @@ impl Linear {
             }
         }
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let matrix = Matrix::pack(&all, outputs, inputs, precision);
         Ok(Self {
-            matrix: Matrix::pack(&all, outputs, inputs, precision),
-            bias: bias.then_some(biases),
+            matrix: match bias {
+                true => matrix.with_bias(&biases),
+                false => matrix,
+            },
         })
     }
 
     /// A layer without bias from a weight at hand.
     pub(super) fn new(matrix: Matrix) -> Self {
-        Self { matrix, bias: None }
+        Self { matrix }
     }
 
     /// Bytes of the packed weight.
@@ -48,23 +50,41 @@ impl Linear {
     }
 
     /// `[rows][in]` to `[rows][out]`, into `to`.
-    pub(super) fn apply(&self, rows: &[f32], to: &mut Vec<f32>) {
-        self.matrix.apply(rows, to);
-        if let Some(bias) = &self.bias {
-            for row in to.chunks_exact_mut(self.matrix.outputs()) {
-                add(row, bias);
-            }
-        }
+    pub(super) fn apply(&self, rows: &[f32], ready: &mut Ready, to: &mut Vec<f32>) {
+        self.matrix.apply(rows, ready, to);
+    }
+
+    /// Adds what the layer makes of `rows`, `[rows][in]`, to `to`, `[rows][out]`.
+    pub(super) fn add(&self, rows: &[f32], ready: &mut Ready, to: &mut [f32]) {
+        self.matrix.add(rows, ready, to);
     }
 }
 
-pub(super) fn add(to: &mut [f32], other: &[f32]) {
-    for (to, other) in to.iter_mut().zip(other) {
-        *to += other;
+/// The first half of a feed-forward layer: two linear layers, the one gating the other (SwiGLU).
+#[derive(Debug)]
+pub(super) struct Gated {
+    gate: Linear,
+    up: Linear,
+}
+
+impl Gated {
+    pub(super) fn new(gate: Linear, up: Linear) -> Self {
+        Self { gate, up }
+    }
+
+    /// Bytes of the packed weights.
+    pub(super) fn bytes(&self) -> usize {
+        self.gate.bytes() + self.up.bytes()
+    }
+
+    /// `[rows][in]` to `[rows][out]`, into `to`.
+    pub(super) fn apply(&self, rows: &[f32], ready: &mut Ready, to: &mut Vec<f32>) {
+        gated(&self.gate.matrix, &self.up.matrix, rows, ready, to);
     }
 }
 
-/// A row of floats for each token; in bf16 where that loses nothing.
+/// A row of floats for each token; in bf16 where that loses nothing. No weight kind rounds it: one
+/// row of it is read for a token, so that fewer bits would save no time.
 #[derive(Debug)]
 pub(super) struct Embedding {
     width: usize,

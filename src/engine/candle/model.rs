@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::{
-    arena::{Heads, KvArena},
+    arena::{Heads, KvArena, KvKind},
     attention::{Past, Queries, attend},
     files::{ModelFiles, Weights},
-    kernels::{Isa, Matrix, Precision, rms_norm, swiglu},
-    linear::{Embedding, Linear, add},
+    kernels::{Isa, Matrix, Precision, Ready, rms_norm},
+    linear::{Embedding, Gated, Linear},
     profile::{Clock, Part, Profile},
     rope::RopeTable,
     shape::{Family, Shape},
@@ -75,7 +75,7 @@ struct Layer {
     head_norms: Option<(Vec<f32>, Vec<f32>)>,
     output: Linear,
     mlp_norm: Vec<f32>,
-    gate_up: Linear,
+    gate_up: Gated,
     down: Linear,
     window: Option<usize>,
 }
@@ -92,11 +92,10 @@ pub struct Workspace {
 struct Scratch {
     hidden: Vec<f32>,
     normed: Vec<f32>,
+    ready: Ready,
     qkv: Vec<f32>,
     attended: Vec<f32>,
-    gate_up: Vec<f32>,
     activated: Vec<f32>,
-    change: Vec<f32>,
 }
 
 /// A decoder of the Llama, Mistral, Qwen2 or Qwen3 family, computed on the CPU.
@@ -104,6 +103,7 @@ struct Scratch {
 pub struct CandleModel {
     shape: Shape,
     context_tokens: usize,
+    kv: KvKind,
     isa: Isa,
     embedding: Embedding,
     layers: Vec<Layer>,
@@ -160,6 +160,7 @@ impl CandleModel {
         let precision = match kind {
             WeightKind::F32 => Precision::F32,
             WeightKind::Bf16 => Precision::Bf16,
+            WeightKind::Q8 => Precision::Q8,
         };
         let context_tokens = match context_tokens_max {
             0 => shape.context_tokens,
@@ -189,6 +190,11 @@ impl CandleModel {
             isa: Isa::best(),
             head,
             context_tokens,
+            // Where products are exact, so is what they are computed from.
+            kv: match kind {
+                WeightKind::F32 => KvKind::F32,
+                WeightKind::Bf16 | WeightKind::Q8 => KvKind::Bf16,
+            },
             shape,
         })
     }
@@ -205,13 +211,14 @@ impl CandleModel {
 
     /// Bytes of KV cache that a block of 32 tokens takes.
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_block()
+        self.shape.layers * self.heads().bytes_per_block(self.kv)
     }
 
     /// Bytes of the weights as they lie in memory.
     pub fn weight_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down].map(Linear::bytes)
+            let linear = [&layer.qkv, &layer.output, &layer.down].map(Linear::bytes);
+            linear.into_iter().chain([layer.gate_up.bytes()])
         });
         layers.sum::<usize>() + self.head.bytes() + self.embedding.bytes()
     }
@@ -229,7 +236,7 @@ impl CandleModel {
     /// are used first.
     pub fn workspace(&self, kv_blocks: usize) -> Workspace {
         Workspace {
-            arena: KvArena::new(self.shape.layers, self.heads(), kv_blocks),
+            arena: KvArena::new(self.shape.layers, self.heads(), self.kv, kv_blocks),
             scratch: Scratch::default(),
         }
     }
@@ -328,27 +335,25 @@ impl CandleModel {
         for (at, layer) in self.layers.iter().enumerate() {
             self.norm_rows(&hidden, &layer.attention_norm, &mut scratch.normed);
             clock.lap(Part::Norm);
-            layer.qkv.apply(&scratch.normed, &mut scratch.qkv);
+            layer
+                .qkv
+                .apply(&scratch.normed, &mut scratch.ready, &mut scratch.qkv);
             clock.lap(Part::Qkv);
             self.attend(at, layer, scratch, arena, chunks);
             clock.lap(Part::Attention);
-            layer.output.apply(&scratch.attended, &mut scratch.change);
-            add(&mut hidden, &scratch.change);
+            layer
+                .output
+                .add(&scratch.attended, &mut scratch.ready, &mut hidden);
             clock.lap(Part::Output);
             self.norm_rows(&hidden, &layer.mlp_norm, &mut scratch.normed);
             clock.lap(Part::Norm);
-            layer.gate_up.apply(&scratch.normed, &mut scratch.gate_up);
+            layer
+                .gate_up
+                .apply(&scratch.normed, &mut scratch.ready, &mut scratch.activated);
             clock.lap(Part::GateUp);
-            swiglu(self.isa, &mut scratch.gate_up, shape.intermediate);
-            scratch.activated.clear();
-            for row in scratch.gate_up.chunks_exact(2 * shape.intermediate) {
-                scratch
-                    .activated
-                    .extend_from_slice(&row[..shape.intermediate]);
-            }
-            clock.lap(Part::Activation);
-            layer.down.apply(&scratch.activated, &mut scratch.change);
-            add(&mut hidden, &scratch.change);
+            layer
+                .down
+                .add(&scratch.activated, &mut scratch.ready, &mut hidden);
             clock.lap(Part::Down);
         }
         let wanted = take_rows(&hidden, shape.hidden, chunks);
@@ -358,7 +363,8 @@ impl CandleModel {
         if !wanted.is_empty() {
             self.norm_rows(&wanted, &self.norm, &mut scratch.normed);
             clock.lap(Part::Norm);
-            self.head.apply(&scratch.normed, &mut values);
+            self.head
+                .apply(&scratch.normed, &mut scratch.ready, &mut values);
             clock.lap(Part::Head);
         }
         Logits::new(values, shape.vocabulary)
@@ -412,12 +418,12 @@ impl CandleModel {
     }
 
     fn turn_heads(&self, values: &mut [f32], norm: Option<&Vec<f32>>, position: usize) {
-        for head in values.chunks_exact_mut(self.shape.head) {
-            if let Some(norm) = norm {
+        if let Some(norm) = norm {
+            for head in values.chunks_exact_mut(self.shape.head) {
                 rms_norm(self.isa, head, norm, self.shape.norm_epsilon);
             }
-            self.rope.turn(head, position);
         }
+        self.rope.turn(values, position);
     }
 
     fn norm_rows(&self, rows: &[f32], weight: &[f32], to: &mut Vec<f32>) {
@@ -451,10 +457,10 @@ impl Layer {
             (name("self_attn.k_proj"), kv_width),
             (name("self_attn.v_proj"), kv_width),
         ];
-        let gate_up = [
-            (name("mlp.gate_proj"), shape.intermediate),
-            (name("mlp.up_proj"), shape.intermediate),
-        ];
+        let gate_up = |part: &str| {
+            let parts = [(name(part), shape.intermediate)];
+            Linear::read(weights, &parts, shape.hidden, shape.mlp_bias, precision)
+        };
         let head_norms = if shape.family == Family::Qwen3 {
             let queries = weights.vector(&name("self_attn.q_norm.weight"), shape.head)?;
             Some((
@@ -476,7 +482,7 @@ impl Layer {
                 precision,
             )?,
             mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
-            gate_up: Linear::read(weights, &gate_up, shape.hidden, shape.mlp_bias, precision)?,
+            gate_up: Gated::new(gate_up("mlp.gate_proj")?, gate_up("mlp.up_proj")?),
             down: Linear::read(
                 weights,
                 &[(name("mlp.down_proj"), shape.hidden)],

@@ -13,7 +13,7 @@ use crate::{
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
 fn arithmetic(kind: WeightKind, device: Option<&Device>) -> String {
     match device {
-        None => format!("promptyard candle {kind} 2"),
+        None => format!("promptyard candle {kind} 3"),
         Some(device) if device.is_cuda() => format!("promptyard candle {kind} cuda 1"),
         Some(_) => format!("promptyard candle {kind} metal 1"),
     }

@@ -15,10 +15,8 @@ pub enum Part {
     Attention,
     /// The attention's output.
     Output,
-    /// The feed-forward layer's first product.
+    /// The feed-forward layer's first products and its activation.
     GateUp,
-    /// Its activation.
-    Activation,
     /// Its second product.
     Down,
     /// The LM head.
@@ -27,14 +25,13 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the order of a step, with their names.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Embedding, "embedding"),
         (Self::Norm, "norm"),
         (Self::Qkv, "qkv"),
         (Self::Attention, "attention"),
         (Self::Output, "output"),
         (Self::GateUp, "gate_up"),
-        (Self::Activation, "activation"),
         (Self::Down, "down"),
         (Self::Head, "head"),
     ];

@@ -1,10 +1,14 @@
 //! Rotary positions: every pair of a head's values turns by an angle that grows with the position.
 
-use super::shape::{Rope, Shape};
+use super::{
+    kernels::{Isa, turn},
+    shape::{Rope, Shape},
+};
 
 /// Cosines and sines for each position and pair.
 #[derive(Debug)]
 pub(super) struct RopeTable {
+    isa: Isa,
     half: usize,
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -21,6 +25,7 @@ impl RopeTable {
             })
         };
         Self {
+            isa: Isa::best(),
             half: shape.head / 2,
             cosines: angles().map(f32::cos).collect(),
             sines: angles().map(f32::sin).collect(),
@@ -32,14 +37,11 @@ impl RopeTable {
         (self.cosines, self.sines)
     }
 
-    /// Turns one head's values in place; the first half holds the pairs' first values.
-    pub(super) fn turn(&self, head: &mut [f32], position: usize) {
+    /// Turns the values of some heads in place; the first half of a head holds the pairs' first values.
+    pub(super) fn turn(&self, heads: &mut [f32], position: usize) {
         let at = position * self.half..(position + 1) * self.half;
-        let (first, second) = head.split_at_mut(self.half);
-        let angles = self.cosines[at.clone()].iter().zip(&self.sines[at]);
-        for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(angles) {
-            (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
-        }
+        let (cosines, sines) = (&self.cosines[at.clone()], &self.sines[at]);
+        turn(self.isa, heads, cosines, sines);
     }
 }
 

@@ -277,19 +277,20 @@ impl RawConfig {
         let parameters = given.into_iter().flatten().find(|value| value.is_object());
         let field = |name: &str| parameters.and_then(|parameters| parameters[name].as_f64());
         let theta = field("rope_theta").or(self.rope_theta).unwrap_or(10_000.0);
-        let kind = parameters.and_then(|parameters| {
-            let kind = parameters.get("rope_type").or(parameters.get("type"))?;
-            kind.as_str()
-        });
-        let need = |name: &str| {
-            field(name).ok_or_else(|| {
-                format!(
-                    "config.json: RoPE type {:?} needs {name}",
-                    kind.unwrap_or("default")
-                )
-            })
+        let kind = parameters.map_or(Ok("default"), rope_type)?;
+        let need = |name: &str| match field(name) {
+            Some(value) if value > 0.0 => Ok(value),
+            Some(value) => Err(format!(
+                "config.json: {name} of RoPE is {value}; expected more than 0"
+            )),
+            None => Err(format!("config.json: RoPE type {kind:?} needs {name}")),
         };
-        let rope = match kind.unwrap_or("default") {
+        if theta <= 0.0 {
+            return Err(format!(
+                "config.json: rope_theta is {theta}; expected more than 0"
+            ));
+        }
+        let rope = match kind {
             "default" => Rope::Default,
             "linear" => Rope::Linear {
                 factor: need("factor")?,
@@ -350,5 +351,25 @@ impl RawConfig {
         Ok((0..layers)
             .map(|layer| (layer >= first).then_some(window))
             .collect())
+    }
+}
+
+/// The type that RoPE's parameters name, under the newer or the older key; the default one when
+/// they name none.
+fn rope_type(parameters: &Value) -> Result<&str, String> {
+    let mut nested = parameters.as_object().into_iter().flatten();
+    // Since transformers 5 some families have parameters for each type of layer.
+    if let Some((name, _)) = nested.find(|(_, value)| value.is_object()) {
+        return Err(format!(
+            "config.json: RoPE differs by layer type ({name}); expected one RoPE for all layers"
+        ));
+    }
+    let kind = parameters.get("rope_type").or(parameters.get("type"));
+    match kind {
+        None | Some(Value::Null) => Ok("default"),
+        Some(Value::String(kind)) => Ok(kind),
+        Some(other) => Err(format!(
+            "config.json: the RoPE type is {other}; expected default, linear or llama3"
+        )),
     }
 }

@@ -1,11 +1,9 @@
-//! What goes over the wire: the part of OpenAI's API that chat completions need.
+//! What is asked: the part of OpenAI's API that chat completions need, in a server's dialect.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    engine::{Generate, signals::SignalCollector},
-    job::{FinishReason, Message, Signals},
-};
+use super::refusal::ErrorBody;
+use crate::{engine::Generate, job::Message};
 
 /// The server's list of models; vLLM tells each one's context length.
 #[derive(Debug, Deserialize)]
@@ -42,15 +40,78 @@ pub(super) struct CompletionRequest<'a> {
     max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<StreamOptions>,
 }
 
-/// Peculiarities of a server.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Serialize)]
+struct StreamOptions {
+    /// The counts, which a stream has only when asked.
+    include_usage: bool,
+}
+
+/// Peculiarities of a server: everything is asked for until the server refuses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dialect {
     /// Speaks of `max_completion_tokens`.
     pub(super) is_openai: bool,
     /// Gives log-probabilities.
     pub(super) logprobs: bool,
+    /// Gives its answer as it grows.
+    pub(super) stream: bool,
+    /// Takes options of the stream.
+    pub(super) stream_options: bool,
+}
+
+impl Dialect {
+    /// A server's, of which nothing is known.
+    pub(super) fn new(is_openai: bool) -> Self {
+        Self {
+            is_openai,
+            logprobs: true,
+            stream: true,
+            stream_options: true,
+        }
+    }
+
+    /// This dialect without what an error to it names; `None` when it names nothing that was asked.
+    pub(super) fn without_refused(self, error: &ErrorBody) -> Option<Self> {
+        if self.stream && self.stream_options && error.names("stream_options") {
+            Some(Self {
+                stream_options: false,
+                ..self
+            })
+        } else if self.logprobs && (error.names("logprobs") || error.names("top_logprobs")) {
+            Some(Self {
+                logprobs: false,
+                ..self
+            })
+        } else if self.stream && error.names("stream") {
+            Some(self.without_stream())
+        } else {
+            None
+        }
+    }
+
+    /// This dialect without streams.
+    pub(super) fn without_stream(self) -> Self {
+        Self {
+            stream: false,
+            ..self
+        }
+    }
+
+    /// What both speak.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            is_openai: self.is_openai,
+            logprobs: self.logprobs && other.logprobs,
+            stream: self.stream && other.stream,
+            stream_options: self.stream_options && other.stream_options,
+        }
+    }
 }
 
 impl<'a> CompletionRequest<'a> {
@@ -70,138 +131,39 @@ impl<'a> CompletionRequest<'a> {
             max_tokens: most.filter(|_| !dialect.is_openai),
             max_completion_tokens: most.filter(|_| dialect.is_openai),
             logprobs: dialect.logprobs.then_some(true),
+            stream: dialect.stream.then_some(true),
+            stream_options: (dialect.stream && dialect.stream_options).then_some(StreamOptions {
+                include_usage: true,
+            }),
         }
     }
 }
 
-/// A chat completion.
-#[derive(Debug, Deserialize)]
-pub(super) struct Completion {
-    choices: Vec<Choice>,
-    pub(super) usage: Option<UsageFields>,
-    /// Changes with the server's weights and settings.
-    pub(super) system_fingerprint: Option<String>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[derive(Debug, Deserialize)]
-struct Choice {
-    message: AnswerMessage,
-    finish_reason: Option<String>,
-    logprobs: Option<Logprobs>,
-}
-
-#[derive(Debug, Deserialize)]
-struct AnswerMessage {
-    content: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Logprobs {
-    content: Option<Vec<TokenLogprob>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct TokenLogprob {
-    logprob: f64,
-}
-
-/// What a server counted.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub(super) struct UsageFields {
-    #[serde(default)]
-    pub(super) prompt_tokens: u32,
-    #[serde(default)]
-    pub(super) completion_tokens: u32,
-    #[serde(default)]
-    pub(super) prompt_tokens_details: Option<PromptDetails>,
-}
-
-/// How many of the prompt's tokens came from the server's prefix cache.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub(super) struct PromptDetails {
-    #[serde(default)]
-    pub(super) cached_tokens: Option<u32>,
-}
-
-/// The one answer of a completion.
-#[derive(Debug)]
-pub(super) struct FirstChoice {
-    pub(super) text: String,
-    pub(super) finish_reason: FinishReason,
-    pub(super) signals: Option<Signals>,
-}
-
-impl Completion {
-    /// The first choice; `Err` says what is wrong with the response.
-    pub(super) fn take_first(&mut self) -> Result<FirstChoice, String> {
-        if self.choices.is_empty() {
-            return Err("the server's response has no choices".to_owned());
-        }
-        let choice = self.choices.swap_remove(0);
-        let finish_reason = match choice.finish_reason.as_deref() {
-            Some("length") => FinishReason::Length,
-            // TGI says `eos_token` and `stop_sequence`.
-            Some("stop" | "eos_token" | "stop_sequence") | None => FinishReason::Stop,
-            Some(other) => return Err(format!("the server ended the answer with {other:?}")),
+    #[test]
+    fn what_a_server_refuses_by_name_is_left_out_one_by_one() {
+        let refused = |text: &str| {
+            let body = format!(r#"{{"error":{{"message":"{text}"}}}}"#);
+            ErrorBody::read(body.as_bytes())
         };
-        let tokens = choice
-            .logprobs
-            .and_then(|logprobs| logprobs.content)
-            .unwrap_or_default();
-        let mut signals = SignalCollector::default();
-        for token in &tokens {
-            signals.push(token.logprob as f32, None);
+        let all = Dialect::new(false);
+        let no_options = all
+            .without_refused(&refused("stream_options: unknown, stream or not"))
+            .expect("named");
+        assert!(no_options.stream && !no_options.stream_options && no_options.logprobs);
+        let no_list = no_options
+            .without_refused(&refused("'logprobs' is not supported"))
+            .expect("named");
+        let least = no_list
+            .without_refused(&refused("stream=True is not supported"))
+            .expect("named");
+        assert!(!least.stream && !least.logprobs);
+        for told in ["stream", "stream_options", "logprobs", "temperature"] {
+            assert_eq!(least.without_refused(&refused(told)), None, "{told}");
         }
-        Ok(FirstChoice {
-            text: choice.message.content.unwrap_or_default(),
-            finish_reason,
-            signals: signals.finish(finish_reason == FinishReason::Length),
-        })
-    }
-}
-
-/// An error as OpenAI writes it, or one of the shapes that others use.
-#[derive(Debug, Default)]
-pub(super) struct ErrorBody {
-    pub(super) code: String,
-    pub(super) message: String,
-}
-
-impl ErrorBody {
-    pub(super) fn read(body: &[u8]) -> Self {
-        let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-        let error = if value["error"].is_object() {
-            &value["error"]
-        } else {
-            &value
-        };
-        let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-        let message = value["error"]
-            .as_str()
-            .map_or_else(|| text("message"), str::to_owned);
-        let code = Some(text("code"))
-            .filter(|code| !code.is_empty())
-            .unwrap_or_else(|| text("type"));
-        Self { code, message }
-    }
-
-    /// True when the prompt does not fit the model's context.
-    pub(super) fn is_context_too_long(&self) -> bool {
-        // OpenAI has the code; llama.cpp the type; vLLM only the words.
-        ["context_length_exceeded", "exceed_context_size_error"].contains(&self.code.as_str())
-            || self.message.contains("maximum context length")
-    }
-
-    /// Context length and prompt length, where the message tells them: "maximum context length is
-    /// 4096 tokens. However, … resulted in 5000 tokens", "request has 4999 input tokens".
-    pub(super) fn context_numbers(&self) -> Option<(usize, usize)> {
-        let after = self.message.split("context length is ").nth(1)?;
-        let mut numbers = after
-            .split(|c: char| !c.is_ascii_digit())
-            .filter_map(|digits| digits.parse::<usize>().ok());
-        let context_tokens = numbers.next()?;
-        // The largest number told is the whole request, when it is told at all.
-        let tokens = numbers.max()?;
-        Some((context_tokens, tokens))
+        assert_eq!(all.and(no_list), no_list);
     }
 }

@@ -59,7 +59,7 @@ impl DeviceModel {
         let target = Target {
             weights: &files.weights()?,
             device,
-            dtype: dtype(kind),
+            dtype: dtype(kind)?,
         };
         Self::assemble(shape, &target, context_tokens_max, kv_bytes_max)
     }
@@ -77,7 +77,7 @@ impl DeviceModel {
         let target = Target {
             weights: &Weights::Random,
             device,
-            dtype: dtype(kind),
+            dtype: dtype(kind)?,
         };
         let shape = Shape::from_json(config_json, None)?;
         Self::assemble(shape, &target, 0, kv_bytes_max)
@@ -228,10 +228,14 @@ impl Forward for DeviceModel {
     }
 }
 
-fn dtype(kind: WeightKind) -> DType {
+fn dtype(kind: WeightKind) -> std::result::Result<DType, String> {
     match kind {
-        WeightKind::F32 => DType::F32,
-        WeightKind::Bf16 => DType::BF16,
+        WeightKind::F32 => Ok(DType::F32),
+        WeightKind::Bf16 => Ok(DType::BF16),
+        WeightKind::Q8 => Err(
+            "weights = \"q8\" are computed on the CPU only; a device takes \"bf16\" or \"f32\""
+                .to_owned(),
+        ),
     }
 }
 

@@ -2,33 +2,6 @@
 
 use super::{isa::Isa, tile::PANEL};
 
-/// Compiles a plain function for each instruction set and calls the one given.
-macro_rules! compiled {
-    ($(#[$about:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
-        $(#[$about])*
-        #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the instructions must be there"))]
-        pub(in crate::engine::candle) fn $name(isa: Isa, $($argument: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn plain($($argument: $type),*) $(-> $result)? $body
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2($($argument: $type),*) $(-> $result)? { plain($($argument),*) }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-            fn avx512($($argument: $type),*) $(-> $result)? { plain($($argument),*) }
-            match isa {
-                Isa::Portable => plain($($argument),*),
-                // SAFETY: `Isa::available` saw these instructions.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2($($argument),*) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512($($argument),*) },
-            }
-        }
-    };
-}
-
 /// Partial sums of a long sum: a vector of them at a time, in an order that does not depend on the CPU.
 const LANES: usize = 16;
 
@@ -84,14 +57,23 @@ compiled! {
 }
 
 compiled! {
-    /// `silu(gate) * up` into the first half of each row, which holds the gate and then the up
-    /// projection, `width` values each.
-    fn swiglu(gate_up: &mut [f32], width: usize) {
-        for row in gate_up.chunks_exact_mut(2 * width) {
-            let (gate, up) = row.split_at_mut(width);
-            for (gate, up) in gate.iter_mut().zip(up) {
-                *gate = *gate / (1.0 + exp(-*gate)) * *up;
+    /// Turns pairs of values by the angles given: the first values of a head's pairs are its first
+    /// half (Su et al., 2021).
+    fn turn(heads: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        for head in heads.chunks_exact_mut(2 * cosines.len()) {
+            let (first, second) = head.split_at_mut(cosines.len());
+            for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
             }
+        }
+    }
+}
+
+compiled! {
+    /// `silu(gate) * up` in place of the gate (Shazeer, 2020).
+    fn swiglu(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = *gate / (1.0 + exp(-*gate)) * *up;
         }
     }
 }
@@ -163,8 +145,8 @@ mod tests {
             .map(|at| (at as f32 * 0.37).sin() * 9.0)
             .collect();
         for isa in Isa::available() {
-            let mut row = values.clone();
-            swiglu(isa, &mut row, 70);
+            let (mut row, up) = (values[..70].to_vec(), &values[70..]);
+            swiglu(isa, &mut row, up);
             for at in 0..70 {
                 let (gate, up) = (f64::from(values[at]), f64::from(values[70 + at]));
                 let exact = gate / (1.0 + (-gate).exp()) * up;
@@ -176,6 +158,26 @@ mod tests {
             let root = (squares.sum::<f64>() / values.len() as f64 + 1e-5).sqrt();
             for (found, value) in row.iter().zip(&values) {
                 assert!((f64::from(*found) - f64::from(*value) / root * 0.5).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn turning_keeps_lengths_and_adds_angles() {
+        for isa in Isa::available() {
+            let start: Vec<f32> = (0..3 * 38).map(|at| (at as f32 * 0.61).cos()).collect();
+            let angles: Vec<f32> = (0..19).map(|at| at as f32 * 0.3).collect();
+            let cosines: Vec<f32> = angles.iter().map(|angle| angle.cos()).collect();
+            let sines: Vec<f32> = angles.iter().map(|angle| angle.sin()).collect();
+            let mut heads = start.clone();
+            turn(isa, &mut heads, &cosines, &sines);
+            for (turned, start) in heads.chunks(38).zip(start.chunks(38)) {
+                for (pair, angle) in angles.iter().enumerate() {
+                    let (x, y) = (f64::from(start[pair]), f64::from(start[19 + pair]));
+                    let to = y.atan2(x) + f64::from(*angle);
+                    assert!((f64::from(turned[pair]) - x.hypot(y) * to.cos()).abs() < 1e-6);
+                    assert!((f64::from(turned[19 + pair]) - x.hypot(y) * to.sin()).abs() < 1e-6);
+                }
             }
         }
     }

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 use super::{
     isa::Isa,
     matrix::Precision,
-    tile::{PANEL, Panel, Rows, multiply},
+    pack::Packed,
+    rows::Ready,
+    tile::{PANEL, multiply},
 };
 
 /// The machine's limits, all threads together.
@@ -19,6 +21,8 @@ pub struct MachineLimits {
     pub f32_flops: f64,
     /// The same of bf16 pairs; of f32 where the CPU has no such instruction.
     pub bf16_flops: f64,
+    /// The same of bytes, with their scales.
+    pub q8_flops: f64,
 }
 
 /// Length of one measurement.
@@ -36,6 +40,7 @@ impl MachineLimits {
             bytes_per_second: bandwidth(),
             f32_flops: arithmetic(Precision::F32),
             bf16_flops: arithmetic(Precision::Bf16),
+            q8_flops: arithmetic(Precision::Q8),
         }
     }
 }
@@ -76,21 +81,13 @@ fn bandwidth() -> f64 {
 
 fn arithmetic(precision: Precision) -> f64 {
     let isa = Isa::best();
-    let (floats, shorts) = (
-        vec![0.5f32; INPUTS * PANEL],
-        vec![0x3f00u16; INPUTS * PANEL],
-    );
-    let (panel, rows) = if precision == Precision::Bf16 && isa.has_bf16_dot() {
-        (
-            Panel::Bf16Pairs(&shorts),
-            Rows::Bf16(&shorts[..ROWS * INPUTS]),
-        )
-    } else {
-        (Panel::F32(&floats), Rows::F32(&floats[..ROWS * INPUTS]))
-    };
+    let rows = vec![0.5; ROWS * INPUTS];
+    let packed = Packed::new(isa, &[0.3; PANEL * INPUTS], PANEL, INPUTS, precision);
+    let mut ready = Ready::default();
+    let rows = packed.ready(isa, &rows, INPUTS, &mut ready);
     on_all_threads(|| {
         let mut sums = [[0.0; PANEL]; ROWS];
-        multiply(isa, panel, rows, INPUTS, &mut sums);
+        multiply(isa, packed.panel(0, INPUTS), rows, INPUTS, &mut sums);
         std::hint::black_box(sums);
         (2 * ROWS * INPUTS * PANEL) as f64
     })

@@ -4,15 +4,29 @@
 //! Everything rests on one operation, [`multiply`]: some rows times a *panel*, the weights of 32
 //! outputs whose values for one input lie side by side. A row's result is added up input by input,
 //! so it is the same, bit for bit, whatever rows are multiplied beside it.
+//!
+//! 64-bit Arm has no code of its own here: the plain path is loops that the compiler turns into
+//! NEON by itself.
 
-mod elementwise;
+#[macro_use]
 mod isa;
+
+mod aligned;
+mod columns;
+mod elementwise;
 mod limits;
 mod matrix;
+mod pack;
+mod rows;
+mod team;
 mod tile;
 
-pub(in crate::engine::candle) use elementwise::{Softmax, rms_norm, softmax_block, swiglu};
+pub(in crate::engine::candle) use aligned::Aligned;
+pub(in crate::engine::candle) use columns::Columns;
+pub(in crate::engine::candle) use elementwise::{Softmax, rms_norm, softmax_block, turn};
 pub(in crate::engine::candle) use isa::Isa;
 pub use limits::MachineLimits;
-pub(in crate::engine::candle) use matrix::{Columns, Matrix, Precision, is_worth_sharing};
+pub(in crate::engine::candle) use matrix::{Matrix, Precision, gated, is_worth_sharing};
+pub(in crate::engine::candle) use rows::Ready;
+pub(in crate::engine::candle) use team::share;
 pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, multiply};

@@ -1,9 +1,44 @@
 //! Rows times one panel.
 
+/// Cuts rows into groups of up to `$most`, as even as can be, and calls the kernel for their number.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ($kernel:ident, $most:literal, [$($m:literal)*], $panel:expr, $rows:expr, $inputs:expr, $to:expr) => {{
+        let count = $to.len();
+        let many = count.div_ceil(count.div_ceil($most).max(1)).max(1);
+        for from in (0..count).step_by(many) {
+            let rows = from..count.min(from + many);
+            let now = $rows.part(rows.clone(), $inputs);
+            let here = &mut $to[rows];
+            match here.len() {
+                $($m => {
+                    if let Some(here) = here.as_mut_array::<$m>() {
+                        // SAFETY: `Isa::available` saw the instructions that the kernel is compiled
+                        // for, and `multiply` has checked the lengths.
+                        unsafe { $kernel::<$m>($panel, now, $inputs, here) };
+                    }
+                })*
+                _ => unreachable!("groups are no larger than that"),
+            }
+        }
+    }};
+}
+
+#[cfg(target_arch = "x86_64")]
+mod narrow;
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
+use std::ops::Range;
+
 use super::isa::Isa;
 
 /// Outputs of a panel.
 pub(in crate::engine::candle) const PANEL: usize = 32;
+/// Inputs that share a scale where weights and rows are bytes, as in llama.cpp's q8_0.
+pub(super) const GROUP: usize = 32;
+/// Bytes of a group in a panel: for each output a scale in bf16 and the weights.
+pub(super) const GROUP_BYTES: usize = PANEL * (2 + GROUP);
 
 /// The weights of [`PANEL`] outputs.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +49,10 @@ pub(in crate::engine::candle) enum Panel<'a> {
     Bf16(&'a [u16]),
     /// `[input / 2][output][input % 2]`, for dot products of pairs; an odd last input is padded by 0.
     Bf16Pairs(&'a [u16]),
+    /// For each group of [`GROUP`] inputs the scales in bf16, laid out as [`Self::Bf16`], then
+    /// `[input / 4][output][input % 4]`: the weight in steps of its scale, -127 to 127, plus 128,
+    /// since the instruction multiplies unsigned bytes with signed ones.
+    Bytes(&'a [u8]),
 }
 
 /// What is multiplied with a panel.
@@ -23,6 +62,51 @@ pub(in crate::engine::candle) enum Rows<'a> {
     F32(&'a [f32]),
     /// `[row][input]` in bf16, for [`Panel::Bf16Pairs`], with an even number of inputs.
     Bf16(&'a [u16]),
+    /// For [`Panel::Bytes`], with whole groups of inputs.
+    Bytes(ByteRows<'a>),
+}
+
+/// Rows in steps of a scale for each group of [`GROUP`] inputs.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::engine::candle) struct ByteRows<'a> {
+    /// `[row][input]`, -127 to 127.
+    pub(super) steps: &'a [i8],
+    /// `[row][group]`.
+    pub(super) scales: &'a [f32],
+    /// `[row][group]`: -128 times the sum of the steps, which takes back what was added to the weights.
+    pub(super) offsets: &'a [i32],
+}
+
+/// Something of which some rows can be taken.
+pub(super) trait Part: Sized {
+    /// Those rows, of as many inputs.
+    fn part(self, rows: Range<usize>, inputs: usize) -> Self;
+}
+
+impl<T> Part for &[T] {
+    fn part(self, rows: Range<usize>, inputs: usize) -> Self {
+        &self[rows.start * inputs..rows.end * inputs]
+    }
+}
+
+impl Part for ByteRows<'_> {
+    fn part(self, rows: Range<usize>, inputs: usize) -> Self {
+        Self {
+            steps: self.steps.part(rows.clone(), inputs),
+            scales: self.scales.part(rows.clone(), inputs / GROUP),
+            offsets: self.offsets.part(rows, inputs / GROUP),
+        }
+    }
+}
+
+impl Part for Rows<'_> {
+    fn part(self, rows: Range<usize>, inputs: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(values.part(rows, inputs)),
+            Self::Bf16(values) => Self::Bf16(values.part(rows, inputs)),
+            Self::Bytes(values) => Self::Bytes(values.part(rows, inputs)),
+        }
+    }
 }
 
 /// Adds rows times a panel to `to`, a row for each row.
@@ -44,9 +128,11 @@ pub(in crate::engine::candle) fn multiply(
                     panel[input * PANEL + output]
                 }),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::avx2_f32(panel, rows, inputs, to),
+                Isa::Avx2 => narrow::f32(panel, rows, inputs, to),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => x86::avx512_f32(panel, rows, inputs, to),
+                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                    wide::f32(panel, rows, inputs, to)
+                }
             }
         }
         (Panel::Bf16(panel), Rows::F32(rows)) => {
@@ -56,9 +142,11 @@ pub(in crate::engine::candle) fn multiply(
                     widen(panel[input * PANEL + output % 16 * 2 + output / 16])
                 }),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::avx2_bf16(panel, rows, inputs, to),
+                Isa::Avx2 => narrow::bf16(panel, rows, inputs, to),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => x86::avx512_bf16(panel, rows, inputs, to),
+                Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                    wide::bf16(panel, rows, inputs, to)
+                }
             }
         }
         (Panel::Bf16Pairs(panel), Rows::Bf16(rows)) => {
@@ -66,8 +154,22 @@ pub(in crate::engine::candle) fn multiply(
             assert!(rows.len() == to.len() * inputs);
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Bf16 => x86::avx512_pairs(panel, rows, inputs, to),
+                Isa::Avx512Bf16 => wide::pairs(panel, rows, inputs, to),
                 _ => portable_pairs(panel, rows, inputs, to),
+            }
+        }
+        (Panel::Bytes(panel), Rows::Bytes(rows)) => {
+            let groups = inputs / GROUP;
+            assert!(inputs.is_multiple_of(GROUP) && panel.len() == groups * GROUP_BYTES);
+            assert!(rows.steps.len() == to.len() * inputs);
+            assert!(rows.scales.len() == to.len() * groups);
+            assert!(rows.offsets.len() == to.len() * groups);
+            match isa {
+                Isa::Portable => portable_bytes(panel, rows, groups, to),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::Avx512 => narrow::bytes(panel, rows, inputs, to),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni | Isa::Avx512Bf16 => wide::bytes(panel, rows, inputs, to),
             }
         }
         _ => panic!("these rows do not go with this panel"),
@@ -106,259 +208,24 @@ fn portable_pairs(panel: &[u16], rows: &[u16], inputs: usize, to: &mut [[f32; PA
     }
 }
 
-/// Cuts rows into groups of up to `$most`, as even as can be, and calls the kernel for their number.
-#[cfg(target_arch = "x86_64")]
-macro_rules! by_rows {
-    ($kernel:ident, $most:literal, [$($m:literal)*], $panel:expr, $rows:expr, $inputs:expr, $to:expr) => {{
-        let (mut rows, mut to) = ($rows, $to);
-        while !to.is_empty() {
-            let groups = to.len().div_ceil($most);
-            let count = to.len().div_ceil(groups);
-            let (now, later) = rows.split_at(count * $inputs);
-            let (here, rest) = to.split_at_mut(count);
-            match count {
-                $($m => {
-                    if let Some(here) = here.as_mut_array::<$m>() {
-                        // SAFETY: `Isa::available` saw the instructions that the kernel is compiled
-                        // for, and `multiply` has checked the lengths.
-                        unsafe { $kernel::<$m>($panel, now, $inputs, here) };
-                    }
-                })*
-                _ => unreachable!("groups are no larger than that"),
-            }
-            (rows, to) = (later, rest);
-        }
-    }};
-}
-
-#[cfg(target_arch = "x86_64")]
-#[expect(
-    unsafe_code,
-    reason = "vector instructions load by pointer and need a CPU that has them"
-)]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::PANEL;
-
-    /// How far ahead of its use a panel's memory is asked for, in bytes.
-    const AHEAD: usize = 1024;
-
-    pub(super) fn avx512_f32(p: &[f32], rows: &[f32], inputs: usize, to: &mut [[f32; PANEL]]) {
-        by_rows!(wide_f32, 12, [1 2 3 4 5 6 7 8 9 10 11 12], p, rows, inputs, to);
-    }
-
-    pub(super) fn avx512_bf16(p: &[u16], rows: &[f32], inputs: usize, to: &mut [[f32; PANEL]]) {
-        by_rows!(wide_bf16, 12, [1 2 3 4 5 6 7 8 9 10 11 12], p, rows, inputs, to);
-    }
-
-    pub(super) fn avx512_pairs(p: &[u16], rows: &[u16], inputs: usize, to: &mut [[f32; PANEL]]) {
-        by_rows!(wide_pairs, 12, [1 2 3 4 5 6 7 8 9 10 11 12], p, rows, inputs, to);
-    }
-
-    pub(super) fn avx2_f32(p: &[f32], rows: &[f32], inputs: usize, to: &mut [[f32; PANEL]]) {
-        by_rows!(narrow_f32, 6, [1 2 3 4 5 6], p, rows, inputs, to);
-    }
-
-    pub(super) fn avx2_bf16(p: &[u16], rows: &[f32], inputs: usize, to: &mut [[f32; PANEL]]) {
-        by_rows!(narrow_bf16, 6, [1 2 3 4 5 6], p, rows, inputs, to);
-    }
-
-    /// A tile of `M` rows by 32 outputs in 2 M registers.
-    #[target_feature(enable = "avx512f")]
-    fn load_wide<const M: usize>(to: &[[f32; PANEL]; M]) -> [[__m512; 2]; M] {
-        // SAFETY: a row of `to` is 32 floats, two vectors.
-        to.each_ref().map(|row| unsafe {
-            [
-                _mm512_loadu_ps(row.as_ptr()),
-                _mm512_loadu_ps(row.as_ptr().add(16)),
-            ]
-        })
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn store_wide<const M: usize>(sums: [[__m512; 2]; M], to: &mut [[f32; PANEL]; M]) {
-        for (row, [low, high]) in to.iter_mut().zip(sums) {
-            // SAFETY: as in `load_wide`.
-            unsafe {
-                _mm512_storeu_ps(row.as_mut_ptr(), low);
-                _mm512_storeu_ps(row.as_mut_ptr().add(16), high);
-            }
-        }
-    }
-
-    /// # Safety
-    /// `panel` holds `inputs * 32` values and `rows` `M * inputs`.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn wide_f32<const M: usize>(
-        panel: &[f32],
-        rows: &[f32],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-    ) {
-        let mut sums = load_wide(to);
-        for input in 0..inputs {
-            // SAFETY: `input < inputs`; prefetching may point anywhere.
-            let (low, high) = unsafe {
-                let at = panel.as_ptr().add(input * PANEL);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(AHEAD + 64).cast());
-                (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16)))
-            };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `row < M` and `input < inputs`.
-                let value = _mm512_set1_ps(unsafe { *rows.get_unchecked(row * inputs + input) });
-                sums[0] = _mm512_fmadd_ps(value, low, sums[0]);
-                sums[1] = _mm512_fmadd_ps(value, high, sums[1]);
-            }
-        }
-        store_wide(sums, to);
-    }
-
-    /// # Safety
-    /// As [`wide_f32`].
-    #[target_feature(enable = "avx512f")]
-    unsafe fn wide_bf16<const M: usize>(
-        panel: &[u16],
-        rows: &[f32],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-    ) {
-        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-        let mut sums = load_wide(to);
-        for input in 0..inputs {
-            // SAFETY: `input < inputs`; prefetching may point anywhere.
-            let both = unsafe {
-                let at = panel.as_ptr().add(input * PANEL);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(AHEAD).cast());
-                _mm512_loadu_si512(at.cast())
-            };
-            let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both));
-            let high = _mm512_castsi512_ps(_mm512_and_si512(both, upper));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `row < M` and `input < inputs`.
-                let value = _mm512_set1_ps(unsafe { *rows.get_unchecked(row * inputs + input) });
-                sums[0] = _mm512_fmadd_ps(value, low, sums[0]);
-                sums[1] = _mm512_fmadd_ps(value, high, sums[1]);
-            }
-        }
-        store_wide(sums, to);
-    }
-
-    /// # Safety
-    /// As [`wide_f32`], and `inputs` is even.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn wide_pairs<const M: usize>(
-        panel: &[u16],
-        rows: &[u16],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-    ) {
-        let mut sums = load_wide(to);
-        for pair in 0..inputs / 2 {
-            // SAFETY: `2 * pair + 1 < inputs`; the types of the vectors differ in name only.
-            let (low, high) = unsafe {
-                let at = panel.as_ptr().add(pair * 2 * PANEL);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(AHEAD + 64).cast());
-                (
-                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())),
-                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.add(32).cast())),
-                )
-            };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `row < M` and `2 * pair + 1 < inputs`.
-                let value = unsafe {
-                    let at = rows.as_ptr().add(row * inputs + 2 * pair).cast::<i32>();
-                    std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(at.read_unaligned()))
-                };
-                sums[0] = _mm512_dpbf16_ps(sums[0], value, low);
-                sums[1] = _mm512_dpbf16_ps(sums[1], value, high);
-            }
-        }
-        store_wide(sums, to);
-    }
-
-    /// One half of a panel at a time: `M` rows by 16 outputs in 2 M of the 16 registers.
-    #[target_feature(enable = "avx2,fma")]
-    fn narrow<const M: usize>(
-        rows: &[f32],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-        load: impl Fn(usize, usize) -> (__m256, __m256),
-    ) {
-        for half in 0..2 {
-            // SAFETY: a half of a row of `to` is 16 floats, two vectors.
-            let mut sums = to.each_ref().map(|row| unsafe {
-                let at = row.as_ptr().add(16 * half);
-                [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
-            });
-            for input in 0..inputs {
-                let (low, high) = load(half, input);
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: `row < M` and `input < inputs`; the caller has checked the length.
-                    let value =
-                        _mm256_set1_ps(unsafe { *rows.get_unchecked(row * inputs + input) });
-                    sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
-                    sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
-                }
-            }
-            for (row, [low, high]) in to.iter_mut().zip(sums) {
-                // SAFETY: as above.
-                unsafe {
-                    let at = row.as_mut_ptr().add(16 * half);
-                    _mm256_storeu_ps(at, low);
-                    _mm256_storeu_ps(at.add(8), high);
+/// Sums of integers are exact, and what follows is rounded in the same order on every instruction
+/// set: the same bits everywhere.
+fn portable_bytes(panel: &[u8], rows: ByteRows<'_>, groups: usize, to: &mut [[f32; PANEL]]) {
+    for (at, (steps, scale)) in rows.steps.chunks_exact(GROUP).zip(rows.scales).enumerate() {
+        let group = &panel[at % groups * GROUP_BYTES..][..GROUP_BYTES];
+        let (scales, weights) = group.split_at(2 * PANEL);
+        let mut sums = [rows.offsets[at]; PANEL];
+        for (steps, weights) in steps.chunks_exact(4).zip(weights.chunks_exact(4 * PANEL)) {
+            for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
+                for (step, weight) in steps.iter().zip(weights) {
+                    *sum += i32::from(*step) * i32::from(*weight);
                 }
             }
         }
-    }
-
-    /// # Safety
-    /// As [`wide_f32`].
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn narrow_f32<const M: usize>(
-        panel: &[f32],
-        rows: &[f32],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-    ) {
-        narrow(rows, inputs, to, |half, input| {
-            // SAFETY: `input < inputs`; the half has 16 values.
-            unsafe {
-                let at = panel.as_ptr().add(input * PANEL + 16 * half);
-                (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)))
-            }
-        });
-    }
-
-    /// # Safety
-    /// As [`wide_f32`].
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn narrow_bf16<const M: usize>(
-        panel: &[u16],
-        rows: &[f32],
-        inputs: usize,
-        to: &mut [[f32; PANEL]; M],
-    ) {
-        let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-        narrow(rows, inputs, to, |half, input| {
-            // SAFETY: `input < inputs`; 32 values are two vectors.
-            let [first, second] = unsafe {
-                let at = panel.as_ptr().add(input * PANEL);
-                [
-                    _mm256_loadu_si256(at.cast()),
-                    _mm256_loadu_si256(at.add(16).cast()),
-                ]
-            };
-            let side = |both| {
-                _mm256_castsi256_ps(if half == 0 {
-                    _mm256_slli_epi32::<16>(both)
-                } else {
-                    _mm256_and_si256(both, upper)
-                })
-            };
-            (side(first), side(second))
-        });
+        let scales = scales.as_chunks::<2>().0;
+        for (output, (to, sum)) in to[at / groups].iter_mut().zip(sums).enumerate() {
+            let of_weights = widen(u16::from_le_bytes(scales[output % 16 * 2 + output / 16]));
+            *to += sum as f32 * of_weights * scale;
+        }
     }
 }

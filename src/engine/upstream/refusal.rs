@@ -1,0 +1,365 @@
+//! A server's refusals and failures, sorted by what they say of the server and what the caller does
+//! next.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
+use serde_json::Value;
+
+use crate::{config::Secret, engine::EngineFault};
+
+/// Longest quotation of a server's own message.
+const MESSAGE_CHARS_MAX: usize = 300;
+/// "Site is overloaded", which some hosted APIs say instead of 503.
+const OVERLOADED: u16 = 529;
+
+/// Why an exchange gave no answer, by what it says of the server.
+#[derive(Debug, PartialEq)]
+pub(super) enum Refusal {
+    /// It takes no more requests now; the same request may be sent again.
+    Throttled {
+        message: String,
+        retry_after: Option<Duration>,
+    },
+    /// It, or what is before it, took too long.
+    TimedOut(String),
+    /// There is no connection to it.
+    Lost(String),
+    /// The connection broke before the answer's end.
+    Broken(String),
+    /// It is there, and this is what it makes of the request.
+    Answered(EngineFault),
+}
+
+impl Refusal {
+    /// Sorts what went wrong below HTTP. Tells no URL, which may hold a secret.
+    pub(super) fn of_transport(fault: &reqwest::Error) -> Self {
+        let mut cause: &dyn std::error::Error = fault;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        let detail = match cause.to_string() {
+            detail if detail.contains("://") => String::new(),
+            detail => format!(": {detail}"),
+        };
+        if fault.is_connect() {
+            Self::Lost(format!("the server cannot be reached{detail}"))
+        } else if fault.is_timeout() {
+            Self::TimedOut(format!("the server does not answer in time{detail}"))
+        } else {
+            Self::Broken(format!("the connection to the server broke{detail}"))
+        }
+    }
+
+    /// What went wrong, in one line.
+    pub(super) fn into_message(self) -> String {
+        match self {
+            Self::Throttled { message, .. }
+            | Self::TimedOut(message)
+            | Self::Lost(message)
+            | Self::Broken(message) => message,
+            Self::Answered(fault) => fault.to_string(),
+        }
+    }
+
+    /// What a caller that does not ask again makes of it.
+    pub(super) fn into_fault(self) -> EngineFault {
+        match self {
+            Self::Answered(fault) => fault,
+            Self::Throttled {
+                message,
+                retry_after,
+            } => unavailable(message, retry_after),
+            Self::TimedOut(message) | Self::Lost(message) | Self::Broken(message) => {
+                unavailable(message, None)
+            }
+        }
+    }
+}
+
+/// What a request hears that is to be tried again later.
+pub(super) fn unavailable(message: String, retry_after: Option<Duration>) -> EngineFault {
+    EngineFault::Unavailable {
+        message,
+        retry_after_ms: retry_after
+            .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// An error as OpenAI writes it, or one of the shapes that others use.
+#[derive(Debug, Default)]
+pub(super) struct ErrorBody {
+    /// A word for programs, or a status as digits.
+    code: String,
+    /// The kind of error, where it is not the code.
+    kind: String,
+    /// The field of the request that is wrong, where it is told.
+    param: String,
+    message: String,
+}
+
+impl ErrorBody {
+    pub(super) fn read(body: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = if value["error"].is_object() {
+            &value["error"]
+        } else {
+            &value
+        };
+        let text = |name: &str| match &error[name] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => String::new(),
+        };
+        // TGI writes the message as the error itself, FastAPI what it checked as a list.
+        let message = match (&value["error"], &value["detail"]) {
+            (Value::String(message), _) => message.clone(),
+            (_, Value::String(detail)) => detail.clone(),
+            (_, Value::Array(details)) => details.iter().map(told_by_detail).collect(),
+            _ => text("message"),
+        };
+        let kind = text("type");
+        Self {
+            code: text("code"),
+            kind: if kind.is_empty() {
+                text("error_type")
+            } else {
+                kind
+            },
+            param: text("param"),
+            message,
+        }
+    }
+
+    /// True when the error is about this field of the request.
+    pub(super) fn names(&self, field: &str) -> bool {
+        [&self.param, &self.message].into_iter().any(|text| {
+            text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .any(|word| word == field)
+        })
+    }
+
+    /// The status that an error within an answer stands for; a failure of the server unless it
+    /// says otherwise.
+    pub(super) fn status(&self) -> StatusCode {
+        let told = self.code.parse().ok().map(StatusCode::from_u16);
+        if let Some(Ok(status)) = told
+            && (status.is_client_error() || status.is_server_error())
+        {
+            return status;
+        }
+        let words = format!("{} {}", self.code, self.kind).to_lowercase();
+        let mentions = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+        if mentions(&["rate_limit", "ratelimit", "overloaded", "too_many"]) {
+            StatusCode::TOO_MANY_REQUESTS
+        } else if mentions(&[
+            "invalid",
+            "bad_request",
+            "badrequest",
+            "validation",
+            "context",
+        ]) {
+            StatusCode::BAD_REQUEST
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+
+    /// True when the prompt does not fit the model's context.
+    fn is_context_too_long(&self) -> bool {
+        // OpenAI has the code; llama.cpp the type; vLLM only the words.
+        let is_told = |word: &String| {
+            ["context_length_exceeded", "exceed_context_size_error"].contains(&word.as_str())
+        };
+        is_told(&self.code)
+            || is_told(&self.kind)
+            || self.message.contains("maximum context length")
+    }
+
+    /// Context length and prompt length, where the message tells them: "maximum context length is
+    /// 4096 tokens. However, … resulted in 5000 tokens", "request has 4999 input tokens".
+    fn context_numbers(&self) -> Option<(usize, usize)> {
+        let after = self.message.split("context length is ").nth(1)?;
+        let mut numbers = after
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|digits| digits.parse::<usize>().ok());
+        let context_tokens = numbers.next()?;
+        // The largest number told is the whole request, when it is told at all.
+        let tokens = numbers.max()?;
+        Some((context_tokens, tokens))
+    }
+}
+
+/// Where and what, without the `input`, which quotes the prompt.
+fn told_by_detail(detail: &Value) -> String {
+    let places = detail["loc"].as_array().into_iter().flatten();
+    let places: Vec<&str> = places.filter_map(Value::as_str).collect();
+    let what = detail["msg"].as_str().unwrap_or_default();
+    format!("{}: {what}. ", places.join("."))
+}
+
+/// What is known where a refusal is sorted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sorter<'a> {
+    pub(super) model: &'a str,
+    /// Servers quote a wrong key; we do not.
+    pub(super) api_key: Option<&'a Secret>,
+}
+
+impl Sorter<'_> {
+    /// Sorts an error by its status.
+    pub(super) fn sort(
+        self,
+        status: StatusCode,
+        error: &ErrorBody,
+        retry_after: Option<Duration>,
+    ) -> Refusal {
+        let message = format!(
+            "the server answered with status {status}: {}",
+            self.quote(&error.message)
+        );
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                return Refusal::Throttled {
+                    message,
+                    retry_after,
+                };
+            }
+            _ if status.as_u16() == OVERLOADED => {
+                return Refusal::Throttled {
+                    message,
+                    retry_after,
+                };
+            }
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
+                return Refusal::TimedOut(message);
+            }
+            _ => {}
+        }
+        Refusal::Answered(
+            if status.is_server_error() || status == StatusCode::TOO_EARLY {
+                unavailable(message, retry_after)
+            } else if status.is_redirection() {
+                EngineFault::Unservable(format!(
+                    "the server answered with status {status}: it moved elsewhere, where prompts are not sent unasked; configure its new URL"
+                ))
+            } else if error.is_context_too_long()
+                && let Some((context_tokens, prompt_tokens)) = error.context_numbers()
+            {
+                EngineFault::ContextTooLong {
+                    model: self.model.to_owned(),
+                    prompt_tokens,
+                    context_tokens,
+                }
+            } else {
+                EngineFault::Unservable(message)
+            },
+        )
+    }
+
+    fn quote(self, message: &str) -> String {
+        let hidden = match self.api_key.map(Secret::expose) {
+            Some(key) if !key.is_empty() => message.replace(key, "***"),
+            _ => message.to_owned(),
+        };
+        hidden.chars().take(MESSAGE_CHARS_MAX).collect()
+    }
+}
+
+/// Milliseconds as OpenAI and Azure add, else seconds or a date (RFC 9110, section 10.2.3).
+pub(super) fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |text: &str| text.parse::<f64>().ok();
+    if let Some(ms) = text("retry-after-ms").and_then(number) {
+        return Duration::try_from_secs_f64(ms / 1000.0).ok();
+    }
+    let value = text(RETRY_AFTER.as_str())?;
+    if let Some(seconds) = number(value) {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let date = DateTime::parse_from_rfc2822(value).ok()?;
+    let left = date.with_timezone(&Utc) - now;
+    // What has passed is no wait.
+    Some(left.to_std().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(body: &str) -> ErrorBody {
+        ErrorBody::read(body.as_bytes())
+    }
+
+    #[test]
+    fn an_error_within_an_answer_stands_for_a_status() {
+        for (body, expected) in [
+            (r#"{"error":{"code":429,"message":"m"}}"#, 429),
+            (r#"{"error":{"code":"503","message":"m"}}"#, 503),
+            (
+                r#"{"object":"error","type":"BadRequestError","message":"m"}"#,
+                400,
+            ),
+            (r#"{"error":"m","error_type":"overloaded"}"#, 429),
+            (r#"{"error":"m","error_type":"generation"}"#, 500),
+            (r#"{"error":{"code":"rate_limit_exceeded"}}"#, 429),
+            (r#"{"error":{"code":200}}"#, 500),
+            ("no JSON", 500),
+        ] {
+            assert_eq!(error(body).status().as_u16(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn fields_are_named_by_whole_words_and_inputs_are_never_quoted() {
+        let refused = error(
+            r#"{"detail":[{"loc":["body","stream_options"],"msg":"extra field","input":{"messages":"secret"}}]}"#,
+        );
+        assert!(refused.names("stream_options") && !refused.names("stream"));
+        assert_eq!(refused.message, "body.stream_options: extra field. ");
+        assert!(error(r#"{"error":{"param":"logprobs"}}"#).names("logprobs"));
+        assert!(!error(r#"{"message":"an upstream broke"}"#).names("stream"));
+    }
+
+    #[test]
+    fn the_key_is_never_quoted() {
+        let key = Secret::new("sk-test");
+        let sorter = Sorter {
+            model: "m",
+            api_key: Some(&key),
+        };
+        let refused = error(r#"{"error":{"message":"wrong key sk-test given"}}"#);
+        let refusal = sorter.sort(StatusCode::UNAUTHORIZED, &refused, None);
+        let expected = "the server answered with status 401 Unauthorized: wrong key *** given";
+        assert_eq!(
+            refusal,
+            Refusal::Answered(EngineFault::Unservable(expected.to_owned()))
+        );
+    }
+
+    #[test]
+    fn waits_are_read_as_servers_write_them() {
+        let now = DateTime::parse_from_rfc3339("2015-10-21T07:27:00Z")
+            .expect("a date")
+            .to_utc();
+        for (name, value, expected_ms) in [
+            ("retry-after", "3", Some(3000)),
+            ("retry-after", " 1.5 ", Some(1500)),
+            ("retry-after-ms", "20", Some(20)),
+            ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT", Some(60_000)),
+            ("retry-after", "Wed, 21 Oct 2015 07:26:00 GMT", Some(0)),
+            ("retry-after", "-1", None),
+            ("retry-after", "NaN", None),
+            ("retry-after", "soon", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().expect("a header"));
+            let expected = expected_ms.map(Duration::from_millis);
+            assert_eq!(retry_after(&headers, now), expected, "{name}: {value}");
+        }
+    }
+}
