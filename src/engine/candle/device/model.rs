@@ -233,7 +233,7 @@ fn dtype(kind: WeightKind) -> std::result::Result<DType, String> {
         WeightKind::F32 => Ok(DType::F32),
         WeightKind::Bf16 => Ok(DType::BF16),
         WeightKind::Q8 => Err(
-            "weights = \"q8\" are computed on the CPU only; a device takes \"bf16\" or \"f32\""
+            "weights = \"q8\" are computed on the CPU only: set device = \"cpu\", or weights = \"bf16\""
                 .to_owned(),
         ),
     }
@@ -305,6 +305,14 @@ mod tests {
             assert!(rows_of_nan.iter().all(|logit| logit.is_finite()), "{name}");
             assert!(rows_of_nan == rows(0.0), "{name}");
         }
+    }
+
+    #[test]
+    fn eight_bit_weights_are_refused_with_the_way_out() {
+        let config = include_bytes!("../../../../tests/fixtures/models/tiny-llama/config.json");
+        let fault = DeviceModel::random(config, WeightKind::Q8, &Device::Cpu, 0)
+            .expect_err("a device has no 8-bit products");
+        assert!(fault.contains("device = \"cpu\""), "{fault}");
     }
 
     /// As many blocks as the bytes hold, but at least one whole context.
