@@ -1,5 +1,9 @@
 //! What a request may ask of generation, through the engine's public face: penalties, biases,
 //! log-probabilities, and answers of a given form.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its fixtures fails"
+)]
 
 use std::{path::Path, sync::Arc};
 
@@ -269,10 +273,10 @@ mod structured {
         for name in MODELS {
             let engine = open(name).await;
             let mut asked = Vec::new();
-            for nth in 0..FINITE.len() {
+            for (nth, schema) in FINITE.into_iter().enumerate() {
                 for seed in 0..6_u64 {
                     let mut sampling = greedy(400);
-                    sampling.response_format = format(FINITE[nth]);
+                    sampling.response_format = format(schema);
                     if seed > 0 {
                         sampling.temperature = 0.5 * seed as f32 / 2.0;
                         sampling.seed = Some(seed);

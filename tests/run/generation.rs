@@ -30,9 +30,9 @@ fn log_probabilities_are_answered_and_kept() {
     let mut asked = plain.clone();
     asked["logprobs"] = json!(true);
     asked["top_logprobs"] = json!(2);
-    yard.write("plain", &file(&[("plain", plain)]));
-    yard.write("asked", &file(&[("asked", asked.clone())]));
-    yard.write("again", &file(&[("again", asked)]));
+    yard.write("plain", file(&[("plain", plain)]));
+    yard.write("asked", file(&[("asked", asked.clone())]));
+    yard.write("again", file(&[("again", asked)]));
     let run = |name: &str| {
         yard.run(&["run", name, "--out", "answers.jsonl"]).exits(0);
         yard.answers().remove(name).unwrap()
@@ -111,7 +111,7 @@ fn answers_have_the_form_that_was_asked_for() {
         ("good", body(good)),
         ("bad", body(json!({"type": "objekt"}))),
     ];
-    yard.write("prompts", &file(&lines));
+    yard.write("prompts", file(&lines));
     let done = yard
         .run(&["run", "prompts", "--out", "answers.jsonl"])
         .exits(1);
