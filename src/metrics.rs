@@ -193,6 +193,7 @@ mod tests {
             "_messages",
             "_requests",
             "_sequences",
+            "_blocks",
         ];
         for metric in ALL {
             assert!(metric.name.starts_with("promptyard_"), "{}", metric.name);

@@ -372,7 +372,7 @@ fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
 }
 
 /// Metrics that have no sample in an embedded fleet with scripted engines to which nothing happens.
-const RARE: [&str; 7] = [
+const RARE: [&str; 13] = [
     promptyard::metrics::RECONNECTED,
     promptyard::metrics::REPLIES_LOST,
     promptyard::metrics::STORE_FAULTS,
@@ -380,4 +380,10 @@ const RARE: [&str; 7] = [
     promptyard::metrics::STEP_SECONDS,
     promptyard::metrics::STEP_SEQUENCES,
     promptyard::metrics::ENGINE_WAITING,
+    promptyard::metrics::STEP_TOKENS,
+    promptyard::metrics::KV_BLOCKS_USED,
+    promptyard::metrics::PREEMPTED,
+    promptyard::metrics::UPSTREAM_LIMIT,
+    promptyard::metrics::UPSTREAM_RUNNING,
+    promptyard::metrics::UPSTREAM_THROTTLED,
 ];
