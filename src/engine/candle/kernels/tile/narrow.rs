@@ -121,7 +121,8 @@ unsafe fn tile_bytes<const M: usize>(
     let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     let middle = _mm256_set1_epi8(-128);
     let ones = _mm256_set1_epi16(1);
-    for (group, half) in (0..groups).flat_map(|group| [(group, 0), (group, 1)]) {
+    for at in 0..2 * groups {
+        let (group, half) = (at / 2, at % 2);
         let panel = panel.as_ptr().wrapping_add(group * GROUP_BYTES);
         let mut dots = [[_mm256_setzero_si256(); 2]; M];
         for quad in 0..GROUP / 4 {
@@ -129,11 +130,10 @@ unsafe fn tile_bytes<const M: usize>(
             let weights = unsafe {
                 let at = panel.add(2 * PANEL + quad * 4 * PANEL + half * 2 * PANEL);
                 [
-                    _mm256_loadu_si256(at.cast()),
-                    _mm256_loadu_si256(at.add(32).cast()),
+                    _mm256_xor_si256(_mm256_loadu_si256(at.cast()), middle),
+                    _mm256_xor_si256(_mm256_loadu_si256(at.add(32).cast()), middle),
                 ]
             };
-            let weights = weights.map(|unsigned| _mm256_xor_si256(unsigned, middle));
             for (row, dots) in dots.iter_mut().enumerate() {
                 // SAFETY: `row < M`, and the group has 32 steps.
                 let steps = unsafe {

@@ -165,11 +165,13 @@ unsafe fn tile_bytes<const M: usize>(
     let mut sums = load(to);
     for group in 0..groups {
         let scales_at = panel.as_ptr().wrapping_add(group * GROUP_BYTES);
-        let mut dots: [[__m512i; 2]; M] = std::array::from_fn(|row| {
+        // A loop, since a closure given to `array::from_fn` may stay a call and keep `dots` in memory.
+        let mut dots = [[_mm512_setzero_si512(); 2]; M];
+        for (row, dots) in dots.iter_mut().enumerate() {
             // SAFETY: `row < M` and `group < groups`.
             let offset = unsafe { *rows.offsets.get_unchecked(row * groups + group) };
-            [_mm512_set1_epi32(offset); 2]
-        });
+            *dots = [_mm512_set1_epi32(offset); 2];
+        }
         for quad in 0..GROUP / 4 {
             // SAFETY: the group has 64 bytes of scales and 8 times 128 of weights.
             let (low, high) = unsafe {
