@@ -328,4 +328,6 @@ impl Scheduler {
 }
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;

@@ -38,10 +38,10 @@ pub struct BatchingBenchArgs {
     #[arg(long, default_value = "16", value_parser = positive)]
     width: usize,
     /// Prompts have from 16 tokens to this many more, evenly
-    #[arg(long, default_value = "112", value_parser = positive)]
+    #[arg(long, default_value = "48", value_parser = positive)]
     prompt_tokens: usize,
     /// Mean length of an answer; lengths fall off exponentially, from 4 to five times the mean
-    #[arg(long, default_value = "32", value_parser = positive)]
+    #[arg(long, default_value = "64", value_parser = positive)]
     output_tokens: usize,
     /// Seed of the lengths
     #[arg(long, default_value = "0")]

@@ -14,48 +14,64 @@ use serde_json::{Value, json};
 
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
-    config::WeightKind,
-    engine::candle::{CandleModel, Chunk, MachineLimits, ModelFiles, Part, Profile, Rows},
+    config::{DeviceKind, WeightKind},
+    engine::candle::{
+        CandleModel, Chunk, MachineLimits, ModelFiles, Part, Profile, Rows, open_device,
+    },
 };
 
-use super::{bench::median, options::say, status::table};
+use super::{bench::median, bench_device::bench_device, options::say, status::table};
 
 /// Arguments of `bench engine`.
 #[derive(Debug, Args)]
 pub struct EngineBenchArgs {
     /// Hugging Face directory of the model; with --random-weights its config.json is enough
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// What products are computed in: f32, bf16, q8 (several: f32,bf16)
     #[arg(long, value_delimiter = ',', default_value = "f32")]
-    weights: Vec<WeightKind>,
+    pub(super) weights: Vec<WeightKind>,
     /// Sequences that decode side by side
     #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = positive)]
-    concurrency: Vec<usize>,
+    pub(super) concurrency: Vec<usize>,
     /// Tokens of each prompt
     #[arg(long, default_value = "128", value_parser = positive)]
-    prompt_tokens: usize,
+    pub(super) prompt_tokens: usize,
     /// Tokens generated for each prompt
     #[arg(long, default_value = "64", value_parser = positive)]
-    output_tokens: usize,
+    pub(super) output_tokens: usize,
     /// Rounds; all combinations are measured in turn, and the medians reported
     #[arg(long, default_value = "5", value_parser = positive)]
-    rounds: usize,
+    pub(super) rounds: usize,
     /// Weights by chance, for the speed of a shape without its weights
     #[arg(long)]
-    random_weights: bool,
-    /// Tell where a decoding step's time goes
+    pub(super) random_weights: bool,
+    /// Where to compute: cpu, or cuda and metal in a binary built for them
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: DeviceKind,
+    /// Tell where a decoding step's time goes (on the CPU)
     #[arg(long)]
     profile: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("expected a whole number from 1".to_owned()),
+    }
+}
+
+impl EngineBenchArgs {
+    pub(super) fn steps(&self, sequences: usize, vocabulary: usize) -> Steps {
+        Steps {
+            sequences,
+            prompt_tokens: self.prompt_tokens,
+            output_tokens: self.output_tokens,
+            vocabulary,
+        }
     }
 }
 
@@ -80,6 +96,10 @@ struct Case<'a> {
 
 /// Runs `bench engine`.
 pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
+    let device = open_device(args.device).map_err(|fault| anyhow!(fault))?;
+    if let Some(device) = device {
+        return bench_device(args, &device);
+    }
     let mut models = Vec::new();
     for kind in &args.weights {
         let begun = Instant::now();
@@ -142,54 +162,94 @@ pub(super) fn open_model(
     Ok(model)
 }
 
-/// Prompts one after the other, then all sequences decoding side by side.
+/// What a round of steps took.
+pub(super) struct Speed {
+    /// Prompt tokens in a second, one prompt after the other.
+    pub(super) prefill: f64,
+    /// Seconds of a step in which every sequence decodes.
+    pub(super) step_seconds: f64,
+}
+
+/// Which steps are timed.
+pub(super) struct Steps {
+    pub(super) sequences: usize,
+    pub(super) prompt_tokens: usize,
+    pub(super) output_tokens: usize,
+    pub(super) vocabulary: usize,
+}
+
+impl Steps {
+    /// Blocks of KV cache that each sequence needs.
+    pub(super) fn blocks_each(&self) -> usize {
+        (self.prompt_tokens + self.output_tokens).div_ceil(BLOCK_TOKENS)
+    }
+
+    /// Prompts one after the other, then all sequences decoding side by side; `forward` computes a
+    /// step and is told whether it is one of the latter.
+    pub(super) fn time(
+        &self,
+        mut forward: impl FnMut(&[Chunk<'_>], bool) -> Result<(), String>,
+    ) -> Result<Speed, String> {
+        let token = |at: usize| ((at * 7_919 + 13) % self.vocabulary) as u32;
+        let table: Vec<BlockId> = (0..(self.sequences * self.blocks_each()) as u32)
+            .map(BlockId)
+            .collect();
+        let tables = || table.chunks(self.blocks_each());
+        let begun = Instant::now();
+        for (sequence, blocks) in tables().enumerate() {
+            let tokens: Vec<u32> = (0..self.prompt_tokens)
+                .map(|at| token(sequence * self.prompt_tokens + at))
+                .collect();
+            let chunk = Chunk {
+                tokens: &tokens,
+                from: 0,
+                blocks,
+                rows: Rows::Last,
+            };
+            forward(&[chunk], false)?;
+        }
+        let prompts = (self.sequences * self.prompt_tokens) as f64;
+        let prefill = prompts / begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        for step in 0..self.output_tokens {
+            let tokens: Vec<u32> = (0..self.sequences)
+                .map(|at| token(step + 31 * at))
+                .collect();
+            let chunks: Vec<Chunk<'_>> = tables()
+                .zip(tokens.chunks(1))
+                .map(|(blocks, tokens)| Chunk {
+                    tokens,
+                    from: self.prompt_tokens + step,
+                    blocks,
+                    rows: Rows::Last,
+                })
+                .collect();
+            forward(&chunks, true)?;
+        }
+        Ok(Speed {
+            prefill,
+            step_seconds: begun.elapsed().as_secs_f64() / self.output_tokens as f64,
+        })
+    }
+}
+
 fn measure(
     args: &EngineBenchArgs,
     case: &Case<'_>,
     limit: &MachineLimits,
 ) -> Result<Round, String> {
     let model = case.model;
-    let vocabulary = model.shape().vocabulary;
-    let token = |at: usize| ((at * 7_919 + 13) % vocabulary) as u32;
-    let blocks_each = (args.prompt_tokens + args.output_tokens).div_ceil(BLOCK_TOKENS);
-    let table: Vec<BlockId> = (0..(case.sequences * blocks_each) as u32)
-        .map(BlockId)
-        .collect();
-    let mut workspace = model.workspace(table.len());
-    let begun = Instant::now();
-    for (sequence, blocks) in table.chunks(blocks_each).enumerate() {
-        let tokens: Vec<u32> = (0..args.prompt_tokens)
-            .map(|at| token(sequence * args.prompt_tokens + at))
-            .collect();
-        let chunk = Chunk {
-            tokens: &tokens,
-            from: 0,
-            blocks,
-            rows: Rows::Last,
-        };
-        model.forward(&mut workspace, &[chunk])?;
-    }
-    let prefill = (case.sequences * args.prompt_tokens) as f64 / begun.elapsed().as_secs_f64();
+    let steps = args.steps(case.sequences, model.shape().vocabulary);
+    let mut workspace = model.workspace(case.sequences * steps.blocks_each());
     let mut profile = Profile::default();
-    let begun = Instant::now();
-    for step in 0..args.output_tokens {
-        let tokens: Vec<u32> = (0..case.sequences)
-            .map(|at| token(step + 31 * at))
-            .collect();
-        let chunks: Vec<Chunk<'_>> = table
-            .chunks(blocks_each)
-            .zip(tokens.chunks(1))
-            .map(|(blocks, tokens)| Chunk {
-                tokens,
-                from: args.prompt_tokens + step,
-                blocks,
-                rows: Rows::Last,
-            })
-            .collect();
-        let profile = args.profile.then_some(&mut profile);
-        model.forward_profiled(&mut workspace, &chunks, profile)?;
-    }
-    let step_seconds = begun.elapsed().as_secs_f64() / args.output_tokens as f64;
+    let Speed {
+        prefill,
+        step_seconds,
+    } = steps.time(|chunks, decodes| {
+        let profile = (args.profile && decodes).then_some(&mut profile);
+        model.forward_profiled(&mut workspace, chunks, profile)?;
+        Ok(())
+    })?;
     let context = args.prompt_tokens + args.output_tokens / 2;
     let flops = (case.sequences * model.flops_per_token(context)) as f64;
     let peak = match case.kind {
@@ -198,7 +258,7 @@ fn measure(
         WeightKind::Q8 => limit.q8_flops,
     };
     let kv = case.sequences * context * model.kv_bytes_per_block() / BLOCK_TOKENS;
-    let read = model.weight_bytes() + kv;
+    let read = model.product_bytes() + kv;
     let best_seconds = (flops / peak).max(read as f64 / limit.bytes_per_second);
     Ok(Round {
         prefill,

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::anyhow;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     batching::Limits,
@@ -62,11 +62,9 @@ pub async fn bench_latency(args: &LatencyBenchArgs) -> anyhow::Result<ExitCode> 
     let (through_engine, plain) = lone(args).await?;
     let longest = 64 + WARM_STEPS + 4 * args.long_tokens;
     let model = open_model(&args.model, args.weights, false, longest)?;
-    let (usual, unlimited) = among_decodes(args, &model, None).map_err(|fault| anyhow!(fault))?;
-    let limit = args.step_times * usual;
-    let limited = among_decodes(args, &model, Some(limit))
-        .map_err(|fault| anyhow!(fault))?
-        .1;
+    let unlimited = among_decodes(args, &model, None).map_err(|fault| anyhow!(fault))?;
+    let limit = args.step_times * unlimited.usual;
+    let limited = among_decodes(args, &model, Some(limit)).map_err(|fault| anyhow!(fault))?;
     let ratio = median(
         through_engine
             .iter()
@@ -75,6 +73,11 @@ pub async fn bench_latency(args: &LatencyBenchArgs) -> anyhow::Result<ExitCode> 
             .collect(),
     );
     let (engine_ms, plain_ms) = (1e3 * median(through_engine), 1e3 * median(plain));
+    let over = limited
+        .joined
+        .iter()
+        .filter(|seconds| **seconds > limit)
+        .count();
     say(&if args.json {
         json!({
             "model": args.model.display().to_string(),
@@ -82,27 +85,66 @@ pub async fn bench_latency(args: &LatencyBenchArgs) -> anyhow::Result<ExitCode> 
             "lone_engine_ms": engine_ms,
             "lone_plain_ms": plain_ms,
             "lone_engine_over_plain": ratio,
-            "decode_step_ms": 1e3 * usual,
+            "decode_step_ms": 1e3 * unlimited.usual,
             "step_limit_ms": 1e3 * limit,
-            "longest_step_ms": 1e3 * limited,
-            "longest_step_without_limit_ms": 1e3 * unlimited,
+            "with_limit": limited.as_json(),
+            "steps_over_limit": over,
+            "without_limit": unlimited.as_json(),
         })
         .to_string()
     } else {
         format!(
             "lone request, medians of {}: {engine_ms:.1} ms through the engine, {plain_ms:.1} ms plainly, ratio {ratio:.3}\n\
-             {} answers run, a step takes {:.1} ms; while a prompt of {} tokens joins them the longest takes\n  \
-             {:.1} ms with a limit of {:.1} ms\n  {:.1} ms without a limit",
+             {} answers run; steps without a prompt take {:.1} ms, the longest {:.1} ms\n\
+             a prompt of {} tokens joins them, limit {:.1} ms: {}; {over} over the limit\n\
+             the same without a limit: {}",
             args.requests,
             args.running,
-            1e3 * usual,
+            1e3 * unlimited.usual,
+            1e3 * unlimited.usual_longest,
             args.long_tokens,
-            1e3 * limited,
             1e3 * limit,
-            1e3 * unlimited,
+            limited.as_text(),
+            unlimited.as_text(),
         )
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds of steps in which answers are generated.
+struct Steps {
+    /// The median of those without a prompt, and the longest.
+    usual: f64,
+    usual_longest: f64,
+    /// While the long prompt is read, the shortest first.
+    joined: Vec<f64>,
+}
+
+impl Steps {
+    fn joined(&self, share: f64) -> f64 {
+        let last = self.joined.len().saturating_sub(1);
+        let at = (share * last as f64).round() as usize;
+        self.joined.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    fn as_text(&self) -> String {
+        format!(
+            "{} steps of {:.1} ms, p90 {:.1} ms, longest {:.1} ms",
+            self.joined.len(),
+            1e3 * self.joined(0.5),
+            1e3 * self.joined(0.9),
+            1e3 * self.joined(1.0),
+        )
+    }
+
+    fn as_json(&self) -> Value {
+        json!({
+            "steps": self.joined.len(),
+            "p50_ms": 1e3 * self.joined(0.5),
+            "p90_ms": 1e3 * self.joined(0.9),
+            "longest_ms": 1e3 * self.joined(1.0),
+        })
+    }
 }
 
 /// Seconds of each lone request, through the engine and as a plain loop over the same model.
@@ -131,13 +173,22 @@ async fn lone(args: &LatencyBenchArgs) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
             seed_default: 0,
             terms: Default::default(),
         };
+        let plain_once = || {
+            let begun = Instant::now();
+            let text = plain.generate(&messages, args.output_tokens);
+            text.map(|text| (text, begun.elapsed().as_secs_f64()))
+                .map_err(|fault| anyhow!(fault))
+        };
+        // Either goes first every other time, so that no drift favours one.
+        let early = (at % 2 == 1).then(plain_once).transpose()?;
         let begun = Instant::now();
         let answer = engine.generate(request).await?.answer;
         through_engine.push(begun.elapsed().as_secs_f64());
-        let begun = Instant::now();
-        let text = plain.generate(&messages, answer.usage.completion_tokens as usize);
-        plainly.push(begun.elapsed().as_secs_f64());
-        let text = text.map_err(|fault| anyhow!(fault))?;
+        let (text, seconds) = match early {
+            Some(early) => early,
+            None => plain_once()?,
+        };
+        plainly.push(seconds);
         if !text.starts_with(answer.text.trim_end_matches(char::REPLACEMENT_CHARACTER)) {
             return Err(anyhow!(
                 "the engine and the plain loop answered differently"
@@ -188,6 +239,12 @@ impl Plain {
             let logits = self.model.forward(&mut workspace, &[chunk])?;
             from += input.len();
             input = logits.rows().map(likeliest).collect();
+            if input
+                .iter()
+                .any(|token| self.model.shape().eos.contains(token))
+            {
+                break;
+            }
             answer.extend(&input);
         }
         self.vocabulary
@@ -196,12 +253,12 @@ impl Plain {
     }
 }
 
-/// Seconds of the median step before the long prompt comes, and of the longest until it is read.
+/// Steps before the long prompt comes and until it is read.
 fn among_decodes(
     args: &LatencyBenchArgs,
     model: &CandleModel,
     step_seconds_max: Option<f64>,
-) -> Result<(f64, f64), String> {
+) -> Result<Steps, String> {
     let vocabulary = model.shape().vocabulary as u32;
     let line = |tokens: usize, output_tokens| Line {
         prompt: (0..tokens as u32)
@@ -232,16 +289,21 @@ fn among_decodes(
     }
     let id = args.running as u64;
     stepper.enqueue(id, &line(args.long_tokens, 1))?;
-    let mut longest = 0.0_f64;
+    let mut joined = Vec::new();
     loop {
         let (plan, took) = stepper.step()?.ok_or("nothing ran")?;
-        longest = longest.max(took.as_secs_f64());
+        joined.push(took.as_secs_f64());
         if plan
             .shares
             .iter()
             .any(|share| share.id.0 == id && share.yields)
         {
-            return Ok((median(warm), longest));
+            joined.sort_by(f64::total_cmp);
+            return Ok(Steps {
+                usual_longest: warm.iter().copied().fold(0.0, f64::max),
+                usual: median(warm),
+                joined,
+            });
         }
     }
 }

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod bench_batching;
+mod bench_device;
 mod bench_endurance;
 mod bench_engine;
 mod bench_latency;

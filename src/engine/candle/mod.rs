@@ -15,6 +15,7 @@ mod files;
 #[cfg(feature = "hub")]
 mod hub;
 mod kernels;
+mod layer;
 mod linear;
 mod model;
 mod opened;

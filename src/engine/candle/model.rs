@@ -7,10 +7,11 @@ use super::{
     attention::{Past, Queries, attend},
     files::{ModelFiles, Weights},
     kernels::{Isa, Matrix, Precision, Ready, rms_norm},
-    linear::{Embedding, Gated, Linear},
+    layer::Layer,
+    linear::{Embedding, Linear},
     profile::{Clock, Part, Profile},
     rope::RopeTable,
-    shape::{Family, Shape},
+    shape::Shape,
 };
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
@@ -65,19 +66,6 @@ impl Logits {
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.vocabulary)
     }
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Vec<f32>,
-    qkv: Linear,
-    /// Qwen3's norms of each head's queries and keys.
-    head_norms: Option<(Vec<f32>, Vec<f32>)>,
-    output: Linear,
-    mlp_norm: Vec<f32>,
-    gate_up: Gated,
-    down: Linear,
-    window: Option<usize>,
 }
 
 /// All that steps write to: the paged KV cache, and buffers that each step uses again.
@@ -212,11 +200,12 @@ impl CandleModel {
 
     /// Bytes of the weights as they lie in memory.
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let linear = [&layer.qkv, &layer.output, &layer.down].map(Linear::bytes);
-            linear.into_iter().chain([layer.gate_up.bytes()])
-        });
-        layers.sum::<usize>() + self.head.bytes() + self.embedding.bytes()
+        self.product_bytes() + self.embedding.bytes()
+    }
+
+    /// Bytes of the weights that every step reads: all but the embedding, which is looked up.
+    pub fn product_bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.head.bytes()
     }
 
     /// Multiplications and additions for one token that sees `context` tokens, its logits included.
@@ -436,58 +425,6 @@ impl CandleModel {
             kv_heads: self.shape.kv_heads,
             head: self.shape.head,
         }
-    }
-}
-
-impl Layer {
-    fn read(
-        weights: &Weights,
-        shape: &Shape,
-        layer: usize,
-        precision: Precision,
-    ) -> Result<Self, String> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let (query_width, kv_width) = (shape.heads * shape.head, shape.kv_heads * shape.head);
-        let qkv = [
-            (name("self_attn.q_proj"), query_width),
-            (name("self_attn.k_proj"), kv_width),
-            (name("self_attn.v_proj"), kv_width),
-        ];
-        let gate_up = |part: &str| {
-            let parts = [(name(part), shape.intermediate)];
-            Linear::read(weights, &parts, shape.hidden, shape.mlp_bias, precision)
-        };
-        let head_norms = if shape.family == Family::Qwen3 {
-            let queries = weights.vector(&name("self_attn.q_norm.weight"), shape.head)?;
-            Some((
-                queries,
-                weights.vector(&name("self_attn.k_norm.weight"), shape.head)?,
-            ))
-        } else {
-            None
-        };
-        Ok(Self {
-            attention_norm: weights.vector(&name("input_layernorm.weight"), shape.hidden)?,
-            qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias, precision)?,
-            head_norms,
-            output: Linear::read(
-                weights,
-                &[(name("self_attn.o_proj"), shape.hidden)],
-                query_width,
-                shape.output_bias,
-                precision,
-            )?,
-            mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
-            gate_up: Gated::new(gate_up("mlp.gate_proj")?, gate_up("mlp.up_proj")?),
-            down: Linear::read(
-                weights,
-                &[(name("mlp.down_proj"), shape.hidden)],
-                shape.intermediate,
-                shape.mlp_bias,
-                precision,
-            )?,
-            window: shape.windows[layer],
-        })
     }
 }
 

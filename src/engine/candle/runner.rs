@@ -12,10 +12,10 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use metrics::{counter, gauge, histogram};
-use rayon::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    kernels::share_parts,
     model::{CandleModel, Chunk, Logits, Rows, Workspace},
     sequence::{Reply, Sequence, Taken, Writer},
     structured::Grammar,
@@ -300,15 +300,18 @@ impl<M: Forward> Runner<M> {
         let yielding = plan.shares.iter().filter(|share| share.yields);
         let mut rows: BTreeMap<SequenceId, &[f32]> =
             yielding.map(|share| share.id).zip(logits.rows()).collect();
-        let work: Vec<_> = self
+        let vocabulary = &self.language.vocabulary;
+        let mut work: Vec<_> = self
             .sequences
             .iter_mut()
-            .filter_map(|(id, sequence)| Some((*id, sequence, rows.remove(id)?)))
+            .filter_map(|(id, sequence)| Some((*id, sequence, rows.remove(id)?, None)))
             .collect();
-        let vocabulary = &self.language.vocabulary;
+        share_parts(work.iter_mut(), |(_, sequence, row, taken)| {
+            *taken = Some(sequence.take(vocabulary, row));
+        });
         let chosen: Vec<_> = work
-            .into_par_iter()
-            .map(|(id, sequence, row)| (id, sequence.take(vocabulary, row)))
+            .into_iter()
+            .filter_map(|(id, _, _, taken)| Some((id, taken?)))
             .collect();
         for (id, taken) in chosen {
             match taken {

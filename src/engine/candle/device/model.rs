@@ -30,6 +30,7 @@ pub struct DeviceModel {
     shape: Shape,
     context_tokens: usize,
     blocks: usize,
+    block_bytes: usize,
     device: Device,
     embedding: Tensor,
     layers: Vec<Layer>,
@@ -130,6 +131,7 @@ impl DeviceModel {
             layers,
             head,
             blocks,
+            block_bytes,
             context_tokens,
             shape,
         })
@@ -148,6 +150,11 @@ impl DeviceModel {
     /// Blocks of 32 tokens that the KV cache has.
     pub fn kv_blocks(&self) -> usize {
         self.blocks
+    }
+
+    /// Bytes of KV cache that a block of 32 tokens takes.
+    pub fn kv_bytes_per_block(&self) -> usize {
+        self.block_bytes
     }
 
     /// Computes one ragged step, as [`CandleModel::forward`](super::super::CandleModel::forward).

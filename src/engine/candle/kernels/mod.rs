@@ -30,5 +30,5 @@ pub use limits::MachineLimits;
 pub(in crate::engine::candle) use logits::{highest_two, softmax_sums, softmax_weights};
 pub(in crate::engine::candle) use matrix::{Matrix, Precision, gated, is_worth_sharing};
 pub(in crate::engine::candle) use rows::Ready;
-pub(in crate::engine::candle) use team::share;
+pub(in crate::engine::candle) use team::{share, share_parts};
 pub(in crate::engine::candle) use tile::{PANEL, Panel, Rows, lane, multiply};

@@ -97,7 +97,10 @@ impl Span {
 ///
 /// # Panics
 /// As [`share`].
-pub(super) fn share_parts<P: Send>(parts: impl Iterator<Item = P> + Send, work: impl Fn(P) + Sync) {
+pub(in crate::engine::candle) fn share_parts<P: Send>(
+    parts: impl Iterator<Item = P> + Send,
+    work: impl Fn(P) + Sync,
+) {
     let parts = Mutex::new(parts);
     // A function of its own, so that the lock is free while a part is worked on.
     let next = || lock(&parts).next();
