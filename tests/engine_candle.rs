@@ -15,6 +15,7 @@ use promptyard::{
     config::ModelConfig,
     engine::{self, Engine, EngineFault, Generate, candle::is_bundled},
     job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier},
+    routing::confidence::Confidence,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -269,6 +270,12 @@ async fn without_a_model_the_bundled_checkpoints_answer() {
     assert_ne!(revisions[0], revisions[1]);
     let same = engine::open(Tier::Small, &config).await.unwrap();
     assert_eq!(same.info().revision, revisions[0]);
+    let calibration = Confidence::bundled().unwrap();
+    assert_eq!(
+        calibration.fitted_for(),
+        Some(("support-small", revisions[0].as_str())),
+        "the arithmetic or the checkpoint has changed: calibrate again (models/README.md)"
+    );
 }
 
 /// A checkpoint of its own, to be spoiled.
