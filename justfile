@@ -21,6 +21,19 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# The types of the feature `cuda`, without a toolkit or a GPU.
+cuda-types:
+    ./scripts/cuda-build types --lib
+
+# The kernels' tests under AddressSanitizer.
+sanitize:
+    ./scripts/sanitize
+
+# The engine beside llama.cpp and transformers; installs them in a folder of its own.
+peers *arguments:
+    cargo build --release
+    benches/peers/run {{ arguments }}
+
 # Licences, advisories and sources of the dependencies; needs cargo-deny.
 deny:
     cargo deny check
