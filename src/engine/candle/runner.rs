@@ -141,7 +141,9 @@ impl<M: Forward> Runner<M> {
     fn receive(&mut self) -> bool {
         while self.scheduler.has_room() {
             let ticket = if self.scheduler.is_idle() {
+                // Whoever left last did so after the last step was reported.
                 gauge!(ENGINE_WAITING, "tier" => self.tier.as_str()).set(0.0);
+                gauge!(KV_BLOCKS_USED, "tier" => self.tier.as_str()).set(0.0);
                 self.requests.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.requests.try_recv()
