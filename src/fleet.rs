@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::{
     api::{Api, ApiFault},
     broker::{Broker, BrokerFault},
+    cache::semantic::Encoder,
     config::Config,
     engine::{
         self, Engine, EngineInfo, OpenFault,
@@ -73,6 +74,28 @@ async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetFault> {
     let opened = tokio::task::spawn_blocking(move || Embedder::open(&model)).await;
     let embedder = opened.map_err(|_| FleetFault::Panicked { role: "embedder" })??;
     Ok(Arc::new(embedder))
+}
+
+/// The embedders that the roles here need, for contexts and for the cache; one, where both name the
+/// same.
+async fn open_embedders(
+    config: &Config,
+    roles: &Roles,
+) -> Result<(Option<Arc<Embedder>>, Option<Arc<Embedder>>), FleetFault> {
+    let for_context = match &config.worker.embedder {
+        Some(model) if !roles.tiers.is_empty() => Some(open_embedder(model.clone()).await?),
+        _ => None,
+    };
+    let for_cache = match &config.cache.embedder {
+        Some(model) if roles.router => match &for_context {
+            Some(embedder) if config.worker.embedder.as_ref() == Some(model) => {
+                Some(embedder.clone())
+            }
+            _ => Some(open_embedder(model.clone()).await?),
+        },
+        _ => None,
+    };
+    Ok((for_context, for_cache))
 }
 
 /// The roles of a process.
@@ -218,10 +241,7 @@ impl Fleet {
         metrics: Option<PrometheusHandle>,
     ) -> Result<(), FleetFault> {
         let mut workers = Vec::new();
-        let embedder = match config.worker.embedder.clone() {
-            Some(model) if !roles.tiers.is_empty() => Some(open_embedder(model).await?),
-            _ => None,
-        };
+        let (for_context, for_cache) = open_embedders(config, roles).await?;
         for tier in &roles.tiers {
             let model = match tier {
                 Tier::Small => &config.small,
@@ -235,7 +255,7 @@ impl Fleet {
                 config.worker.clone(),
                 config.cache.clone(),
             )
-            .with_embedder(embedder.clone());
+            .with_embedder(for_context.clone());
             let worker = match tier {
                 Tier::Small => worker.with_confidence(confidence(config, engine.info())?),
                 Tier::Large => worker,
@@ -269,7 +289,8 @@ impl Fleet {
                 config.router.clone(),
                 config.cache.clone(),
                 config.request_limits(),
-            );
+            )
+            .with_encoder(for_cache.map(|embedder| embedder as Arc<dyn Encoder>));
             let stop = self.roles_stop.clone();
             self.spawn("router", async move { Ok(router.run(stop).await?) });
             let (broker, store, stop) = (

@@ -86,7 +86,7 @@ declare! {
     /// Messages that wait in a queue.
     Gauge QUEUE_READY = "promptyard_queue_ready_messages" ["queue"];
 
-    /// Jobs the router has seen, by outcome (routed, waiting, cache, rejected, expired, known).
+    /// Jobs the router has seen, by outcome (routed, waiting, cache, semantic, rejected, expired, known).
     Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
     /// Jobs routed to each tier.
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];
@@ -94,6 +94,16 @@ declare! {
     Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
     /// Share of the jobs that load moves to small (above 0) or large (below 0).
     Gauge ROUTER_SHIFT = "promptyard_router_load_shift_ratio" [];
+    /// Questions that asked for semantic reuse, by what they found (near: an answer that serves; none; failure; else the guard that forbade the nearest).
+    Counter SEMANTIC_LOOKUPS = "promptyard_semantic_lookups_total" ["outcome"];
+    /// Seconds to embed and look up the questions of one batch.
+    Histogram SEMANTIC_SECONDS = "promptyard_semantic_lookup_seconds" [] in CALL_SECONDS;
+    /// Questions with an answer that a router knows for semantic reuse.
+    Gauge SEMANTIC_QUESTIONS = "promptyard_semantic_known_questions" [];
+    /// Near questions whose answers models were asked about, by what they said (yes, no).
+    Counter SEMANTIC_CHECKS = "promptyard_semantic_checks_total" ["outcome"];
+    /// Semantic hits that were run again, by whether the answers say the same (agrees, differs, unanswered).
+    Counter SEMANTIC_RECHECKS = "promptyard_semantic_rechecks_total" ["outcome"];
     /// Copies of small's jobs sent to large for learning.
     Counter SHADOWS = "promptyard_router_shadows_total" [];
     /// Jobs in one routing batch.
@@ -106,13 +116,13 @@ declare! {
     /// Ledger calls that failed, by method.
     Counter STORE_FAULTS = "promptyard_store_faults_total" ["call"];
 
-    /// Attempts that ended, by tier and outcome (succeeded, failed, expired, retried, escalated, returned, fenced).
+    /// Attempts that ended, by tier and outcome (succeeded, reused, failed, expired, retried, escalated, returned, fenced).
     Counter ATTEMPTS = "promptyard_worker_attempts_total" ["tier", "outcome"];
     /// Jobs that went on from the small to the large model, by reason (low_confidence, context_length_exceeded).
     Counter ESCALATIONS = "promptyard_worker_escalations_total" ["reason"];
     /// Calibrated probability that the small model's answer is right.
     Histogram CONFIDENCE = "promptyard_worker_confidence_ratio" [] in SCORES;
-    /// Jobs that became terminal, by state and source of the answer (computed, cache, shared, none).
+    /// Jobs that became terminal, by state and source of the answer (computed, cache, shared, semantic, none).
     Counter FINISHED = "promptyard_jobs_finished_total" ["state", "source"];
     /// Seconds from submission to the terminal row, by source of the answer.
     Histogram JOB_SECONDS = "promptyard_job_latency_seconds" ["source"] in LATENCY_SECONDS;
@@ -192,6 +202,7 @@ mod tests {
             "_jobs",
             "_messages",
             "_requests",
+            "_questions",
             "_sequences",
             "_blocks",
         ];

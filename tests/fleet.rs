@@ -27,3 +27,5 @@ mod producer;
 mod proxy;
 #[path = "fleet/same_answers.rs"]
 mod same_answers;
+#[path = "fleet/semantic.rs"]
+mod semantic;

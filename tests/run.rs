@@ -30,5 +30,7 @@ mod learning;
 mod reuse;
 #[path = "run/roles.rs"]
 mod roles;
+#[path = "run/semantic.rs"]
+mod semantic;
 #[path = "run/yard.rs"]
 mod yard;

@@ -376,6 +376,8 @@ fn queued_record(head: &JobHead) -> JobRecord {
         score: None,
         answer: None,
         source: None,
+        answered_by: None,
+        cosine: None,
         saved: ContextSavings::default(),
         reason: None,
         attempts: 0,

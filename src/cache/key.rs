@@ -3,12 +3,14 @@
 use blake3::Hasher;
 
 use crate::{
-    job::{CacheKey, CacheMode, ChatRequest, ContextMode, Sampling, Tenant},
+    job::{CacheKey, CacheMode, ChatRequest, ContextMode, Role, Sampling, Tenant},
     prompt::CONTEXT_RULES,
 };
 
 /// Raised whenever the layout below changes, so that old entries are never misread.
 const LAYOUT: &[u8] = b"promptyard-cache-2";
+/// The same for what surrounds a question.
+const SCOPE_LAYOUT: &[u8] = b"promptyard-scope-1";
 
 /// Makes the key under which an answer may be reused, or `None` when the request forbids it
 /// (`cache: off`) or its answer is left to chance (a temperature without a seed).
@@ -62,6 +64,34 @@ pub fn cache_key(
     }
     put_optional(&mut hasher, sampling);
     Some(CacheKey(*hasher.finalize().as_bytes()))
+}
+
+/// The question of a request that may be answered by what another question was answered: it allows
+/// that, asks one thing in one turn (a system message may stand before it), and its answer may be reused at all.
+pub fn question_of(request: &ChatRequest) -> Option<&str> {
+    let (last, before) = request.messages.split_last()?;
+    let is_single = last.role == Role::User && before.iter().all(|m| m.role == Role::System);
+    let is_open =
+        request.options.cache == CacheMode::Semantic && request.sampling.is_deterministic();
+    (is_single && is_open && !last.content.trim().is_empty()).then_some(last.content.as_str())
+}
+
+/// All that two requests must agree in beside the question before one's answer may serve the other: a
+/// key over everything else, and the encoder by which their likeness is told.
+pub fn scope_key(
+    tenant: &Tenant,
+    models: &[(&str, &str)],
+    request: &ChatRequest,
+    embedder: &str,
+) -> Option<[u8; 32]> {
+    let mut rest = request.clone();
+    rest.messages.last_mut()?.content.clear();
+    let key = cache_key(tenant, models, &rest)?;
+    let mut hasher = Hasher::new();
+    put(&mut hasher, SCOPE_LAYOUT);
+    put(&mut hasher, embedder.as_bytes());
+    hasher.update(&key.0);
+    Some(*hasher.finalize().as_bytes())
 }
 
 /// Adds what most requests leave at its neutral value, and nothing for those that do.

@@ -23,6 +23,7 @@ pub struct Summary {
     escalated: u64,
     from_cache: u64,
     shared: u64,
+    semantic: u64,
     tokens_sent: u64,
     tokens_computed: u64,
     tokens_generated: u64,
@@ -45,6 +46,7 @@ impl Summary {
             escalated: 0,
             from_cache: 0,
             shared: 0,
+            semantic: 0,
             tokens_sent: 0,
             tokens_computed: 0,
             tokens_generated: 0,
@@ -73,6 +75,7 @@ impl Summary {
         match record.source {
             Some(AnswerSource::Cache) => self.from_cache += 1,
             Some(AnswerSource::Shared) => self.shared += 1,
+            Some(AnswerSource::Semantic) => self.semantic += 1,
             Some(AnswerSource::Computed) | None => {}
         }
         if let (Some(answer), Some(AnswerSource::Computed)) = (&record.answer, record.source) {
@@ -108,7 +111,11 @@ impl Summary {
             "failures": self.failures,
             "already_answered": self.already,
             "route": {"small": self.tiers[0], "large": self.tiers[1], "escalated": self.escalated},
-            "cache_hits": {"earlier_answers": self.from_cache, "shared_in_flight": self.shared},
+            "cache_hits": {
+                "earlier_answers": self.from_cache,
+                "shared_in_flight": self.shared,
+                "same_in_other_words": self.semantic,
+            },
             "tokens": {
                 "prompt_sent": self.tokens_sent,
                 "prompt_computed": self.tokens_computed,
@@ -171,8 +178,8 @@ impl Summary {
             (
                 "cache hits",
                 format!(
-                    "{} earlier answers, {} shared with an identical prompt in flight",
-                    self.from_cache, self.shared
+                    "{} earlier answers, {} shared with an identical prompt in flight, {} to the same in other words",
+                    self.from_cache, self.shared, self.semantic
                 ),
             ),
             (

@@ -85,6 +85,16 @@ settings! {
         ttl_s: u64 = 86_400, "a whole number from 1", |n| *n >= 1;
         /// Seconds after which a job that computes an answer for others is presumed lost and another takes over.
         lease_s: u64 = 600, "a whole number from 1", |n| *n >= 1;
+        /// A directory or hub name of a BERT sentence encoder (all-MiniLM-L6-v2) with which the router finds questions that ask the same; without one `cache: semantic` is served as `exact`.
+        embedder: Option<String> = None, "a directory or a hub name", |m| m.as_deref() != Some("");
+        /// Least likeness of two questions of which one's answer serves the other.
+        cosine_min: f64 = 0.92, "a number from 0 to 1", |c| (0.0..=1.0).contains(c);
+        /// Whether the model that would answer is asked first if a near question's answer serves; anything but a yes is a no.
+        semantic_check: bool = false, "true or false";
+        /// Share of the semantic hits that are run again in the background, to see whether the answer fits.
+        recheck_share: f64 = 0.02, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);
+        /// Most questions that a router knows for semantic reuse; the longest known give way.
+        questions_max: usize = 50_000, "1 to 10000000", |n| (1..=10_000_000).contains(n);
     }
 }
 

@@ -72,6 +72,20 @@ impl Setting for f64 {
     }
 }
 
+impl Setting for bool {
+    fn read(given: &Given<'_>) -> Option<Self> {
+        match given {
+            Given::Toml(DeValue::Boolean(is)) => Some(*is),
+            Given::Toml(_) => None,
+            Given::Text(text) => text.trim().parse().ok(),
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
 impl Setting for String {
     fn read(given: &Given<'_>) -> Option<Self> {
         match given {

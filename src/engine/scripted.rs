@@ -12,6 +12,7 @@
 //! | `context=N` | longest context; a word is a token | none |
 //! | `unsure=TEXT` | answers get log-probabilities: low ones where the prompt has this text, high ones elsewhere | none are given |
 //! | `echo` | the answer is the last message | off: words derived from the prompt |
+//! | `says=TEXT` | the answer is always this text | off |
 //!
 //! The same conversation gets the same answer from every worker.
 
@@ -49,6 +50,7 @@ struct Script {
     context_tokens: Option<usize>,
     unsure: Option<String>,
     echo: bool,
+    says: Option<String>,
 }
 
 impl Script {
@@ -73,12 +75,13 @@ impl Script {
                 "fail_percent" => script.fail_percent = number()?,
                 "poison" => script.poison = text()?,
                 "unsure" => script.unsure = text()?,
+                "says" => script.says = text()?,
                 "context" => script.context_tokens = Some(number()? as usize),
                 "echo" if value.is_empty() => script.echo = true,
                 "echo" => return Err("echo takes no value".to_owned()),
                 _ => {
                     return Err(format!(
-                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, unsure, echo"
+                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, unsure, echo, says"
                     ));
                 }
             }
@@ -116,7 +119,10 @@ impl ScriptedEngine {
             .context_tokens
             .map(|tokens| limit.map_or(tokens, |limit| limit.min(tokens)));
         // What changes an answer, and nothing else: workers of different speed give the same ones.
-        let rule = format!("echo={} context={context_tokens:?}", script.echo);
+        let mut rule = format!("echo={} context={context_tokens:?}", script.echo);
+        if let Some(says) = &script.says {
+            rule.push_str(&format!(" says={says:?}"));
+        }
         Ok(Self {
             info: EngineInfo {
                 model: name.unwrap_or_else(|| "scripted".to_owned()),
@@ -152,27 +158,24 @@ impl ScriptedEngine {
     }
 
     fn answer(&self, request: &Generate, prompt_tokens: usize, digest: &[u8; 32]) -> Answer {
-        let last = request
-            .messages
-            .last()
-            .map_or("", |message| message.content.as_str());
-        let words: Vec<&str> = if self.script.echo {
-            last.split_whitespace().collect()
-        } else {
-            let count = 4 + usize::from(digest[0] % 12);
-            let at = |byte: &u8| WORDS[usize::from(byte % 16)];
-            digest[1..=count].iter().map(at).collect()
+        let last = request.messages.last();
+        let echo = last.filter(|_| self.script.echo);
+        let given = self.script.says.as_deref();
+        let given = given.or_else(|| echo.map(|message| message.content.as_str()));
+        let words: Vec<&str> = match given {
+            Some(text) => text.split_whitespace().collect(),
+            None => {
+                let count = 4 + usize::from(digest[0] % 12);
+                let at = |byte: &u8| WORDS[usize::from(byte % 16)];
+                digest[1..=count].iter().map(at).collect()
+            }
         };
         let left = self
             .info
             .context_tokens
             .map_or(usize::MAX, |context| context - prompt_tokens);
         let most = left.min(request.sampling.max_completion_tokens as usize);
-        let whole = if self.script.echo {
-            last.to_owned()
-        } else {
-            words.join(" ")
-        };
+        let whole = given.map_or_else(|| words.join(" "), str::to_owned);
         let mut finish_reason = FinishReason::Stop;
         let mut text = whole;
         if words.len() > most {

@@ -397,10 +397,24 @@ pub struct RoutedJob {
     /// Set while the small tier's answer may be escalated: the models that the cache key covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<Pair>,
+    /// Set when another question's answer may serve, if the model that is to answer says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Candidate>,
     /// True when the engine crashed in this job's last attempt: it runs apart from its neighbours
     /// until it has proved harmless.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
+}
+
+/// A question that asks nearly the same, and whose answer may serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The cache entry that holds its answer.
+    pub entry: CacheKey,
+    /// What it asked.
+    pub question: String,
+    /// Likeness of the two questions.
+    pub cosine: f32,
 }
 
 impl RoutedJob {
@@ -411,6 +425,8 @@ impl RoutedJob {
             tier,
             cache_key: self.cache_key.filter(|_| keeps_lead),
             pair: self.pair.clone().filter(|_| keeps_lead),
+            // It was asked about already.
+            candidate: None,
             ..self.clone()
         }
     }

@@ -99,6 +99,8 @@ pub enum AnswerSource {
     Cache,
     /// An identical job was in flight; its answer served both.
     Shared,
+    /// An earlier job that asked the same in other words, and allowed by the request.
+    Semantic,
 }
 
 impl AnswerSource {
@@ -108,6 +110,7 @@ impl AnswerSource {
             Self::Computed => "computed",
             Self::Cache => "cache",
             Self::Shared => "shared",
+            Self::Semantic => "semantic",
         }
     }
 }
@@ -116,7 +119,7 @@ impl FromStr for AnswerSource {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Computed, Self::Cache, Self::Shared]
+        [Self::Computed, Self::Cache, Self::Shared, Self::Semantic]
             .into_iter()
             .find(|source| source.as_str() == name)
             .ok_or_else(|| format!("unknown answer source {name:?}"))
@@ -146,6 +149,10 @@ pub struct JobRecord {
     pub answer: Option<Answer>,
     /// How the answer was come by.
     pub source: Option<AnswerSource>,
+    /// The job that computed it, where that is another one.
+    pub answered_by: Option<JobId>,
+    /// Likeness of the question to the one that was answered, where the source is semantic.
+    pub cosine: Option<f32>,
     /// What was left out of the prompt that its last attempt sent.
     pub saved: ContextSavings,
     /// Why there is no answer, once terminal without one; or why there is none of the large model,
@@ -261,6 +268,8 @@ impl JobRecord {
             "tier": self.tier,
             "score": self.score,
             "source": self.source,
+            "answered_by": self.answered_by,
+            "cosine": self.cosine,
             "context_saved": self.saved,
             "attempts": self.attempts,
             "escalated": self.escalated.is_some(),

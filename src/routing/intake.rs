@@ -10,12 +10,12 @@ use crate::{
             KEY_BYTES_MAX,
         },
     },
-    cache::cache_key,
+    cache::{cache_key, question_of, scope_key},
     job::{
-        Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo, RequestLimits, RoutedJob,
-        ServedModel, Submission, Tenant, Tier,
+        Candidate, ChatRequest, Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo,
+        RequestLimits, RoutedJob, ServedModel, Submission, Tenant, Tier,
     },
-    store::{Admission, Course, Route},
+    store::{Admission, Course, LikenessVerdict, Lookup, Route},
 };
 
 use super::{directory::Models, policy::Policy};
@@ -38,6 +38,9 @@ pub struct IntakeContext<'a> {
     pub policy: &'a Policy,
     /// The models served now.
     pub models: &'a Models,
+    /// Revision of the encoder that finds questions which ask the same, and the likeness that they must
+    /// have; `None` without one.
+    pub semantic: Option<(&'a str, f32)>,
     /// The present.
     pub now: DateTime<Utc>,
 }
@@ -107,17 +110,15 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
                     small: served(context.models, Tier::Small),
                     large: served(context.models, Tier::Large),
                 });
-                let cache_key = match &pair {
-                    Some(pair) => cache_key(&head.tenant, &pair.names(), &request),
-                    None => {
-                        let own = served(context.models, tier);
-                        cache_key(&head.tenant, &[(&own.model, &own.revision)], &request)
-                    }
-                };
+                let own = served(context.models, tier);
+                let own = [(own.model.as_str(), own.revision.as_str())];
+                let names = pair.as_ref().map(Pair::names);
+                let models: &[(&str, &str)] = names.as_ref().map_or(&own, |names| names);
                 Course::Route(Route {
                     tier,
                     decision,
-                    cache_key,
+                    cache_key: cache_key(&head.tenant, models, &request),
+                    lookup: lookup(&head.tenant, models, &request, context),
                     pair,
                 })
             }
@@ -130,6 +131,29 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
         request: Some(request),
         course,
     }
+}
+
+/// What a request asks of semantic reuse. Without the revisions of the models nothing is looked up: an
+/// answer of theirs could not be told from another model's.
+fn lookup(
+    tenant: &Tenant,
+    models: &[(&str, &str)],
+    request: &ChatRequest,
+    context: IntakeContext<'_>,
+) -> Option<Box<Lookup>> {
+    let (embedder, cosine_min) = context.semantic?;
+    let question = question_of(request)?;
+    if models.iter().any(|(_, revision)| revision.is_empty()) {
+        return None;
+    }
+    Some(Box::new(Lookup {
+        scope: scope_key(tenant, models, request, embedder)?,
+        question: question.to_owned(),
+        embedder: embedder.to_owned(),
+        embedding: Vec::new(),
+        cosine_min,
+        nearest: None,
+    }))
 }
 
 /// Builds the tier message of an admitted job.
@@ -145,7 +169,18 @@ pub fn routed(admission: &Admission) -> Option<RoutedJob> {
         tier: route.tier,
         cache_key: route.cache_key,
         pair: route.pair.clone(),
+        candidate: candidate(route),
         suspect: false,
+    })
+}
+
+/// The near question whose answer the job's model is to be asked about.
+fn candidate(route: &Route) -> Option<Candidate> {
+    let nearest = route.lookup.as_deref()?.nearest.as_ref()?;
+    (nearest.verdict == LikenessVerdict::Candidate).then(|| Candidate {
+        entry: nearest.entry,
+        question: nearest.question.clone(),
+        cosine: nearest.cosine,
     })
 }
 
@@ -220,6 +255,7 @@ mod tests {
             limits: &RequestLimits::default(),
             policy: &Policy::new(&config, Scorer::bundled()),
             models: &Models::default(),
+            semantic: None,
             now: Utc::now(),
         };
         read_body(envelope, body.as_bytes(), context)

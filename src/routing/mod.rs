@@ -8,7 +8,8 @@
 //! score into a tier; [`target`] makes its thresholds, by the pure [`quantile`], [`isotonic`] and
 //! [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the
 //! broker gave up; [`promoter`] revives jobs whose leader was lost; [`observer`] tells the policy of
-//! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them.
+//! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them; `reuse` finds
+//! questions that ask the same, and `recheck` runs such hits again; `copies` makes both kinds of copies.
 //! [`confidence`] tells workers how sure the small model's answer is, [`cascade`] what thresholds
 //! cost and gain. It never runs a model and never looks into an answer's text.
 //!
@@ -20,6 +21,7 @@
 pub mod cascade;
 pub mod codec;
 pub mod confidence;
+mod copies;
 pub mod directory;
 pub mod evaluate;
 pub mod features;
@@ -34,6 +36,8 @@ mod prior;
 pub mod promoter;
 pub mod quantile;
 pub mod random;
+mod recheck;
+mod reuse;
 pub mod ridge;
 pub mod router;
 pub mod samples;

@@ -10,8 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{Broker, BrokerFault, Delivery, Publication, Queue, Ticket, outbox::publish_all},
+    cache::semantic::Encoder,
     config::{CacheConfig, RouterConfig},
-    job::{JobRecord, JobState, Reason, RequestLimits},
+    job::{AnswerSource, JobRecord, JobState, Reason, RequestLimits},
     metrics::{ADMITTED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
     shutdown::Shutdown,
     store::{Admission, Admitted, Course, Store, StoreFault},
@@ -22,7 +23,8 @@ use super::{
     intake::{self, Intake, IntakeContext},
     observer,
     policy::Policy,
-    promoter,
+    promoter, recheck,
+    reuse::{self, Reuse},
     scorer::{Scorer, ScorerFault},
     shadow, undertaker,
 };
@@ -44,6 +46,9 @@ pub enum RouterFault {
 /// How long to wait before a ledger that failed is asked again.
 const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 
+/// Batches of questions that are looked up at once; the others go past them meanwhile.
+const LOOKUPS_MAX: usize = 2;
+
 /// The role that gives each job its tier.
 #[derive(Clone, Debug)]
 pub struct Router {
@@ -52,6 +57,8 @@ pub struct Router {
     pub(super) config: RouterConfig,
     pub(super) cache: CacheConfig,
     limits: RequestLimits,
+    /// Finds questions that ask the same, if there is an encoder.
+    reuse: Option<Arc<Reuse>>,
 }
 
 impl Router {
@@ -69,7 +76,15 @@ impl Router {
             config,
             cache,
             limits,
+            reuse: None,
         }
+    }
+
+    /// Lets questions that ask the same be answered alike, where their requests allow it.
+    #[must_use]
+    pub fn with_encoder(mut self, encoder: Option<Arc<dyn Encoder>>) -> Self {
+        self.reuse = encoder.map(|encoder| Arc::new(Reuse::new(encoder, self.cache.clone())));
+        self
     }
 
     pub(super) fn limits(&self) -> &RequestLimits {
@@ -106,8 +121,14 @@ impl Router {
             shutdown.child(),
         ));
         if self.config.shadow_share > 0.0 {
-            tasks.spawn(shadow::run(self.clone(), knows, shutdown.child()));
+            tasks.spawn(shadow::run(self.clone(), knows.clone(), shutdown.child()));
         }
+        if let Some(reuse) = self.reuse.clone() {
+            let store = self.store.clone();
+            tasks.spawn(reuse.clone().keep_fresh(store, shutdown.child()));
+            tasks.spawn(recheck::run(self.clone(), reuse, knows, shutdown.child()));
+        }
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
 
         let permits = Arc::new(Semaphore::new(self.config.batches_in_flight_max));
         let linger = Duration::from_millis(self.config.linger_ms);
@@ -122,8 +143,16 @@ impl Router {
             }
             let (router, stop) = (self.clone(), shutdown.clone());
             let (policy, directory) = (policy.clone(), directory.clone());
+            let (tracker, lookups) = (tasks.clone(), lookups.clone());
             tasks.spawn(async move {
-                router.route(batch, &policy, &directory, &stop).await;
+                let asking = router.route(batch, &policy, &directory, &stop).await;
+                if !asking.is_empty() {
+                    let turn = lookups.acquire_owned().await.expect("never closed");
+                    tracker.spawn(async move {
+                        router.look_up(asking, &stop).await;
+                        drop(turn);
+                    });
+                }
                 drop(permit);
             });
         }
@@ -133,14 +162,14 @@ impl Router {
         Ok(())
     }
 
-    /// Routes one batch.
+    /// Routes one batch, but for those that ask for semantic reuse: they are returned.
     async fn route(
         &self,
         batch: Vec<Delivery>,
         policy: &Policy,
         directory: &Directory,
         shutdown: &Shutdown,
-    ) {
+    ) -> Vec<Entry> {
         let begun = Instant::now();
         histogram!(ROUTER_BATCH).record(batch.len() as f64);
         let models = directory.models();
@@ -148,6 +177,7 @@ impl Router {
             limits: &self.limits,
             policy,
             models: &models,
+            semantic: self.reuse.as_deref().map(Reuse::asked),
             now: Utc::now(),
         };
         let mut entries = Vec::with_capacity(batch.len());
@@ -166,10 +196,32 @@ impl Router {
                 }
             }
         }
+        let (asking, entries): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|entry| reuse::asks(&entry.admission));
         let mut finished = forwards;
         self.admit(entries, &mut finished, shutdown).await;
         self.finish(finished, shutdown).await;
         histogram!(ROUTER_SECONDS).record(begun.elapsed().as_secs_f64());
+        asking
+    }
+
+    /// Looks up questions and admits their jobs: beside the batches, since embedding takes a while.
+    async fn look_up(&self, asking: Vec<Entry>, shutdown: &Shutdown) {
+        let Some(reuse) = &self.reuse else { return };
+        let (admissions, tickets): (Vec<_>, Vec<_>) = asking
+            .into_iter()
+            .map(|entry| (entry.admission, entry.ticket))
+            .unzip();
+        let admissions = reuse.consult(admissions).await;
+        let entries = admissions
+            .into_iter()
+            .zip(tickets)
+            .map(|(admission, ticket)| Entry { admission, ticket })
+            .collect();
+        let mut finished = Vec::new();
+        self.admit(entries, &mut finished, shutdown).await;
+        self.finish(finished, shutdown).await;
     }
 
     /// Admits entries in one transaction and adds what is to be published for each.
@@ -295,7 +347,7 @@ impl Entry {
             }
             Admitted::Ended(record) => {
                 count(match record.state {
-                    JobState::Succeeded => "cache",
+                    JobState::Succeeded => record.source.map_or("cache", AnswerSource::as_str),
                     JobState::Expired => "expired",
                     _ => "rejected",
                 });

@@ -158,6 +158,7 @@ fn head_of(router: &Router, delivery: &Delivery) -> Option<JobHead> {
             limits: router.limits(),
             policy: &Policy::new(&RouterConfig::default(), Scorer::bundled()),
             models: &super::directory::Models::default(),
+            semantic: None,
             now: Utc::now(),
         };
         intake::read_body(&delivery.envelope, &delivery.body, context).head

@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::learning::RouteReason;
+use super::{
+    learning::RouteReason,
+    semantic::{Likeness, LikenessVerdict, Lookup},
+};
 use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier};
 
 /// What the router thought of a job; kept with it for analysis and learning.
@@ -46,6 +49,16 @@ pub struct Route {
     /// The models that the key covers, when the small one's answer may be escalated. Travels with
     /// the job's message; the ledger does not keep it.
     pub pair: Option<Pair>,
+    /// Set when the request allows that another question's answer serves it.
+    pub lookup: Option<Box<Lookup>>,
+}
+
+impl Route {
+    /// The near question whose answer is to be given, if it is there still.
+    pub(super) fn hit(&self) -> Option<&Likeness> {
+        let nearest = self.lookup.as_deref()?.nearest.as_ref()?;
+        (nearest.verdict == LikenessVerdict::Hit).then_some(nearest)
+    }
 }
 
 /// What is to become of a job that comes in.

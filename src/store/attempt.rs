@@ -62,6 +62,8 @@ pub enum Claimed {
 pub enum Verdict {
     /// The job has its answer.
     Succeeded(Answer),
+    /// The job's model says that the answer to another question serves: it is the job's.
+    Reused(Box<Reused>),
     /// The job ends as failed; no further attempt.
     Failed(Reason),
     /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
@@ -83,6 +85,23 @@ pub enum Verdict {
     },
     /// The worker stops: the job goes back to routed and the attempt does not count.
     Returned,
+}
+
+/// Another question's answer that serves, as the model that was asked says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reused {
+    /// The cache entry it comes from.
+    pub entry: CacheKey,
+    /// The job that computed it.
+    pub leader: JobId,
+    /// Likeness of the two questions.
+    pub cosine: f32,
+    /// The answer that serves.
+    pub answer: Answer,
+    /// What the model said when it was asked; its tokens are the attempt's.
+    pub check: Answer,
+    /// What the attempt's row says of it.
+    pub reason: Reason,
 }
 
 /// The end of an attempt.

@@ -14,6 +14,8 @@ pub mod postgres;
 mod row;
 mod rules;
 mod schema;
+mod semantic;
+
 pub mod sqlite;
 
 use std::{
@@ -33,12 +35,15 @@ use crate::{
 
 pub use admission::{Admission, Admitted, Course, Decision, Route};
 pub use attempt::{
-    AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Settled, Settlement, Verdict, WorkerRecord,
+    AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Reused, Settled, Settlement, Verdict,
+    WorkerRecord,
 };
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
 pub use learning::{
     DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, StoredWeights, TierCost,
 };
+
+pub use semantic::{Judgement, KnownQuestion, Likeness, LikenessVerdict, Lookup, Recheck};
 
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
@@ -136,6 +141,7 @@ macro_rules! measured {
 }
 
 mod learning_calls;
+mod semantic_calls;
 
 /// Takes the time of a call and counts it if it fails.
 async fn measure<T>(

@@ -50,6 +50,8 @@ pub(super) struct Row {
     pub cache_key: Option<Vec<u8>>,
     pub waits_for: Option<Vec<u8>>,
     pub source: Option<String>,
+    pub answered_by: Option<Uuid>,
+    pub cosine: Option<f32>,
     pub attempts: i32,
     pub attempts_returned: i32,
     pub worker: Option<String>,
@@ -224,6 +226,8 @@ impl Row {
             score: self.score,
             answer,
             source: self.parse(self.source.as_ref())?,
+            answered_by: self.answered_by.map(JobId),
+            cosine: self.cosine,
             saved: ContextSavings {
                 cleaned_tokens: count(self.cleaned_tokens),
                 pruned_tokens: count(self.pruned_tokens),
@@ -277,6 +281,7 @@ impl Row {
             tier,
             cache_key: self.cache_key(),
             pair: None,
+            candidate: None,
             suspect: false,
         })
     }

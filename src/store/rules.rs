@@ -5,7 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{Admission, Admitted, Claimant, Course, DeadLetter, Route, Verdict, row::Row};
+use super::{
+    Admission, Admitted, Claimant, Course, DeadLetter, Likeness, LikenessVerdict, Lookup, Reused,
+    Route, Verdict, row::Row,
+};
 use crate::job::{
     Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
     JobState, Reason, Tier, Usage,
@@ -57,6 +60,41 @@ pub(super) struct Hit {
     pub answer: Answer,
     /// The job that computed it.
     pub leader: JobId,
+    /// Whether it was asked the same or what means the same.
+    pub source: AnswerSource,
+    /// Likeness to the question that was answered, where it is another.
+    pub cosine: Option<f32>,
+}
+
+impl Hit {
+    /// The answer to the very same request.
+    pub(super) fn exact(answer: Answer, leader: JobId) -> Self {
+        Self {
+            answer,
+            leader,
+            source: AnswerSource::Cache,
+            cosine: None,
+        }
+    }
+
+    /// The answer to a question that asks the same.
+    pub(super) fn semantic(answer: Answer, leader: JobId, likeness: &Likeness) -> Self {
+        Self {
+            source: AnswerSource::Semantic,
+            cosine: Some(likeness.cosine),
+            ..Self::exact(answer, leader)
+        }
+    }
+}
+
+/// What is kept of a question that had a near one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LookedUp<'a> {
+    pub likeness: &'a Likeness,
+    pub verdict: &'static str,
+    pub veto: Option<&'static str>,
+    /// Set when it is to be run again: the probability of that.
+    pub recheck: Option<f64>,
 }
 
 /// What a job that comes in is written as.
@@ -149,7 +187,35 @@ impl<'a> NewJob<'a> {
     }
 
     pub(super) fn source(&self) -> Option<AnswerSource> {
-        self.hit().map(|_| AnswerSource::Cache)
+        self.hit().map(|hit| hit.source)
+    }
+
+    /// The question whose answer may serve others, under the key of its entry.
+    pub(super) fn question(&self) -> Option<(&'a CacheKey, &'a Lookup)> {
+        let (Fate::Routed(route) | Fate::Waiting(route)) = self.fate else {
+            return None;
+        };
+        let lookup = route.lookup.as_deref()?;
+        (!lookup.embedding.is_empty()).then_some((route.cache_key.as_ref()?, lookup))
+    }
+
+    /// What became of a question that had a near one.
+    pub(super) fn looked_up(&self) -> Option<LookedUp<'a>> {
+        let likeness = self.route()?.lookup.as_deref()?.nearest.as_ref()?;
+        let source = self.source();
+        let (verdict, veto) = match (likeness.verdict, source) {
+            (_, Some(AnswerSource::Cache)) => ("miss", Some("exact")),
+            (LikenessVerdict::Hit, Some(_)) => ("hit", None),
+            (LikenessVerdict::Hit, None) => ("miss", Some("gone")),
+            (LikenessVerdict::Candidate, _) => ("candidate", None),
+            (LikenessVerdict::Miss(veto), _) => ("miss", Some(veto)),
+        };
+        Some(LookedUp {
+            likeness,
+            verdict,
+            veto,
+            recheck: likeness.recheck.filter(|_| verdict != "miss"),
+        })
     }
 
     pub(super) fn reason(&self) -> Option<&'a Reason> {
@@ -186,6 +252,8 @@ impl<'a> NewJob<'a> {
             score: self.route().map(|route| route.decision.score),
             answer: self.hit().map(|hit| hit.answer.clone()),
             source: self.source(),
+            answered_by: self.hit().map(|hit| hit.leader),
+            cosine: self.hit().and_then(|hit| hit.cosine),
             saved: ContextSavings::default(),
             reason: self.reason().cloned(),
             attempts: 0,
@@ -345,6 +413,19 @@ pub(super) fn letter_of(
     })
 }
 
+/// An answer as the jobs that wait for it are given it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Given<'a> {
+    pub answer: &'a Answer,
+    pub source: AnswerSource,
+    /// The job that computed it.
+    pub by: JobId,
+    pub cosine: Option<f32>,
+    /// Only those of the waiting jobs that looked this entry up themselves: the others did not allow
+    /// that another question's answer serves them.
+    pub only_of: Option<CacheKey>,
+}
+
 /// What a verdict writes.
 #[derive(Debug)]
 pub(super) struct Effect<'a> {
@@ -359,6 +440,8 @@ pub(super) struct Effect<'a> {
     /// What the attempt generated: the job's answer, or one that was escalated.
     pub generated: Option<&'a Answer>,
     pub reason: Option<&'a Reason>,
+    /// Whose answer it is, where the attempt found that another's serves.
+    pub reused: Option<&'a Reused>,
     /// True when the attempt does not count.
     pub is_returned: bool,
     /// True when a dead letter is to be left.
@@ -374,6 +457,7 @@ impl<'a> Effect<'a> {
             answer: None,
             generated: None,
             reason: None,
+            reused: None,
             is_returned: false,
             bury: false,
         };
@@ -381,6 +465,13 @@ impl<'a> Effect<'a> {
             Verdict::Succeeded(answer) => Self {
                 answer: Some(answer),
                 generated: Some(answer),
+                ..bare(JobState::Succeeded, "succeeded")
+            },
+            Verdict::Reused(reused) => Self {
+                answer: Some(&reused.answer),
+                generated: Some(&reused.check),
+                reason: Some(&reused.reason),
+                reused: Some(reused),
                 ..bare(JobState::Succeeded, "succeeded")
             },
             Verdict::Failed(reason) => Self {
@@ -431,8 +522,38 @@ impl<'a> Effect<'a> {
         self.answer.is_none() && (self.state.is_terminal() || self.tier.is_some())
     }
 
-    /// The reason as the job keeps it: only for jobs that end.
+    /// What the jobs that wait for `job`'s answer are given.
+    pub(super) fn given(&self, job: JobId) -> Option<Given<'a>> {
+        let answer = self.answer?;
+        Some(match self.reused {
+            Some(reused) => Given {
+                answer,
+                source: AnswerSource::Semantic,
+                by: reused.leader,
+                cosine: Some(reused.cosine),
+                only_of: Some(reused.entry),
+            },
+            None => Given {
+                answer,
+                source: AnswerSource::Shared,
+                by: job,
+                cosine: None,
+                only_of: None,
+            },
+        })
+    }
+
+    /// How the job comes by its answer, if it does.
+    pub(super) fn source(&self) -> Option<AnswerSource> {
+        self.answer.map(|_| match self.reused {
+            Some(_) => AnswerSource::Semantic,
+            None => AnswerSource::Computed,
+        })
+    }
+
+    /// The reason as the job keeps it: only for jobs that end without an answer.
     pub(super) fn job_reason(&self) -> Option<&'a Reason> {
-        self.reason.filter(|_| self.state.is_terminal())
+        self.reason
+            .filter(|_| self.state.is_terminal() && self.answer.is_none())
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     engine::{Engine, EngineFault, Generate, Generation, Terms, candle::Embedder},
     job::{ContextMode, ContextSavings, Job},
     prompt::{self, prune::Similarity},
+    store::Reused,
 };
 
 /// What an engine made of a job.
@@ -16,6 +17,8 @@ pub(super) struct Generated {
     pub outcome: Result<Generation, EngineFault>,
     /// What was left out of the prompt.
     pub saved: ContextSavings,
+    /// Another question's answer, if it serves; the outcome is the word that said so.
+    pub reused: Option<Box<Reused>>,
 }
 
 impl From<Result<Generation, EngineFault>> for Generated {
@@ -23,6 +26,7 @@ impl From<Result<Generation, EngineFault>> for Generated {
         Self {
             outcome,
             saved: ContextSavings::default(),
+            reused: None,
         }
     }
 }
@@ -60,6 +64,7 @@ pub(super) fn generate(
         });
         match prepared.await {
             Ok(prepared) => Generated {
+                reused: None,
                 saved: prepared.saved,
                 outcome: engine
                     .generate(Generate {

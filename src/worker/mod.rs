@@ -1,11 +1,13 @@
 //! Answers settle: claim → engine → commit → reply → acknowledge, or escalate, or retry.
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
-//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `context` what is
+//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `candidate` asks whether a near
+//! question's answer serves, `context` what is
 //! left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
 //! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
 //! for a fresh job.
 
+mod candidate;
 mod claims;
 mod context;
 mod doubt;

@@ -152,6 +152,7 @@ impl Settler {
         let verdict = &settlement.verdict;
         self.count_attempt(match verdict {
             Verdict::Succeeded(_) => "succeeded",
+            Verdict::Reused(_) => "reused",
             Verdict::Failed(_) | Verdict::Spent(_) => "failed",
             Verdict::Expired(_) => "expired",
             Verdict::Retry(_) => "retried",

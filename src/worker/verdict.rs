@@ -122,6 +122,7 @@ mod tests {
             tier,
             cache_key: None,
             pair: None,
+            candidate: None,
             suspect: false,
         }
     }

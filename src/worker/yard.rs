@@ -23,6 +23,7 @@ use crate::{
 };
 
 use super::{
+    candidate::Checker,
     context::{self, Generated},
     run::Worker,
     settle::{Finished, Settler},
@@ -210,15 +211,31 @@ impl Yard {
 
     pub(super) fn start(&mut self, running: Running) {
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = context::generate(
-            &self.worker.engine,
-            self.worker.embedder.as_ref(),
-            &running.routed.job,
-        );
+        let generation = self.generation(&running.routed);
         self.attempts
             .push(Box::pin(async move { (id, attempt, generation.await) }));
         self.running.insert(id, running);
         self.show_running();
+    }
+
+    /// The job's answer: a near question's, where the model says that it serves, else its own.
+    fn generation(&self, routed: &RoutedJob) -> BoxFuture<'static, Generated> {
+        let (engine, embedder) = (self.worker.engine.clone(), self.worker.embedder.clone());
+        let Some(candidate) = routed.candidate.clone() else {
+            return context::generate(&engine, embedder.as_ref(), &routed.job);
+        };
+        let checker = Checker {
+            store: self.worker.store.clone(),
+            engine: engine.clone(),
+            tier: self.worker.claimant.tier,
+        };
+        let job = routed.job.clone();
+        Box::pin(async move {
+            match checker.ask(&job, &candidate).await {
+                Some(generated) => generated,
+                None => context::generate(&engine, embedder.as_ref(), &job).await,
+            }
+        })
     }
 
     /// Moves an attempt that ended to those that wait for their commit.
@@ -243,7 +260,11 @@ impl Yard {
         &self,
         mut running: Running,
         attempt: u32,
-        Generated { outcome, saved }: Generated,
+        Generated {
+            outcome,
+            saved,
+            reused,
+        }: Generated,
     ) -> Finished {
         let now = Utc::now();
         let (started_at, first_token_at, finished_at) = match &outcome {
@@ -256,14 +277,20 @@ impl Yard {
         };
         // Whatever shared the step crashed with it; only apart can the innocent show that they are.
         running.routed.suspect = matches!(outcome, Err(EngineFault::Crashed(_)));
-        let signals = outcome.as_ref().ok().and_then(|answer| answer.signals);
+        // The word on a near question is no answer to be judged.
+        let own = outcome.as_ref().ok().filter(|_| reused.is_none());
+        let signals = own.and_then(|answer| answer.signals);
         let doubter = self.worker.doubter.as_ref();
         let confidence = doubter
-            .zip(outcome.as_ref().ok())
+            .zip(own)
             .and_then(|(doubter, generation)| doubter.confidence(generation));
         let doubt =
             doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
-        let (verdict, next) = judge(&running.routed, attempt, running.last, outcome, doubt);
+        let is_reused = reused.is_some();
+        let (verdict, next) = match reused {
+            Some(reused) => (Verdict::Reused(reused), Next::Done),
+            None => judge(&running.routed, attempt, running.last, outcome, doubt),
+        };
         let own_key = self.own_key(&running.routed);
         let is_own = running.routed.cache_key == own_key;
         // An escalated job whose key covers the large model as well goes on leading its entry.
@@ -278,7 +305,8 @@ impl Yard {
             finished_at,
             cache_key: running.routed.cache_key.filter(|_| !keeps_lead),
             saved,
-            reusable: is_own,
+            // The entry is for the job's own answer.
+            reusable: is_own && !is_reused,
             confidence,
             signals,
         };

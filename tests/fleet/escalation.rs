@@ -130,6 +130,7 @@ async fn old_messages_of_escalated_jobs_run_nothing_twice() {
             tier: Tier::Small,
             cache_key: None,
             pair: None,
+            candidate: None,
             suspect: false,
         }));
     }

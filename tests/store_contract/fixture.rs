@@ -145,6 +145,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
         },
         cache_key,
         pair: None,
+        lookup: None,
     })
 }
 

@@ -48,6 +48,7 @@ fn decided(head: JobHead, decision: Decision) -> Admission {
         decision,
         cache_key: None,
         pair: None,
+        lookup: None,
     });
     Admission {
         request: Some(tagged("p")),
@@ -78,6 +79,7 @@ fn copy_of(first: JobId) -> Admission {
         decision,
         cache_key: None,
         pair: None,
+        lookup: None,
     });
     admission(head(), "p", course)
 }

@@ -10,4 +10,5 @@ mod fixture;
 mod learning;
 mod postgres;
 mod reading;
+mod semantic;
 mod sharing;

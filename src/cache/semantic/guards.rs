@@ -72,26 +72,37 @@ impl Veto {
 /// Whether two questions differ in what a guard looks at.
 type Check = fn(&Question, &Question) -> bool;
 
+/// The guards, in the order in which they are asked.
+const GUARDS: [(Veto, Check); 10] = [
+    (Veto::Number, |a, b| a.numbers != b.numbers),
+    (Veto::Unit, |a, b| a.units != b.units),
+    (Veto::Date, |a, b| a.dates != b.dates),
+    (Veto::Negation, |a, b| {
+        a.negations != b.negations || negates(a, b)
+    }),
+    (Veto::Antonym, opposes),
+    (Veto::Entity, |a, b| a.lacks_name(b) || b.lacks_name(a)),
+    (Veto::QuestionWord, |a, b| a.asks != b.asks),
+    (Veto::Deictic, |a, b| a.points || b.points),
+    (Veto::WordOrder, reorders),
+    (Veto::Words, differs),
+];
+
 /// The first guard that forbids to answer `b` with what was answered to `a`; symmetric.
 pub fn veto(a: &str, b: &str) -> Option<Veto> {
+    first_veto(a, b, |_| true)
+}
+
+/// The first of these guards that finds a difference.
+pub(super) fn veto_by(guards: &[Veto], a: &str, b: &str) -> Option<Veto> {
+    first_veto(a, b, |veto| guards.contains(&veto))
+}
+
+fn first_veto(a: &str, b: &str, is_asked: impl Fn(Veto) -> bool) -> Option<Veto> {
     let (a, b) = (Question::read(a), Question::read(b));
-    let checks: [(Veto, Check); 10] = [
-        (Veto::Number, |a, b| a.numbers != b.numbers),
-        (Veto::Unit, |a, b| a.units != b.units),
-        (Veto::Date, |a, b| a.dates != b.dates),
-        (Veto::Negation, |a, b| {
-            a.negations != b.negations || negates(a, b)
-        }),
-        (Veto::Antonym, opposes),
-        (Veto::Entity, |a, b| a.lacks_name(b) || b.lacks_name(a)),
-        (Veto::QuestionWord, |a, b| a.asks != b.asks),
-        (Veto::Deictic, |a, b| a.points || b.points),
-        (Veto::WordOrder, reorders),
-        (Veto::Words, differs),
-    ];
-    checks
+    GUARDS
         .into_iter()
-        .find(|(_, differs)| differs(&a, &b))
+        .find(|(veto, differs)| is_asked(*veto) && differs(&a, &b))
         .map(|(veto, _)| veto)
 }
 

@@ -2,13 +2,19 @@
 //!
 //! Comes in: two texts and the cosine of their embeddings. Goes out: hit or miss, and why
 //! ([`compare`]). Likeness alone never suffices: [`guards`] look for what embeddings do not see, and any
-//! doubt or failure is a miss.
+//! doubt or failure is a miss. [`Index`] finds the near ones of many; [`says_same`] compares two answers.
 
 pub mod antonyms;
+mod encoder;
 pub mod guards;
+pub mod index;
 pub mod lexicon;
+mod says_same;
 
+pub use encoder::Encoder;
 pub use guards::Veto;
+pub use index::{Index, Question, Scope};
+pub use says_same::says_same;
 
 /// Least cosine of a hit, for all-MiniLM-L6-v2. Found on Quora's questions and on PAWS; see
 /// ARCHITECTURE.md.

@@ -223,6 +223,11 @@ impl Embedder {
         &self.revision
     }
 
+    /// Values of a vector.
+    pub fn width(&self) -> usize {
+        self.words.dim(1).unwrap_or(0)
+    }
+
     /// One unit vector for each text, in order. A text longer than the model takes is cut.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     PostgresStore, cache,
     insert::{DecisionColumns, insert_jobs, write_hits},
-    learning, lock_rows,
+    learning, lock_rows, semantic,
     text::encode,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
         Admission, Admitted, Course, StoreFault,
         fault::{Fault, persistent},
         row::{Row, now},
-        rules::{self, Entry, Meeting, NewJob},
+        rules::{self, Entry, Hit, Meeting, NewJob},
     },
 };
 
@@ -261,14 +261,15 @@ impl<'a> Round<'a> {
         fresh: &[usize],
         moving: &[usize],
     ) -> Result<HashSet<usize>, Fault> {
-        let entries = self.ask_cache(connection, fresh, moving).await?;
+        let found = self.find_answers(connection, fresh, moving).await?;
+        let entries = self.ask_cache(connection, fresh, moving, &found).await?;
         let new_job = |at: usize| {
             let admission = &self.admissions[at];
-            let entry = match &admission.course {
-                Course::Route(route) => route.cache_key.and_then(|key| entries.get(&key)),
+            let by_key = || match &admission.course {
+                Course::Route(route) => entries.get(&route.cache_key?),
                 _ => None,
             };
-            NewJob::of(admission, entry)
+            NewJob::of(admission, found.get(&at).or_else(by_key))
         };
         let jobs: Vec<NewJob<'_>> = fresh.iter().map(|&at| new_job(at)).collect();
         let mut inserted = insert_jobs(connection, &jobs, self.now).await?;
@@ -289,19 +290,58 @@ impl<'a> Round<'a> {
         Ok(clashes)
     }
 
-    /// What the cache holds for the jobs that are routed.
+    /// The answers that jobs are given at once because their questions have one: those of the very
+    /// same request before those of one which asks the same.
+    async fn find_answers(
+        &self,
+        connection: &mut PgConnection,
+        fresh: &[usize],
+        moving: &[usize],
+    ) -> Result<HashMap<usize, Entry>, Fault> {
+        let mut near = Vec::new();
+        for &at in fresh.iter().chain(moving) {
+            if let Course::Route(route) = &self.admissions[at].course
+                && let (Some(likeness), Some(own)) = (route.hit(), route.cache_key)
+            {
+                near.push((at, own, likeness));
+            }
+        }
+        let own: Vec<_> = near.iter().map(|(_, own, _)| *own).collect();
+        let exact = cache::take(connection, &own, self.now).await?;
+        let entries: Vec<_> = near
+            .iter()
+            .filter(|(_, own, _)| !exact.contains_key(own))
+            .map(|(.., likeness)| likeness.entry)
+            .collect();
+        let like = cache::take(connection, &entries, self.now).await?;
+        let mut found = HashMap::new();
+        for (at, own, likeness) in near {
+            let hit = match (exact.get(&own), like.get(&likeness.entry)) {
+                (Some((answer, leader)), _) => Hit::exact(answer.clone(), *leader),
+                (None, Some((answer, leader))) => Hit::semantic(answer.clone(), *leader, likeness),
+                (None, None) => continue,
+            };
+            found.insert(at, Entry::Ready(hit));
+        }
+        Ok(found)
+    }
+
+    /// What the cache holds for the jobs that are routed and have no answer yet.
     async fn ask_cache(
         &self,
         connection: &mut PgConnection,
         fresh: &[usize],
         moving: &[usize],
+        found: &HashMap<usize, Entry>,
     ) -> Result<HashMap<CacheKey, Entry>, Fault> {
         let mut bids: HashMap<CacheKey, cache::Bid<'_>> = HashMap::new();
         for &at in fresh.iter().chain(moving) {
             let Course::Route(route) = &self.admissions[at].course else {
                 continue;
             };
-            let Some(key) = route.cache_key else { continue };
+            let Some(key) = route.cache_key.filter(|_| !found.contains_key(&at)) else {
+                continue;
+            };
             let head = self.head(at);
             bids.entry(key)
                 .and_modify(|bid| bid.wanted += 1)
@@ -361,6 +401,10 @@ async fn move_queued(
         .iter()
         .map(|job| job.hit().map(|hit| hit.leader.0))
         .collect();
+    let cosines: Vec<_> = jobs
+        .iter()
+        .map(|job| job.hit().and_then(|hit| hit.cosine))
+        .collect();
     let codes: Vec<_> = reasons.iter().map(|r| r.map(|r| r.code.as_str())).collect();
     let messages: Vec<_> = reasons
         .iter()
@@ -379,14 +423,14 @@ async fn move_queued(
                 reason_message = n.reason_message, routed_at = case when n.tier is null then null else $15::timestamptz end,
                 finished_at = n.finished_at, features_version = n.features_version,
                 threshold_base = n.threshold_base, target = n.target, target_scope = n.target_scope,
-                route_reason = n.route_reason, propensity = n.propensity
+                route_reason = n.route_reason, propensity = n.propensity, cosine = n.cosine
            from unnest($1::uuid[], $2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::text[],
                        $8::bytea[], $9::bytea[], $10::text[], $11::uuid[], $12::text[], $13::text[],
                        $14::timestamptz[], $16::int4[], $17::float8[], $18::text[], $19::text[], $20::text[],
-                       $21::float8[])
+                       $21::float8[], $22::float4[])
                 as n (id, state, tier, score, threshold, scorer, features, cache_key, waits_for, source,
                       answered_by, reason_code, reason_message, finished_at, features_version, threshold_base,
-                      target, target_scope, route_reason, propensity)
+                      target, target_scope, route_reason, propensity, cosine)
           where j.id = n.id and j.state = 'queued'",
         &ids,
         &states as &[&str],
@@ -409,10 +453,13 @@ async fn move_queued(
         &c.target_scope as &[Option<&str>],
         &c.route_reason as &[Option<&str>],
         &c.propensity as &[Option<f64>],
+        &cosines as &[Option<f32>],
     )
     .execute(&mut *connection)
     .await?;
-    learning::note_shadows(connection, &jobs.iter().collect::<Vec<_>>(), now).await?;
+    let written: Vec<_> = jobs.iter().collect();
+    learning::note_shadows(connection, &written, now).await?;
+    semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();
     write_hits(connection, &hits).await
 }

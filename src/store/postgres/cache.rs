@@ -101,25 +101,84 @@ pub(super) async fn settle_bids(
             Some(answer) => {
                 hit_keys.push(key.0.to_vec());
                 hit_counts.push(jobs.get(&key).map_or(0, |bid| bid.wanted));
-                let answer = serde_json::from_str(&answer)?;
-                Entry::Ready(Hit { answer, leader })
+                Entry::Ready(Hit::exact(serde_json::from_str(&answer)?, leader))
             }
         };
         entries.insert(key, entry);
     }
-    if !hit_keys.is_empty() {
+    count_hits(connection, &hit_keys, &hit_counts, now).await?;
+    Ok(entries)
+}
+
+/// Adds to what entries were of use for.
+async fn count_hits(
+    connection: &mut PgConnection,
+    keys: &[Vec<u8>],
+    counts: &[i64],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if !keys.is_empty() {
         sqlx::query!(
             "update cache_entries e set hits = e.hits + n.hits, last_hit_at = $3
                from unnest($1::bytea[], $2::int8[]) as n (key, hits)
               where e.key = n.key",
-            &hit_keys,
-            &hit_counts,
+            keys,
+            counts,
             now
         )
         .execute(connection)
         .await?;
     }
-    Ok(entries)
+    Ok(())
+}
+
+/// The answers of those of the entries that are ready, and the jobs that computed them; other entries
+/// stay as they are.
+pub(super) async fn take(
+    connection: &mut PgConnection,
+    keys: &[CacheKey],
+    now: DateTime<Utc>,
+) -> Result<HashMap<CacheKey, (Answer, JobId)>, Fault> {
+    let mut wanted: HashMap<CacheKey, i64> = HashMap::new();
+    for key in keys {
+        *wanted.entry(*key).or_default() += 1;
+    }
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let keys: Vec<&[u8]> = wanted.keys().map(|key| key.0.as_slice()).collect();
+    let found = sqlx::query!(
+        r#"select key, leader, answer as "answer!" from cache_entries
+            where key = any($1) and state = 'ready' and expires_at > $2"#,
+        &keys as &[&[u8]],
+        now
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut taken = HashMap::with_capacity(found.len());
+    let (mut hit_keys, mut hit_counts) = (Vec::new(), Vec::new());
+    for row in found {
+        let Some(key) = to_key(row.key) else { continue };
+        hit_keys.push(key.0.to_vec());
+        hit_counts.push(wanted[&key]);
+        let answer = serde_json::from_str(&row.answer)?;
+        taken.insert(key, (answer, JobId(row.leader)));
+    }
+    // These entries are not locked in the order of all entries, so a lock is not waited for: rather
+    // is a count too low.
+    let free: Vec<Vec<u8>> = sqlx::query_scalar!(
+        "select key from cache_entries where key = any($1) for update skip locked",
+        &hit_keys
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let (keys, counts): (Vec<_>, Vec<_>) = hit_keys
+        .into_iter()
+        .zip(hit_counts)
+        .filter(|(key, _)| free.contains(key))
+        .unzip();
+    count_hits(connection, &keys, &counts, now).await?;
+    Ok(taken)
 }
 
 /// Locks the entries that are there, so that no job decides to wait for them meanwhile.

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    learning,
+    learning, semantic,
     text::{encode, encode_json},
 };
 use crate::{
@@ -36,6 +36,7 @@ struct Columns<'a> {
     waits_for: Vec<Option<&'a [u8]>>,
     source: Vec<Option<&'static str>>,
     answered_by: Vec<Option<Uuid>>,
+    cosine: Vec<Option<f32>>,
     reason_code: Vec<Option<&'a str>>,
     reason_message: Vec<Text<'a>>,
     digest: Vec<Option<&'a [u8]>>,
@@ -78,6 +79,7 @@ impl<'a> Columns<'a> {
         self.waits_for.push(job.waits_for().map(key_bytes));
         self.source.push(job.source().map(|source| source.as_str()));
         self.answered_by.push(job.hit().map(|hit| hit.leader.0));
+        self.cosine.push(job.hit().and_then(|hit| hit.cosine));
         self.reason_code
             .push(reason.map(|reason| reason.code.as_str()));
         self.reason_message
@@ -143,25 +145,27 @@ pub(super) async fn insert_jobs(
                id, tenant, key, custom_id, batch, state, model_asked, tier, score, threshold, scorer, features,
                cache_key, waits_for, source, answered_by, reason_code, reason_message, digest, redrive_of,
                reply_to, correlation_id, priority, deadline, submitted_at, routed_at, finished_at,
-               tags, features_version, threshold_base, target, target_scope, route_reason, propensity, shadow_of)
+               tags, features_version, threshold_base, target, target_scope, route_reason, propensity, shadow_of,
+               cosine)
            select n.id, n.tenant, n.key, n.custom_id, n.batch, n.state, n.model_asked, n.tier, n.score,
                   n.threshold, n.scorer, n.features::jsonb, n.cache_key, n.waits_for, n.source, n.answered_by,
                   n.reason_code, n.reason_message, n.digest, n.redrive_of, n.reply_to, n.correlation_id,
                   n.priority, n.deadline, n.submitted_at, n.routed_at, n.finished_at, n.tags::jsonb,
                   n.features_version, n.threshold_base, n.target, n.target_scope, n.route_reason, n.propensity,
-                  n.shadow_of
+                  n.shadow_of, n.cosine
              from unnest(
                       $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                       $8::text[], $9::float8[], $10::float8[], $11::text[], $12::text[], $13::bytea[],
                       $14::bytea[], $15::text[], $16::uuid[], $17::text[], $18::text[], $19::bytea[],
                       $20::uuid[], $21::text[], $22::text[], $23::int2[], $24::timestamptz[],
                       $25::timestamptz[], $26::timestamptz[], $27::timestamptz[], $28::text[], $29::int4[],
-                      $30::float8[], $31::text[], $32::text[], $33::text[], $34::float8[], $35::uuid[])
+                      $30::float8[], $31::text[], $32::text[], $33::text[], $34::float8[], $35::uuid[],
+                      $36::float4[])
                   as n (id, tenant, key, custom_id, batch, state, model_asked, tier, score, threshold, scorer,
                         features, cache_key, waits_for, source, answered_by, reason_code, reason_message,
                         digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at,
                         routed_at, finished_at, tags, features_version, threshold_base, target,
-                        target_scope, route_reason, propensity, shadow_of)
+                        target_scope, route_reason, propensity, shadow_of, cosine)
                on conflict (id) do nothing
            returning id"#,
         &c.id as &[Uuid],
@@ -199,6 +203,7 @@ pub(super) async fn insert_jobs(
         &c.decision.route_reason as &[Option<&str>],
         &c.decision.propensity as &[Option<f64>],
         &c.decision.shadow_of as &[Option<Uuid>],
+        &c.cosine as &[Option<f32>],
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -211,6 +216,7 @@ pub(super) async fn insert_jobs(
         .filter(|job| unseen.remove(&job.head.id.0))
         .collect();
     learning::note_shadows(connection, &written, now).await?;
+    semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = written
         .into_iter()
         .filter(|job| job.hit().is_some())

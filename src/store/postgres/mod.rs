@@ -18,6 +18,7 @@ mod insert;
 mod learning;
 mod read;
 mod savings;
+mod semantic;
 mod settle;
 mod text;
 mod workers;
@@ -42,7 +43,7 @@ macro_rules! job_rows {
             $crate::store::row::Row,
             $before
                 + r#" j.id as "id!", j.tenant as "tenant!", j.key, j.custom_id, j.batch, j.state as "state!",
-                 j.tier, j.score, j.cache_key, j.waits_for, j.source, j.attempts as "attempts!",
+                 j.tier, j.score, j.cache_key, j.waits_for, j.source, j.answered_by, j.cosine, j.attempts as "attempts!",
                  j.attempts_returned as "attempts_returned!", j.worker, j.lease_until, j.prompt_tokens,
                  j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens,
                  j.finish_reason, j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens,

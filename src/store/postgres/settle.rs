@@ -24,7 +24,7 @@ use crate::{
         Settled, Settlement, StoreFault,
         fault::{Fault, persistent},
         row::{Row, now},
-        rules::Effect,
+        rules::{Effect, Given},
     },
 };
 
@@ -216,6 +216,13 @@ async fn end_attempts(
     let escalated_prompt = tokens(|usage| usage.prompt_tokens);
     let escalated_computed = tokens(|usage| usage.prompt_tokens_computed);
     let escalated_completion = tokens(|usage| usage.completion_tokens);
+    let sources: Vec<_> = effects
+        .iter()
+        .map(|effect| effect.source().map(|source| source.as_str()))
+        .collect();
+    let reused = || effects.iter().map(|effect| effect.reused);
+    let answered_by: Vec<_> = reused().map(|r| r.map(|r| r.leader.0)).collect();
+    let cosines: Vec<_> = reused().map(|r| r.map(|r| r.cosine)).collect();
     let started: Vec<_> = settlements.iter().map(|s| s.started_at).collect();
     let first_token: Vec<_> = settlements.iter().map(|s| s.first_token_at).collect();
     let rows = job_rows!(
@@ -223,16 +230,17 @@ async fn end_attempts(
              select * from unnest(
                  $1::uuid[], $2::int4[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[],
                  $8::timestamptz[], $9::timestamptz[], $10::int4[], $11::int4[], $12::int4[], $13::text[],
-                 $14::text[], $15::text[], $16::float4[], $18::float4[], $19::int4[], $20::int4[], $21::int4[])
+                 $14::text[], $15::text[], $16::float4[], $18::float4[], $19::int4[], $20::int4[], $21::int4[],
+                 $22::text[], $23::uuid[], $24::float4[])
                  as n (id, attempt, state, tier, returned, code, message, started_at, first_token_at,
                        prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason, model,
                        revision, mean_logprob, confidence, escalated_prompt, escalated_computed,
-                       escalated_completion))
+                       escalated_completion, source, answered_by, cosine))
          update jobs j
             set state = n.state,
                 tier = coalesce(n.tier, j.tier),
                 attempts_returned = j.attempts_returned + n.returned,
-                source = case when n.state = 'succeeded' then 'computed' end,
+                source = n.source, answered_by = n.answered_by, cosine = n.cosine,
                 reason_code = n.code, reason_message = n.message, started_at = n.started_at,
                 first_token_at = n.first_token_at, prompt_tokens = n.prompt_tokens,
                 prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
@@ -273,6 +281,9 @@ async fn end_attempts(
         &escalated_prompt as &[Option<i32>],
         &escalated_computed as &[Option<i32>],
         &escalated_completion as &[Option<i32>],
+        &sources as &[Option<&str>],
+        &answered_by as &[Option<Uuid>],
+        &cosines as &[Option<f32>],
     )
     .fetch_all(connection)
     .await?;
@@ -289,7 +300,7 @@ async fn settle_cache(
 ) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
     // By rising key; should two jobs of a batch have computed the same, the later answer stays.
     let mut kept: BTreeMap<[u8; 32], Filling<'_>> = BTreeMap::new();
-    let mut passing: BTreeMap<[u8; 32], Filling<'_>> = BTreeMap::new();
+    let mut sharing: BTreeMap<[u8; 32], (JobId, Given<'_>)> = BTreeMap::new();
     let mut led = Vec::new();
     for (settlement, effect) in committed {
         let Some(key) = settlement.cache_key else {
@@ -300,13 +311,12 @@ async fn settle_cache(
             led.push((key, job.0));
         }
         let tenant = rows.get(&job.0).map(|row| row.tenant.as_str());
-        if let (Some(answer), Some(tenant)) = (effect.answer, tenant) {
-            let fillings = if settlement.reusable {
-                &mut kept
-            } else {
-                &mut passing
-            };
-            fillings.insert(
+        let (Some(given), Some(tenant)) = (effect.given(job), tenant) else {
+            continue;
+        };
+        if settlement.reusable {
+            let answer = given.answer;
+            kept.insert(
                 key.0,
                 Filling {
                     key,
@@ -315,65 +325,76 @@ async fn settle_cache(
                     answer,
                 },
             );
+            sharing.insert(key.0, (job, given));
+        } else if !kept.contains_key(&key.0) {
+            sharing.insert(key.0, (job, given));
         }
     }
-    passing.retain(|key, _| !kept.contains_key(key));
-    let keys: Vec<&[u8]> = passing.keys().map(|key| key.as_slice()).collect();
-    cache::lock(connection, &keys).await?;
-    let mut fillings: Vec<Filling<'_>> = kept.into_values().collect();
+    let passing = sharing.keys().filter(|key| !kept.contains_key(*key));
+    let passing: Vec<&[u8]> = passing.map(|key| key.as_slice()).collect();
+    cache::lock(connection, &passing).await?;
+    let fillings: Vec<Filling<'_>> = kept.into_values().collect();
     cache::fill(connection, &fillings, now, ttl).await?;
-    fillings.extend(passing.into_values());
-    let shared = share(connection, &fillings, now).await?;
+    let shared = share(connection, &sharing, now).await?;
     cache::give_up(connection, &led).await?;
     Ok(shared)
 }
 
-/// Gives answers to the jobs that wait for them; their entries are locked.
+/// Gives answers, by key, to the jobs that wait for them; their entries are locked. Returns the jobs
+/// by the one whose settlement answered them.
 async fn share(
     connection: &mut PgConnection,
-    fillings: &[Filling<'_>],
+    sharing: &BTreeMap<[u8; 32], (JobId, Given<'_>)>,
     now: DateTime<Utc>,
 ) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
-    if fillings.is_empty() {
+    if sharing.is_empty() {
         return Ok(HashMap::new());
     }
-    let keys: Vec<&[u8]> = fillings.iter().map(|f| f.key.0.as_slice()).collect();
+    let keys: Vec<&[u8]> = sharing.keys().map(|key| key.as_slice()).collect();
     let waiting = sqlx::query!(
-        r#"select j.id, j.waits_for as "key!" from jobs j
-            where j.waits_for = any($1) and j.state = 'routed' order by j.id for update"#,
+        r#"select j.id, j.waits_for as "key!", l.entry as "entry?"
+             from jobs j left join semantic_lookups l on l.job_id = j.id
+            where j.waits_for = any($1) and j.state = 'routed' order by j.id for update of j"#,
         &keys as &[&[u8]]
     )
     .fetch_all(&mut *connection)
     .await?;
-    if waiting.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let by_key: HashMap<&[u8], &Filling<'_>> =
-        fillings.iter().map(|f| (f.key.0.as_slice(), f)).collect();
     let mut c = AnswerColumns::default();
     let (mut ids, mut leaders, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut given: HashMap<Uuid, &Filling<'_>> = HashMap::new();
-    for row in &waiting {
-        let Some(filling) = by_key.get(row.key.as_slice()) else {
+    let (mut sources, mut cosines) = (Vec::new(), Vec::new());
+    let mut given_to: HashMap<Uuid, (JobId, &Answer)> = HashMap::new();
+    for row in waiting {
+        let Some((settled, given)) = sharing.get(row.key.as_slice()) else {
             continue;
         };
-        c.push(filling.answer);
+        if let Some(entry) = given.only_of
+            && row.entry.as_deref() != Some(entry.0.as_slice())
+        {
+            continue;
+        }
+        c.push(given.answer);
         ids.push(row.id);
-        leaders.push(filling.job.0);
-        answers.push((row.id, filling.answer));
-        given.insert(row.id, filling);
+        leaders.push(given.by.0);
+        sources.push(given.source.as_str());
+        cosines.push(given.cosine);
+        answers.push((row.id, given.answer));
+        given_to.insert(row.id, (*settled, given.answer));
+    }
+    if ids.is_empty() {
+        return Ok(HashMap::new());
     }
     let rows = job_rows!(
         "update jobs j
-            set state = 'succeeded', source = 'shared', answered_by = n.leader, waits_for = null,
+            set state = 'succeeded', source = n.source, answered_by = n.leader, cosine = n.cosine,
+                waits_for = null,
                 finished_at = $10, prompt_tokens = n.prompt_tokens,
                 prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
                 finish_reason = n.finish_reason, model = n.model, revision = n.revision,
                 mean_logprob = n.mean_logprob
            from unnest($1::uuid[], $2::uuid[], $3::int4[], $4::int4[], $5::int4[], $6::text[], $7::text[],
-                       $8::text[], $9::float4[])
+                       $8::text[], $9::float4[], $11::text[], $12::float4[])
                 as n (id, leader, prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason,
-                      model, revision, mean_logprob)
+                      model, revision, mean_logprob, source, cosine)
           where j.id = n.id and j.state = 'routed'
          returning",
         r#"null::text as "text?", null::text as logprobs"#,
@@ -387,21 +408,20 @@ async fn share(
         &c.revision as &[Option<std::borrow::Cow<'_, str>>],
         &c.mean_logprob as &[Option<f32>],
         now as DateTime<Utc>,
+        &sources as &[&str],
+        &cosines as &[Option<f32>],
     )
     .fetch_all(&mut *connection)
     .await?;
     insert_texts(connection, &answers).await?;
     let mut shared: HashMap<JobId, Vec<JobRecord>> = HashMap::new();
     for row in rows {
-        let Some(filling) = given.get(&row.id) else {
+        let Some((settled, answer)) = given_to.get(&row.id) else {
             continue;
         };
         let mut row = decode_row(row);
-        row.give(filling.answer);
-        shared
-            .entry(filling.job)
-            .or_default()
-            .push(row.into_record()?);
+        row.give(answer);
+        shared.entry(*settled).or_default().push(row.into_record()?);
     }
     Ok(shared)
 }

@@ -6,14 +6,14 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, cache, find_row, learning};
+use super::{SqliteStore, cache, find_row, learning, semantic};
 use crate::{
     job::{Answer, JobHead, JobId},
     store::{
         Admission, Admitted, Course, StoreFault,
         fault::{Fault, persistent},
         row::{logprobs_json, now},
-        rules::{self, Meeting, NewJob},
+        rules::{self, Entry, Meeting, NewJob},
     },
 };
 
@@ -78,7 +78,10 @@ async fn admit_one(
     }
     let entry = match &admission.course {
         Course::Route(route) => match &route.cache_key {
-            Some(key) => Some(cache::ask(connection, key, head, now, lease).await?),
+            Some(key) => match semantic::find(connection, route, key, now).await? {
+                Some(hit) => Some(Entry::Ready(hit)),
+                None => Some(cache::ask(connection, key, head, now, lease).await?),
+            },
             None => None,
         },
         _ => None,
@@ -142,9 +145,9 @@ pub(super) async fn write(
              completion_tokens, finish_reason, model, revision, mean_logprob, reason_code, reason_message,
              digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at, routed_at,
              finished_at, tags, features_version, threshold_base, target, target_scope, route_reason,
-             propensity, shadow_of)
+             propensity, shadow_of, cosine)
          values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
-                 ?, ?, ?, ?)
+                 ?, ?, ?, ?, ?)
              on conflict (id) do update
             set state = excluded.state, tier = excluded.tier, score = excluded.score,
                 threshold = excluded.threshold, scorer = excluded.scorer, features = excluded.features,
@@ -157,7 +160,8 @@ pub(super) async fn write(
                 routed_at = excluded.routed_at, finished_at = excluded.finished_at,
                 features_version = excluded.features_version, threshold_base = excluded.threshold_base,
                 target = excluded.target, target_scope = excluded.target_scope,
-                route_reason = excluded.route_reason, propensity = excluded.propensity
+                route_reason = excluded.route_reason, propensity = excluded.propensity,
+                cosine = excluded.cosine
           where jobs.state = 'queued'",
     )
     .bind(head.id.0)
@@ -202,9 +206,11 @@ pub(super) async fn write(
     .bind(decision.map(|decision| decision.reason.as_str()))
     .bind(decision.map(|decision| decision.propensity))
     .bind(job.shadow_of().map(|id| id.0))
+    .bind(job.hit().and_then(|hit| hit.cosine))
     .execute(&mut *connection)
     .await?;
     learning::note_shadow(connection, job, now).await?;
+    semantic::note_lookup(connection, job, now).await?;
     if let Some(request) = job.request {
         let request = serde_json::to_string(request)
             .expect("a request's fields are all representable in JSON");

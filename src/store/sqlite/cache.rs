@@ -38,11 +38,27 @@ pub(super) async fn ask(
     let leader = JobId(leader);
     Ok(match answer {
         None => Entry::Led(leader),
-        Some(answer) => Entry::Ready(Hit {
-            answer: serde_json::from_str(&answer)?,
-            leader,
-        }),
+        Some(answer) => Entry::Ready(Hit::exact(serde_json::from_str(&answer)?, leader)),
     })
+}
+
+/// Takes the answer of an entry that is ready, and leaves any other entry as it is.
+pub(super) async fn take(
+    connection: &mut SqliteConnection,
+    key: &CacheKey,
+    now: DateTime<Utc>,
+) -> Result<Option<(Answer, JobId)>, Fault> {
+    let found: Option<(Uuid, String)> = sqlx::query_as(
+        "update cache_entries set hits = hits + 1, last_hit_at = ?2
+          where key = ?1 and state = 'ready' and expires_at > ?2 returning leader, answer",
+    )
+    .bind(key.0.as_slice())
+    .bind(now)
+    .fetch_optional(connection)
+    .await?;
+    found
+        .map(|(leader, answer)| Ok((serde_json::from_str(&answer)?, JobId(leader))))
+        .transpose()
 }
 
 /// Makes a job its entry's leader where no other leads and no fresh answer is there.

@@ -12,6 +12,7 @@ mod dead;
 mod learning;
 mod read;
 mod savings;
+mod semantic;
 mod settle;
 mod workers;
 
@@ -31,6 +32,7 @@ use crate::config::StoreConfig;
 macro_rules! row_columns {
     () => {
         " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
+         j.answered_by, j.cosine, \
          j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
          j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, \
          j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
@@ -198,6 +200,8 @@ impl SqliteStore {
         let mut transaction = self.begin().await?;
         for statement in [
             "drop view if exists token_savings",
+            "drop view if exists semantic_reuse",
+            "drop view if exists semantic_vetoes",
             "drop view if exists latency",
             "drop view if exists route_mix",
             "drop view if exists cache_savings",
@@ -211,6 +215,8 @@ impl SqliteStore {
             "drop view if exists shadow_pairs",
             "drop view if exists shadow_costs",
             "drop view if exists escalations",
+            "drop table if exists semantic_lookups",
+            "drop table if exists cache_questions",
             "drop table if exists jobs",
             "drop table if exists requests",
             "drop table if exists answers",

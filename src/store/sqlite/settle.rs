@@ -10,12 +10,12 @@ use super::{
     SqliteStore, admit::insert_text, attempts, cache, dead, find_row, row_columns, savings,
 };
 use crate::{
-    job::{Answer, CacheKey, JobRecord, RoutedJob},
+    job::{CacheKey, JobRecord, RoutedJob},
     store::{
         Settled, Settlement, StoreFault,
         fault::{Fault, persistent},
         row::{Row, now},
-        rules::Effect,
+        rules::{Effect, Given},
     },
 };
 
@@ -122,11 +122,11 @@ async fn settle_one(
     }
     let mut shared = Vec::new();
     if let Some(key) = &settlement.cache_key {
-        if let Some(answer) = effect.answer {
-            if settlement.reusable {
-                cache::fill(connection, key, &row.tenant, id, answer, (now, ttl)).await?;
-            }
-            shared = share(connection, key, id, answer, now).await?;
+        if let Some(answer) = effect.answer.filter(|_| settlement.reusable) {
+            cache::fill(connection, key, &row.tenant, id, answer, (now, ttl)).await?;
+        }
+        if let Some(given) = effect.given(settlement.job) {
+            shared = share(connection, key, given, now).await?;
         }
         if effect.answer.is_some() || effect.gives_up() {
             // A filled entry stays: only one that still computes is given up.
@@ -152,7 +152,7 @@ async fn end_attempt(
     let done = sqlx::query(
         "update jobs
             set state = ?3, tier = coalesce(?4, tier), attempts_returned = attempts_returned + ?5,
-                source = case when ?3 = 'succeeded' then 'computed' end,
+                source = ?22, answered_by = ?23, cosine = ?24,
                 reason_code = ?6, reason_message = ?7, started_at = ?8, first_token_at = ?9,
                 prompt_tokens = ?10, prompt_tokens_computed = ?11, completion_tokens = ?12,
                 finish_reason = ?13, model = ?14, revision = ?15, mean_logprob = ?16, finished_at = ?17,
@@ -186,6 +186,9 @@ async fn end_attempt(
     .bind(escalated.map(|usage| usage.prompt_tokens))
     .bind(escalated.map(|usage| usage.prompt_tokens_computed))
     .bind(escalated.map(|usage| usage.completion_tokens))
+    .bind(effect.source().map(|source| source.as_str()))
+    .bind(effect.reused.map(|reused| reused.leader.0))
+    .bind(effect.reused.map(|reused| reused.cosine))
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
@@ -195,28 +198,31 @@ async fn end_attempt(
 async fn share(
     connection: &mut SqliteConnection,
     key: &CacheKey,
-    leader: Uuid,
-    answer: &Answer,
+    given: Given<'_>,
     now: DateTime<Utc>,
 ) -> Result<Vec<JobRecord>, Fault> {
     let waiting: Vec<Uuid> = sqlx::query_scalar(
-        "select id from jobs where waits_for = ?1 and state = 'routed' order by id",
+        "select j.id from jobs j left join semantic_lookups l on l.job_id = j.id
+          where j.waits_for = ?1 and j.state = 'routed' and (?2 is null or l.entry = ?2)
+          order by j.id",
     )
     .bind(key.0.as_slice())
+    .bind(given.only_of.map(|entry| entry.0.to_vec()))
     .fetch_all(&mut *connection)
     .await?;
+    let answer = given.answer;
     let mut records = Vec::with_capacity(waiting.len());
     for id in waiting {
         sqlx::query(
             "update jobs
-                set state = 'succeeded', source = 'shared', answered_by = ?2, waits_for = null,
+                set state = 'succeeded', source = ?11, answered_by = ?2, cosine = ?12, waits_for = null,
                     finished_at = ?3, prompt_tokens = ?4, prompt_tokens_computed = ?5,
                     completion_tokens = ?6, finish_reason = ?7, model = ?8, revision = ?9,
                     mean_logprob = ?10
               where id = ?1 and state = 'routed'",
         )
         .bind(id)
-        .bind(leader)
+        .bind(given.by.0)
         .bind(now)
         .bind(answer.usage.prompt_tokens)
         .bind(answer.usage.prompt_tokens_computed)
@@ -225,6 +231,8 @@ async fn share(
         .bind(&answer.model)
         .bind(&answer.revision)
         .bind(answer.mean_logprob)
+        .bind(given.source.as_str())
+        .bind(given.cosine)
         .execute(&mut *connection)
         .await?;
         insert_text(connection, id, answer).await?;

@@ -1,0 +1,324 @@
+//! Questions whose answers may serve others, what became of those that asked, and rechecks.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    PostgresStore,
+    cache::{self, to_key},
+    dead, job_rows,
+    text::{decode, decode_row, encode},
+};
+use crate::{
+    job::{Answer, CacheKey, Job, JobId, Tier},
+    store::{
+        Judgement, KnownQuestion, Recheck, StoreFault,
+        fault::{Fault, persistent},
+        row::now,
+        rules::{NewJob, before},
+    },
+};
+
+/// Keeps the questions of new jobs, what they came to, and which jobs are rechecks.
+pub(super) async fn note_lookups(
+    connection: &mut PgConnection,
+    jobs: &[&NewJob<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    for job in jobs {
+        // Embeddings are arrays themselves, which `unnest` would flatten; questions are few beside jobs.
+        let Some((key, lookup)) = job.question() else {
+            continue;
+        };
+        sqlx::query!(
+            "insert into cache_questions (key, tenant, scope, embedder, question, embedding, cosine_min,
+                                          created_at, changed_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $8) on conflict do nothing",
+            key.0.as_slice(),
+            job.head.tenant.as_str(),
+            lookup.scope.as_slice(),
+            &lookup.embedder,
+            &*encode(&lookup.question),
+            &lookup.embedding,
+            lookup.cosine_min,
+            now
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    let looked_up: Vec<_> = jobs
+        .iter()
+        .filter_map(|job| Some((job.head, job.looked_up()?)))
+        .collect();
+    if !looked_up.is_empty() {
+        let ids: Vec<Uuid> = looked_up.iter().map(|(head, _)| head.id.0).collect();
+        let tenants: Vec<&str> = looked_up.iter().map(|(h, _)| h.tenant.as_str()).collect();
+        let entries: Vec<&[u8]> = looked_up
+            .iter()
+            .map(|(_, l)| l.likeness.entry.0.as_slice())
+            .collect();
+        let verdicts: Vec<&str> = looked_up.iter().map(|(_, l)| l.verdict).collect();
+        let vetoes: Vec<_> = looked_up.iter().map(|(_, l)| l.veto).collect();
+        let cosines: Vec<f32> = looked_up.iter().map(|(_, l)| l.likeness.cosine).collect();
+        let least: Vec<f32> = looked_up
+            .iter()
+            .map(|(_, l)| l.likeness.cosine_min)
+            .collect();
+        let chances: Vec<_> = looked_up.iter().map(|(_, l)| l.recheck).collect();
+        sqlx::query!(
+            "insert into semantic_lookups (job_id, tenant, entry, verdict, veto, cosine, cosine_min,
+                                           looked_at, recheck_propensity)
+             select n.job_id, n.tenant, n.entry, n.verdict, n.veto, n.cosine, n.cosine_min, $9, n.chance
+               from unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::float4[],
+                           $7::float4[], $8::float8[])
+                    as n (job_id, tenant, entry, verdict, veto, cosine, cosine_min, chance)
+                 on conflict do nothing",
+            &ids,
+            &tenants as &[&str],
+            &entries as &[&[u8]],
+            &verdicts as &[&str],
+            &vetoes as &[Option<&str>],
+            &cosines,
+            &least,
+            &chances as &[Option<f64>],
+            now
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    let (firsts, copies): (Vec<Uuid>, Vec<Uuid>) = jobs
+        .iter()
+        .filter_map(|job| Some((job.shadow_of()?.0, job.head.id.0)))
+        .unzip();
+    if !firsts.is_empty() {
+        sqlx::query!(
+            "update semantic_lookups l set recheck_id = n.recheck_id, made_at = $3
+               from unnest($1::uuid[], $2::uuid[]) as n (job_id, recheck_id)
+              where l.job_id = n.job_id and l.recheck_propensity is not null",
+            &firsts,
+            &copies,
+            now
+        )
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+impl PostgresStore {
+    /// Questions with answers; see [`crate::store::Store::known_questions`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn known_questions(
+        &self,
+        embedder: &str,
+        since: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<KnownQuestion>, StoreFault> {
+        persistent!(self, self.known_questions_once(embedder, since, limit))
+    }
+
+    async fn known_questions_once(
+        &self,
+        embedder: &str,
+        since: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<KnownQuestion>, Fault> {
+        let rows = sqlx::query!(
+            r#"select q.key, q.scope, q.question, q.embedding, q.cosine_min,
+                      greatest(q.changed_at, e.created_at) as "changed_at!", e.expires_at as "expires_at!"
+                 from cache_entries e join cache_questions q on q.key = e.key
+                where e.state = 'ready' and e.expires_at > $3 and q.embedder = $1
+                  and (e.created_at >= $2 or q.changed_at >= $2)
+                order by 6 desc limit $4"#,
+            embedder,
+            since,
+            now(),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let known = rows.into_iter().filter_map(|row| {
+            Some(KnownQuestion {
+                entry: to_key(row.key)?,
+                scope: row.scope.try_into().ok()?,
+                question: decode(row.question),
+                embedding: row.embedding,
+                cosine_min: row.cosine_min,
+                changed_at: row.changed_at,
+                expires_at: row.expires_at,
+            })
+        });
+        Ok(known.collect())
+    }
+
+    /// An entry's answer; see [`crate::store::Store::cached`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreFault> {
+        persistent!(self, async {
+            let mut transaction = self.pool.begin().await?;
+            let mut taken = cache::take(&mut transaction, &[key], now()).await?;
+            transaction.commit().await?;
+            Ok::<_, Fault>(taken.remove(&key))
+        })
+    }
+
+    /// Closes and counts rechecks; see [`crate::store::Store::open_rechecks`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn open_rechecks(&self) -> Result<u64, StoreFault> {
+        persistent!(self, async {
+            let mut connection = self.pool.acquire().await?;
+            sqlx::query!(
+                "update semantic_lookups l set judged_at = $1
+                   from jobs j
+                  where l.recheck_propensity is not null and l.judged_at is null and j.id = l.job_id
+                    and j.finished_at is not null and j.source is distinct from 'semantic'",
+                now()
+            )
+            .execute(&mut *connection)
+            .await?;
+            let open = sqlx::query_scalar!(
+                r#"select count(*) as "open!" from semantic_lookups
+                    where recheck_propensity is not null and judged_at is null and recheck_id is not null"#
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            Ok::<_, Fault>(u64::try_from(open).unwrap_or(0))
+        })
+    }
+
+    /// Hits that want a recheck; see [`crate::store::Store::due_rechecks`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn due_rechecks(
+        &self,
+        limit: usize,
+        lost_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, StoreFault> {
+        persistent!(self, self.due_rechecks_once(limit, lost_after))
+    }
+
+    async fn due_rechecks_once(
+        &self,
+        limit: usize,
+        lost_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, Fault> {
+        let mut connection = self.pool.acquire().await?;
+        let rows = job_rows!(
+            "select",
+            r#"null::text as "text?", null::text as logprobs
+               from semantic_lookups l join jobs j on j.id = l.job_id
+               left join jobs c on c.id = l.recheck_id
+              where l.recheck_propensity is not null and l.judged_at is null and j.source = 'semantic'
+                and (l.recheck_id is null
+                     or (l.made_at < $1 and c.state = 'routed' and c.attempts = 0))
+              order by l.job_id limit $2"#,
+            before(now(), lost_after),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+        let requests = dead::requests(&mut connection, &ids).await?;
+        rows.into_iter()
+            .filter_map(|row| {
+                let request = requests.get(&row.id)?;
+                let tier = row.tier.as_deref()?.parse().ok()?;
+                let job = decode_row(row).job(request).map_err(Fault::from);
+                Some(job.map(|job| (job, tier)))
+            })
+            .collect()
+    }
+
+    /// Rechecks to judge; see [`crate::store::Store::ended_rechecks`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreFault> {
+        persistent!(self, self.ended_rechecks_once(limit))
+    }
+
+    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, Fault> {
+        let rows = sqlx::query!(
+            r#"select l.job_id, l.entry, l.cosine, g.text as given, o.text as "own?"
+                 from semantic_lookups l
+                 join jobs c on c.id = l.recheck_id
+                 join answers g on g.job_id = l.job_id
+                 left join answers o on o.job_id = l.recheck_id
+                where l.recheck_propensity is not null and l.judged_at is null
+                  and c.finished_at is not null
+                order by l.job_id limit $1"#,
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let ended = rows.into_iter().filter_map(|row| {
+            Some(Recheck {
+                job: JobId(row.job_id),
+                entry: to_key(row.entry)?,
+                cosine: row.cosine,
+                given: decode(row.given),
+                own: row.own.map(decode),
+            })
+        });
+        Ok(ended.collect())
+    }
+
+    /// Writes judgements; see [`crate::store::Store::judge_rechecks`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn judge_rechecks(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, StoreFault> {
+        if judgements.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.judge_rechecks_once(judgements))
+    }
+
+    async fn judge_rechecks_once(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, Fault> {
+        let mut transaction = self.pool.begin().await?;
+        let now = now();
+        let mut judged = Vec::with_capacity(judgements.len());
+        for judgement in judgements {
+            let written = sqlx::query!(
+                "update semantic_lookups set judged_at = $2, agrees = $3
+                  where job_id = $1 and judged_at is null",
+                judgement.job.0,
+                now,
+                judgement.agrees
+            )
+            .execute(&mut *transaction)
+            .await?;
+            if written.rows_affected() == 0 {
+                continue;
+            }
+            judged.push(judgement.job);
+            let Some(agrees) = judgement.agrees else {
+                continue;
+            };
+            sqlx::query!(
+                "update cache_questions
+                    set rechecks = rechecks + 1, disagreements = disagreements + $2,
+                        cosine_min = greatest(cosine_min, $3::real), changed_at = $4
+                  where key = $1",
+                judgement.entry.0.as_slice(),
+                i32::from(!agrees),
+                judgement.cosine_min,
+                now
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(judged)
+    }
+}
