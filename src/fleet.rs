@@ -13,27 +13,27 @@ use std::{
 };
 
 use futures::FutureExt;
-use metrics::gauge;
+use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     api::{Api, ApiFault},
     broker::{Broker, BrokerFault},
     cache::semantic::Encoder,
-    config::Config,
+    config::{CacheConfig, Config},
     engine::{
         self, Engine, EngineInfo, OpenFault,
         candle::{Embedder, EmbedderFault, is_bundled},
     },
     job::{JobId, Tier},
-    metrics::QUEUE_READY,
+    metrics::{CACHE_BYTES, CACHE_ENTRIES, CACHE_REMOVED, QUEUE_READY},
     routing::{
         Router, RouterFault,
         confidence::{Confidence, ConfidenceFault},
     },
     shutdown::Shutdown,
-    store::{Store, StoreFault},
+    store::{CacheLimits, Store, StoreFault},
     telemetry::{self, Readiness, TelemetryFault},
     worker::{Worker, WorkerFault},
 };
@@ -42,6 +42,8 @@ use crate::{
 const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
 /// How often partitions are made ahead.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// How often answers that are to go are removed from the cache.
+const CACHE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a fleet could not start or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -298,8 +300,9 @@ impl Fleet {
                 self.store.clone(),
                 self.roles_stop.clone(),
             );
+            let limits = cache_limits(&config.cache);
             self.spawn("upkeep", async move {
-                upkeep(broker, store, stop).await;
+                upkeep(broker, store, limits, stop).await;
                 Ok(())
             });
         }
@@ -417,10 +420,44 @@ fn worker_name(tier: Tier) -> String {
     format!("{tier}-{}-{}", std::process::id(), &id[id.len() - 8..])
 }
 
-/// Keeps the queue gauges and the partitions up to date.
-async fn upkeep(broker: Broker, store: Store, shutdown: Shutdown) {
+fn cache_limits(config: &CacheConfig) -> CacheLimits {
+    CacheLimits {
+        entries_max: config.entries_max,
+        tenant_entries_max: config.tenant_entries_max,
+        bytes_max: config.bytes_max,
+        stale_after: Duration::from_secs(config.stale_s),
+    }
+}
+
+/// Removes the answers that are to go from the cache.
+async fn tend_cache(store: &Store, limits: CacheLimits) {
+    let upkeep = match store.tend_cache(limits).await {
+        Ok(Some(upkeep)) => upkeep,
+        // Another process is at it.
+        Ok(None) => return,
+        Err(fault) => {
+            tracing::warn!(%fault, "the cache cannot be tended");
+            return;
+        }
+    };
+    gauge!(CACHE_ENTRIES).set(upkeep.entries as f64);
+    gauge!(CACHE_BYTES).set(upkeep.bytes as f64);
+    for (cause, count) in [
+        ("expired", upkeep.expired),
+        ("stale", upkeep.stale),
+        ("evicted", upkeep.evicted),
+        ("abandoned", upkeep.abandoned),
+    ] {
+        counter!(CACHE_REMOVED, "cause" => cause).increment(count);
+    }
+}
+
+/// Keeps the queue gauges, the partitions and the cache up to date.
+async fn upkeep(broker: Broker, store: Store, limits: CacheLimits, shutdown: Shutdown) {
     let mut depths = tokio::time::interval(DEPTH_INTERVAL);
     let mut partitions = tokio::time::interval(PARTITION_INTERVAL);
+    let mut cache = tokio::time::interval(CACHE_INTERVAL);
+    cache.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
@@ -430,6 +467,7 @@ async fn upkeep(broker: Broker, store: Store, shutdown: Shutdown) {
                 },
                 Err(fault) => tracing::warn!(%fault, "cannot read the queues' depths"),
             },
+            _ = cache.tick() => tend_cache(&store, limits).await,
             _ = partitions.tick() => if let Err(fault) = store.ensure_partitions().await {
                 tracing::error!(%fault, "cannot make partitions ahead; rows go to the default one");
             },

@@ -94,6 +94,12 @@ declare! {
     Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
     /// Share of the jobs that load moves to small (above 0) or large (below 0).
     Gauge ROUTER_SHIFT = "promptyard_router_load_shift_ratio" [];
+    /// Answers that are kept for reuse.
+    Gauge CACHE_ENTRIES = "promptyard_cache_kept_entries" [];
+    /// Bytes of the answers that are kept.
+    Gauge CACHE_BYTES = "promptyard_cache_kept_bytes" [];
+    /// Answers removed from the cache, by cause (expired, stale, evicted, abandoned).
+    Counter CACHE_REMOVED = "promptyard_cache_removed_total" ["cause"];
     /// Questions that asked for semantic reuse, by what they found (near: an answer that serves; none; failure; else the guard that forbade the nearest).
     Counter SEMANTIC_LOOKUPS = "promptyard_semantic_lookups_total" ["outcome"];
     /// Seconds to embed and look up the questions of one batch.
@@ -203,6 +209,8 @@ mod tests {
             "_messages",
             "_requests",
             "_questions",
+            "_entries",
+            "_bytes",
             "_sequences",
             "_blocks",
         ];

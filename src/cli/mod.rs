@@ -80,7 +80,7 @@ enum Command {
     /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
-    /// Judge semantic reuse on pairs of your own
+    /// Look at kept answers, remove them, or judge semantic reuse on pairs of your own
     #[command(subcommand)]
     Cache(cache::CacheCommand),
     /// Clean up and prune prompts of your own
@@ -110,7 +110,7 @@ pub async fn main() -> ExitCode {
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
         Command::Router(command) => router::router(command).await,
-        Command::Cache(command) => cache::cache(command),
+        Command::Cache(command) => cache::cache(command).await,
         Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,
     };

@@ -2,6 +2,7 @@
 
 use std::{io::Write, path::PathBuf};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 
 use crate::{
@@ -128,6 +129,32 @@ pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
     }
 }
 
+/// Reads a time or an age, given with `flag`.
+///
+/// # Errors
+/// A [`UsageError`] that names the flag.
+pub fn read_instant(flag: &str, text: &str) -> Result<DateTime<Utc>, UsageError> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    let age = text.char_indices().last().and_then(|(at, unit)| {
+        let count: i64 = text[..at].parse().ok()?;
+        match unit {
+            's' => TimeDelta::try_seconds(count),
+            'm' => TimeDelta::try_minutes(count),
+            'h' => TimeDelta::try_hours(count),
+            'd' => TimeDelta::try_days(count),
+            _ => None,
+        }
+    });
+    age.and_then(|age| Utc::now().checked_sub_signed(age))
+        .ok_or_else(|| {
+            UsageError(format!(
+                "{flag} {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
+            ))
+        })
+}
+
 /// Sends log lines out; a filter that cannot be read is wrong usage.
 ///
 /// # Errors
@@ -147,4 +174,21 @@ pub fn complain(line: &str) {
 /// When standard output cannot be written.
 pub fn say(line: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_times_or_ages() {
+        let read = |text| read_instant("--since", text);
+        let noon = read("2026-01-31T12:00:00Z").expect("a time");
+        assert_eq!(noon.to_rfc3339(), "2026-01-31T12:00:00+00:00");
+        let age = Utc::now() - read("15m").expect("an age");
+        assert!((899..=901).contains(&age.num_seconds()));
+        for wrong in ["", "m", "15", "15w", "99999999999999999d", "é"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
     store::{RecordFilter, Store},
 };
 
-use super::options::{Common, UsageError, complain, init_logs, require_ledger, say};
+use super::options::{Common, complain, init_logs, read_instant, require_ledger, say};
 
 /// Records of one page.
 const PAGE_MAX: usize = 1000;
@@ -50,7 +50,10 @@ pub struct ResultsArgs {
 pub async fn results(args: ResultsArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
-    let since = args.since.as_deref().map(read_since).transpose()?;
+    let since = args.since.as_deref();
+    let since = since
+        .map(|text| read_instant("--since", text))
+        .transpose()?;
     require_ledger(&config)?;
     let store = fleet::open_store(&config, false).await?;
     let shutdown = Shutdown::new();
@@ -147,43 +150,4 @@ fn position(record: &JobRecord) -> Option<(DateTime<Utc>, JobId)> {
 
 fn print(record: &JobRecord) -> std::io::Result<()> {
     say(&record.to_batch_line().to_string())
-}
-
-/// Reads a time or an age.
-fn read_since(text: &str) -> Result<DateTime<Utc>, UsageError> {
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(time.to_utc());
-    }
-    let age = text.char_indices().last().and_then(|(at, unit)| {
-        let count: i64 = text[..at].parse().ok()?;
-        match unit {
-            's' => TimeDelta::try_seconds(count),
-            'm' => TimeDelta::try_minutes(count),
-            'h' => TimeDelta::try_hours(count),
-            'd' => TimeDelta::try_days(count),
-            _ => None,
-        }
-    });
-    age.and_then(|age| Utc::now().checked_sub_signed(age))
-        .ok_or_else(|| {
-            UsageError(format!(
-                "--since {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
-            ))
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn since_takes_times_and_ages() {
-        let noon = read_since("2026-01-31T12:00:00Z").expect("a time");
-        assert_eq!(noon.to_rfc3339(), "2026-01-31T12:00:00+00:00");
-        let age = Utc::now() - read_since("15m").expect("an age");
-        assert!((899..=901).contains(&age.num_seconds()));
-        for wrong in ["", "m", "15", "15w", "99999999999999999d", "é"] {
-            assert!(read_since(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -85,6 +85,14 @@ settings! {
         ttl_s: u64 = 86_400, "a whole number from 1", |n| *n >= 1;
         /// Seconds after which a job that computes an answer for others is presumed lost and another takes over.
         lease_s: u64 = 600, "a whole number from 1", |n| *n >= 1;
+        /// Most answers that are kept; those used longest ago go first.
+        entries_max: u64 = 1_000_000, "a whole number";
+        /// Most answers that are kept for one tenant.
+        tenant_entries_max: u64 = 250_000, "a whole number";
+        /// Most bytes that kept answers may take.
+        bytes_max: u64 = 4 << 30, "a whole number";
+        /// Seconds after which answers of a revision go that no worker serves any more, while others serve another one of the same model.
+        stale_s: u64 = 3_600, "a whole number";
         /// A directory or hub name of a BERT sentence encoder (all-MiniLM-L6-v2) with which the router finds questions that ask the same; without one `cache: semantic` is served as `exact`.
         embedder: Option<String> = None, "a directory or a hub name", |m| m.as_deref() != Some("");
         /// Least likeness of two questions of which one's answer serves the other.

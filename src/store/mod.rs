@@ -7,6 +7,7 @@
 
 mod admission;
 mod attempt;
+mod cache;
 mod dead_letter;
 mod fault;
 mod learning;
@@ -38,6 +39,7 @@ pub use attempt::{
     AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Reused, Settled, Settlement, Verdict,
     WorkerRecord,
 };
+pub use cache::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep};
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
 pub use learning::{
     DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, StoredWeights, TierCost,
@@ -140,6 +142,7 @@ macro_rules! measured {
     };
 }
 
+mod cache_calls;
 mod learning_calls;
 mod semantic_calls;
 

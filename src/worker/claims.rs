@@ -4,7 +4,7 @@ use chrono::Utc;
 
 use crate::{
     broker::{Publication, outbox},
-    job::Tier,
+    job::{JobState, Tier},
     metrics::observe_end,
     shutdown::Shutdown,
     store::{Claim, Claimed},
@@ -55,6 +55,7 @@ impl Yard {
             }
         };
         let (mut done, mut replies, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+        let mut again = Vec::new();
         let mut moved = Vec::new();
         for (waiting, outcome) in chosen.into_iter().zip(outcomes) {
             match outcome {
@@ -84,9 +85,24 @@ impl Yard {
                 Claimed::Ended(record) => {
                     observe_end(&record);
                     replies.extend(Publication::reply(&record));
-                    done.push(waiting.ticket);
+                    if waiting.redelivered && record.state == JobState::Succeeded {
+                        again.push((record.id, waiting.ticket));
+                    } else {
+                        done.push(waiting.ticket);
+                    }
                 }
                 Claimed::Unknown => unknown.push(waiting.ticket),
+            }
+        }
+        let (ids, tickets): (Vec<_>, Vec<_>) = again.into_iter().unzip();
+        match self.settler.replies_along(&ids).await {
+            Ok(along) => {
+                replies.extend(along);
+                done.extend(tickets);
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "replies of jobs that shared an answer wait for the ledger");
+                self.settler.requeue(tickets).await;
             }
         }
         outbox::publish_all(&self.worker.broker, replies, &self.give_up).await;

@@ -7,7 +7,7 @@ use metrics::{counter, histogram};
 
 use crate::{
     broker::{Broker, Publication, Ticket, outbox::publish_all},
-    job::{JobRecord, RoutedJob, Tier},
+    job::{JobId, JobRecord, RoutedJob, Tier},
     metrics::{
         ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, CONTEXT_SAVED, ESCALATIONS, PROMPT_TOKENS,
         PROMPT_TOKENS_COMPUTED, observe_end,
@@ -113,6 +113,16 @@ impl Settler {
         }
         self.acknowledge(acks).await;
         self.requeue(returns).await;
+    }
+
+    /// Replies of the jobs that were given these jobs' answers: whoever settled them may have died before
+    /// it published. A second reply does no harm.
+    pub async fn replies_along(&self, jobs: &[JobId]) -> Result<Vec<Publication>, StoreFault> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let records = self.store.answered_along(jobs).await?;
+        Ok(records.iter().filter_map(Publication::reply).collect())
     }
 
     pub async fn acknowledge(&self, tickets: Vec<Ticket>) {

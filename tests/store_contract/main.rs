@@ -12,3 +12,4 @@ mod postgres;
 mod reading;
 mod semantic;
 mod sharing;
+mod upkeep;

@@ -12,6 +12,7 @@
 mod admit;
 mod attempts;
 mod cache;
+mod cache_upkeep;
 mod claim;
 mod dead;
 mod insert;

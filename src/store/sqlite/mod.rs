@@ -7,6 +7,7 @@
 mod admit;
 mod attempts;
 mod cache;
+mod cache_upkeep;
 mod claim;
 mod dead;
 mod learning;

@@ -6,11 +6,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::jsonl::read_lines;
+use super::super::{jsonl::read_lines, options::complain};
 use crate::{
     cache::semantic::{COSINE_MIN, compare},
     engine::candle::{Embedder, cosine},
@@ -19,15 +19,7 @@ use crate::{
 /// Pairs whose texts are embedded together.
 const PAIRS_TOGETHER: usize = 128;
 
-/// Judge semantic reuse on pairs of your own.
-#[derive(Debug, Subcommand)]
-pub enum CacheCommand {
-    /// Compare texts: lines {"id", "a", "b"} in, cosine and verdict out
-    #[command(long_about = COMPARE_ABOUT)]
-    Compare(CompareArgs),
-}
-
-const COMPARE_ABOUT: &str = "\
+pub(super) const ABOUT: &str = "\
 Compare texts: would the answer to one be given to the other?
 
 Reads lines {\"id\", \"a\", \"b\"} and prints {\"id\", \"cosine\", \"verdict\", \"veto\"}: verdict is hit or miss;
@@ -60,12 +52,11 @@ struct Pair {
     b: String,
 }
 
-/// Runs `cache`.
+/// Runs `cache compare`.
 ///
 /// # Errors
 /// When the file cannot be read, a line is malformed or the embedder cannot be opened.
-pub fn cache(command: CacheCommand) -> anyhow::Result<ExitCode> {
-    let CacheCommand::Compare(args) = command;
+pub(super) fn compare_file(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let embedder = Embedder::open(&args.embedder)?;
     let mut out = BufWriter::new(std::io::stdout());
     let mut pairs = Vec::new();
@@ -73,12 +64,12 @@ pub fn cache(command: CacheCommand) -> anyhow::Result<ExitCode> {
     read_lines(&args.input, expected, |pair: Pair| {
         pairs.push(pair);
         if pairs.len() == PAIRS_TOGETHER {
-            compare_pairs(&embedder, &args, &pairs, &mut out)?;
+            compare_pairs(&embedder, args, &pairs, &mut out)?;
             pairs.clear();
         }
         Ok(())
     })?;
-    compare_pairs(&embedder, &args, &pairs, &mut out)?;
+    compare_pairs(&embedder, args, &pairs, &mut out)?;
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -93,7 +84,7 @@ fn compare_pairs(
     // A text that cannot be embedded costs its neighbours their verdict, never gives a wrong one.
     let vectors = embedder
         .embed(&texts)
-        .inspect_err(|fault| super::options::complain(&format!("warning: {fault}")))
+        .inspect_err(|fault| complain(&format!("warning: {fault}")))
         .ok();
     for (at, pair) in pairs.iter().enumerate() {
         let found = vectors
