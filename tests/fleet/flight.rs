@@ -1,5 +1,13 @@
 //! A hundred identical jobs at once are one run, also when the worker that runs it dies.
 
+use std::time::Duration;
+
+use chrono::Utc;
+use promptyard::{
+    broker::Queue,
+    job::{Answer, ContextSavings, FinishReason, RoutedJob, Tier, Usage},
+    store::{Claim, Claimant, Claimed, Settlement, Store, Verdict},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -72,6 +80,102 @@ async fn identical_jobs_run_once() {
         assert!(role.stop().await.success());
     }
     yard.queues_are_empty().await;
+}
+
+/// A worker commits the shared answer and dies before it publishes: its message comes again, and every
+/// job gets its reply.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replies_outlive_a_worker_that_has_committed() {
+    let mut yard = Yard::new().await;
+    yard.settings.push("router.threshold=1".to_owned());
+    // The models are known before the jobs are routed, so that the answer may be kept.
+    let engine = ["--small", "scripted:", "--large", "scripted:"];
+    let work = [&["work", "--tier", "small,large"], &engine[..]].concat();
+    assert!(yard.start(&work).await.stop().await.success());
+    let router = yard.start(&["route"]).await;
+    let producer = ask(&yard).await;
+    yard.until_count(
+        "select count(*) from jobs where waits_for is not null",
+        JOBS as i64 - 1,
+    )
+    .await;
+    let (store, broker) = (
+        Store::connect(&yard.store).await.unwrap(),
+        yard.connect().await,
+    );
+    let mut consumer = broker
+        .consume(&[Queue::Tier(Tier::Small)], 1)
+        .await
+        .unwrap();
+    let delivery = consumer.next_batch(1, Duration::ZERO).await.remove(0);
+    let routed: RoutedJob = serde_json::from_slice(&delivery.body).unwrap();
+    settle(&store, &routed).await;
+    assert_eq!(
+        yard.count("select count(*) from jobs where state = 'succeeded'")
+            .await,
+        JOBS as i64
+    );
+    // The connection goes with everything that was not acknowledged.
+    drop(delivery);
+    consumer.close().await;
+    broker.close().await;
+    let worker = yard.start(&work).await;
+    check(&yard, producer).await;
+    assert_eq!(yard.count("select count(*) from attempts").await, 1);
+    for role in [worker, router] {
+        assert!(role.stop().await.success());
+    }
+    yard.queues_are_empty().await;
+    store.close().await;
+}
+
+/// What a worker writes for a job that it has answered.
+async fn settle(store: &Store, routed: &RoutedJob) {
+    let job = routed.job.head.id;
+    let claimant = Claimant {
+        worker: "small-0-test".to_owned(),
+        tier: Tier::Small,
+        model: "scripted".to_owned(),
+        revision: "r".to_owned(),
+        attempts_max: 4,
+        lease: Duration::from_secs(60),
+    };
+    let claims = [Claim {
+        job,
+        redelivered: false,
+    }];
+    let claimed = store.claim(&claimant, &claims).await.unwrap();
+    assert!(
+        matches!(claimed[0], Claimed::Run { attempt: 1, .. }),
+        "{claimed:?}"
+    );
+    let now = Utc::now();
+    let answer = Answer {
+        text: "Paris".to_owned(),
+        finish_reason: FinishReason::Stop,
+        usage: Usage::default(),
+        model: "scripted".to_owned(),
+        revision: "r".to_owned(),
+        mean_logprob: None,
+        logprobs: None,
+    };
+    let settlement = Settlement {
+        job,
+        attempt: 1,
+        verdict: Verdict::Succeeded(answer),
+        started_at: now,
+        first_token_at: None,
+        finished_at: now,
+        cache_key: routed.cache_key,
+        saved: ContextSavings::default(),
+        reusable: true,
+        confidence: None,
+        signals: None,
+    };
+    store
+        .settle(&[settlement], Duration::from_secs(600))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -62,6 +62,35 @@ fn fifty_identical_prompts_run_once_and_later_ones_not_at_all() {
     assert!(yard.answers().values().all(|line| text(line) == answer));
 }
 
+/// Killed while the one run is under way, a hundred identical prompts are one committed run all the same.
+#[test]
+fn a_hundred_identical_prompts_outlive_a_kill() {
+    let yard = Yard::new();
+    let body = json!({"prompt": "What is the capital of Portugal?"});
+    yard.write("prompts", file_of("a", 100, &body));
+    let arguments = [
+        &["run", "prompts", "--json", "--out", "answers.jsonl"][..],
+        &SLOW[..],
+    ]
+    .concat();
+    let run = yard.start(&arguments);
+    yard.wait_for(1, "select count(*) from attempts where outcome = 'running'");
+    run.kill();
+    let done = yard.run(&arguments).exits(0).json();
+    assert_eq!(done["answered"], 100, "{done}");
+    let answers = yard.answers();
+    let texts: BTreeSet<_> = answers.values().map(text).collect();
+    assert_eq!((answers.len(), texts.len()), (100, 1));
+    assert_eq!(
+        yard.column("select outcome from attempts order by attempt"),
+        ["lost", "succeeded"]
+    );
+    assert_eq!(
+        yard.number("select count(*) from jobs where source = 'computed'"),
+        1
+    );
+}
+
 #[test]
 fn what_must_not_be_reused_is_computed() {
     let yard = Yard::new();
