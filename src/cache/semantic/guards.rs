@@ -4,7 +4,10 @@
 //! one such difference and forbids reuse when it finds, or cannot rule out, one. They read English;
 //! for other languages only the guards on numbers, names and words apply, and those forbid more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
 
 use super::{
     antonyms::ANTONYMS,
@@ -254,9 +257,11 @@ fn numbers(tokens: &[String]) -> Vec<String> {
 }
 
 /// Words that begin with a capital, or have one inside, and say something; in lower case. A sentence's
-/// first word is among them: it may be a name.
+/// first word is among them: it may be a name. So is what stands in capitals alone (IT, US, WHO), unless
+/// all of the text does.
 fn names(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
+    let shouts = !text.contains(char::is_lowercase);
     for run in text.split_whitespace() {
         let word = run.trim_matches(|c: char| !c.is_alphanumeric());
         let word = word.strip_suffix("'s").unwrap_or(word);
@@ -264,7 +269,8 @@ fn names(text: &str) -> BTreeSet<String> {
         let inside = word.chars().skip(1).any(char::is_uppercase);
         let says_little = |word: &Word| word.is_function || FILLERS.contains(&word.stem.as_str());
         let is_function = words(word).iter().all(says_little);
-        if (capital || inside) && !is_function && word.len() > 1 {
+        let is_short_name = !shouts && word.len() > 1 && word.chars().all(char::is_uppercase);
+        if (capital || inside) && (!is_function || is_short_name) && word.len() > 1 {
             names.extend(tokens(word));
         }
     }
@@ -349,7 +355,7 @@ fn differs(a: &Question, b: &Question) -> bool {
     if a.tokens.len() > WORDS_MAX || b.tokens.len() > WORDS_MAX {
         return a.tokens != b.tokens;
     }
-    let unmatched = |own: &Question, other: &Question| -> usize {
+    let unmatched = |own: &Question, other: &Question| -> Vec<String> {
         let is_known = |stem: &&String| {
             other
                 .content
@@ -359,12 +365,26 @@ fn differs(a: &Question, b: &Question) -> bool {
         own.content
             .iter()
             .filter(|stem| !FILLERS.contains(&stem.as_str()) && !is_known(stem))
-            .count()
+            .cloned()
+            .collect()
     };
     let (of_a, of_b) = (unmatched(a, b), unmatched(b, a));
-    of_a > 0 && of_b > 0
-        || of_a.max(of_b) > EXTRA_WORDS_MAX
+    !of_a.is_empty() && !of_b.is_empty()
+        || of_a.len().max(of_b.len()) > EXTRA_WORDS_MAX
+        // A word that has a contrary turns the question, also where it only stands beside the others.
+        || of_a.iter().chain(&of_b).any(|stem| has_contrary(stem))
         || (a.content.is_empty() || b.content.is_empty()) && a.tokens != b.tokens
+}
+
+/// True for the stem of a word that has a contrary.
+fn has_contrary(stem: &str) -> bool {
+    static STEMS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let listed = ANTONYMS.iter().flat_map(|(one, other)| [*one, *other]);
+        listed
+            .filter_map(|word| words(word).pop().map(|word| word.stem))
+            .collect()
+    });
+    STEMS.contains(stem)
 }
 
 /// Forms of one word: a shared beginning that leaves little over.

@@ -78,6 +78,16 @@ fn each_guard_sees_its_difference() {
             Veto::Words,
         ),
         (
+            "What is the scope of BBA?",
+            "What is the scope of BBA (IT)?",
+            Veto::Entity,
+        ),
+        (
+            "What was the main cause of the war?",
+            "What was the main cause that ended the war?",
+            Veto::Words,
+        ),
+        (
             "How do I cook rice?",
             "How do I cook brown rice with beans?",
             Veto::Words,
