@@ -90,6 +90,8 @@ declare! {
     Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
     /// Jobs routed to each tier.
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];
+    /// Jobs brought to a tier, by place (lane: that of the worker which holds the beginning; shared: whoever is free).
+    Counter PLACED = "promptyard_router_placed_total" ["tier", "place"];
     /// The router's scores.
     Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
     /// Share of the jobs that load moves to small (above 0) or large (below 0).
@@ -134,6 +136,8 @@ declare! {
     Histogram JOB_SECONDS = "promptyard_job_latency_seconds" ["source"] in LATENCY_SECONDS;
     /// Jobs a worker runs now.
     Gauge RUNNING = "promptyard_worker_running_jobs" ["tier"];
+    /// Jobs taken from lanes of other workers: they had more to do, or were gone.
+    Counter STOLEN = "promptyard_worker_stolen_total" ["tier"];
     /// Replies that could not be delivered because the reply queue is gone.
     Counter REPLIES_LOST = "promptyard_replies_undeliverable_total" [];
 

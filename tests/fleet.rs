@@ -13,6 +13,8 @@ mod flight;
 mod harness;
 #[path = "fleet/http.rs"]
 mod http;
+#[path = "fleet/lanes.rs"]
+mod lanes;
 #[path = "fleet/learning.rs"]
 mod learning;
 #[path = "fleet/load.rs"]

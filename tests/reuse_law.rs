@@ -210,6 +210,8 @@ impl Asked {
             context_tokens: None,
             running: 0,
             draining: false,
+            takes_lanes: false,
+            lease_until: Utc::now(),
             seen_at: Utc::now(),
         };
         vec![

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Delay, Envelope, Publication, Queue, Target};
+use super::{Delay, Envelope, Lane, Publication, Queue, Target};
 use crate::job::{Job, JobId, JobRecord, RoutedJob};
 
 /// The job's id, when the producer has chosen it already (a UUIDv7).
@@ -83,6 +83,11 @@ impl Publication {
     /// A routed job for its tier's workers.
     pub fn to_tier(routed: &RoutedJob) -> Self {
         Self::of_routed(routed, Queue::Tier(routed.tier))
+    }
+
+    /// A routed job for the worker that holds its beginning.
+    pub fn to_lane(routed: &RoutedJob, lane: Lane) -> Self {
+        Self::of_routed(routed, Queue::Lane(routed.tier, lane))
     }
 
     /// A routed job that rests before it is tried again.

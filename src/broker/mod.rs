@@ -44,6 +44,52 @@ impl Delay {
     }
 }
 
+/// One of a tier's side queues, for jobs that are best run by the worker which holds their beginning.
+/// Their number is fixed, and workers come to them: no queue belongs to a worker, so none can be
+/// left behind with jobs in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(u8);
+
+impl Lane {
+    /// Lanes of each tier.
+    pub const COUNT: usize = 8;
+    /// Every lane of a tier, in order.
+    pub const ALL: [Self; Self::COUNT] = {
+        let mut all = [Self(0); Self::COUNT];
+        let mut at = 0;
+        while at < Self::COUNT {
+            all[at] = Self(at as u8);
+            at += 1;
+        }
+        all
+    };
+    const SMALL: [&'static str; Self::COUNT] = [
+        "jobs.small.0",
+        "jobs.small.1",
+        "jobs.small.2",
+        "jobs.small.3",
+        "jobs.small.4",
+        "jobs.small.5",
+        "jobs.small.6",
+        "jobs.small.7",
+    ];
+    const LARGE: [&'static str; Self::COUNT] = [
+        "jobs.large.0",
+        "jobs.large.1",
+        "jobs.large.2",
+        "jobs.large.3",
+        "jobs.large.4",
+        "jobs.large.5",
+        "jobs.large.6",
+        "jobs.large.7",
+    ];
+
+    /// Its position, from 0.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// The queues of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Queue {
@@ -51,6 +97,8 @@ pub enum Queue {
     In,
     /// Routed jobs of a tier, for its workers.
     Tier(Tier),
+    /// Routed jobs of a tier, for the worker that holds their beginnings.
+    Lane(Tier, Lane),
     /// What the broker gave up on: expired, rejected or delivered too often.
     Dead,
     /// Routed jobs that rest; when their time is over the broker moves them to [`Queue::In`].
@@ -59,15 +107,22 @@ pub enum Queue {
 
 impl Queue {
     /// Every queue.
-    pub const ALL: [Self; 7] = [
-        Self::In,
-        Self::Tier(Tier::Small),
-        Self::Tier(Tier::Large),
-        Self::Dead,
-        Self::Retry(Delay::S1),
-        Self::Retry(Delay::S10),
-        Self::Retry(Delay::S60),
-    ];
+    pub const ALL: [Self; 7 + 2 * Lane::COUNT] = {
+        let mut all = [Self::In; 7 + 2 * Lane::COUNT];
+        all[1] = Self::Tier(Tier::Small);
+        all[2] = Self::Tier(Tier::Large);
+        all[3] = Self::Dead;
+        all[4] = Self::Retry(Delay::S1);
+        all[5] = Self::Retry(Delay::S10);
+        all[6] = Self::Retry(Delay::S60);
+        let mut at = 0;
+        while at < Lane::COUNT {
+            all[7 + at] = Self::Lane(Tier::Small, Lane::ALL[at]);
+            all[7 + Lane::COUNT + at] = Self::Lane(Tier::Large, Lane::ALL[at]);
+            at += 1;
+        }
+        all
+    };
 
     /// The queue's name, before the configured prefix is put to it.
     pub fn name(self) -> &'static str {
@@ -75,11 +130,26 @@ impl Queue {
             Self::In => "jobs.in",
             Self::Tier(Tier::Small) => "jobs.small",
             Self::Tier(Tier::Large) => "jobs.large",
+            Self::Lane(Tier::Small, lane) => Lane::SMALL[lane.index()],
+            Self::Lane(Tier::Large, lane) => Lane::LARGE[lane.index()],
             Self::Dead => "jobs.dead",
             Self::Retry(Delay::S1) => "jobs.retry.1s",
             Self::Retry(Delay::S10) => "jobs.retry.10s",
             Self::Retry(Delay::S60) => "jobs.retry.60s",
         }
+    }
+
+    /// The tier whose routed jobs it holds, if it does.
+    pub fn tier(self) -> Option<Tier> {
+        match self {
+            Self::Tier(tier) | Self::Lane(tier, _) => Some(tier),
+            Self::In | Self::Dead | Self::Retry(_) => None,
+        }
+    }
+
+    /// True where messages expire.
+    pub(crate) fn expires(self) -> bool {
+        self == Self::In || self.tier().is_some()
     }
 }
 
@@ -325,6 +395,11 @@ impl Broker {
     /// When the broker cannot be reached.
     pub async fn depths(&self) -> Result<Vec<Depth>, BrokerFault> {
         each!(self, broker => broker.depths().await)
+    }
+
+    /// True when several processes may consume from it.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Rabbit(_))
     }
 
     /// True while publishing can be expected to work; drives `/readyz`.

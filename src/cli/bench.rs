@@ -235,9 +235,7 @@ async fn measure_router(config: &Config, jobs: usize) -> anyhow::Result<Measured
 /// Jobs that wait in the tiers' queues.
 async fn routed(broker: &Broker) -> anyhow::Result<u64> {
     let depths = broker.depths().await?;
-    let tiers = depths
-        .iter()
-        .filter(|depth| matches!(depth.queue, Queue::Tier(_)));
+    let tiers = depths.iter().filter(|depth| depth.queue.tier().is_some());
     Ok(tiers.map(|depth| depth.ready).sum())
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
@@ -24,6 +24,7 @@ use crate::{
 use super::{
     bench::median,
     bench_engine::{open_model, positive},
+    bench_lanes,
     bench_steps::tables,
     options::say,
     status::table,
@@ -38,6 +39,9 @@ pub struct PrefixBenchArgs {
     /// Capacities of the cache, in blocks of 512 tokens
     #[arg(long, value_delimiter = ',', default_value = "1000,10000", value_parser = positive)]
     blocks: Vec<usize>,
+    /// Share the trace out to so many workers as well, each with a cache of its own
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
     /// Model to measure the time to the first token on; with --random-weights its config.json is enough
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -63,13 +67,16 @@ pub struct PrefixBenchArgs {
 
 /// A request of the trace.
 #[derive(Deserialize)]
-struct Traced {
-    input_length: usize,
-    hash_ids: Vec<u64>,
+pub(super) struct Traced {
+    /// When it came, in milliseconds.
+    #[serde(default)]
+    pub(super) timestamp: f64,
+    pub(super) input_length: usize,
+    pub(super) hash_ids: Vec<u64>,
 }
 
 /// Tokens that an id of the trace stands for.
-const TRACE_BLOCK: usize = 512;
+pub(super) const TRACE_BLOCK: usize = 512;
 
 /// Shares of tokens found, of all tokens asked for.
 struct Found {
@@ -83,9 +90,13 @@ pub fn bench_prefix(args: &PrefixBenchArgs) -> anyhow::Result<ExitCode> {
     if args.trace.is_none() && args.model.is_none() {
         bail!("name a --trace, a --model or both");
     }
-    let found = match &args.trace {
-        Some(path) => replay(path, &args.blocks)?,
-        None => Vec::new(),
+    let trace = args.trace.as_deref().map(read_trace).transpose()?;
+    let found = trace
+        .as_deref()
+        .map_or_else(Vec::new, |trace| replay(trace, &args.blocks));
+    let shared = match (&trace, args.workers) {
+        (Some(trace), 2..) => bench_lanes::share_out(trace, args.workers, &args.blocks),
+        _ => Vec::new(),
     };
     let first_token = match &args.model {
         Some(folder) => {
@@ -113,7 +124,8 @@ pub fn bench_prefix(args: &PrefixBenchArgs) -> anyhow::Result<ExitCode> {
                 "shared": args.shared,
             })
         });
-        say(&json!({"trace": rows, "first_token": first_token}).to_string())?;
+        let shared: Vec<_> = shared.iter().map(bench_lanes::Row::to_json).collect();
+        say(&json!({"trace": rows, "workers": shared, "first_token": first_token}).to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut lines = Vec::new();
@@ -131,6 +143,9 @@ pub fn bench_prefix(args: &PrefixBenchArgs) -> anyhow::Result<ExitCode> {
         }
         lines.push(table.trim_fmt());
     }
+    if !shared.is_empty() {
+        lines.push(bench_lanes::to_text(&shared));
+    }
     if let Some((without, with, ratio)) = first_token {
         lines.push(format!(
             "first token of {} prompt tokens: {:.1} ms, with {:.0} % found {:.1} ms, ratio {ratio:.3}",
@@ -144,7 +159,7 @@ pub fn bench_prefix(args: &PrefixBenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn replay(path: &PathBuf, capacities: &[usize]) -> anyhow::Result<Vec<Found>> {
+fn read_trace(path: &Path) -> anyhow::Result<Vec<Traced>> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut requests = Vec::new();
@@ -153,23 +168,42 @@ fn replay(path: &PathBuf, capacities: &[usize]) -> anyhow::Result<Vec<Found>> {
             .with_context(|| format!("{}, line {}", path.display(), at + 1))?;
         requests.push(request);
     }
+    anyhow::ensure!(!requests.is_empty(), "{} is empty", path.display());
+    Ok(requests)
+}
+
+fn replay(requests: &[Traced], capacities: &[usize]) -> Vec<Found> {
     let asked: usize = requests.iter().map(|request| request.input_length).sum();
     let share = |tokens: usize| tokens as f64 / asked.max(1) as f64;
-    Ok(capacities
+    capacities
         .iter()
         .map(|blocks| Found {
             blocks: *blocks,
-            ours: share(found_by_pool(&requests, *blocks)),
-            plain: share(found_by_plain_lru(&requests, *blocks)),
+            ours: share(found_by_pool(requests, *blocks)),
+            plain: share(found_by_plain_lru(requests, *blocks)),
         })
-        .collect())
+        .collect()
 }
 
 /// One request after the other through the engine's own pool, in its own smaller blocks.
 fn found_by_pool(requests: &[Traced], blocks: usize) -> usize {
-    let mut pool = BlockPool::new(blocks * TRACE_BLOCK / BLOCK_TOKENS);
-    let mut found = 0;
-    for request in requests {
+    let mut cache = Cache::new(blocks);
+    requests.iter().map(|request| cache.run(request)).sum()
+}
+
+/// The prefix cache of one worker: the engine's own pool, in its own smaller blocks.
+pub(super) struct Cache(BlockPool);
+
+impl Cache {
+    /// An empty one of so many blocks of the trace.
+    pub(super) fn new(blocks: usize) -> Self {
+        Self(BlockPool::new(blocks * TRACE_BLOCK / BLOCK_TOKENS))
+    }
+
+    /// Runs a request by itself; returns the tokens of it that were found.
+    pub(super) fn run(&mut self, request: &Traced) -> usize {
+        let pool = &mut self.0;
+        let mut found = 0;
         let mut prefix = PrefixHash::of_scope(&["trace"]);
         let (mut held, mut is_found) = (Vec::new(), true);
         // The last token is always computed, so its block is none that can be found.
@@ -196,8 +230,8 @@ fn found_by_pool(requests: &[Traced], blocks: usize) -> usize {
             held.push(block);
         }
         held.into_iter().rev().for_each(|block| pool.release(block));
+        found
     }
-    found
 }
 
 /// The trace's blocks in a list by last use: what is found must be found from the beginning on.

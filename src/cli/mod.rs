@@ -9,6 +9,7 @@ mod bench_batching;
 mod bench_device;
 mod bench_endurance;
 mod bench_engine;
+mod bench_lanes;
 mod bench_latency;
 mod bench_perplexity;
 mod bench_prefix;

@@ -131,6 +131,8 @@ settings! {
         load_wait_s: f64 = 10.0, "a number above 0, up to 3600", |s| *s > 0.0 && *s <= 3600.0;
         /// Share of the jobs routed to small by their score that also run on large, for learning, while it is idle.
         shadow_share: f64 = 0.0, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);
+        /// Whether jobs go to the worker that holds their beginning, where several workers share a tier; workers empty the lanes for it whatever this says.
+        lanes: bool = true, "true or false";
         /// Share of the jobs that are sent to the other tier than their score says, for learning.
         explore_share: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
     }

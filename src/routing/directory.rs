@@ -13,6 +13,8 @@ use crate::{
     store::{Store, StoreFault, WorkerRecord},
 };
 
+use super::lanes::Assignment;
+
 /// Workers unseen for longer no longer count as serving their model.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often the directory is read again.
@@ -23,12 +25,24 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Models {
     /// The latest worker first.
     workers: Vec<WorkerRecord>,
+    /// Who takes which lanes, small first.
+    assignments: [Option<Assignment>; 2],
 }
 
 impl Models {
     /// A snapshot of these workers, the latest first.
     pub fn of(workers: Vec<WorkerRecord>) -> Self {
-        Self { workers }
+        let now = Utc::now();
+        let assignments = Tier::ALL.map(|tier| Assignment::of(&workers, tier, now));
+        Self {
+            workers,
+            assignments,
+        }
+    }
+
+    /// Who takes which of a tier's lanes, where several workers share it.
+    pub fn assignment(&self, tier: Tier) -> Option<&Assignment> {
+        self.assignments[usize::from(tier == Tier::Large)].as_ref()
     }
 
     /// The longest context of a tier in tokens, by its latest worker, where it is known.

@@ -9,7 +9,8 @@
 //! [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the
 //! broker gave up; [`promoter`] revives jobs whose leader was lost; [`observer`] tells the policy of
 //! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them; `reuse` finds
-//! questions that ask the same, and `recheck` runs such hits again; `copies` makes both kinds of copies.
+//! questions that ask the same, and `recheck` runs such hits again; `copies` makes both kinds of copies; [`lanes`] sends jobs to
+//! the worker that holds their beginning.
 //! [`confidence`] tells workers how sure the small model's answer is, [`cascade`] what thresholds
 //! cost and gain. It never runs a model and never looks into an answer's text.
 //!
@@ -28,6 +29,7 @@ pub mod features;
 pub mod intake;
 pub mod isotonic;
 pub mod judge;
+pub mod lanes;
 pub mod learning;
 pub mod load;
 pub mod observer;

@@ -7,7 +7,7 @@ use metrics::{counter, gauge};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    broker::{Broker, BrokerFault, Queue},
+    broker::{Broker, BrokerFault},
     job::Tier,
     metrics::{ROUTER_SHIFT, SHADOWS},
     shutdown::Shutdown,
@@ -114,10 +114,10 @@ pub(super) async fn tier_loads(
     let since = Utc::now() - WORKER_AGE;
     Ok(Tier::ALL.map(|tier| {
         let (running, places) = models.places(tier, since);
-        let queue = depths.iter().find(|depth| depth.queue == Queue::Tier(tier));
+        let queues = depths.iter().filter(|d| d.queue.tier() == Some(tier));
         let cost = costs.iter().find(|cost| cost.tier == tier);
         TierLoad {
-            waiting: queue.map_or(0, |depth| depth.ready),
+            waiting: queues.map(|depth| depth.ready).sum(),
             running,
             places,
             service_s: cost.map(|cost| cost.seconds_mean),

@@ -288,6 +288,8 @@ mod tests {
             context_tokens,
             running: 0,
             draining: false,
+            takes_lanes: false,
+            lease_until: Utc::now(),
             seen_at: Utc::now(),
         }
     }

@@ -1,7 +1,11 @@
 //! The router's loop: micro-batches, each admitted in one ledger transaction, published with
 //! pipelined confirms, and acknowledged when everything it led to is durable.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chrono::Utc;
 use metrics::{counter, histogram};
@@ -12,15 +16,16 @@ use crate::{
     broker::{Broker, BrokerFault, Delivery, Publication, Queue, Ticket, outbox::publish_all},
     cache::semantic::Encoder,
     config::{CacheConfig, RouterConfig},
-    job::{AnswerSource, JobRecord, JobState, Reason, RequestLimits},
-    metrics::{ADMITTED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
+    job::{AnswerSource, JobRecord, JobState, Reason, RequestLimits, RoutedJob, Tier},
+    metrics::{ADMITTED, PLACED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
     shutdown::Shutdown,
     store::{Admission, Admitted, Course, Store, StoreFault},
 };
 
 use super::{
-    directory::Directory,
+    directory::{Directory, Models},
     intake::{self, Intake, IntakeContext},
+    lanes::{self, Placement},
     observer,
     policy::Policy,
     promoter, recheck,
@@ -59,6 +64,9 @@ pub struct Router {
     limits: RequestLimits,
     /// Finds questions that ask the same, if there is an encoder.
     reuse: Option<Arc<Reuse>>,
+    /// Where beginnings went, small first.
+    placements: Arc<Mutex<[Placement; 2]>>,
+    begun: Instant,
 }
 
 impl Router {
@@ -77,6 +85,8 @@ impl Router {
             cache,
             limits,
             reuse: None,
+            placements: Arc::default(),
+            begun: Instant::now(),
         }
     }
 
@@ -149,7 +159,8 @@ impl Router {
                 if !asking.is_empty() {
                     let turn = lookups.acquire_owned().await.expect("never closed");
                     tracker.spawn(async move {
-                        router.look_up(asking, &stop).await;
+                        let models = directory.models();
+                        router.look_up(asking, &models, &stop).await;
                         drop(turn);
                     });
                 }
@@ -200,14 +211,14 @@ impl Router {
             .into_iter()
             .partition(|entry| reuse::asks(&entry.admission));
         let mut finished = forwards;
-        self.admit(entries, &mut finished, shutdown).await;
+        self.admit(entries, &models, &mut finished, shutdown).await;
         self.finish(finished, shutdown).await;
         histogram!(ROUTER_SECONDS).record(begun.elapsed().as_secs_f64());
         asking
     }
 
     /// Looks up questions and admits their jobs: beside the batches, since embedding takes a while.
-    async fn look_up(&self, asking: Vec<Entry>, shutdown: &Shutdown) {
+    async fn look_up(&self, asking: Vec<Entry>, models: &Models, shutdown: &Shutdown) {
         let Some(reuse) = &self.reuse else { return };
         let (admissions, tickets): (Vec<_>, Vec<_>) = asking
             .into_iter()
@@ -220,7 +231,7 @@ impl Router {
             .map(|(admission, ticket)| Entry { admission, ticket })
             .collect();
         let mut finished = Vec::new();
-        self.admit(entries, &mut finished, shutdown).await;
+        self.admit(entries, models, &mut finished, shutdown).await;
         self.finish(finished, shutdown).await;
     }
 
@@ -231,6 +242,7 @@ impl Router {
     async fn admit(
         &self,
         entries: Vec<Entry>,
+        models: &Models,
         finished: &mut Vec<(Ticket, Vec<Publication>)>,
         shutdown: &Shutdown,
     ) {
@@ -248,7 +260,7 @@ impl Router {
                         if let Admitted::KeyReused { owner } = outcome {
                             reused.push(entry.refuse_reused_key(&owner.to_string()));
                         } else {
-                            let messages = entry.messages(outcome);
+                            let messages = self.messages(&entry, outcome, models);
                             finished.push((entry.ticket, messages));
                         }
                     }
@@ -276,6 +288,44 @@ impl Router {
                     parts.push(part);
                 }
             }
+        }
+    }
+
+    /// The messages that an admission's outcome calls for.
+    fn messages(&self, entry: &Entry, outcome: Admitted, models: &Models) -> Vec<Publication> {
+        if outcome != Admitted::Routed {
+            return entry.messages(outcome);
+        }
+        if let Course::Route(route) = &entry.admission.course {
+            counter!(ROUTED, "tier" => route.tier.as_str()).increment(1);
+            histogram!(SCORE).record(route.decision.score);
+        }
+        count("routed");
+        let routed = intake::routed(&entry.admission);
+        routed
+            .iter()
+            .map(|routed| self.to_tier(routed, models))
+            .collect()
+    }
+
+    /// The message that brings a job to its tier: on the lane of the worker that holds its beginning, or
+    /// for whoever has a place.
+    fn to_tier(&self, routed: &RoutedJob, models: &Models) -> Publication {
+        let tier = routed.tier;
+        let lane = models.assignment(tier).filter(|_| self.config.lanes);
+        let lane = lane.and_then(|assignment| {
+            let job = &routed.job;
+            let beginning = lanes::beginning::of(&job.head.tenant, &job.request);
+            let now_s = self.begun.elapsed().as_secs_f64();
+            let mut placements = self.placements.lock().expect("nobody panics in it");
+            let placement = &mut placements[usize::from(tier == Tier::Large)];
+            placement.place(&beginning, assignment, now_s)
+        });
+        let place = if lane.is_some() { "lane" } else { "shared" };
+        counter!(PLACED, "tier" => tier.as_str(), "place" => place).increment(1);
+        match lane {
+            Some(lane) => Publication::to_lane(routed, lane),
+            None => Publication::to_tier(routed),
         }
     }
 
@@ -330,17 +380,9 @@ struct Entry {
 }
 
 impl Entry {
-    /// The messages that an admission's outcome calls for.
+    /// The messages that an outcome calls for which is not the way to a tier.
     fn messages(&self, outcome: Admitted) -> Vec<Publication> {
         match outcome {
-            Admitted::Routed => {
-                if let Course::Route(route) = &self.admission.course {
-                    counter!(ROUTED, "tier" => route.tier.as_str()).increment(1);
-                    histogram!(SCORE).record(route.decision.score);
-                }
-                count("routed");
-                self.to_tier()
-            }
             Admitted::Waiting => {
                 count("waiting");
                 Vec::new()
@@ -358,8 +400,9 @@ impl Entry {
                 count("known");
                 self.repeat(&record)
             }
-            // The router never admits as queued, and reused keys are refused before.
-            Admitted::Queued | Admitted::KeyReused { .. } => Vec::new(),
+            // Routed jobs have a way of their own; the router never admits as queued, and reused keys are
+            // refused before.
+            Admitted::Routed | Admitted::Queued | Admitted::KeyReused { .. } => Vec::new(),
         }
     }
 
@@ -377,13 +420,6 @@ impl Entry {
             return self.to_tier_as(record);
         }
         Vec::new()
-    }
-
-    fn to_tier(&self) -> Vec<Publication> {
-        intake::routed(&self.admission)
-            .iter()
-            .map(Publication::to_tier)
-            .collect()
     }
 
     fn to_tier_as(&self, record: &JobRecord) -> Vec<Publication> {

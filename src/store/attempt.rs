@@ -159,6 +159,8 @@ pub struct Heartbeat {
     pub running: u32,
     /// True from when it was told to stop.
     pub draining: bool,
+    /// True when it takes jobs from lanes.
+    pub takes_lanes: bool,
 }
 
 /// A worker as the ledger knows it.
@@ -180,6 +182,10 @@ pub struct WorkerRecord {
     pub running: u32,
     /// True from when it was told to stop.
     pub draining: bool,
+    /// True when it takes jobs from lanes.
+    pub takes_lanes: bool,
+    /// Until when it counts as alive.
+    pub lease_until: DateTime<Utc>,
     /// Its last sign of life.
     pub seen_at: DateTime<Utc>,
 }

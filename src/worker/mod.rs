@@ -2,8 +2,8 @@
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
 //! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `candidate` asks whether a near
-//! question's answer serves, `context` what is
-//! left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
+//! question's answer serves, `lanes` from which
+//! queues beside its tier's, `order` which of them together, `context` what is left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
 //! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
 //! for a fresh job.
 
@@ -11,6 +11,8 @@ mod candidate;
 mod claims;
 mod context;
 mod doubt;
+mod lanes;
+mod order;
 mod run;
 mod settle;
 mod verdict;

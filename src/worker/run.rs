@@ -116,6 +116,7 @@ impl Worker {
                 .and_then(|tokens| u32::try_from(tokens).ok()),
             running: u32::try_from(running).unwrap_or(u32::MAX),
             draining,
+            takes_lanes: self.broker.is_shared(),
         }
     }
 

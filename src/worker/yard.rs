@@ -9,7 +9,10 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
     engine::EngineFault,
     job::{CacheKey, JobId, RoutedJob},
     metrics::RUNNING,
+    routing::lanes::beginning,
     shutdown::Shutdown,
     store::{Settlement, Verdict},
 };
@@ -25,6 +29,8 @@ use crate::{
 use super::{
     candidate::Checker,
     context::{self, Generated},
+    lanes::{LOOK_INTERVAL, Look, Lookout, Own},
+    order::{InTurn, Turn, take_together},
     run::Worker,
     settle::{Finished, Settler},
     verdict::{Next, judge},
@@ -43,6 +49,13 @@ pub(super) struct Waiting {
     pub(super) routed: RoutedJob,
     pub(super) redelivered: bool,
     pub(super) ticket: Ticket,
+    pub(super) turn: Turn,
+}
+
+impl InTurn for Waiting {
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
 }
 
 /// An attempt that runs.
@@ -76,6 +89,10 @@ pub(super) struct Yard {
     alone: bool,
     waiting_max: usize,
     running_max: usize,
+    /// The lanes whose jobs this worker runs first of all.
+    own: Own,
+    /// A look at the lanes that is under way.
+    looking: Option<JoinHandle<Look>>,
     /// Ends the settlers' patience with a ledger that is away.
     pub(super) give_up: Shutdown,
     settling: TaskTracker,
@@ -93,6 +110,8 @@ impl Yard {
             settle_at: None,
             suspects: VecDeque::new(),
             alone: false,
+            own: Own::default(),
+            looking: None,
             waiting_max: batch_max,
             running_max: batch_max,
             give_up: Shutdown::new(),
@@ -107,6 +126,9 @@ impl Yard {
         let lease = self.worker.claimant.lease;
         let mut beats = interval(lease / BEATS_PER_LEASE);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_shared = self.worker.broker.is_shared();
         loop {
             self.start_waiting(&shutdown).await;
             let room = self.waiting_max.saturating_sub(self.waiting.len());
@@ -119,14 +141,45 @@ impl Yard {
                     }
                     self.take(batch).await;
                 }
+                batch = next_of(&mut self.own.consumer, room.max(1)), if room > 0 => self.take(batch).await,
                 Some(outcome) = self.attempts.next() => self.end(outcome),
                 () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {
                     self.commit();
                 }
                 _ = beats.tick() => self.beat(false).await,
+                _ = looks.tick(), if is_shared && self.looking.is_none() => self.look(),
+                look = ended(&mut self.looking) => self.adopt(look).await,
             }
         }
         self.drain(consumer, &mut beats).await;
+    }
+
+    /// Looks at the lanes, beside the loop.
+    fn look(&mut self) {
+        let batch_max = self.running_max;
+        let lookout = Lookout {
+            broker: self.worker.broker.clone(),
+            store: self.worker.store.clone(),
+            tier: self.worker.claimant.tier,
+            worker: self.worker.claimant.worker.clone(),
+            prefetch: u16::try_from(batch_max.div_ceil(2)).unwrap_or(u16::MAX),
+        };
+        let free = batch_max.saturating_sub(self.running.len() + self.waiting.len());
+        let is_idle = free * 2 >= batch_max && self.suspects.is_empty();
+        let own = self.own.lanes.clone();
+        self.looking = Some(tokio::spawn(lookout.look(own, free, is_idle)));
+    }
+
+    /// Takes over what a look led to.
+    async fn adopt(&mut self, look: Option<Look>) {
+        let Some(look) = look else { return };
+        if let Some(own) = look.own {
+            let before = std::mem::replace(&mut self.own, own);
+            if let Some(consumer) = before.consumer {
+                consumer.close().await;
+            }
+        }
+        self.take(look.stolen).await;
     }
 
     /// Reads deliveries; what is not a routed job dies, what runs here already is adopted.
@@ -135,6 +188,10 @@ impl Yard {
         for delivery in batch {
             match serde_json::from_slice::<RoutedJob>(&delivery.body) {
                 Ok(routed) => duplicates.extend(self.admit(Waiting {
+                    turn: Turn {
+                        beginning: beginning::of(&routed.job.head.tenant, &routed.job.request),
+                        passed_over: 0,
+                    },
                     routed,
                     redelivered: delivery.redelivered,
                     ticket: delivery.ticket,
@@ -198,9 +255,8 @@ impl Yard {
             if count == 0 {
                 return;
             }
-            let chosen: Vec<_> = self
-                .waiting
-                .drain(..count)
+            let chosen: Vec<_> = take_together(&mut self.waiting, count)
+                .into_iter()
                 .filter(|w| w.ticket.is_live())
                 .collect();
             if !chosen.is_empty() && !self.claim(chosen, shutdown).await {
@@ -361,6 +417,13 @@ impl Yard {
     /// Returns what was not started, lets what runs finish, and puts the rest back uncharged.
     async fn drain(mut self, consumer: Consumer, beats: &mut tokio::time::Interval) {
         consumer.close().await;
+        if let Some(looking) = self.looking.take() {
+            let look = looking.await.ok();
+            self.adopt(look).await;
+        }
+        if let Some(consumer) = self.own.consumer.take() {
+            consumer.close().await;
+        }
         let unstarted = self.waiting.drain(..).map(|w| w.ticket).collect();
         self.settler.requeue(unstarted).await;
         let deadline = Instant::now() + Duration::from_secs(self.worker.config.drain_s);
@@ -396,4 +459,27 @@ impl Yard {
         }
         self.beat(true).await;
     }
+}
+
+/// The next messages of a consumer that there may be; never, without one. One that has ended is let go.
+async fn next_of(consumer: &mut Option<Consumer>, max: usize) -> Vec<Delivery> {
+    let Some(open) = consumer else {
+        return std::future::pending().await;
+    };
+    let batch = open.next_batch(max, Duration::ZERO).await;
+    if batch.is_empty() {
+        *consumer = None;
+    }
+    batch
+}
+
+/// What a look that is under way led to; never, without one.
+async fn ended(looking: &mut Option<JoinHandle<Look>>) -> Option<Look> {
+    let Some(task) = looking else {
+        return std::future::pending().await;
+    };
+    let look = task.await;
+    *looking = None;
+    look.inspect_err(|fault| tracing::error!(%fault, "a look at the lanes crashed"))
+        .ok()
 }

@@ -372,7 +372,7 @@ fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
 }
 
 /// Metrics that have no sample in an embedded fleet with scripted engines to which nothing happens.
-const RARE: [&str; 18] = [
+const RARE: [&str; 19] = [
     promptyard::metrics::RECONNECTED,
     promptyard::metrics::REPLIES_LOST,
     promptyard::metrics::STORE_FAULTS,
@@ -386,6 +386,7 @@ const RARE: [&str; 18] = [
     promptyard::metrics::UPSTREAM_LIMIT,
     promptyard::metrics::UPSTREAM_RUNNING,
     promptyard::metrics::UPSTREAM_THROTTLED,
+    promptyard::metrics::STOLEN,
     promptyard::metrics::SEMANTIC_LOOKUPS,
     promptyard::metrics::SEMANTIC_SECONDS,
     promptyard::metrics::SEMANTIC_QUESTIONS,

@@ -216,6 +216,7 @@ pub fn heartbeat(claimant: Claimant) -> Heartbeat {
         context_tokens: Some(2048),
         running: 2,
         draining: false,
+        takes_lanes: true,
     }
 }
 

@@ -126,6 +126,8 @@ contract! {
             context_tokens: Some(2048),
             running: 5,
             draining: true,
+            takes_lanes: true,
+            lease_until: workers[0].lease_until,
             seen_at: workers[0].seen_at,
         };
         assert_eq!(workers[0], expected);

@@ -6,14 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
 use super::super::{Envelope, HEADER_DEATH_QUEUE, HEADER_DEATH_REASON, Publication, Queue};
-use crate::job::{Priority, Tier};
-
-/// Queues whose messages expire.
-const EXPIRING: [Queue; 3] = [
-    Queue::In,
-    Queue::Tier(Tier::Small),
-    Queue::Tier(Tier::Large),
-];
+use crate::job::Priority;
 
 /// A claimed message.
 #[derive(Debug)]
@@ -147,7 +140,7 @@ impl Table {
 
     /// The instant up to which a queue's messages count as expired: never, for those that keep.
     fn expiry_now(&self, queue: Queue) -> i64 {
-        if EXPIRING.contains(&queue) {
+        if queue.expires() {
             Utc::now().timestamp_millis()
         } else {
             i64::MIN
@@ -237,6 +230,7 @@ impl Table {
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<(Vec<i64>, Vec<i64>)> {
         let now = Utc::now().timestamp_millis();
+        let expiring: Vec<Queue> = Queue::ALL.into_iter().filter(|q| q.expires()).collect();
         // The plus keeps SQLite from walking whole queues instead of the few rows with an instant.
         let rested = sqlx::query_scalar(
             "SELECT id FROM queue_messages WHERE available_at <= ? AND claimed = 0
@@ -251,7 +245,7 @@ impl Table {
                 AND +queue IN (SELECT value FROM json_each(?))",
         )
         .bind(now)
-        .bind(self.names(&EXPIRING))
+        .bind(self.names(&expiring))
         .fetch_all(connection)
         .await?;
         Ok((rested, expired))

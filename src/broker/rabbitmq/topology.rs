@@ -162,7 +162,7 @@ impl Topology {
         let next = match queue {
             Queue::Dead => return arguments,
             Queue::Retry(_) => Queue::In,
-            Queue::In | Queue::Tier(_) => Queue::Dead,
+            Queue::In | Queue::Tier(_) | Queue::Lane(..) => Queue::Dead,
         };
         put("x-dead-letter-exchange", text(self.exchange().as_str()));
         put("x-dead-letter-routing-key", text(next.name()));

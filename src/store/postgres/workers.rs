@@ -21,13 +21,14 @@ impl PostgresStore {
             let now = now();
             sqlx::query!(
                 "insert into workers (worker, tier, model, revision, batch_max, running, draining,
-                                      lease_until, seen_at, context_tokens)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                                      lease_until, seen_at, context_tokens, takes_lanes)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
                      on conflict (worker) do update
                     set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                         batch_max = excluded.batch_max, running = excluded.running,
                         draining = excluded.draining, lease_until = excluded.lease_until,
-                        seen_at = excluded.seen_at, context_tokens = excluded.context_tokens",
+                        seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
+                        takes_lanes = excluded.takes_lanes",
                 claimant.worker,
                 claimant.tier.as_str(),
                 &*text::encode(&claimant.model),
@@ -37,7 +38,8 @@ impl PostgresStore {
                 heartbeat.draining,
                 after(now, claimant.lease),
                 now,
-                heartbeat.context_tokens.map(i64::from)
+                heartbeat.context_tokens.map(i64::from),
+                heartbeat.takes_lanes
             )
             .execute(&self.pool)
             .await?;
@@ -56,7 +58,7 @@ impl PostgresStore {
     async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
         let rows = sqlx::query!(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
-                    context_tokens
+                    context_tokens, takes_lanes, lease_until
                from workers where seen_at >= $1 order by seen_at desc, worker",
             before(now(), age)
         )
@@ -73,6 +75,8 @@ impl PostgresStore {
                     context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
+                    takes_lanes: row.takes_lanes,
+                    lease_until: row.lease_until,
                     seen_at: row.seen_at,
                 })
             })

@@ -22,6 +22,8 @@ struct WorkerRow {
     context_tokens: Option<i64>,
     running: i64,
     draining: bool,
+    takes_lanes: bool,
+    lease_until: DateTime<Utc>,
     seen_at: DateTime<Utc>,
 }
 
@@ -39,13 +41,14 @@ impl SqliteStore {
         let now = now();
         sqlx::query(
             "insert into workers (worker, tier, model, revision, batch_max, running, draining, lease_until,
-                                  seen_at, context_tokens)
-             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                                  seen_at, context_tokens, takes_lanes)
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  on conflict (worker) do update
                 set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                     batch_max = excluded.batch_max, running = excluded.running,
                     draining = excluded.draining, lease_until = excluded.lease_until,
-                    seen_at = excluded.seen_at, context_tokens = excluded.context_tokens",
+                    seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
+                        takes_lanes = excluded.takes_lanes",
         )
         .bind(&claimant.worker)
         .bind(claimant.tier.as_str())
@@ -57,6 +60,7 @@ impl SqliteStore {
         .bind(after(now, claimant.lease))
         .bind(now)
         .bind(heartbeat.context_tokens)
+        .bind(heartbeat.takes_lanes)
         .execute(&self.writer)
         .await?;
         Ok(())
@@ -73,7 +77,7 @@ impl SqliteStore {
     async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
         let rows: Vec<WorkerRow> = sqlx::query_as(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
-                    context_tokens
+                    context_tokens, takes_lanes, lease_until
                from workers where seen_at >= ?1 order by seen_at desc, worker",
         )
         .bind(before(now(), age))
@@ -90,6 +94,8 @@ impl SqliteStore {
                     context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
+                    takes_lanes: row.takes_lanes,
+                    lease_until: row.lease_until,
                     seen_at: row.seen_at,
                 })
             })
