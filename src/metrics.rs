@@ -4,7 +4,7 @@
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
 
-use crate::job::JobRecord;
+use crate::job::{AnswerSource, JobRecord};
 
 /// What kind of metric it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +145,8 @@ declare! {
     Counter PROMPT_TOKENS = "promptyard_prompt_tokens_total" ["tier"];
     /// Prompt tokens a model computed; the rest came from a prefix cache.
     Counter PROMPT_TOKENS_COMPUTED = "promptyard_prompt_computed_tokens_total" ["tier"];
-    /// Prompt tokens (estimated) that were not sent, by what left them out (cleaned, pruned).
-    Counter CONTEXT_SAVED = "promptyard_context_saved_tokens_total" ["component"];
+    /// Prompt tokens saved, by component: not sent (reused, semantic; cleaned, pruned, both estimated), or sent and not computed (prefix).
+    Counter TOKENS_SAVED = "promptyard_prompt_saved_tokens_total" ["component"];
     /// Tokens generated.
     Counter COMPLETION_TOKENS = "promptyard_completion_tokens_total" ["tier"];
     /// Steps of the in-process engine.
@@ -189,6 +189,15 @@ pub fn describe() {
 /// Records the end of a job: counted by state and source, its latency by source.
 pub fn observe_end(record: &JobRecord) {
     let source = record.source.map_or("none", |source| source.as_str());
+    let component = match record.source {
+        Some(AnswerSource::Cache | AnswerSource::Shared) => Some("reused"),
+        Some(AnswerSource::Semantic) => Some("semantic"),
+        Some(AnswerSource::Computed) | None => None,
+    };
+    if let (Some(component), Some(answer)) = (component, &record.answer) {
+        let tokens = answer.usage.prompt_tokens.into();
+        counter!(TOKENS_SAVED, "component" => component).increment(tokens);
+    }
     counter!(FINISHED, "state" => record.state.as_str(), "source" => source).increment(1);
     if let Some(finished_at) = record.finished_at {
         let seconds = (finished_at - record.submitted_at)

@@ -24,11 +24,14 @@ use crate::{
 
 use super::{
     bench_batching::{BatchingBenchArgs, bench_batching},
+    bench_clean::{CleanBenchArgs, bench_clean},
     bench_endurance::{EnduranceBenchArgs, bench_endurance},
     bench_engine::{EngineBenchArgs, bench_engine},
     bench_latency::{LatencyBenchArgs, bench_latency},
     bench_perplexity::{PerplexityArgs, bench_perplexity},
     bench_prefix::{PrefixBenchArgs, bench_prefix},
+    bench_reuse::{ReuseBenchArgs, bench_reuse},
+    bench_tokens::{TokensBenchArgs, bench_tokens},
     cascade,
     options::{Common, complain, init_logs, say},
     score_bench::{ScoreBenchArgs, score_bench},
@@ -54,6 +57,12 @@ pub enum BenchCommand {
     Latency(LatencyBenchArgs),
     /// What the prefix cache finds of a trace, and what that saves until the first token
     Prefix(PrefixBenchArgs),
+    /// What clean-up that loses nothing takes off, and what it costs
+    Clean(CleanBenchArgs),
+    /// How long a reused answer takes, beside one that is computed
+    Reuse(ReuseBenchArgs),
+    /// What each saving takes off a file's prompt tokens, and what it does to the answers
+    Tokens(TokensBenchArgs),
     /// Resident memory over many sequences
     Endurance(EnduranceBenchArgs),
     Cascade(cascade::CascadeArgs),
@@ -93,6 +102,11 @@ pub async fn bench(command: BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Latency(args) => return bench_latency(&args).await,
         BenchCommand::Prefix(args) => {
             return spawn_blocking(move || bench_prefix(&args)).await?;
+        }
+        BenchCommand::Clean(args) => return bench_clean(&args),
+        BenchCommand::Reuse(args) => return bench_reuse(args).await,
+        BenchCommand::Tokens(args) => {
+            return spawn_blocking(move || bench_tokens(&args)).await?;
         }
         BenchCommand::Endurance(args) => return bench_endurance(&args).await,
         BenchCommand::Perplexity(args) => {

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod bench_batching;
+mod bench_clean;
 mod bench_device;
 mod bench_endurance;
 mod bench_engine;
@@ -14,7 +15,9 @@ mod bench_latency;
 mod bench_perplexity;
 mod bench_prefix;
 mod bench_prune;
+mod bench_reuse;
 mod bench_steps;
+mod bench_tokens;
 mod cache;
 mod calibrate;
 mod cascade;

@@ -8,7 +8,57 @@ use std::{
 use serde_json::{Value, json};
 
 use super::marks::Marks;
-use crate::job::{AnswerSource, JobRecord, JobState, Tier};
+use crate::job::{AnswerSource, JobRecord, JobState, Tier, Usage};
+
+/// Prompt tokens that savings took off, each by what saved them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct SavedTokens {
+    /// Not sent: an identical prompt's answer served.
+    reused: u64,
+    /// Not sent: the answer to the same in other words served.
+    semantic: u64,
+    /// Not sent: clean-up (estimated).
+    cleaned: u64,
+    /// Not sent: pruning (estimated).
+    pruned: u64,
+    /// Sent, not computed: found in a prefix cache.
+    prefix: u64,
+}
+
+impl SavedTokens {
+    fn add(&mut self, record: &JobRecord) {
+        let usage = record.answer.as_ref().map(|answer| answer.usage);
+        let prompt = usage.map_or(0, |usage| u64::from(usage.prompt_tokens));
+        match record.source {
+            Some(AnswerSource::Cache | AnswerSource::Shared) => self.reused += prompt,
+            Some(AnswerSource::Semantic) => self.semantic += prompt,
+            Some(AnswerSource::Computed) => {
+                self.cleaned += u64::from(record.saved.cleaned_tokens);
+                self.pruned += u64::from(record.saved.pruned_tokens);
+                self.prefix += usage.map_or(0, Usage::prompt_tokens_found);
+            }
+            None => {}
+        }
+        self.prefix += record.escalated.map_or(0, Usage::prompt_tokens_found);
+    }
+
+    fn to_json(self) -> Value {
+        json!({
+            "reused": self.reused,
+            "semantic": self.semantic,
+            "cleaned": self.cleaned,
+            "pruned": self.pruned,
+            "prefix": self.prefix,
+        })
+    }
+
+    fn to_text(self) -> String {
+        format!(
+            "prompt tokens not sent: {} reused, {} semantic, {} by clean-up, {} by pruning (both estimated); {} sent, found in the prefix cache",
+            self.reused, self.semantic, self.cleaned, self.pruned, self.prefix
+        )
+    }
+}
 
 /// Counts records as they end.
 #[derive(Debug)]
@@ -27,8 +77,7 @@ pub struct Summary {
     tokens_sent: u64,
     tokens_computed: u64,
     tokens_generated: u64,
-    tokens_cleaned: u64,
-    tokens_pruned: u64,
+    saved: SavedTokens,
     latencies_ms: Vec<u64>,
     /// Answers beside what the lines expected, if they did.
     pub marks: Marks,
@@ -50,8 +99,7 @@ impl Summary {
             tokens_sent: 0,
             tokens_computed: 0,
             tokens_generated: 0,
-            tokens_cleaned: 0,
-            tokens_pruned: 0,
+            saved: SavedTokens::default(),
             latencies_ms: Vec::new(),
             marks: Marks::default(),
         }
@@ -82,9 +130,8 @@ impl Summary {
             self.tokens_sent += u64::from(answer.usage.prompt_tokens);
             self.tokens_computed += u64::from(answer.usage.prompt_tokens_computed);
             self.tokens_generated += u64::from(answer.usage.completion_tokens);
-            self.tokens_cleaned += u64::from(record.saved.cleaned_tokens);
-            self.tokens_pruned += u64::from(record.saved.pruned_tokens);
         }
+        self.saved.add(record);
         if let Some(escalated) = record.escalated {
             self.tokens_sent += u64::from(escalated.prompt_tokens);
             self.tokens_computed += u64::from(escalated.prompt_tokens_computed);
@@ -120,9 +167,8 @@ impl Summary {
                 "prompt_sent": self.tokens_sent,
                 "prompt_computed": self.tokens_computed,
                 "generated": self.tokens_generated,
-                "cleaned": self.tokens_cleaned,
-                "pruned": self.tokens_pruned,
             },
+            "tokens_saved": self.saved.to_json(),
             "latency_ms": {"mean": self.mean(), "p50": p50, "p95": p95},
             "generated_tokens_per_second": round(self.tokens_generated as f64 / seconds),
             "wall_seconds": round(seconds),
@@ -199,12 +245,8 @@ impl Summary {
                 ),
             ),
         ];
-        if self.tokens_cleaned + self.tokens_pruned > 0 {
-            let left_out = format!(
-                "{} prompt tokens by clean-up, {} by pruning (estimated)",
-                self.tokens_cleaned, self.tokens_pruned
-            );
-            lines.push(("left out", left_out));
+        if self.saved != SavedTokens::default() {
+            lines.push(("saved", self.saved.to_text()));
         }
         if !self.marks.is_empty() {
             lines.extend(self.marks.to_lines());

@@ -51,6 +51,15 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
+impl Usage {
+    /// Prompt tokens that came from a prefix cache.
+    pub fn prompt_tokens_found(self) -> u64 {
+        self.prompt_tokens
+            .saturating_sub(self.prompt_tokens_computed)
+            .into()
+    }
+}
+
 /// Prompt tokens that were not sent, by what left them out; estimates, since what was not sent never
 /// met the model's tokenizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,7 +227,7 @@ impl JobRecord {
                 "completion_tokens": usage.completion_tokens,
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
                 "prompt_tokens_details": {
-                    "cached_tokens": usage.prompt_tokens - usage.prompt_tokens_computed.min(usage.prompt_tokens),
+                    "cached_tokens": usage.prompt_tokens_found(),
                 },
             },
             "promptyard": self.to_extension(),

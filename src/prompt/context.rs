@@ -12,7 +12,7 @@ use crate::job::{ContextMode, ContextSavings, Message, Role};
 
 /// Raised whenever the same request would be sent otherwise than before: it is part of the key
 /// under which answers are reused.
-pub const CONTEXT_RULES: u8 = 1;
+pub const CONTEXT_RULES: u8 = 2;
 
 /// A conversation as it is sent, and what was left out of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use crate::{
     broker::{Broker, Publication, Ticket, outbox::publish_all},
     job::{JobId, JobRecord, RoutedJob, Tier},
     metrics::{
-        ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, CONTEXT_SAVED, ESCALATIONS, PROMPT_TOKENS,
-        PROMPT_TOKENS_COMPUTED, observe_end,
+        ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
+        PROMPT_TOKENS_COMPUTED, TOKENS_SAVED, observe_end,
     },
     shutdown::Shutdown,
     store::{Settled, Settlement, Store, StoreFault, Verdict},
@@ -186,10 +186,13 @@ impl Settler {
             counter!(PROMPT_TOKENS, "tier" => tier).increment(usage.prompt_tokens.into());
             counter!(PROMPT_TOKENS_COMPUTED, "tier" => tier)
                 .increment(usage.prompt_tokens_computed.into());
-            counter!(CONTEXT_SAVED, "component" => "cleaned")
-                .increment(record.saved.cleaned_tokens.into());
-            counter!(CONTEXT_SAVED, "component" => "pruned")
-                .increment(record.saved.pruned_tokens.into());
+            for (component, tokens) in [
+                ("cleaned", record.saved.cleaned_tokens.into()),
+                ("pruned", record.saved.pruned_tokens.into()),
+                ("prefix", usage.prompt_tokens_found()),
+            ] {
+                counter!(TOKENS_SAVED, "component" => component).increment(tokens);
+            }
             counter!(COMPLETION_TOKENS, "tier" => tier).increment(usage.completion_tokens.into());
         }
         for record in std::iter::once(record)

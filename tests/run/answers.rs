@@ -62,7 +62,7 @@ fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
     assert_eq!(second["already_answered"], 200, "{second}");
     assert_eq!(
         second["tokens"],
-        json!({"prompt_sent": 0, "prompt_computed": 0, "generated": 0, "cleaned": 0, "pruned": 0})
+        json!({"prompt_sent": 0, "prompt_computed": 0, "generated": 0})
     );
     assert_eq!(sorted(&yard.read("answers.jsonl")), sorted(&lines));
     assert_eq!(yard.number("select count(*) from attempts"), 190);

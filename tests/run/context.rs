@@ -51,8 +51,8 @@ fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
         yard.number("select sum(cleaned_tokens) from token_savings"),
         saved
     );
-    assert_eq!(summary["tokens"]["cleaned"], saved, "{summary}");
-    assert_eq!(summary["tokens"]["pruned"], 0, "{summary}");
+    assert_eq!(summary["tokens_saved"]["cleaned"], saved, "{summary}");
+    assert_eq!(summary["tokens_saved"]["pruned"], 0, "{summary}");
     let extension = &answers["clean"]["response"]["body"]["promptyard"];
     assert_eq!(extension["context_saved"]["cleaned_tokens"], saved);
 }
@@ -96,5 +96,5 @@ fn pruning_sends_what_the_question_needs_and_keeps_the_question() {
     assert_eq!(text(&answers["whole"]), ask("Summarise the notes."));
     let saved = yard.number("select pruned_tokens from jobs where custom_id = 'asked'");
     assert!(saved > 60, "{saved}");
-    assert_eq!(summary["tokens"]["pruned"], saved, "{summary}");
+    assert_eq!(summary["tokens_saved"]["pruned"], saved, "{summary}");
 }

@@ -18,6 +18,11 @@ const K1: f64 = 1.2;
 const B: f64 = 0.5;
 /// What a word that shares a beginning of four letters counts beside one that is the same.
 const KIN_WEIGHT: f64 = 0.4;
+/// What a name made for one thing (an order's number) counts beside a word that is as rare here: of few
+/// paragraphs it cannot be told how rare it is elsewhere.
+const IDENTIFIER_WEIGHT: f64 = 3.0;
+/// Shortest such name of letters and digits, and of digits alone: a year is none.
+const IDENTIFIER_CHARS_MIN: [usize; 2] = [4, 5];
 /// Letters of such a beginning.
 const KIN_LETTERS: usize = 4;
 /// Most letters by which the two may differ in length.
@@ -83,7 +88,15 @@ impl Index {
                 terms.push(&word.stem);
             }
         }
-        let weights: Vec<f64> = terms.iter().map(|term| self.weight(term)).collect();
+        let weight = |term: &&str| {
+            let factor = if is_identifier(term) {
+                IDENTIFIER_WEIGHT
+            } else {
+                1.0
+            };
+            factor * self.weight(term)
+        };
+        let weights: Vec<f64> = terms.iter().map(weight).collect();
         let count = self.paragraphs.len() as f64;
         let pairs: HashSet<(&str, &str)> = asked
             .windows(2)
@@ -113,6 +126,16 @@ impl Index {
         let with = self.frequency.get(term).copied().unwrap_or(0) as f64;
         (1.0 + (count - with + 0.5) / (with + 0.5)).ln()
     }
+}
+
+/// True for what names one thing and no kind of things: letters and digits together, or many digits.
+fn is_identifier(term: &str) -> bool {
+    let digits = term.chars().filter(char::is_ascii_digit).count();
+    let chars = term.chars().count();
+    let [mixed, plain] = IDENTIFIER_CHARS_MIN;
+    digits > 0
+        && term.chars().all(char::is_alphanumeric)
+        && chars >= if digits < chars { mixed } else { plain }
 }
 
 impl Paragraph {

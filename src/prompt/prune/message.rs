@@ -95,7 +95,12 @@ pub fn prune_message(text: &str, similarity: Option<&dyn Similarity>) -> Option<
     if paragraphs.len() < PARAGRAPHS_MIN || tokens < CONTEXT_TOKENS_MIN {
         return None;
     }
-    let stays = keep(&question, &paragraphs, similarity);
+    // What a list says may be what is asked for: it stays, and the paragraphs have to come up to it.
+    let lists = blocks.iter().filter(|block| block.is_list);
+    let lists = lists.map(|block| text[block.range.clone()].trim());
+    let candidates: Vec<&str> = paragraphs.iter().copied().chain(lists).collect();
+    let mut stays = keep(&question, &candidates, similarity);
+    stays.retain(|at| *at < paragraphs.len());
     if stays.len() == paragraphs.len() {
         return None;
     }
@@ -120,6 +125,8 @@ struct Block {
     range: Range<usize>,
     is_blank: bool,
     is_context: bool,
+    /// A list or table of some length.
+    is_list: bool,
 }
 
 fn blocks(text: &str) -> Vec<Block> {
@@ -130,6 +137,7 @@ fn blocks(text: &str) -> Vec<Block> {
                 range,
                 is_blank: false,
                 is_context: false,
+                is_list: false,
             });
             continue;
         }
@@ -140,13 +148,14 @@ fn blocks(text: &str) -> Vec<Block> {
                 range: at..end,
                 is_blank: block.is_blank,
                 is_context: !block.is_blank && is_context(block.text),
+                is_list: !block.is_blank && is_list(block.text),
             });
             at = end;
         }
     }
     // The last word is the producer's, and may be the question.
     if let Some(last) = blocks.iter_mut().rev().find(|block| !block.is_blank) {
-        last.is_context = false;
+        (last.is_context, last.is_list) = (false, false);
     }
     blocks
 }
@@ -163,6 +172,23 @@ fn is_context(block: &str) -> bool {
         && !code::holds_code(text)
 }
 
+/// Items of a list or rows of a table, as many tokens as a paragraph of context.
+fn is_list(block: &str) -> bool {
+    let mut items = block.trim().lines().map(item);
+    items.all(|item| item.is_some()) && estimate_tokens(block) >= PARAGRAPH_TOKENS_MIN
+}
+
+/// What a line says behind the mark that makes it an item; `None` for other lines.
+fn item(line: &str) -> Option<&str> {
+    let line = line.trim();
+    let unmarked = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    let rest = match unmarked.len() < line.len() {
+        true => unmarked.strip_prefix(['.', ')'])?,
+        false => line.strip_prefix(['-', '*', '•', '|'])?,
+    };
+    Some(rest.trim())
+}
+
 /// What is asked: the paragraphs that are no context and ask something. `None` when nothing is asked, or
 /// the task needs the whole text or is about its form.
 fn question(text: &str, blocks: &[Block]) -> Option<String> {
@@ -172,6 +198,15 @@ fn question(text: &str, blocks: &[Block]) -> Option<String> {
         .filter(|block| !block.is_context && !block.is_blank)
     {
         let part = text[block.range.clone()].trim();
+        if block.is_list {
+            // Data, unless an item tells what to do.
+            let mut items = part.lines().filter_map(item);
+            let tells = |item: &str| item.split(' ').next().is_some_and(needs_whole_text);
+            if items.any(tells) {
+                return None;
+            }
+            continue;
+        }
         if needs_whole_text(part) {
             return None;
         }
@@ -241,6 +276,27 @@ mod tests {
         }
         let short = format!("{ELBE}\n\nHow long is the Elbe?");
         assert_eq!(prune_message(&short, None), None);
+    }
+
+    #[test]
+    fn a_list_that_answers_leaves_prose_behind_it() {
+        let list = "- A4411 shipped desk 1 Jan\n- B2090 delayed lamp 3 Feb\n- Note: all times are local.\n\
+                    - C7731 returned rug 9 Mar\n- D1002 packed mug 4 Apr";
+        let text = format!(
+            "{list}\n\n{BREAD}\n\n{OPERA}\n\n{TRAIN}\n\nQuestion: what is the status of B2090?"
+        );
+        let expected = format!("{list}\n\nQuestion: what is the status of B2090?");
+        assert_eq!(prune_message(&text, None).as_deref(), Some(&*expected));
+        // Items that tell what to do are no data.
+        let told = text.replace("- Note: all times", "- Summarise all times");
+        assert_eq!(prune_message(&told, None), None);
+        // A list that says nothing of what is asked cuts nothing that stood before.
+        let elsewhere = format!(
+            "{list}\n\n{}",
+            message("How long is the Elbe before it reaches the North Sea near Cuxhaven?")
+        );
+        let pruned = prune_message(&elsewhere, None).expect("something goes");
+        assert!(pruned.contains(ELBE) && pruned.contains(list) && !pruned.contains(BREAD));
     }
 
     #[test]
