@@ -2,6 +2,7 @@
 
 use blake3::Hasher;
 
+use super::semantic::guards::WORDS_MAX;
 use crate::{
     job::{CacheKey, CacheMode, ChatRequest, ContextMode, Role, Sampling, Tenant},
     prompt::CONTEXT_RULES,
@@ -67,13 +68,15 @@ pub fn cache_key(
 }
 
 /// The question of a request that may be answered by what another question was answered: it allows
-/// that, asks one thing in one turn (a system message may stand before it), and its answer may be reused at all.
+/// that, asks one thing in one turn (a system message may stand before it), its answer may be reused at all, and
+/// it is short enough for the guards: to embed a longer one would be for nothing.
 pub fn question_of(request: &ChatRequest) -> Option<&str> {
     let (last, before) = request.messages.split_last()?;
     let is_single = last.role == Role::User && before.iter().all(|m| m.role == Role::System);
     let is_open =
         request.options.cache == CacheMode::Semantic && request.sampling.is_deterministic();
-    (is_single && is_open && !last.content.trim().is_empty()).then_some(last.content.as_str())
+    let words = last.content.split_whitespace().count();
+    (is_single && is_open && (1..=WORDS_MAX).contains(&words)).then_some(last.content.as_str())
 }
 
 /// All that two requests must agree in beside the question before one's answer may serve the other: a
@@ -242,6 +245,50 @@ mod tests {
             key(&[("s", "1"), ("l", "2")]),
         ] {
             assert_ne!(other, pair);
+        }
+    }
+
+    #[test]
+    fn only_short_questions_of_one_turn_that_allow_it_are_looked_up() {
+        let allowed = r#"{"prompt":"why?","promptyard":{"cache":"semantic"}}"#;
+        assert_eq!(question_of(&request(allowed)), Some("why?"));
+        let long = format!(
+            r#"{{"prompt":"{}","promptyard":{{"cache":"semantic"}}}}"#,
+            "why ".repeat(WORDS_MAX + 1)
+        );
+        for other in [
+            r#"{"prompt":"why?"}"#,
+            r#"{"prompt":" ","promptyard":{"cache":"semantic"}}"#,
+            r#"{"prompt":"why?","temperature":1,"promptyard":{"cache":"semantic"}}"#,
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},
+                {"role":"user","content":"why?"}],"promptyard":{"cache":"semantic"}}"#,
+            &long,
+        ] {
+            assert_eq!(question_of(&request(other)), None, "{other}");
+        }
+    }
+
+    /// A scope agrees where everything but the question does, and nowhere else.
+    #[test]
+    fn scopes_are_everything_but_the_question() {
+        let scope = |body: &str, revision: &str, embedder: &str| {
+            let tenant = Tenant::default();
+            scope_key(&tenant, &[("m", revision)], &request(body), embedder)
+        };
+        let base = scope(r#"{"prompt":"a"}"#, "r", "e");
+        assert!(base.is_some());
+        assert_eq!(scope(r#"{"prompt":"b"}"#, "r", "e"), base);
+        for other in [
+            scope(r#"{"prompt":"a"}"#, "s", "e"),
+            scope(r#"{"prompt":"a"}"#, "r", "f"),
+            scope(r#"{"prompt":"a","max_tokens":3}"#, "r", "e"),
+            scope(
+                r#"{"messages":[{"role":"system","content":"x"},{"role":"user","content":"a"}]}"#,
+                "r",
+                "e",
+            ),
+        ] {
+            assert_ne!(other, base);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::prompt::prune::words::{Word, words};
 /// Most content words that only one of the two questions has.
 const EXTRA_WORDS_MAX: usize = 1;
 /// Longest question that is compared, in words; longer ones say too much.
-const WORDS_MAX: usize = 60;
+pub const WORDS_MAX: usize = 60;
 
 /// Why an answer is not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

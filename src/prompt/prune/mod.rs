@@ -17,6 +17,9 @@ use lexical::{Index, Scores};
 
 /// Furthest below the best that a paragraph stays by words alone, in roots of the question's full score.
 const WORDS_GAP_MAX: f64 = 2.2;
+/// The same where every paragraph has a title: it says what the paragraph is about, mostly in the question's
+/// words.
+const TITLED_GAP_MAX: f64 = 1.45;
 /// Furthest below the best that a paragraph stays with an embedder; a cosine counts tenfold.
 const EMBEDDED_GAP_MAX: f64 = 3.6;
 /// What a cosine counts.
@@ -27,6 +30,10 @@ const WORDS_WEIGHT: f64 = 2.0;
 const LINK_FACTOR: f64 = 1.6;
 /// Most paragraphs whose text is searched for other paragraphs' subjects.
 const LINKING_MAX: usize = 2;
+/// Longest title line, in bytes.
+const TITLE_BYTES_MAX: usize = 80;
+/// Shortest name that tells one thing from another, in bytes.
+const NAME_BYTES_MIN: usize = 4;
 /// Fewest words of a part of a question that is scored by itself.
 const PART_WORDS_MIN: usize = 3;
 /// Most parts of a question that are scored.
@@ -70,6 +77,14 @@ pub fn gaps(
     }
     let parts = parts(question);
     let index = Index::new(paragraphs);
+    let are_titled = paragraphs
+        .iter()
+        .all(|paragraph| title(paragraph).is_some());
+    let words_gap_max = if are_titled {
+        TITLED_GAP_MAX
+    } else {
+        WORDS_GAP_MAX
+    };
     let cosines = similarity
         .and_then(|similarity| similarity.cosines(&parts, paragraphs))
         .filter(|rows| {
@@ -91,7 +106,7 @@ pub fn gaps(
                     });
                     (both.collect(), EMBEDDED_GAP_MAX)
                 }
-                None => (scores, WORDS_GAP_MAX * full.sqrt()),
+                None => (scores, words_gap_max * full.sqrt()),
             };
             let best = scores.iter().copied().fold(f64::MIN, f64::max);
             scores
@@ -156,17 +171,10 @@ fn keep_linked(paragraphs: &[&str], gaps: &[f64], stays: &mut [bool]) {
 
 /// What a paragraph is about: its title line, or the name it begins with.
 fn subject(paragraph: &str) -> Option<&str> {
-    /// Longest title line, in bytes.
-    const TITLE_BYTES_MAX: usize = 80;
-    /// Shortest name that tells one thing from another.
-    const BYTES_MIN: usize = 4;
-    let text = paragraph.trim_start_matches(['#', ' ', '\n', '*']);
-    if let Some((title, _)) = text.split_once('\n') {
-        let title = title.trim();
-        if title.len() <= TITLE_BYTES_MAX && title.len() >= BYTES_MIN && !title.ends_with('.') {
-            return Some(title);
-        }
+    if let Some(title) = title(paragraph) {
+        return Some(title);
     }
+    let text = without_marks(paragraph);
     let text = ["The ", "A ", "An "]
         .iter()
         .find_map(|article| text.strip_prefix(article))
@@ -185,7 +193,19 @@ fn subject(paragraph: &str) -> Option<&str> {
         .get(..end.saturating_sub(1))?
         .trim_end_matches([',', '.', ';', ':']);
     let is_function = words::words(name).iter().all(|word| word.is_function);
-    (name.len() >= BYTES_MIN && !is_function).then_some(name)
+    (name.len() >= NAME_BYTES_MIN && !is_function).then_some(name)
+}
+
+/// The title line that a paragraph begins with.
+fn title(paragraph: &str) -> Option<&str> {
+    let (title, _) = without_marks(paragraph).split_once('\n')?;
+    let title = title.trim();
+    let fits = (NAME_BYTES_MIN..=TITLE_BYTES_MAX).contains(&title.len());
+    (fits && !title.ends_with('.')).then_some(title)
+}
+
+fn without_marks(paragraph: &str) -> &str {
+    paragraph.trim_start_matches(['#', ' ', '\n', '*'])
 }
 
 #[cfg(test)]
