@@ -17,9 +17,9 @@ use lexical::{Index, Scores};
 
 /// Furthest below the best that a paragraph stays by words alone, in roots of the question's full score.
 const WORDS_GAP_MAX: f64 = 2.2;
-/// The same where every paragraph has a title: it says what the paragraph is about, mostly in the question's
-/// words.
-const TITLED_GAP_MAX: f64 = 1.45;
+/// The same where every paragraph has a title and one thing is asked: a title says what the paragraph is about,
+/// mostly in the question's words.
+const TITLED_GAP_MAX: f64 = 1.4;
 /// Furthest below the best that a paragraph stays with an embedder; a cosine counts tenfold.
 const EMBEDDED_GAP_MAX: f64 = 3.6;
 /// What a cosine counts.
@@ -80,10 +80,10 @@ pub fn gaps(
     let are_titled = paragraphs
         .iter()
         .all(|paragraph| title(paragraph).is_some());
-    let words_gap_max = if are_titled {
-        TITLED_GAP_MAX
-    } else {
-        WORDS_GAP_MAX
+    let asks_one_thing = parts.len() == 1 && !question.contains(" and ");
+    let words_gap_max = match are_titled && asks_one_thing {
+        true => TITLED_GAP_MAX,
+        false => WORDS_GAP_MAX,
     };
     let cosines = similarity
         .and_then(|similarity| similarity.cosines(&parts, paragraphs))
