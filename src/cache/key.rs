@@ -258,7 +258,6 @@ mod tests {
         );
         for other in [
             r#"{"prompt":"why?"}"#,
-            r#"{"prompt":" ","promptyard":{"cache":"semantic"}}"#,
             r#"{"prompt":"why?","temperature":1,"promptyard":{"cache":"semantic"}}"#,
             r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},
                 {"role":"user","content":"why?"}],"promptyard":{"cache":"semantic"}}"#,

@@ -7,7 +7,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
 
 use crate::{
-    broker::Depth,
+    broker::{Depth, Queue},
     config::Overrides,
     fleet,
     store::{Overview, WorkerRecord},
@@ -75,7 +75,9 @@ fn to_json(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> s
 
 fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> String {
     let mut queues = table(&["QUEUE", "READY", "CONSUMERS"]);
-    for depth in depths {
+    // Lanes are of interest while something waits in them.
+    let is_shown = |depth: &&Depth| depth.ready > 0 || !matches!(depth.queue, Queue::Lane(..));
+    for depth in depths.iter().filter(is_shown) {
         queues.add_row([
             depth.queue.name().to_owned(),
             depth.ready.to_string(),

@@ -1,5 +1,7 @@
 //! Which worker takes which lanes: everybody who knows the living workers comes to the same.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 
 use crate::{broker::Lane, job::Tier, store::WorkerRecord};
@@ -14,20 +16,22 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// The assignment of a tier's lanes to those of its workers that take jobs from lanes and are alive,
-    /// of the model that its latest worker serves. `None` with fewer than two of them: one worker
-    /// holds all beginnings there are.
+    /// The assignment of a tier's lanes to those of its workers that take jobs from lanes and are alive;
+    /// where they serve several models, to those of the one that most serve. `None` with fewer than
+    /// two of them: one worker holds all beginnings there are.
     pub fn of(workers: &[WorkerRecord], tier: Tier, now: DateTime<Utc>) -> Option<Self> {
-        let of_tier = || workers.iter().filter(|worker| worker.tier == tier);
-        let latest = of_tier().max_by_key(|worker| worker.seen_at)?;
-        let serves_the_same = |worker: &&WorkerRecord| {
-            worker.model == latest.model && worker.revision == latest.revision
-        };
-        let names: Vec<String> = of_tier()
-            .filter(serves_the_same)
-            .filter(|worker| worker.takes_lanes && !worker.draining && worker.lease_until > now)
-            .map(|worker| worker.worker.clone())
-            .collect();
+        let mut by_model: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+        for worker in workers {
+            let takes_part = worker.takes_lanes && !worker.draining && worker.lease_until > now;
+            if worker.tier == tier && takes_part {
+                let model = (worker.model.as_str(), worker.revision.as_str());
+                by_model
+                    .entry(model)
+                    .or_default()
+                    .push(worker.worker.clone());
+            }
+        }
+        let names = by_model.into_values().max_by_key(Vec::len)?;
         (names.len() >= 2).then(|| Self::among(names))
     }
 
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_living_workers_of_the_served_model_take_part() {
+    fn only_living_workers_of_one_model_take_part() {
         let now = Utc::now();
         let two = [worker("a", |_| {}), worker("b", |_| {})];
         let both = Assignment::of(&two, Tier::Small, now).expect("two");
@@ -125,15 +129,24 @@ mod tests {
             |w| w.takes_lanes = false,
             |w| w.lease_until = Utc::now() - TimeDelta::seconds(1),
             |w| w.tier = Tier::Large,
-            |w| {
-                w.revision = "old".to_owned();
-                w.seen_at -= TimeDelta::seconds(1);
-            },
+            |w| w.revision = "other".to_owned(),
         ];
         for change in changes {
             let pair = [worker("a", |_| {}), worker("b", change)];
             assert_eq!(Assignment::of(&pair, Tier::Small, now), None);
         }
+        // While a fleet changes over to another model, the lanes are the majority's.
+        let new = |w: &mut WorkerRecord| w.revision = "new".to_owned();
+        let five = [
+            worker("a", |_| {}),
+            worker("b", |_| {}),
+            worker("c", new),
+            worker("d", new),
+            worker("e", new),
+        ];
+        let dealt = Assignment::of(&five, Tier::Small, now).expect("three");
+        assert_eq!(dealt.workers(), 3);
+        assert!(dealt.lanes_of("a").is_empty() && !dealt.lanes_of("e").is_empty());
     }
 
     proptest! {
