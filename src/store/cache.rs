@@ -6,6 +6,23 @@ use chrono::{DateTime, Utc};
 
 use crate::job::{JobId, Tenant};
 
+/// Entries removed in one transaction.
+pub(super) const STEP_MAX: i64 = 1000;
+/// Steps of one kind in one round; what is left over waits for the next.
+pub(super) const STEPS_MAX: u32 = 100;
+/// After its lease an entry that nobody computes is kept so long: whoever waits for it is promoted.
+pub(super) const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+
+/// A number as the database counts, which is never below 0.
+pub(super) fn count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// A limit as the database takes it.
+pub(super) fn limit(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 /// How much may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheLimits {

@@ -1,7 +1,5 @@
 //! Kept answers as a whole: figures, limits, removal.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
@@ -14,28 +12,15 @@ use crate::{
     job::{JobId, JobRecord},
     store::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreFault,
+        cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         fault::{Fault, persistent},
         row::now,
         rules::before,
     },
 };
 
-/// Entries removed in one transaction.
-const STEP_MAX: i64 = 1000;
-/// Steps of one kind in one round; what is left over waits for the next.
-const STEPS_MAX: u32 = 100;
-/// After its lease an entry that nobody computes is kept so long: whoever waits for it is promoted.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 /// "Cache" in ASCII and a number: what upkeep is held by, within this database.
 const LOCK: i64 = 0x43_6163_6865_0001;
-
-fn count(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-fn limit(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
 
 /// Removes entries, and the questions of those that had one, in steps until a step finds fewer than
 /// it may; returns how many.

@@ -1,7 +1,5 @@
 //! Kept answers as a whole: figures, limits, removal.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
@@ -10,26 +8,12 @@ use crate::{
     job::{JobId, JobRecord},
     store::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreFault,
+        cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         fault::{Fault, persistent},
         row::{Row, now},
         rules::before,
     },
 };
-
-/// Entries removed in one transaction.
-const STEP_MAX: i64 = 1000;
-/// Steps of one kind in one round; what is left over waits for the next.
-const STEPS_MAX: u32 = 100;
-/// After its lease an entry that nobody computes is kept so long: whoever waits for it is promoted.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
-
-fn count(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-fn limit(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
 
 /// Which entries a filter means; binds come in this order.
 macro_rules! meant {
