@@ -9,6 +9,7 @@ mod admission;
 mod attempt;
 mod cache;
 mod dead_letter;
+mod effect;
 mod fault;
 mod learning;
 pub mod postgres;

@@ -22,9 +22,9 @@ use crate::{
     job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
     store::{
         Settled, Settlement, StoreFault,
+        effect::{Effect, Given},
         fault::{Fault, persistent},
         row::{Row, now},
-        rules::{Effect, Given},
     },
 };
 

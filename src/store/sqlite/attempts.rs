@@ -7,9 +7,9 @@ use crate::{
     job::Signals,
     store::{
         Settlement,
+        effect::Effect,
         fault::Fault,
         row::{Row, logprobs_json},
-        rules::Effect,
     },
 };
 

@@ -13,9 +13,9 @@ use crate::{
     job::{CacheKey, JobRecord, RoutedJob},
     store::{
         Settled, Settlement, StoreFault,
+        effect::{Effect, Given},
         fault::{Fault, persistent},
         row::{Row, now},
-        rules::{Effect, Given},
     },
 };
 
