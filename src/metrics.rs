@@ -86,7 +86,13 @@ declare! {
     /// Messages that wait in a queue.
     Gauge QUEUE_READY = "promptyard_queue_ready_messages" ["queue"];
 
-    /// Jobs the router has seen, by outcome (routed, waiting, cache, semantic, rejected, expired, known).
+    /// Jobs that are held back from a queue until it is their tenant's turn (small, large) or their time (in); counted up to 10000.
+    Gauge HELD_JOBS = "promptyard_held_jobs" ["queue"];
+    /// Held jobs that went to their queue.
+    Counter RELEASED = "promptyard_held_released_total" [];
+    /// What sweeps put right: messages sent again because they seemed lost, jobs ended after their deadline (expired), attempts closed for a worker that was gone (attempt).
+    Counter SWEPT = "promptyard_swept_total" ["what"];
+    /// Jobs the router has seen, by outcome (routed, held, waiting, cache, semantic, rejected, expired, known).
     Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
     /// Jobs routed to each tier.
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];
@@ -124,7 +130,7 @@ declare! {
     /// Ledger calls that failed, by method.
     Counter STORE_FAULTS = "promptyard_store_faults_total" ["call"];
 
-    /// Attempts that ended, by tier and outcome (succeeded, reused, failed, expired, retried, escalated, returned, fenced).
+    /// Attempts that ended, by tier and outcome (succeeded, reused, failed, expired, retried, escalated, returned, cancelled, fenced).
     Counter ATTEMPTS = "promptyard_worker_attempts_total" ["tier", "outcome"];
     /// Jobs that went on from the small to the large model, by reason (low_confidence, context_length_exceeded).
     Counter ESCALATIONS = "promptyard_worker_escalations_total" ["reason"];
@@ -151,6 +157,8 @@ declare! {
     Counter COMPLETION_TOKENS = "promptyard_completion_tokens_total" ["tier"];
     /// Steps of the in-process engine.
     Counter ENGINE_STEPS = "promptyard_engine_steps_total" ["tier"];
+    /// Times that an engine was opened again because a step hung or its thread was gone.
+    Counter ENGINE_RESTARTS = "promptyard_engine_restarts_total" ["tier"];
     /// Seconds of an engine step.
     Histogram STEP_SECONDS = "promptyard_engine_step_seconds" ["tier"] in CALL_SECONDS;
     /// Sequences that shared an engine step.

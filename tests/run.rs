@@ -16,6 +16,8 @@ mod bad_input;
 mod context;
 #[path = "run/crashes.rs"]
 mod crashes;
+#[path = "run/delivery.rs"]
+mod delivery;
 #[path = "run/escalation.rs"]
 mod escalation;
 #[path = "run/faults.rs"]

@@ -1,5 +1,7 @@
 //! OpenAI's error shape, and how each fault of ours looks in it.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -10,7 +12,7 @@ use serde_json::json;
 use crate::{broker::PublishFault, job::Reason, store::StoreFault};
 
 /// Seconds that a refused producer is asked to wait.
-const RETRY_AFTER_S: u32 = 1;
+const RETRY_AFTER_S: u64 = 1;
 
 /// An error response.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +20,7 @@ pub struct ApiError {
     status: StatusCode,
     reason: Reason,
     param: Option<String>,
+    retry_after_s: u64,
 }
 
 impl ApiError {
@@ -27,7 +30,15 @@ impl ApiError {
             status,
             reason: Reason::new(code, message),
             param: None,
+            retry_after_s: RETRY_AFTER_S,
         }
+    }
+
+    /// Says when to try again, in whole seconds.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after_s = wait.as_secs_f64().ceil().max(1.0) as u64;
+        self
     }
 
     /// A request whose body is at fault.
@@ -52,6 +63,7 @@ impl ApiError {
             status,
             reason,
             param,
+            retry_after_s: RETRY_AFTER_S,
         }
     }
 
@@ -95,6 +107,8 @@ impl From<PublishFault> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
             429 => "rate_limit_error",
             400..=499 => "invalid_request_error",
             _ => "server_error",
@@ -112,7 +126,7 @@ impl IntoResponse for ApiError {
         ) {
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+                .insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_s));
         }
         response
     }

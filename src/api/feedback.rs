@@ -10,16 +10,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    access::Caller,
     error::ApiError,
+    read::read_json,
     server::{Api, job_not_found},
 };
 use crate::{
-    job::{JobId, JobState, Reason, Tenant},
-    store::Feedback,
+    job::{JobId, JobState, Tenant},
+    store::{Feedback, Scope},
 };
-
-/// Largest body in bytes: the longest comment, escaped, and the other fields.
-const BODY_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,12 +36,18 @@ struct Said {
 /// one, so a repeated request changes nothing. A job of another tenant is not there.
 pub(super) async fn give_feedback(
     State(api): State<Api>,
+    caller: Caller,
     Path(id): Path<String>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let read = read(body).await?;
+    caller.needs(Scope::Submit)?;
+    let read: Said = read_json(
+        body,
+        "an object with score, a number from 0 to 1, and optionally source, comment and tenant, strings",
+    )
+    .await?;
     let job: JobId = id.parse().map_err(|_| job_not_found(&id))?;
-    let tenant = read.tenant.unwrap_or_default();
+    let tenant = caller.tenant(read.tenant)?;
     let word = Feedback {
         job,
         source: read.source.unwrap_or_else(|| "api".to_owned()),
@@ -75,25 +80,4 @@ pub(super) async fn give_feedback(
         "score": word.score,
         "comment": word.comment,
     })))
-}
-
-async fn read(body: Body) -> Result<Said, ApiError> {
-    let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| {
-            let message = format!("the body could not be read within {BODY_BYTES_MAX} bytes");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-        })?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|fault| {
-        let (line, column) = (fault.line(), fault.column());
-        let message = format!("the body is not valid JSON at line {line} column {column}");
-        ApiError::invalid(Reason::new("invalid_json", message))
-    })?;
-    // Its own words might quote a comment, which may hold text of the answer.
-    Said::deserialize(value).map_err(|_| {
-        ApiError::invalid(Reason::new(
-            "invalid_value",
-            "expected an object with score, a number from 0 to 1, and optionally source, comment and tenant, strings",
-        ))
-    })
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use chrono::Utc;
 use metrics::{counter, histogram};
@@ -20,24 +21,26 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    broker::{
-        Broker, Publication,
-        letters::{KEY_BYTES_MAX, Letter},
-    },
+    broker::{Broker, Publication, letters::KEY_BYTES_MAX},
     config::ApiConfig,
     job::{
-        ChatRequest, ContextSavings, JobHead, JobId, JobRecord, JobState, Priority, Reason,
-        RequestLimits, Submission,
+        ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, JobState, Priority, Reason,
+        RequestLimits, Submission, Tenant,
     },
     metrics::{HTTP_REQUESTS, HTTP_SECONDS},
     shutdown::Shutdown,
-    store::{Admission, Admitted, AttemptRecord, Course, Store},
+    store::{Admission, Admitted, AttemptRecord, Course, Scope, Store},
 };
 
 use super::{
+    access::{Access, Caller},
+    admin,
     answers::{Answers, TooManyWaiting},
+    cancel::{cancel_job, cancel_jobs},
     error::ApiError,
     feedback::give_feedback,
+    read::read_bytes,
+    tls::{self, TlsListener},
 };
 
 /// Header that carries the producer's idempotency key.
@@ -47,10 +50,18 @@ const JOB_ID: &str = "x-promptyard-job-id";
 
 /// Why the interface could not start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {message}; choose another api.listen")]
-pub struct ApiFault {
-    address: String,
-    message: String,
+pub enum ApiFault {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {message}; choose another api.listen")]
+    Address {
+        /// The address.
+        address: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("cannot speak TLS: {0}")]
+    Tls(String),
 }
 
 /// The HTTP interface.
@@ -61,6 +72,7 @@ pub struct Api {
     config: ApiConfig,
     limits: RequestLimits,
     answers: Answers,
+    access: Access,
     /// What open requests get to finish once the server is told to stop.
     drain: Duration,
     /// Requested when that time is over.
@@ -78,6 +90,7 @@ impl Api {
     ) -> Self {
         let answers = Answers::new(config.waiting_max);
         Self {
+            access: Access::new(config.keys),
             drain,
             closing: Shutdown::new(),
             broker,
@@ -92,12 +105,12 @@ impl Api {
     /// The address comes back at once; the server runs in a task of its own.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the address cannot be listened on, or the certificate cannot be used.
     pub async fn serve(
         self,
         shutdown: Shutdown,
     ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), ApiFault> {
-        let fault = |fault: std::io::Error| ApiFault {
+        let fault = |fault: std::io::Error| ApiFault::Address {
             address: self.config.listen.clone(),
             message: fault.to_string(),
         };
@@ -105,6 +118,10 @@ impl Api {
             .await
             .map_err(fault)?;
         let address = listener.local_addr().map_err(fault)?;
+        let tls = self.tls()?;
+        if !self.config.keys && !address.ip().is_loopback() {
+            tracing::warn!(%address, "the HTTP interface is open to whoever reaches it; see api.keys");
+        }
         // Open requests still need their answers while the server drains.
         let looking = Shutdown::new();
         tokio::spawn(
@@ -115,7 +132,6 @@ impl Api {
         let (drain, closing) = (self.drain, self.closing.clone());
         let routes = self.routes();
         let task = tokio::spawn(async move {
-            let server = axum::serve(listener, routes);
             let stop = async move {
                 shutdown.requested().await;
                 tokio::spawn(async move {
@@ -123,7 +139,20 @@ impl Api {
                     closing.request();
                 });
             };
-            if let Err(fault) = server.with_graceful_shutdown(stop).await {
+            let served = match tls {
+                None => {
+                    let server = axum::serve(listener, routes);
+                    server.with_graceful_shutdown(stop).await
+                }
+                Some(config) => match TlsListener::over(listener, config) {
+                    Ok(listener) => {
+                        let server = axum::serve(listener, routes);
+                        server.with_graceful_shutdown(stop).await
+                    }
+                    Err(fault) => Err(fault),
+                },
+            };
+            if let Err(fault) = served {
                 tracing::error!(%fault, "the HTTP server ended");
             }
             looking.request();
@@ -131,8 +160,30 @@ impl Api {
         Ok((address, task))
     }
 
+    /// What to speak TLS with, if that is configured.
+    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, ApiFault> {
+        let read = match (&self.config.tls_cert, &self.config.tls_key) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => tls::read(certificate, key),
+            _ => Err("api.tls_cert and api.tls_key go together".to_owned()),
+        };
+        read.map(Some).map_err(ApiFault::Tls)
+    }
+
     pub(super) fn store(&self) -> &Store {
         &self.store
+    }
+
+    pub(super) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    pub(super) fn closing(&self) -> &Shutdown {
+        &self.closing
     }
 
     /// The routes, for tests and for embedding.
@@ -140,8 +191,18 @@ impl Api {
         Router::new()
             .route("/v1/chat/completions", post(complete_chat))
             .route("/v1/jobs", post(submit_job))
+            .route("/v1/jobs/cancel", post(cancel_jobs))
             .route("/v1/jobs/{id}", get(show_job))
+            .route("/v1/jobs/{id}/cancel", post(cancel_job))
             .route("/v1/jobs/{id}/feedback", post(give_feedback))
+            .route("/v1/dead", get(admin::list_dead))
+            .route("/v1/dead/redrive", post(admin::redrive_dead))
+            .route("/v1/dead/discard", post(admin::discard_dead))
+            .route("/v1/tenants", get(admin::list_tenants))
+            .route(
+                "/v1/tenants/{name}",
+                put(admin::set_tenant).delete(admin::forget_tenant),
+            )
             .fallback(|| async {
                 ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such page")
             })
@@ -158,29 +219,36 @@ impl Api {
 
     /// Writes a job as queued, then publishes it. A job whose key is known is only published
     /// again while the router has not seen it.
-    async fn submit(&self, headers: &HeaderMap, body: &[u8]) -> Result<JobRecord, ApiError> {
+    async fn submit(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<JobRecord, ApiError> {
+        caller.needs(Scope::Submit)?;
         let key = read_key(headers)?;
-        let submission = Submission::parse(body, &self.limits)
+        let mut submission = Submission::parse(body, &self.limits)
             .map_err(|rejection| ApiError::invalid(rejection.reason))?;
-        let letter = Letter {
-            key: key.clone(),
-            custom_id: submission.custom_id.clone(),
-            ..Letter::new(body.to_vec())
-        };
-        let head = head_of(&letter, &submission);
+        let tenant = caller.tenant(submission.tenant.take())?;
+        self.access.count(&tenant, &self.store).await?;
+        let head = head_of(tenant, key, &submission);
         let record = self.enqueue(&head, &submission.request).await?;
         if record.state != JobState::Queued {
             return Ok(record);
         }
-        let publication = Publication::from(Letter {
-            id: record.id,
-            ..letter
-        });
+        let job = Job {
+            head: JobHead {
+                id: record.id,
+                ..head.clone()
+            },
+            request: submission.request,
+        };
+        let publication = Publication::to_router(&job);
         let outcome = self.broker.publish(vec![publication]).await.pop();
         let Some(Err(fault)) = outcome else {
             return Ok(record);
         };
-        if key.is_none() {
+        if head.key.is_none() {
             // Nobody can submit this job again, so it must not stay open. With a key its producer
             // can: the row waits for that.
             let reason = Reason::new("not_queued", format!("the job was not accepted: {fault}"));
@@ -211,10 +279,15 @@ impl Api {
     }
 }
 
-async fn complete_chat(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
+async fn complete_chat(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let answered = async {
-        let body = read_body(body, &api.limits).await?;
-        let record = api.submit(&headers, &body).await?;
+        let body = read_bytes(body, api.limits.body_bytes_max).await?;
+        let record = api.submit(&caller, &headers, &body).await?;
         let record = wait(&api, record).await?;
         let job = record.id;
         let response = match record.to_chat_completion() {
@@ -261,10 +334,15 @@ async fn wait(api: &Api, record: JobRecord) -> Result<JobRecord, ApiError> {
     ))
 }
 
-async fn submit_job(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
+async fn submit_job(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let submitted = async {
-        let body = read_body(body, &api.limits).await?;
-        let record = api.submit(&headers, &body).await?;
+        let body = read_bytes(body, api.limits.body_bytes_max).await?;
+        let record = api.submit(&caller, &headers, &body).await?;
         let status = if record.state.is_terminal() {
             StatusCode::OK
         } else {
@@ -276,10 +354,18 @@ async fn submit_job(State(api): State<Api>, headers: HeaderMap, body: Body) -> R
     submitted.await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn show_job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn show_job(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    caller.needs(Scope::Read)?;
     let job: JobId = id.parse().map_err(|_| job_not_found(&id))?;
     let record = api.store.records(&[job]).await?.pop();
-    let record = record.ok_or_else(|| job_not_found(&id))?;
+    // A job of another tenant is not there.
+    let record = record
+        .filter(|record| caller.sees(record))
+        .ok_or_else(|| job_not_found(&id))?;
     let attempts = api.store.attempts(job).await?;
     Ok(Json(job_object(&record, &attempts)))
 }
@@ -294,7 +380,7 @@ pub(super) fn job_not_found(id: &str) -> ApiError {
 }
 
 /// The object of `/v1/jobs`: promptyard's own view of a job, with its answer as OpenAI shapes it.
-fn job_object(record: &JobRecord, attempts: &[AttemptRecord]) -> Value {
+pub(super) fn job_object(record: &JobRecord, attempts: &[AttemptRecord]) -> Value {
     let mut object = record.to_extension();
     object["object"] = json!("job");
     object["id"] = json!(record.id);
@@ -329,33 +415,19 @@ fn read_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
 }
 
-async fn read_body(body: Body, limits: &RequestLimits) -> Result<Vec<u8>, ApiError> {
-    match axum::body::to_bytes(body, limits.body_bytes_max).await {
-        Ok(bytes) => Ok(bytes.to_vec()),
-        Err(_) => Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            format!(
-                "the body could not be read within {} bytes",
-                limits.body_bytes_max
-            ),
-        )),
-    }
-}
-
-fn head_of(letter: &Letter, submission: &Submission) -> JobHead {
-    let submitted_at = letter.id.created_at().unwrap_or_else(Utc::now);
-    let deadline = submission
-        .deadline_ms
-        .and_then(|ms| i64::try_from(ms).ok())
-        .map(|ms| submitted_at + chrono::TimeDelta::milliseconds(ms));
+fn head_of(tenant: Tenant, key: Option<String>, submission: &Submission) -> JobHead {
+    let id = JobId::now();
+    let submitted_at = id.created_at().unwrap_or_else(Utc::now);
+    let schedule = submission.schedule;
     JobHead {
-        id: letter.id,
-        tenant: submission.tenant.clone().unwrap_or_default(),
-        key: letter.key.clone(),
-        custom_id: letter.custom_id.clone(),
+        id,
+        tenant,
+        key,
+        custom_id: submission.custom_id.clone(),
         batch: None,
-        deadline,
+        deadline: schedule.deadline(submitted_at),
+        not_before: schedule.not_before,
+        attempts_max: schedule.attempts_max,
         reply_to: None,
         priority: Priority::Normal,
         redrive_of: None,

@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use rand::RngExt;
+use uuid::Uuid;
+
 use super::{Delay, Envelope, Lane, Publication, Queue, Target};
-use crate::job::{Job, JobId, JobRecord, RoutedJob};
+use crate::job::{Job, JobHead, JobId, JobRecord, RoutedJob};
 
 /// The job's id, when the producer has chosen it already (a UUIDv7).
 pub const HEADER_JOB_ID: &str = "promptyard-job-id";
@@ -16,6 +19,8 @@ pub const HEADER_CUSTOM_ID: &str = "promptyard-custom-id";
 pub const HEADER_REDRIVE_OF: &str = "promptyard-redrive-of";
 /// Marks a body that is a routed job coming back from a delay queue.
 pub const HEADER_ROUTED: &str = "promptyard-routed";
+/// Marks a body that is a job which the ledger knows, on its way to the router.
+pub const HEADER_ADMITTED: &str = "promptyard-admitted";
 /// On replies: the job's terminal state.
 pub const HEADER_STATE: &str = "promptyard-state";
 
@@ -90,23 +95,36 @@ impl Publication {
         Self::of_routed(routed, Queue::Lane(routed.tier, lane))
     }
 
-    /// A routed job that rests before it is tried again.
+    /// A routed job that rests before it is tried again: between half of the delay and all of it, so that
+    /// what failed together does not come back together.
     pub fn to_retry(routed: &RoutedJob, delay: Delay) -> Self {
-        Self::of_routed(routed, Queue::Retry(delay))
+        let most_ms = delay.as_millis();
+        let mut retry = Self::of_routed(routed, Queue::Retry(delay));
+        retry.envelope.rest_ms = Some(rand::rng().random_range(most_ms / 2..=most_ms));
+        retry
+    }
+
+    /// A job that the ledger knows as queued, for the router: its time has come, or its first message
+    /// was lost.
+    pub fn to_router(job: &Job) -> Self {
+        Self::of_job(&job.head, job, Queue::In, HEADER_ADMITTED)
     }
 
     fn of_routed(routed: &RoutedJob, queue: Queue) -> Self {
-        let head = &routed.job.head;
+        Self::of_job(&routed.job.head, routed, queue, HEADER_ROUTED)
+    }
+
+    fn of_job(head: &JobHead, body: &impl serde::Serialize, queue: Queue, mark: &str) -> Self {
         Self {
             target: Target::Queue(queue),
             envelope: Envelope {
                 message_id: Some(head.id.to_string()),
                 priority: head.priority,
                 expires_at: head.deadline,
-                headers: BTreeMap::from([(HEADER_ROUTED.to_owned(), "1".to_owned())]),
+                headers: BTreeMap::from([(mark.to_owned(), "1".to_owned())]),
                 ..Envelope::default()
             },
-            body: serde_json::to_vec(routed).expect("a job has no map with non-text keys"),
+            body: serde_json::to_vec(body).expect("a job has no map with non-text keys"),
         }
     }
 
@@ -139,5 +157,18 @@ pub fn resubmission(job: &Job) -> Letter {
                 .to_string()
                 .into_bytes(),
         )
+    }
+}
+
+/// A dead letter's body once more: its job's request as a new job, or the message as it came. Its key
+/// keeps a second redrive of the same letter from running it twice.
+pub fn redriven(letter: Uuid, body: &[u8]) -> Letter {
+    let again = match serde_json::from_slice::<RoutedJob>(body) {
+        Ok(routed) => resubmission(&routed.job),
+        Err(_) => Letter::new(body.to_vec()),
+    };
+    Letter {
+        key: Some(format!("redrive:{letter}")),
+        ..again
     }
 }

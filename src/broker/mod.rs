@@ -178,6 +178,8 @@ pub struct Envelope {
     /// AMQP `expiration`, milliseconds from publishing. Dead letters keep it and do not expire; on
     /// RabbitMQ neither does a message that has rested in a retry queue.
     pub expires_at: Option<DateTime<Utc>>,
+    /// In a retry queue, milliseconds to rest there: less than the queue's own time, which is the longest.
+    pub rest_ms: Option<u64>,
     /// When the producer made the message (AMQP `timestamp`, whole seconds on RabbitMQ).
     pub timestamp: Option<DateTime<Utc>>,
     /// Text headers; names of ours begin with `promptyard-`.

@@ -8,18 +8,15 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    broker::{
-        Broker, Publication,
-        letters::{Letter, resubmission},
-    },
+    broker::{Broker, Publication, letters::redriven},
     config::Overrides,
     fleet,
-    job::{RoutedJob, Tenant},
+    job::Tenant,
     store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
 };
 
 use super::{
-    options::{Common, UsageError, complain, init_logs, require_ledger, say},
+    options::{Common, UsageError, complain, init_logs, read_instant, require_ledger, say},
     status::table,
 };
 
@@ -51,20 +48,22 @@ pub struct Selection {
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
+    /// Only letters that died before: a time (2026-01-31T12:00:00Z) or an age (90s, 15m, 24h, 7d)
+    #[arg(long, value_name = "TIME|AGE")]
+    before: Option<String>,
 }
 
 impl Selection {
-    fn filter(&self) -> DeadFilter {
-        DeadFilter {
+    fn filter(&self) -> Result<DeadFilter, UsageError> {
+        let before = self.before.as_deref();
+        Ok(DeadFilter {
             ids: self.ids.clone(),
             reason: self.reason.clone(),
             tenant: self.tenant.clone(),
-            died_before: None,
-        }
-    }
-
-    fn is_everything(&self) -> bool {
-        self.filter() == DeadFilter::default()
+            died_before: before
+                .map(|text| read_instant("--before", text))
+                .transpose()?,
+        })
     }
 }
 
@@ -125,12 +124,12 @@ async fn open(common: &Common) -> anyhow::Result<(crate::config::Config, Store)>
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open(&args.common).await?;
     let letters = store
-        .dead_letters(&args.selection.filter(), args.limit)
+        .dead_letters(&args.selection.filter()?, args.limit)
         .await?;
     store.close().await;
     if args.json {
         for letter in &letters {
-            say(&to_json(letter).to_string())?;
+            say(&letter.to_json().to_string())?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -168,7 +167,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
         .await?
         .pop()
         .ok_or_else(|| anyhow!("there is no open dead letter {}", args.id))?;
-    let mut shown = to_json(&letter);
+    let mut shown = letter.to_json();
     shown["body"] = json!(String::from_utf8_lossy(&letter.body));
     if let Some(job) = letter.job {
         shown["attempts"] = store
@@ -183,24 +182,13 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(letter: &DeadLetter) -> serde_json::Value {
-    json!({
-        "id": letter.id,
-        "job": letter.job,
-        "tenant": letter.tenant,
-        "queue": letter.queue,
-        "reason": letter.reason,
-        "died_at": letter.died_at,
-    })
-}
-
 async fn select(store: &Store, args: &SelectArgs) -> anyhow::Result<Vec<DeadLetter>> {
-    if args.selection.is_everything() && !args.all {
-        return Err(UsageError("name letters, a --reason, a --tenant, or --all".to_owned()).into());
+    let filter = args.selection.filter()?;
+    if filter == DeadFilter::default() && !args.all {
+        let message = "name letters, a --reason, a --tenant, an age with --before, or --all";
+        return Err(UsageError(message.to_owned()).into());
     }
-    Ok(store
-        .dead_letters(&args.selection.filter(), LETTERS_MAX)
-        .await?)
+    Ok(store.dead_letters(&filter, LETTERS_MAX).await?)
 }
 
 async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
@@ -209,7 +197,10 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
     // Publishing comes first: should the marking fail, the key of the new job keeps a second
     // redrive from running it twice.
-    let messages = letters.iter().map(publication).collect();
+    let messages = letters
+        .iter()
+        .map(|letter| Publication::from(redriven(letter.id, &letter.body)))
+        .collect();
     let outcomes = broker.publish(messages).await;
     let mut published = Vec::new();
     let mut failed = 0;
@@ -229,17 +220,6 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     store.close().await;
     complain(&format!("{count} redriven, {failed} not"));
     Ok(ExitCode::from(u8::from(failed > 0)))
-}
-
-/// A dead letter as a message for the router: its job's request as a new job, or the body as it
-/// came.
-fn publication(letter: &DeadLetter) -> Publication {
-    let mut again = match serde_json::from_slice::<RoutedJob>(&letter.body) {
-        Ok(routed) => resubmission(&routed.job),
-        Err(_) => Letter::new(letter.body.clone()),
-    };
-    again.key = Some(format!("redrive:{}", letter.id));
-    again.into()
 }
 
 async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {

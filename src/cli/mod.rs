@@ -20,10 +20,12 @@ mod bench_steps;
 mod bench_tokens;
 mod cache;
 mod calibrate;
+mod cancel;
 mod cascade;
 mod dead;
 mod input;
 mod jsonl;
+mod key;
 mod labels;
 mod marks;
 mod options;
@@ -41,6 +43,7 @@ mod simulate;
 mod status;
 mod submit;
 mod summary;
+mod tenant;
 
 use std::process::ExitCode;
 
@@ -73,9 +76,16 @@ enum Command {
     Results(results::ResultsArgs),
     /// Show queues, workers and rates
     Status(status::StatusArgs),
+    Cancel(cancel::CancelArgs),
     /// List, show, redrive or discard dead letters
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Say what tenants are entitled to: weights, quotas, limits
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// Make, list and revoke keys of the HTTP interface
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Bring the ledger's tables up to date
     Migrate(admin::MigrateArgs),
     /// Check or show the configuration
@@ -110,7 +120,10 @@ pub async fn main() -> ExitCode {
         Command::Submit(args) => submit::submit(args).await,
         Command::Results(args) => results::results(args).await,
         Command::Status(args) => status::status(args).await,
+        Command::Cancel(args) => cancel::cancel(args).await,
         Command::Dead(command) => dead::dead(command).await,
+        Command::Tenant(command) => tenant::tenant(command).await,
+        Command::Key(command) => key::key(command).await,
         Command::Migrate(args) => admin::migrate(args).await,
         Command::Config(command) => admin::config(command),
         Command::Router(command) => router::router(command).await,

@@ -137,22 +137,35 @@ pub fn read_instant(flag: &str, text: &str) -> Result<DateTime<Utc>, UsageError>
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }
-    let age = text.char_indices().last().and_then(|(at, unit)| {
-        let count: i64 = text[..at].parse().ok()?;
-        match unit {
-            's' => TimeDelta::try_seconds(count),
-            'm' => TimeDelta::try_minutes(count),
-            'h' => TimeDelta::try_hours(count),
-            'd' => TimeDelta::try_days(count),
-            _ => None,
-        }
-    });
-    age.and_then(|age| Utc::now().checked_sub_signed(age))
+    read_age(text)
+        .and_then(|age| Utc::now().checked_sub_signed(age))
         .ok_or_else(|| {
             UsageError(format!(
                 "{flag} {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
             ))
         })
+}
+
+/// Reads a length of time, given with `flag`.
+///
+/// # Errors
+/// A [`UsageError`] that names the flag.
+pub fn read_span(flag: &str, text: &str) -> Result<TimeDelta, UsageError> {
+    read_age(text)
+        .filter(|span| *span > TimeDelta::zero())
+        .ok_or_else(|| UsageError(format!("{flag} {text}: expected a span such as 12h or 90d")))
+}
+
+fn read_age(text: &str) -> Option<TimeDelta> {
+    let (at, unit) = text.char_indices().last()?;
+    let count: i64 = text[..at].parse().ok()?;
+    match unit {
+        's' => TimeDelta::try_seconds(count),
+        'm' => TimeDelta::try_minutes(count),
+        'h' => TimeDelta::try_hours(count),
+        'd' => TimeDelta::try_days(count),
+        _ => None,
+    }
 }
 
 /// Sends log lines out; a filter that cannot be read is wrong usage.

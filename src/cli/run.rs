@@ -407,6 +407,8 @@ fn refusal(line: &Line, reason: Reason) -> Admission {
             custom_id: Some(line.custom_id.clone()),
             batch: None,
             deadline: None,
+            not_before: None,
+            attempts_max: None,
             reply_to: None,
             priority: Priority::Normal,
             redrive_of: None,

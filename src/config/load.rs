@@ -40,7 +40,8 @@ impl Config {
     /// Loads the configuration.
     ///
     /// `variables` are the process environment's pairs; those that do not begin with
-    /// `PROMPTYARD_` are passed over, as are `PROMPTYARD_TEST_*` and `PROMPTYARD_CONFIG`.
+    /// `PROMPTYARD_` are passed over, as are `PROMPTYARD_TEST_*` and `PROMPTYARD_CONFIG`. One that ends
+    /// in `_FILE` names a file with the setting's value, as secret stores hand them over.
     ///
     /// # Errors
     /// Every fault of the file, the environment and the flags.
@@ -135,9 +136,19 @@ impl Config {
             .collect();
         variables.sort();
         for (variable, value) in variables {
-            let outcome = match Self::path_of(&variable) {
-                Some((section, field)) => self.apply(section, &field, &Given::Text(&value)),
-                None => Err("no such setting; `promptyard config show` lists them".to_owned()),
+            let of_file = variable.strip_suffix("_FILE").and_then(Self::path_of);
+            let outcome = match (Self::path_of(&variable), of_file) {
+                (Some((section, field)), _) => self.apply(section, &field, &Given::Text(&value)),
+                (None, Some((section, field))) => fs::read_to_string(&value)
+                    .map_err(|fault| format!("cannot read {value}: {fault}"))
+                    .and_then(|text| {
+                        // Editors and secret stores end files with a line break.
+                        let text = text.trim_end_matches(['\r', '\n']);
+                        self.apply(section, &field, &Given::Text(text))
+                    }),
+                (None, None) => {
+                    Err("no such setting; `promptyard config show` lists them".to_owned())
+                }
             };
             if let Err(message) = outcome {
                 faults.push(ConfigFault {
@@ -252,6 +263,25 @@ mod tests {
         assert!(lines.iter().any(|l| l == "PROMPTYARD_NO_SUCH"));
         assert_eq!(faults.len(), 7);
         assert!(faults[0].message.contains("expected"), "{faults:?}");
+    }
+
+    #[test]
+    fn secrets_may_come_from_files() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("store");
+        fs::write(&path, "postgres://me:hunter2@host/db\n").expect("write");
+        let path = path.display().to_string();
+        let config = load("", &[("PROMPTYARD_STORE_URL_FILE", &path)]).expect("valid");
+        assert_eq!(config.store.url.expose(), "postgres://me:hunter2@host/db");
+        let faults = load("", &[("PROMPTYARD_STORE_URL_FILE", "/no/such/file")]);
+        let faults = faults.expect_err("there is no such file");
+        assert_eq!(faults[0].place, "PROMPTYARD_STORE_URL_FILE");
+        let faults = load("", &[("PROMPTYARD_NOTHING_FILE", &path)]);
+        assert!(
+            faults.expect_err("no such setting")[0]
+                .message
+                .contains("no such setting")
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! environment itself. All faults are collected, so that one run of `promptyard config check`
 //! shows them all ([`Config::load`]).
 
+mod addresses;
 mod device;
 mod load;
 mod setting;
@@ -12,6 +13,7 @@ mod target;
 
 use std::path::PathBuf;
 
+pub use addresses::PrivateAddresses;
 pub use device::DeviceKind;
 pub use load::{ConfigFault, Overrides};
 use setting::{Given, settings};
@@ -133,6 +135,10 @@ settings! {
         shadow_share: f64 = 0.0, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);
         /// Whether jobs go to the worker that holds their beginning, where several workers share a tier; workers empty the lanes for it whatever this says.
         lanes: bool = true, "true or false";
+        /// Jobs that may wait in a tier's queues, more where its workers are fast; what comes beyond them is held in the ledger, where tenants take turns. 0 for no such limit.
+        window_jobs: u64 = 64, "0 to 65536", |n| *n <= 65_536;
+        /// Seconds without a sign of a job after which its message counts as lost and is sent again; six times as long while its queue is not empty.
+        lost_after_s: u64 = 600, "a whole number from 1", |n| *n >= 1;
         /// Share of the jobs that are sent to the other tier than their score says, for learning.
         explore_share: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
     }
@@ -170,6 +176,8 @@ settings! {
         name: Option<String> = None, "a name of 1 to 128 bytes", |n| n.as_ref().is_none_or(|n| (1..=128).contains(&n.len()));
         /// Bearer token for an OpenAI-compatible server.
         api_key: Option<Secret> = None, "a string";
+        /// Addresses that an OpenAI-compatible server may have besides public ones: `local` (private and loopback), `all` (link-local too, where clouds keep their metadata) or `none`.
+        private_addresses: PrivateAddresses = PrivateAddresses::Local, "\"local\", \"all\" or \"none\"";
         /// What the in-process engine computes products in; bf16 is faster and less exact, and q8 more so.
         weights: WeightKind = WeightKind::F32, "\"f32\", \"bf16\" or \"q8\"";
         /// Where the in-process engine computes; auto is a GPU when this binary was built for one and it is there, else the CPU.
@@ -180,6 +188,8 @@ settings! {
         step_tokens_max: usize = 512, "16 to 65536", |n| (16..=65_536).contains(n);
         /// Milliseconds that a step may take where it holds up running answers: prompts are cut into smaller chunks and fewer sequences run side by side to keep to it; 0 for no limit.
         step_ms_max: u64 = 500, "0 to 600000", |n| *n <= 600_000;
+        /// Seconds after which a step of the in-process engine counts as hung: the engine is opened again and what ran on it is tried again; 0 for never.
+        step_hang_s: u64 = 300, "0 to 86400", |n| *n <= 86_400;
         /// Bytes that the KV cache may take, beginnings of earlier prompts included; one whole context always fits.
         kv_bytes_max: usize = 1 << 30, "a whole number";
         /// Whose earlier prompts' beginnings are used instead of being computed again: `tenant`, `all` or `off`.
@@ -194,8 +204,14 @@ settings! {
     pub struct ApiConfig {
         /// Address to listen on.
         listen: String = "127.0.0.1:8080".to_owned(), "HOST:PORT", |a| a.contains(':');
+        /// File with the certificate chain (PEM) to speak TLS with; plain HTTP without one.
+        tls_cert: Option<String> = None, "a path", |p| p.as_deref() != Some("");
+        /// File with the certificate's private key (PEM).
+        tls_key: Option<String> = None, "a path", |p| p.as_deref() != Some("");
         /// Most seconds that a request waits for its answer.
         wait_s: u64 = 300, "a whole number from 1", |n| *n >= 1;
+        /// Whether requests need a key (`promptyard key create`); without, whoever reaches the address may do everything.
+        keys: bool = false, "true or false";
         /// Requests waiting at once; more are refused with 429.
         waiting_max: usize = 4096, "a whole number from 1", |n| *n >= 1;
     }

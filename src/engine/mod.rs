@@ -3,18 +3,24 @@
 //! Comes in: messages and sampling parameters. Goes out: an answer with its tokens and timings.
 //! An engine knows nothing of jobs' lives, queues or the ledger. [`candle`] runs a model in this
 //! process on a thread of its own, [`upstream`] asks an OpenAI-compatible server, [`scripted`]
-//! answers by rule, for tests and load.
+//! answers by rule, for tests and load. `watchdog` opens one again that hangs.
 
 mod admission;
 pub mod candle;
+mod pulse;
 pub mod scripted;
 mod signals;
+mod stop;
 pub mod upstream;
+mod watchdog;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
+
+pub use stop::Stop;
+use watchdog::Watched;
 
 use crate::{
     config::{ModelConfig, SecretUrl},
@@ -60,6 +66,8 @@ pub struct Terms {
     pub priority: Priority,
     /// When the answer is due.
     pub deadline: Option<DateTime<Utc>>,
+    /// Ends the request before its answer is whole.
+    pub stop: Stop,
 }
 
 /// An answer and when it came about.
@@ -106,6 +114,9 @@ pub enum EngineFault {
     /// Now, elsewhere or again: the engine failed while computing.
     #[error("the engine failed: {0}")]
     Crashed(String),
+    /// The request was stopped before there was anything of its answer.
+    #[error("the request was stopped")]
+    Stopped,
     /// The engine was closed.
     #[error("the engine is closed")]
     Closed,
@@ -135,9 +146,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// False while the engine could not serve a request; drives `/readyz`.
     fn is_ready(&self) -> bool;
+
+    /// How long the step under way has taken so far, the longest there is when what computes steps is
+    /// gone; `None` where nothing is computed now, or not in this process.
+    fn stalled(&self) -> Option<Duration>;
 }
 
-/// Opens the engine that a tier's configuration names.
+/// Opens the engine that a tier's configuration names, and opens it again should it hang.
 ///
 /// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL ([`upstream`]), a directory or a hub
 /// name ([`candle`]); without one the checkpoint bundled with the binary is used.
@@ -145,6 +160,20 @@ pub trait Engine: Send + Sync + fmt::Debug {
 /// # Errors
 /// [`OpenFault`] in one line when the model cannot be had or is not understood.
 pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenFault> {
+    let engine = open_once(tier, config).await?;
+    if config.step_hang_s == 0 {
+        return Ok(engine);
+    }
+    let limit = Duration::from_secs(config.step_hang_s);
+    let config = config.clone();
+    let reopen = Box::new(move || {
+        let config = config.clone();
+        Box::pin(async move { open_once(tier, &config).await }) as BoxFuture<'static, _>
+    });
+    Ok(Watched::over(engine, tier, limit, reopen))
+}
+
+async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenFault> {
     let model = config.model.as_deref();
     let fault = |message: String| OpenFault {
         tier,

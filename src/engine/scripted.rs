@@ -9,6 +9,7 @@
 //! | `jitter_ms=N` | up to so much more, decided by the prompt | 0 |
 //! | `fail_percent=N` | so many of a hundred prompts fail, always the same ones | 0 |
 //! | `poison=TEXT` | a prompt with this text brings down all that run beside it, as a crash does | none |
+//! | `hang=TEXT` | at a prompt with this text the engine hangs: neither it nor any later one is answered | none |
 //! | `context=N` | longest context; a word is a token | none |
 //! | `unsure=TEXT` | answers get log-probabilities: low ones where the prompt has this text, high ones elsewhere | none are given |
 //! | `echo` | the answer is the last message | off: words derived from the prompt |
@@ -26,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places,
+    Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places, pulse::Pulse,
     signals::SignalCollector,
 };
 use crate::{
@@ -47,6 +48,7 @@ struct Script {
     jitter_ms: u64,
     fail_percent: u64,
     poison: Option<String>,
+    hang: Option<String>,
     context_tokens: Option<usize>,
     unsure: Option<String>,
     echo: bool,
@@ -74,6 +76,7 @@ impl Script {
                 "jitter_ms" => script.jitter_ms = number()?,
                 "fail_percent" => script.fail_percent = number()?,
                 "poison" => script.poison = text()?,
+                "hang" => script.hang = text()?,
                 "unsure" => script.unsure = text()?,
                 "says" => script.says = text()?,
                 "context" => script.context_tokens = Some(number()? as usize),
@@ -81,7 +84,7 @@ impl Script {
                 "echo" => return Err("echo takes no value".to_owned()),
                 _ => {
                     return Err(format!(
-                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, context, unsure, echo, says"
+                        "unknown setting {key:?}; known are model, latency_ms, jitter_ms, fail_percent, poison, hang, context, unsure, echo, says"
                     ));
                 }
             }
@@ -104,6 +107,8 @@ pub struct ScriptedEngine {
     places: Places,
     /// Counts crashes; whatever runs when it changes is lost.
     crashes: watch::Sender<u64>,
+    /// Ticks on for ever once the engine hangs.
+    pulse: Arc<Pulse>,
 }
 
 impl ScriptedEngine {
@@ -134,6 +139,7 @@ impl ScriptedEngine {
             script: Arc::new(script),
             places: Places::new(config.batch_max),
             crashes: watch::Sender::new(0),
+            pulse: Arc::new(Pulse::new()),
         })
     }
 
@@ -256,6 +262,14 @@ impl Engine for ScriptedEngine {
         ]));
         let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
         let crashes = self.crashes.clone();
+        let stop = request.terms.stop.clone();
+        let hang = self.script.hang.as_deref();
+        if self.pulse.step().is_none() && hang.is_some_and(|hang| mentions(&request, hang)) {
+            self.pulse.begin();
+        }
+        if self.pulse.step().is_some() {
+            return Box::pin(std::future::pending());
+        }
         self.places.begin(async move {
             let mut answer = answer?;
             let signals = unsure.and_then(|unsure| signals(&answer, unsure));
@@ -270,6 +284,10 @@ impl Engine for ScriptedEngine {
             let (started_at, began) = (Utc::now(), Instant::now());
             tokio::select! {
                 () = sleep_until(began + Duration::from_millis(latency_ms)) => {}
+                () = stop.requested() => {
+                    let part = began.elapsed().as_secs_f64() * 1e3 / latency_ms.max(1) as f64;
+                    cut_short(&mut answer, part.min(1.0));
+                }
                 Ok(()) = crashed.changed() => {
                     return Err(EngineFault::Crashed("scripted crash beside this request".to_owned()));
                 }
@@ -291,6 +309,19 @@ impl Engine for ScriptedEngine {
     fn is_ready(&self) -> bool {
         true
     }
+
+    fn stalled(&self) -> Option<Duration> {
+        self.pulse.step()
+    }
+}
+
+/// Leaves a part of an answer, 0 to 1, of its words.
+fn cut_short(answer: &mut Answer, part: f64) {
+    let words: Vec<&str> = answer.text.split_whitespace().collect();
+    let kept = (words.len() as f64 * part) as usize;
+    answer.usage.completion_tokens = kept as u32;
+    answer.finish_reason = FinishReason::Length;
+    answer.text = words[..kept].join(" ");
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 mod sampling;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Reason, Tenant,
+    Reason, Schedule, Tenant,
     request::{ChatRequest, Message, ModelChoice, Options, RequestLimits, Role},
 };
 
@@ -37,8 +38,8 @@ impl Fields {
         &mut self,
         limits: &RequestLimits,
         tenant: &mut Option<Tenant>,
-    ) -> Result<(ChatRequest, Option<u64>), Reason> {
-        let (options, deadline_ms) = self.extension(tenant)?;
+    ) -> Result<(ChatRequest, Schedule), Reason> {
+        let (options, schedule) = self.extension(tenant)?;
         let model = match self.take("model") {
             None => ModelChoice::Auto,
             Some(Value::String(name)) if !name.is_empty() => ModelChoice::from(name.as_str()),
@@ -64,7 +65,7 @@ impl Fields {
             sampling,
             options,
         };
-        Ok((request, deadline_ms))
+        Ok((request, schedule))
     }
 
     /// Takes a field; `null` counts as absent, as OpenAI's clients mean it.
@@ -72,9 +73,9 @@ impl Fields {
         self.object.remove(name).filter(|value| !value.is_null())
     }
 
-    fn extension(&mut self, tenant: &mut Option<Tenant>) -> Result<(Options, Option<u64>), Reason> {
+    fn extension(&mut self, tenant: &mut Option<Tenant>) -> Result<(Options, Schedule), Reason> {
         let mut inner = match self.take("promptyard") {
-            None => return Ok((Options::default(), None)),
+            None => return Ok((Options::default(), Schedule::default())),
             Some(Value::Object(object)) => Self { object },
             Some(other) => return Err(wrong_type("promptyard", "an object", &other)),
         };
@@ -97,22 +98,49 @@ impl Fields {
             },
             tags: inner.tags()?,
         };
-        let deadline_ms = match inner.take("deadline_ms") {
-            None => None,
-            Some(value) => match value.as_u64() {
-                Some(ms) if ms <= DEADLINE_MS_MAX => Some(ms),
-                _ => {
-                    let expected = format!("milliseconds from 0 to {DEADLINE_MS_MAX}");
-                    return Err(wrong_value("promptyard.deadline_ms", &expected, &value));
-                }
-            },
-        };
+        let schedule = inner.schedule()?;
         match inner.object.keys().next() {
             Some(field) => Err(unknown_field(
                 &format!("promptyard.{field}"),
-                "cache, context, escalate, deadline_ms, tags, tenant",
+                "attempts_max, cache, context, deadline_ms, escalate, not_before, tags, tenant",
             )),
-            None => Ok((options, deadline_ms)),
+            None => Ok((options, schedule)),
+        }
+    }
+
+    fn schedule(&mut self) -> Result<Schedule, Reason> {
+        let most = Schedule::AHEAD_MS_MAX;
+        let expected = format!("milliseconds from 0 to {most}");
+        let deadline_ms = self.whole_number("deadline_ms", 0..=most, &expected)?;
+        let most = Schedule::ATTEMPTS_MAX;
+        let expected = format!("a whole number from 1 to {most}");
+        let attempts_max = self.whole_number("attempts_max", 1..=u64::from(most), &expected)?;
+        let not_before = match self.take("not_before") {
+            None => None,
+            Some(value) => Some(value.as_str().and_then(read_start).ok_or_else(|| {
+                let expected = "a time within a year, such as \"2026-01-31T12:00:00Z\" (RFC 3339)";
+                wrong_value("promptyard.not_before", expected, &value)
+            })?),
+        };
+        Ok(Schedule {
+            deadline_ms,
+            not_before,
+            attempts_max: attempts_max.and_then(|count| u32::try_from(count).ok()),
+        })
+    }
+
+    fn whole_number(
+        &mut self,
+        name: &str,
+        allowed: std::ops::RangeInclusive<u64>,
+        expected: &str,
+    ) -> Result<Option<u64>, Reason> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        match value.as_u64() {
+            Some(number) if allowed.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong_value(&format!("promptyard.{name}"), expected, &value)),
         }
     }
 
@@ -226,8 +254,12 @@ impl Fields {
     }
 }
 
-/// Longest deadline: a year, so that adding it to the present never overflows.
-const DEADLINE_MS_MAX: u64 = 365 * 24 * 3600 * 1000;
+/// Reads when a job may begin.
+fn read_start(text: &str) -> Option<DateTime<Utc>> {
+    let at = DateTime::parse_from_rfc3339(text).ok()?.to_utc();
+    let most = TimeDelta::milliseconds(Schedule::AHEAD_MS_MAX as i64);
+    (at - Utc::now() <= most).then_some(at)
+}
 
 fn read_message(at: usize, turn: Value) -> Result<Message, Reason> {
     let Value::Object(mut turn) = turn else {

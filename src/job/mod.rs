@@ -27,7 +27,7 @@ pub use request::{
 };
 pub use sampling::{NamedSchema, ResponseFormat, Sampling};
 pub use signals::{DistributionSignals, Signals};
-pub use submission::{Rejection, Submission};
+pub use submission::{Rejection, Schedule, Submission};
 
 /// Identifies a job: a UUIDv7, so ids sort by creation time and the ledger partitions by them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -325,9 +325,15 @@ pub struct JobHead {
     /// Groups the jobs of one submission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// After this instant the job is not started any more.
+    /// After this instant the job is not started any more, and stopped if it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<DateTime<Utc>>,
+    /// Before this instant the job is not routed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<DateTime<Utc>>,
+    /// Attempts that its producer allows; the fleet's limit if that is lower or this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts_max: Option<u32>,
     /// Where to send the answer besides the ledger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<ReplyTo>,

@@ -3,6 +3,7 @@
 //! A body is parsed once, at the rim, into [`Submission`]; every fault becomes a [`Rejection`] that
 //! names the field, what was expected and what came, and never quotes prompt text.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 
 use super::{
@@ -22,6 +23,30 @@ pub struct Rejection {
     pub tenant: Option<Tenant>,
 }
 
+/// When a job is to be done and how often it may be tried, as its body says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// Time allowed from submission, in milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// Not before this instant.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Attempts that are allowed.
+    pub attempts_max: Option<u32>,
+}
+
+impl Schedule {
+    /// Longest time ahead in milliseconds: a year, so that adding it to the present never overflows.
+    pub const AHEAD_MS_MAX: u64 = 365 * 24 * 3600 * 1000;
+    /// Most attempts that a producer may allow.
+    pub const ATTEMPTS_MAX: u32 = 100;
+
+    /// The deadline of a job that was submitted then.
+    pub fn deadline(&self, submitted_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let ms = i64::try_from(self.deadline_ms?).ok()?;
+        submitted_at.checked_add_signed(TimeDelta::try_milliseconds(ms)?)
+    }
+}
+
 /// What a producer's body says, before it has an identity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
@@ -29,8 +54,8 @@ pub struct Submission {
     pub custom_id: Option<String>,
     /// Whose job it is, if the body says so.
     pub tenant: Option<Tenant>,
-    /// Time allowed from submission, in milliseconds.
-    pub deadline_ms: Option<u64>,
+    /// When it is to be done.
+    pub schedule: Schedule,
     /// The request.
     pub request: ChatRequest,
 }
@@ -111,10 +136,10 @@ impl Submission {
         let mut fields = Fields::of(body);
         let mut tenant = None;
         match fields.read(limits, &mut tenant) {
-            Ok((request, deadline_ms)) => Ok(Self {
+            Ok((request, schedule)) => Ok(Self {
                 custom_id,
                 tenant,
-                deadline_ms,
+                schedule,
                 request,
             }),
             Err(reason) => Err(Rejection {
@@ -211,7 +236,7 @@ mod tests {
         assert_eq!(read.request.messages[0].content, "ab");
         assert_eq!(read.request.options.cache, CacheMode::Off);
         assert_eq!(read.tenant.expect("tenant").as_str(), "t1");
-        assert_eq!(read.deadline_ms, Some(10));
+        assert_eq!(read.schedule.deadline_ms, Some(10));
         assert_eq!(read.request.sampling.max_completion_tokens, 5);
     }
 

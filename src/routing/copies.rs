@@ -77,6 +77,8 @@ pub(super) fn copy_of(job: Job, tier: Tier, purpose: &str, policy: &Policy) -> A
         custom_id: None,
         batch: None,
         deadline: None,
+        not_before: None,
+        attempts_max: None,
         reply_to: None,
         priority: Priority::Normal,
         redrive_of: None,
@@ -97,6 +99,7 @@ pub(super) fn copy_of(job: Job, tier: Tier, purpose: &str, policy: &Policy) -> A
             cache_key: None,
             pair: None,
             lookup: None,
+            hold: None,
         }),
     }
 }

@@ -1,24 +1,24 @@
 //! From a message to an admission: parse, check the deadline, choose the tier, make the cache key.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use crate::{
     broker::{
         Delivery, Envelope,
         letters::{
-            HEADER_BATCH, HEADER_CUSTOM_ID, HEADER_JOB_ID, HEADER_REDRIVE_OF, HEADER_ROUTED,
-            KEY_BYTES_MAX,
+            HEADER_ADMITTED, HEADER_BATCH, HEADER_CUSTOM_ID, HEADER_JOB_ID, HEADER_REDRIVE_OF,
+            HEADER_ROUTED, KEY_BYTES_MAX,
         },
     },
     cache::{cache_key, question_of, scope_key},
     job::{
-        Candidate, ChatRequest, Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo,
+        ChatRequest, Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo,
         RequestLimits, RoutedJob, ServedModel, Submission, Tenant, Tier,
     },
-    store::{Admission, Course, LikenessVerdict, Lookup, Route},
+    store::{Admission, Course, Lookup, Route},
 };
 
-use super::{directory::Models, policy::Policy};
+use super::{directory::Models, policy::Policy, turns::Holding};
 
 /// What a message from `jobs.in` is.
 #[derive(Debug)]
@@ -53,6 +53,12 @@ pub fn read(delivery: &Delivery, context: IntakeContext<'_>) -> Intake {
     {
         return Intake::Forward(Box::new(routed));
     }
+    if envelope.headers.contains_key(HEADER_ADMITTED)
+        && let Ok(Job { head, request }) = serde_json::from_slice(&delivery.body)
+    {
+        let course = course_of(&head, &request, context);
+        return Intake::Admit(Box::new(admission(head, request, course)));
+    }
     Intake::Admit(Box::new(read_body(envelope, &delivery.body, context)))
 }
 
@@ -81,55 +87,71 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
         }
     };
     adopt(&mut head, submission.custom_id, submission.tenant);
-    let allowed = submission
-        .deadline_ms
-        .and_then(|ms| i64::try_from(ms).ok())
-        .map(|ms| head.submitted_at + TimeDelta::milliseconds(ms));
+    let allowed = submission.schedule.deadline(head.submitted_at);
     head.deadline = [head.deadline, allowed].into_iter().flatten().min();
-    let request = submission.request;
-    let canonical = serde_json::to_vec(&request).expect("a request has no map with non-text keys");
-    let course = if let Some(reason) = key_fault(head.key.as_deref()) {
-        head.key = None;
-        rejected(reason)
-    } else if head
-        .deadline
-        .is_some_and(|deadline| deadline <= context.now)
-    {
-        Course::End {
-            state: JobState::Expired,
-            reason: Reason::new(
-                "deadline_passed",
-                "the deadline passed before the job was routed",
-            ),
+    head.not_before = submission.schedule.not_before;
+    head.attempts_max = submission.schedule.attempts_max;
+    let course = match key_fault(head.key.as_deref()) {
+        Some(reason) => {
+            head.key = None;
+            rejected(reason)
         }
-    } else {
-        match context.policy.decide(&head, &request, context.models) {
-            Ok((tier, decision)) => {
-                // What is reused for a job that may be escalated is the final answer.
-                let pair = (tier == Tier::Small && request.may_escalate()).then(|| Pair {
-                    small: served(context.models, Tier::Small),
-                    large: served(context.models, Tier::Large),
-                });
-                let own = served(context.models, tier);
-                let own = [(own.model.as_str(), own.revision.as_str())];
-                let names = pair.as_ref().map(Pair::names);
-                let models: &[(&str, &str)] = names.as_ref().map_or(&own, |names| names);
-                Course::Route(Route {
-                    tier,
-                    decision,
-                    cache_key: cache_key(&head.tenant, models, &request),
-                    lookup: lookup(&head.tenant, models, &request, context),
-                    pair,
-                })
-            }
-            Err(reason) => rejected(reason),
-        }
+        None => course_of(&head, &submission.request, context),
     };
+    admission(head, submission.request, course)
+}
+
+fn admission(head: JobHead, request: ChatRequest, course: Course) -> Admission {
+    let canonical = serde_json::to_vec(&request).expect("a request has no map with non-text keys");
     Admission {
         head,
         digest: *blake3::hash(&canonical).as_bytes(),
         request: Some(request),
         course,
+    }
+}
+
+/// What is to become of a job now.
+fn course_of(head: &JobHead, request: &ChatRequest, context: IntakeContext<'_>) -> Course {
+    if head
+        .deadline
+        .is_some_and(|deadline| deadline <= context.now)
+    {
+        return Course::End {
+            state: JobState::Expired,
+            reason: Reason::new(
+                "deadline_passed",
+                "the deadline passed before the job was routed",
+            ),
+        };
+    }
+    if let Some(hold) = Holding::until_start(head, request, context.now) {
+        return Course::Schedule(hold);
+    }
+    match context.policy.decide(head, request, context.models) {
+        Ok((tier, decision)) => {
+            // What is reused for a job that may be escalated is the final answer.
+            let pair = (tier == Tier::Small && request.may_escalate()).then(|| Pair {
+                small: served(context.models, Tier::Small),
+                large: served(context.models, Tier::Large),
+            });
+            let own = served(context.models, tier);
+            let own = [(own.model.as_str(), own.revision.as_str())];
+            let names = pair.as_ref().map(Pair::names);
+            let models: &[(&str, &str)] = names.as_ref().map_or(&own, |names| names);
+            Course::Route(Route {
+                tier,
+                decision,
+                cache_key: cache_key(&head.tenant, models, request),
+                lookup: lookup(&head.tenant, models, request, context),
+                pair,
+                hold: None,
+            })
+        }
+        Err(reason) => Course::End {
+            state: JobState::Rejected,
+            reason,
+        },
     }
 }
 
@@ -169,18 +191,8 @@ pub fn routed(admission: &Admission) -> Option<RoutedJob> {
         tier: route.tier,
         cache_key: route.cache_key,
         pair: route.pair.clone(),
-        candidate: candidate(route),
+        candidate: route.candidate(),
         suspect: false,
-    })
-}
-
-/// The near question whose answer the job's model is to be asked about.
-fn candidate(route: &Route) -> Option<Candidate> {
-    let nearest = route.lookup.as_deref()?.nearest.as_ref()?;
-    (nearest.verdict == LikenessVerdict::Candidate).then(|| Candidate {
-        entry: nearest.entry,
-        question: nearest.question.clone(),
-        cosine: nearest.cosine,
     })
 }
 
@@ -207,6 +219,8 @@ fn head_of(envelope: &Envelope, now: DateTime<Utc>) -> JobHead {
         custom_id: header(HEADER_CUSTOM_ID),
         batch: header(HEADER_BATCH),
         deadline: envelope.expires_at,
+        not_before: None,
+        attempts_max: None,
         reply_to: envelope
             .reply_to
             .clone()
@@ -243,6 +257,8 @@ fn key_fault(key: Option<&str>) -> Option<Reason> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
     use crate::{config::RouterConfig, job::Tier, routing::scorer::Scorer};
 

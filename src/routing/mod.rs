@@ -10,7 +10,8 @@
 //! broker gave up; [`promoter`] revives jobs whose leader was lost; [`observer`] tells the policy of
 //! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them; `reuse` finds
 //! questions that ask the same, and `recheck` runs such hits again; `copies` makes both kinds of copies; [`lanes`] sends jobs to
-//! the worker that holds their beginning.
+//! the worker that holds their beginning; `turns` holds jobs until it is their tenant's turn, or their
+//! time, and sweeps up after faults.
 //! [`confidence`] tells workers how sure the small model's answer is, [`cascade`] what thresholds
 //! cost and gain. It never runs a model and never looks into an answer's text.
 //!
@@ -48,6 +49,7 @@ pub mod shadow;
 pub mod target;
 pub mod train;
 pub mod trees;
+mod turns;
 pub mod undertaker;
 pub mod weights;
 pub mod words;

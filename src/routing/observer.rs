@@ -7,7 +7,7 @@ use metrics::{counter, gauge};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    broker::{Broker, BrokerFault},
+    broker::BrokerFault,
     job::Tier,
     metrics::{ROUTER_SHIFT, SHADOWS},
     shutdown::Shutdown,
@@ -82,7 +82,7 @@ pub(super) async fn run(
                     costs = read_costs(&router.store).await.unwrap_or(costs);
                 }
                 looks += 1;
-                match tier_loads(&router.broker, &directory, &costs).await {
+                match tier_loads(&router, &directory, &costs).await {
                     Ok([small, large]) => {
                         gauge!(ROUTER_SHIFT).set(policy.observe_load(small, large));
                     }
@@ -103,13 +103,13 @@ async fn read_costs(store: &Store) -> Option<Vec<TierCost>> {
     }
 }
 
-/// What waits for each tier and what it takes, small first.
+/// What waits for each tier, in its queues or held, and what it takes, small first.
 pub(super) async fn tier_loads(
-    broker: &Broker,
+    router: &Router,
     directory: &Directory,
     costs: &[TierCost],
 ) -> Result<[TierLoad; 2], BrokerFault> {
-    let depths = broker.depths().await?;
+    let depths = router.broker.depths().await?;
     let models = directory.models();
     let since = Utc::now() - WORKER_AGE;
     Ok(Tier::ALL.map(|tier| {
@@ -117,7 +117,7 @@ pub(super) async fn tier_loads(
         let queues = depths.iter().filter(|d| d.queue.tier() == Some(tier));
         let cost = costs.iter().find(|cost| cost.tier == tier);
         TierLoad {
-            waiting: queues.map(|depth| depth.ready).sum(),
+            waiting: queues.map(|depth| depth.ready).sum::<u64>() + router.holding.held(tier),
             running,
             places,
             service_s: cost.map(|cost| cost.seconds_mean),

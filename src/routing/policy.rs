@@ -262,6 +262,8 @@ mod tests {
             custom_id: None,
             batch: None,
             deadline: None,
+            not_before: None,
+            attempts_max: None,
             reply_to: None,
             priority: Default::default(),
             redrive_of: None,

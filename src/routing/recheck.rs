@@ -62,7 +62,7 @@ async fn make(
     shutdown: &Shutdown,
 ) -> Result<(), StoreFault> {
     let open = router.store.open_rechecks().await?;
-    let Ok(loads) = observer::tier_loads(&router.broker, directory, &[]).await else {
+    let Ok(loads) = observer::tier_loads(router, directory, &[]).await else {
         // Whoever uses the broker in earnest tells what is wrong with it.
         return Ok(());
     };

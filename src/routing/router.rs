@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use metrics::{counter, histogram};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -16,7 +16,7 @@ use crate::{
     broker::{Broker, BrokerFault, Delivery, Publication, Queue, Ticket, outbox::publish_all},
     cache::semantic::Encoder,
     config::{CacheConfig, RouterConfig},
-    job::{AnswerSource, JobRecord, JobState, Reason, RequestLimits, RoutedJob, Tier},
+    job::{AnswerSource, JobId, JobRecord, JobState, Reason, RequestLimits, RoutedJob, Tier},
     metrics::{ADMITTED, PLACED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
     shutdown::Shutdown,
     store::{Admission, Admitted, Course, Store, StoreFault},
@@ -31,7 +31,9 @@ use super::{
     promoter, recheck,
     reuse::{self, Reuse},
     scorer::{Scorer, ScorerFault},
-    shadow, undertaker,
+    shadow,
+    turns::{self, Holding},
+    undertaker,
 };
 
 /// Why the router ended before it was told to.
@@ -64,6 +66,10 @@ pub struct Router {
     limits: RequestLimits,
     /// Finds questions that ask the same, if there is an encoder.
     reuse: Option<Arc<Reuse>>,
+    /// Which jobs wait for their tenant's turn.
+    pub(super) holding: Arc<Holding>,
+    /// What this router is called among others.
+    pub(super) name: Arc<str>,
     /// Where beginnings went, small first.
     placements: Arc<Mutex<[Placement; 2]>>,
     begun: Instant,
@@ -79,12 +85,14 @@ impl Router {
         limits: RequestLimits,
     ) -> Self {
         Self {
+            reuse: None,
+            holding: Arc::new(Holding::new(config.window_jobs)),
+            name: JobId::now().to_string().into(),
             broker,
             store,
             config,
             cache,
             limits,
-            reuse: None,
             placements: Arc::default(),
             begun: Instant::now(),
         }
@@ -123,6 +131,12 @@ impl Router {
         tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
         tasks.spawn(promoter::run(self.clone(), shutdown.child()));
         tasks.spawn(undertaker::run(self.clone(), dead, shutdown.child()));
+        tasks.spawn(turns::release::run(
+            self.clone(),
+            directory.clone(),
+            shutdown.child(),
+        ));
+        tasks.spawn(turns::sweep::run(self.clone(), shutdown.child()));
         let knows = (policy.clone(), directory.clone());
         tasks.spawn(observer::run(
             self.clone(),
@@ -198,10 +212,13 @@ impl Router {
             .filter(|delivery| delivery.ticket.is_live())
         {
             match intake::read(&delivery, context) {
-                Intake::Admit(admission) => entries.push(Entry {
-                    admission: *admission,
-                    ticket: delivery.ticket,
-                }),
+                Intake::Admit(mut admission) => {
+                    self.hold(&mut admission, context.now);
+                    entries.push(Entry {
+                        admission: *admission,
+                        ticket: delivery.ticket,
+                    });
+                }
                 Intake::Forward(routed) => {
                     forwards.push((delivery.ticket, vec![Publication::to_tier(&routed)]));
                 }
@@ -215,6 +232,14 @@ impl Router {
         self.finish(finished, shutdown).await;
         histogram!(ROUTER_SECONDS).record(begun.elapsed().as_secs_f64());
         asking
+    }
+
+    /// Holds a job that may not go to its tier yet.
+    fn hold(&self, admission: &mut Admission, now: DateTime<Utc>) {
+        if let (Course::Route(route), Some(request)) = (&mut admission.course, &admission.request) {
+            let head = &admission.head;
+            route.hold = self.holding.judge(route.tier, head, request, now);
+        }
     }
 
     /// Looks up questions and admits their jobs: beside the batches, since embedding takes a while.
@@ -293,12 +318,13 @@ impl Router {
 
     /// The messages that an admission's outcome calls for.
     fn messages(&self, entry: &Entry, outcome: Admitted, models: &Models) -> Vec<Publication> {
-        if outcome != Admitted::Routed {
-            return entry.messages(outcome);
-        }
-        if let Course::Route(route) = &entry.admission.course {
+        let is_new = matches!(outcome, Admitted::Routed | Admitted::Held);
+        if is_new && let Course::Route(route) = &entry.admission.course {
             counter!(ROUTED, "tier" => route.tier.as_str()).increment(1);
             histogram!(SCORE).record(route.decision.score);
+        }
+        if outcome != Admitted::Routed {
+            return entry.messages(outcome);
         }
         count("routed");
         let routed = intake::routed(&entry.admission);
@@ -310,7 +336,7 @@ impl Router {
 
     /// The message that brings a job to its tier: on the lane of the worker that holds its beginning, or
     /// for whoever has a place.
-    fn to_tier(&self, routed: &RoutedJob, models: &Models) -> Publication {
+    pub(super) fn to_tier(&self, routed: &RoutedJob, models: &Models) -> Publication {
         let tier = routed.tier;
         let lane = models.assignment(tier).filter(|_| self.config.lanes);
         let lane = lane.and_then(|assignment| {
@@ -385,6 +411,10 @@ impl Entry {
         match outcome {
             Admitted::Waiting => {
                 count("waiting");
+                Vec::new()
+            }
+            Admitted::Held => {
+                count("held");
                 Vec::new()
             }
             Admitted::Ended(record) => {

@@ -46,7 +46,7 @@ async fn look(
     shutdown: &Shutdown,
 ) -> Result<(), StoreFault> {
     let open = router.store.close_shadows().await?;
-    let Ok([_, large]) = observer::tier_loads(&router.broker, directory, &[]).await else {
+    let Ok([_, large]) = observer::tier_loads(router, directory, &[]).await else {
         // Whoever uses the broker in earnest tells what is wrong with it.
         return Ok(());
     };

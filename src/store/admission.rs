@@ -3,10 +3,13 @@
 use serde_json::Value;
 
 use super::{
+    hold::Hold,
     learning::RouteReason,
     semantic::{Likeness, LikenessVerdict, Lookup},
 };
-use crate::job::{CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier};
+use crate::job::{
+    CacheKey, Candidate, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier,
+};
 
 /// What the router thought of a job; kept with it for analysis and learning.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,9 +54,21 @@ pub struct Route {
     pub pair: Option<Pair>,
     /// Set when the request allows that another question's answer serves it.
     pub lookup: Option<Box<Lookup>>,
+    /// Set when the job, should a model run for it, is to be held until its tenant's turn.
+    pub hold: Option<Hold>,
 }
 
 impl Route {
+    /// The near question whose answer the job's model is to be asked about.
+    pub fn candidate(&self) -> Option<Candidate> {
+        let nearest = self.lookup.as_deref()?.nearest.as_ref()?;
+        (nearest.verdict == LikenessVerdict::Candidate).then(|| Candidate {
+            entry: nearest.entry,
+            question: nearest.question.clone(),
+            cosine: nearest.cosine,
+        })
+    }
+
     /// The near question whose answer is to be given, if it is there still.
     pub(super) fn hit(&self) -> Option<&Likeness> {
         let nearest = self.lookup.as_deref()?.nearest.as_ref()?;
@@ -70,6 +85,8 @@ impl Route {
 pub enum Course {
     /// Known to the ledger, not yet routed (HTTP producers).
     Queue,
+    /// Held until its time comes; then it is published to the router again.
+    Schedule(Hold),
     /// Routed, answered from the cache, or joined to an identical job.
     Route(Route),
     /// Terminal at once: [`JobState::Rejected`] or [`JobState::Expired`].
@@ -102,6 +119,8 @@ pub enum Admitted {
     /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
     /// now leads: its answer will fill the cache.
     Routed,
+    /// Written, and held: it is published when it is released.
+    Held,
     /// An identical job is in flight; its settlement will settle this one. Repeating such a job
     /// comes to the same.
     Waiting,

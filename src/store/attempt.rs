@@ -69,10 +69,16 @@ pub enum Verdict {
     /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
     /// claim with spent attempts does.
     Spent(Reason),
-    /// The job ends as expired.
-    Expired(Reason),
+    /// The job ends as expired; what the attempt had written, if anything, stays with it.
+    Expired(Reason, Option<Box<Answer>>),
+    /// The job had been taken back, and its attempt is over; what it had written stays with it. This
+    /// never changes the job, so it settles as [`Settled::Fenced`].
+    Cancelled(Reason, Option<Box<Answer>>),
     /// The job goes back to routed and will be tried again.
     Retry(Reason),
+    /// The job goes back to routed and will be tried again, apart from others: this attempt does not
+    /// count, since a neighbour may have brought it down.
+    Apart(Reason),
     /// The job goes back to routed on another tier; an answer, if any, stays with the attempt. Should
     /// the job end without another one, that answer becomes its result.
     Escalate {
@@ -85,6 +91,18 @@ pub enum Verdict {
     },
     /// The worker stops: the job goes back to routed and the attempt does not count.
     Returned,
+}
+
+impl Verdict {
+    /// What closes the attempt where its job was taken back, or another attempt has it; what it wrote
+    /// stays with it.
+    pub fn withdrawn(written: Option<&Answer>) -> Self {
+        let reason = Reason::new(
+            "withdrawn",
+            "the job was taken back, or another attempt has it",
+        );
+        Self::Cancelled(reason, written.cloned().map(Box::new))
+    }
 }
 
 /// Another question's answer that serves, as the model that was asked says.
@@ -203,7 +221,8 @@ pub struct AttemptRecord {
     pub revision: String,
     /// The worker that ran it.
     pub worker: String,
-    /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned` or `lost`.
+    /// `running`, `succeeded`, `failed`, `expired`, `retried`, `escalated`, `returned`, `lost` or
+    /// `cancelled`.
     pub outcome: String,
     /// Why it did not succeed.
     pub reason: Option<Reason>,
@@ -215,7 +234,7 @@ pub struct AttemptRecord {
     pub confidence: Option<f32>,
     /// What its answer's tokens tell, where the engine gives log-probabilities.
     pub signals: Option<Signals>,
-    /// Its answer, where that was escalated and so is not the job's.
+    /// What it wrote, where that is not the job's answer: it was escalated, or stopped before its end.
     pub answer: Option<String>,
     /// When it was claimed.
     pub claimed_at: DateTime<Utc>,

@@ -1,6 +1,7 @@
 //! Messages that were given up, and what people do with them.
 
 use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::job::{JobId, Reason, Tenant};
@@ -22,6 +23,20 @@ pub struct DeadLetter {
     pub body: Vec<u8>,
     /// When it died.
     pub died_at: DateTime<Utc>,
+}
+
+impl DeadLetter {
+    /// The letter without its body, as the HTTP interface and the command line show it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "job": self.job,
+            "tenant": self.tenant,
+            "queue": self.queue,
+            "reason": self.reason,
+            "died_at": self.died_at,
+        })
+    }
 }
 
 /// Which dead letters to list, redrive or discard.

@@ -73,12 +73,23 @@ impl<'a> Effect<'a> {
                 bury: true,
                 ..bare(JobState::Failed, "failed")
             },
-            Verdict::Expired(reason) => Self {
+            Verdict::Expired(reason, partial) => Self {
                 reason: Some(reason),
+                generated: partial.as_deref(),
                 ..bare(JobState::Expired, "expired")
+            },
+            Verdict::Cancelled(reason, partial) => Self {
+                reason: Some(reason),
+                generated: partial.as_deref(),
+                ..bare(JobState::Cancelled, "cancelled")
             },
             Verdict::Retry(reason) => Self {
                 reason: Some(reason),
+                ..bare(JobState::Routed, "retried")
+            },
+            Verdict::Apart(reason) => Self {
+                reason: Some(reason),
+                is_returned: true,
                 ..bare(JobState::Routed, "retried")
             },
             Verdict::Escalate { to, reason, answer } => Self {

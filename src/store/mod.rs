@@ -11,6 +11,8 @@ mod cache;
 mod dead_letter;
 mod effect;
 mod fault;
+mod hold;
+mod keys;
 mod learning;
 pub mod postgres;
 mod row;
@@ -42,6 +44,10 @@ pub use attempt::{
 };
 pub use cache::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep};
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
+pub use hold::{
+    CancelFilter, HeldJob, Hold, HoldQueue, Released, SweepRules, Swept, TenantLoad, TenantTerms,
+};
+pub use keys::{ApiKey, KeyDigest, Scope, Scopes, new_key};
 pub use learning::{
     DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, StoredWeights, TierCost,
 };
@@ -144,6 +150,8 @@ macro_rules! measured {
 }
 
 mod cache_calls;
+mod delivery_calls;
+mod key_calls;
 mod learning_calls;
 mod semantic_calls;
 

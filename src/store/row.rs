@@ -77,6 +77,8 @@ pub(super) struct Row {
     pub correlation_id: Option<String>,
     pub priority: i16,
     pub deadline: Option<DateTime<Utc>>,
+    pub not_before: Option<DateTime<Utc>>,
+    pub attempts_max: Option<i32>,
     pub submitted_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
@@ -254,6 +256,10 @@ impl Row {
             custom_id: self.custom_id.clone(),
             batch: self.batch.clone(),
             deadline: self.deadline,
+            not_before: self.not_before,
+            attempts_max: self
+                .attempts_max
+                .and_then(|count| u32::try_from(count).ok()),
             reply_to: self.reply_to(),
             priority: Priority::from_amqp(u8::try_from(self.priority).unwrap_or(0)),
             redrive_of: self.redrive_of.map(JobId),

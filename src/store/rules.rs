@@ -6,8 +6,8 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
-    Admission, Admitted, Claimant, Course, DeadLetter, Likeness, LikenessVerdict, Lookup, Route,
-    row::Row,
+    Admission, Admitted, Claimant, Course, DeadLetter, Hold, HoldQueue, Likeness, LikenessVerdict,
+    Lookup, Route, hold::Extras, row::Row,
 };
 use crate::job::{
     Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
@@ -101,6 +101,7 @@ pub(super) struct LookedUp<'a> {
 #[derive(Clone, Debug)]
 pub(super) enum Fate<'a> {
     Queued,
+    Scheduled(&'a Hold),
     Routed(&'a Route),
     Waiting(&'a Route),
     Hit(&'a Route, Hit),
@@ -121,6 +122,7 @@ impl<'a> NewJob<'a> {
     pub(super) fn of(admission: &'a Admission, entry: Option<&Entry>) -> Self {
         let fate = match &admission.course {
             Course::Queue => Fate::Queued,
+            Course::Schedule(hold) => Fate::Scheduled(hold),
             Course::End { state, reason } => Fate::Ended(*state, reason),
             Course::Route(route) => match entry {
                 Some(Entry::Ready(hit)) => Fate::Hit(route, hit.clone()),
@@ -138,7 +140,7 @@ impl<'a> NewJob<'a> {
 
     pub(super) fn state(&self) -> JobState {
         match self.fate {
-            Fate::Queued => JobState::Queued,
+            Fate::Queued | Fate::Scheduled(_) => JobState::Queued,
             Fate::Routed(_) | Fate::Waiting(_) => JobState::Routed,
             Fate::Hit(..) => JobState::Succeeded,
             Fate::Ended(state, _) => state,
@@ -148,8 +150,28 @@ impl<'a> NewJob<'a> {
     pub(super) fn route(&self) -> Option<&'a Route> {
         match self.fate {
             Fate::Routed(route) | Fate::Waiting(route) | Fate::Hit(route, _) => Some(route),
-            Fate::Queued | Fate::Ended(..) => None,
+            Fate::Queued | Fate::Scheduled(_) | Fate::Ended(..) => None,
         }
+    }
+
+    /// How the job is held, if it is.
+    pub(super) fn hold(&self) -> Option<(HoldQueue, &'a Hold)> {
+        match self.fate {
+            Fate::Scheduled(hold) => Some((HoldQueue::In, hold)),
+            Fate::Routed(route) => Some((HoldQueue::Tier(route.tier), route.hold.as_ref()?)),
+            _ => None,
+        }
+    }
+
+    /// What its message will carry beside the job, as JSON; `None` when that is nothing.
+    pub(super) fn extras(&self) -> Option<String> {
+        let route = self.route()?;
+        let extras = Extras {
+            pair: route.pair.clone(),
+            candidate: route.candidate(),
+        };
+        (extras != Extras::default())
+            .then(|| serde_json::to_string(&extras).expect("texts and numbers are JSON"))
     }
 
     /// The producer's tags as JSON; `None` when there are none.
@@ -233,6 +255,8 @@ impl<'a> NewJob<'a> {
     pub(super) fn admitted(&self, now: DateTime<Utc>) -> Admitted {
         match self.fate {
             Fate::Queued => Admitted::Queued,
+            Fate::Scheduled(_) => Admitted::Held,
+            Fate::Routed(route) if route.hold.is_some() => Admitted::Held,
             Fate::Routed(_) => Admitted::Routed,
             Fate::Waiting(_) => Admitted::Waiting,
             Fate::Hit(..) | Fate::Ended(..) => Admitted::Ended(Box::new(self.record(now))),
@@ -372,7 +396,12 @@ pub(super) fn claim_step(
         };
     }
     let counted = row.attempts - row.attempts_returned;
-    if i64::from(counted) >= i64::from(claimant.attempts_max) {
+    let allowed = row
+        .attempts_max
+        .map_or(i64::from(claimant.attempts_max), |asked| {
+            i64::from(asked).min(claimant.attempts_max.into())
+        });
+    if i64::from(counted) >= allowed {
         return ClaimStep::End {
             state: JobState::Failed,
             reason: Reason::new(
@@ -386,8 +415,30 @@ pub(super) fn claim_step(
     ClaimStep::Run {
         attempt: row.attempts + 1,
         lost,
-        last: i64::from(counted) + 1 >= i64::from(claimant.attempts_max),
+        last: i64::from(counted) + 1 >= allowed,
     }
+}
+
+/// How long ended jobs are looked back at for attempts that nobody closed.
+pub(super) const SWEPT_BACK: TimeDelta = TimeDelta::days(1);
+/// How long the worker of a job that was taken back gets to close its attempt.
+pub(super) const ATTEMPT_LOST_AFTER: TimeDelta = TimeDelta::minutes(5);
+
+/// Why a job that was taken back has no answer.
+pub(super) fn cancelled() -> Reason {
+    Reason::new(
+        "cancelled",
+        "the job was taken back before it had an answer",
+    )
+}
+
+/// Why a job whose deadline has passed has no answer.
+pub(super) fn overdue(row: &Row) -> Reason {
+    let at = row.deadline.map(|at| format!(" {at}")).unwrap_or_default();
+    Reason::new(
+        "deadline_passed",
+        format!("the deadline{at} passed before the job had an answer"),
+    )
 }
 
 /// The dead letter of a job whose attempts are spent; it carries the job itself, ready to be redriven.

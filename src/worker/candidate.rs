@@ -87,6 +87,7 @@ impl Checker {
                 tenant: job.head.tenant.clone(),
                 priority: job.head.priority,
                 deadline: job.head.deadline,
+                ..Terms::default()
             },
         };
         let generation = self.engine.generate(request).await.ok()?;

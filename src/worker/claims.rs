@@ -4,6 +4,7 @@ use chrono::Utc;
 
 use crate::{
     broker::{Publication, outbox},
+    engine::Stop,
     job::{JobState, Tier},
     metrics::observe_end,
     shutdown::Shutdown,
@@ -73,6 +74,9 @@ impl Yard {
                         claimed_at,
                         routed,
                         ticket,
+                        stop: Stop::default(),
+                        stopped: None,
+                        is_alone: false,
                     };
                     if suspect {
                         self.suspects.push_back(running)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    engine::{Engine, EngineFault, Generate, Generation, Terms, candle::Embedder},
+    engine::{Engine, EngineFault, Generate, Generation, Stop, Terms, candle::Embedder},
     job::{ContextMode, ContextSavings, Job},
     prompt::{self, prune::Similarity},
     store::Reused,
@@ -37,6 +37,7 @@ pub(super) fn generate(
     engine: &Arc<dyn Engine>,
     embedder: Option<&Arc<Embedder>>,
     job: &Job,
+    stop: Stop,
 ) -> BoxFuture<'static, Generated> {
     let request = Generate {
         messages: job.request.messages.clone(),
@@ -47,6 +48,7 @@ pub(super) fn generate(
             tenant: job.head.tenant.clone(),
             priority: job.head.priority,
             deadline: job.head.deadline,
+            stop,
         },
     };
     let mode = job.request.options.context;

@@ -16,6 +16,7 @@ mod order;
 mod run;
 mod settle;
 mod verdict;
+mod watch;
 mod yard;
 
 pub use run::{Worker, WorkerFault};

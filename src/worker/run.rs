@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    broker::{Broker, BrokerFault, Queue},
+    broker::{Broker, BrokerFault, Consumer, Queue},
     config::{CacheConfig, WorkerConfig},
     engine::{Engine, candle::Embedder},
     job::{ServedModel, Tier},
@@ -127,11 +127,7 @@ impl Worker {
     /// When it cannot start consuming; interruptions later are waited out.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerFault> {
         self.announce().await?;
-        // A consumer's unacknowledged messages are those that run, plus as many again in wait.
-        let batch_max = self.engine.info().batch_max;
-        let prefetch = u16::try_from(batch_max * 2).unwrap_or(u16::MAX).max(2);
-        let queue = Queue::Tier(self.claimant.tier);
-        let consumer = self.broker.consume(&[queue], prefetch).await?;
+        let consumer = self.consume().await?;
         let settler = Settler {
             broker: self.broker.clone(),
             store: self.store.clone(),
@@ -140,5 +136,14 @@ impl Worker {
         };
         Yard::new(self, settler).run(consumer, shutdown).await;
         Ok(())
+    }
+
+    /// Begins to take the tier's jobs.
+    pub(super) async fn consume(&self) -> Result<Consumer, BrokerFault> {
+        // A consumer's unacknowledged messages are those that run, plus as many again in wait.
+        let batch_max = self.engine.info().batch_max;
+        let prefetch = u16::try_from(batch_max * 2).unwrap_or(u16::MAX).max(2);
+        let queue = Queue::Tier(self.claimant.tier);
+        self.broker.consume(&[queue], prefetch).await
     }
 }

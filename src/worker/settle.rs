@@ -82,6 +82,10 @@ impl Settler {
         let mut put_back = vec![false; part.len()];
         for (at, (one, outcome)) in part.iter().zip(outcomes).enumerate() {
             let out = match outcome {
+                Settled::Fenced if matches!(one.settlement.verdict, Verdict::Cancelled(..)) => {
+                    self.count_attempt("cancelled");
+                    Vec::new()
+                }
                 Settled::Fenced => {
                     self.count_attempt("fenced");
                     // Put back, the message finds the committed state: a reply or a next attempt
@@ -164,8 +168,9 @@ impl Settler {
             Verdict::Succeeded(_) => "succeeded",
             Verdict::Reused(_) => "reused",
             Verdict::Failed(_) | Verdict::Spent(_) => "failed",
-            Verdict::Expired(_) => "expired",
-            Verdict::Retry(_) => "retried",
+            Verdict::Expired(..) => "expired",
+            Verdict::Cancelled(..) => "cancelled",
+            Verdict::Retry(_) | Verdict::Apart(_) => "retried",
             Verdict::Escalate { .. } => "escalated",
             Verdict::Returned => "returned",
         });

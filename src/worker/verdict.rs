@@ -12,7 +12,7 @@ use crate::{
 pub enum Next {
     /// The job is terminal: reply and acknowledge.
     Done,
-    /// Publish the job to another tier, then acknowledge.
+    /// Publish the job to a tier, another one or its own again, then acknowledge.
     Tier(Tier),
     /// Publish the job to a delay queue, then acknowledge.
     Rest(Delay),
@@ -20,12 +20,29 @@ pub enum Next {
     PutBack,
 }
 
-/// Judges an attempt. `last` says that no attempt is left after this one; `doubt` is why an answer
-/// is not sure enough to be the job's, which counts where the large model may take over.
+/// How an attempt was run.
+#[derive(Clone, Copy, Debug)]
+pub struct AttemptTerms {
+    /// Its number, counted from 1.
+    pub attempt: u32,
+    /// No attempt is left after it.
+    pub last: bool,
+    /// It shared its steps with others, so a crash may be theirs.
+    pub company: bool,
+}
+
+/// Judges an attempt; `doubt` is why an answer is not sure enough to be the job's, which counts where the
+/// large model may take over.
+///
+/// Faults are of three kinds. Never again: the request is at fault. Later: the engine or its server is, and
+/// the job rests. At once: a neighbour may be, and the job, uncounted, goes on to run by itself.
 pub fn judge(
     routed: &RoutedJob,
-    attempt: u32,
-    last: bool,
+    AttemptTerms {
+        attempt,
+        last,
+        company,
+    }: AttemptTerms,
     outcome: Result<Generation, EngineFault>,
     doubt: Option<Reason>,
 ) -> (Verdict, Next) {
@@ -41,7 +58,7 @@ pub fn judge(
     };
     let message = fault.to_string();
     let (code, retry_after_ms) = match fault {
-        EngineFault::Closed => return (Verdict::Returned, Next::PutBack),
+        EngineFault::Closed | EngineFault::Stopped => return (Verdict::Returned, Next::PutBack),
         EngineFault::ContextTooLong { .. } => {
             let reason = Reason::new("context_length_exceeded", message);
             if may_escalate(routed) {
@@ -59,6 +76,9 @@ pub fn judge(
         EngineFault::Crashed(_) => ("engine_crashed", None),
     };
     let reason = Reason::new(code, message);
+    if company && code == "engine_crashed" {
+        return (Verdict::Apart(reason), Next::Tier(routed.tier));
+    }
     if last {
         (Verdict::Spent(reason), Next::Done)
     } else {
@@ -112,6 +132,8 @@ mod tests {
             custom_id: None,
             batch: None,
             deadline: None,
+            not_before: None,
+            attempts_max: None,
             reply_to: None,
             priority: Default::default(),
             redrive_of: None,
@@ -127,6 +149,14 @@ mod tests {
         }
     }
 
+    fn terms(attempt: u32, last: bool) -> AttemptTerms {
+        AttemptTerms {
+            attempt,
+            last,
+            company: false,
+        }
+    }
+
     fn too_long() -> EngineFault {
         EngineFault::ContextTooLong {
             model: "m".into(),
@@ -139,7 +169,7 @@ mod tests {
     fn a_long_prompt_escalates_once_and_only_if_the_router_chose_small() {
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
         assert_eq!(
-            judge(&auto, 1, false, Err(too_long()), None).1,
+            judge(&auto, terms(1, false), Err(too_long()), None).1,
             Next::Tier(Tier::Large)
         );
         for refused in [
@@ -150,7 +180,7 @@ mod tests {
                 Tier::Small,
             ),
         ] {
-            let (verdict, next) = judge(&refused, 1, false, Err(too_long()), None);
+            let (verdict, next) = judge(&refused, terms(1, false), Err(too_long()), None);
             assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
             assert_eq!(next, Next::Done);
         }
@@ -179,7 +209,7 @@ mod tests {
     fn a_doubtful_answer_escalates_where_the_large_model_may_take_over() {
         let doubt = || Some(Reason::new("low_confidence", "the answer is not sure"));
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let (verdict, next) = judge(&auto, 1, false, Ok(generation()), doubt());
+        let (verdict, next) = judge(&auto, terms(1, false), Ok(generation()), doubt());
         assert_eq!(next, Next::Tier(Tier::Large));
         assert!(
             matches!(&verdict, Verdict::Escalate { answer: Some(kept), reason, .. }
@@ -205,7 +235,7 @@ mod tests {
             ),
         ];
         for (job, last, doubt) in keeps {
-            let (verdict, next) = judge(job, 1, last, Ok(generation()), doubt);
+            let (verdict, next) = judge(job, terms(1, last), Ok(generation()), doubt);
             assert_eq!(
                 (verdict, next),
                 (Verdict::Succeeded(generation().answer), Next::Done)
@@ -218,7 +248,7 @@ mod tests {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
         let crash = || Err(EngineFault::Crashed("out of memory".into()));
         let delays: Vec<_> = (1..=3)
-            .map(|attempt| judge(&job, attempt, false, crash(), None).1)
+            .map(|attempt| judge(&job, terms(attempt, false), crash(), None).1)
             .collect();
         assert_eq!(
             delays,
@@ -228,7 +258,7 @@ mod tests {
                 Next::Rest(Delay::S60)
             ]
         );
-        let (verdict, next) = judge(&job, 4, true, crash(), None);
+        let (verdict, next) = judge(&job, terms(4, true), crash(), None);
         assert!(matches!(verdict, Verdict::Spent(_)));
         assert_eq!(next, Next::Done);
         let throttled = EngineFault::Unavailable {
@@ -236,15 +266,36 @@ mod tests {
             retry_after_ms: Some(7_000),
         };
         assert_eq!(
-            judge(&job, 1, false, Err(throttled), None).1,
+            judge(&job, terms(1, false), Err(throttled), None).1,
             Next::Rest(Delay::S10)
         );
     }
 
     #[test]
+    fn a_crash_in_company_counts_against_nobody() {
+        let job = routed(r#"{"prompt":"a"}"#, Tier::Large);
+        for last in [false, true] {
+            let beside = AttemptTerms {
+                company: true,
+                ..terms(1, last)
+            };
+            let crash = Err(EngineFault::Crashed("panic".into()));
+            let (verdict, next) = judge(&job, beside, crash, None);
+            assert!(matches!(verdict, Verdict::Apart(_)), "{verdict:?}");
+            assert_eq!(next, Next::Tier(Tier::Large), "at once");
+            let away = EngineFault::Unavailable {
+                message: "503".into(),
+                retry_after_ms: None,
+            };
+            let (verdict, _) = judge(&job, beside, Err(away), None);
+            assert_eq!(matches!(verdict, Verdict::Spent(_)), last, "counted");
+        }
+    }
+
+    #[test]
     fn a_closed_engine_puts_the_job_back_without_charge() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let closed = judge(&job, 1, true, Err(EngineFault::Closed), None);
+        let closed = judge(&job, terms(1, true), Err(EngineFault::Closed), None);
         assert_eq!(closed, (Verdict::Returned, Next::PutBack));
     }
 }

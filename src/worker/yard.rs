@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     broker::{Consumer, Delivery, Ticket},
     cache::cache_key,
-    engine::EngineFault,
+    engine::{EngineFault, Stop},
     job::{CacheKey, JobId, RoutedJob},
     metrics::RUNNING,
     routing::lanes::beginning,
@@ -33,7 +33,8 @@ use super::{
     order::{InTurn, Turn, take_together},
     run::Worker,
     settle::{Finished, Settler},
-    verdict::{Next, judge},
+    verdict::{AttemptTerms, Next, judge},
+    watch::{self, Stopped, WATCH_INTERVAL},
 };
 
 /// Heartbeats within one lease: a lease outlives two that are lost.
@@ -66,6 +67,12 @@ pub(super) struct Running {
     pub(super) claimed_at: DateTime<Utc>,
     pub(super) routed: RoutedJob,
     pub(super) ticket: Ticket,
+    /// Ends it early.
+    pub(super) stop: Stop,
+    /// Why it was, if it was.
+    pub(super) stopped: Option<Stopped>,
+    /// True for one that shares no step with others: a crash is its own doing.
+    pub(super) is_alone: bool,
 }
 
 type Outcome = (JobId, u32, Generated);
@@ -93,6 +100,10 @@ pub(super) struct Yard {
     own: Own,
     /// A look at the lanes that is under way.
     looking: Option<JoinHandle<Look>>,
+    /// A question to the ledger which running jobs were taken back.
+    watching: Option<JoinHandle<Vec<(JobId, u32)>>>,
+    /// True while nothing is consumed, since the engine could not serve it.
+    is_paused: bool,
     /// Ends the settlers' patience with a ledger that is away.
     pub(super) give_up: Shutdown,
     settling: TaskTracker,
@@ -112,6 +123,8 @@ impl Yard {
             alone: false,
             own: Own::default(),
             looking: None,
+            watching: None,
+            is_paused: false,
             waiting_max: batch_max,
             running_max: batch_max,
             give_up: Shutdown::new(),
@@ -122,12 +135,15 @@ impl Yard {
     }
 
     /// Works until told to stop, then drains.
-    pub(super) async fn run(mut self, mut consumer: Consumer, shutdown: Shutdown) {
+    pub(super) async fn run(mut self, consumer: Consumer, shutdown: Shutdown) {
+        let mut consumer = Some(consumer);
         let lease = self.worker.claimant.lease;
         let mut beats = interval(lease / BEATS_PER_LEASE);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watches = interval(WATCH_INTERVAL);
+        watches.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let is_shared = self.worker.broker.is_shared();
         loop {
             self.start_waiting(&shutdown).await;
@@ -135,7 +151,7 @@ impl Yard {
             let settle_at = self.settle_at;
             tokio::select! {
                 () = shutdown.requested() => break,
-                batch = consumer.next_batch(room.max(1), Duration::ZERO), if room > 0 => {
+                batch = next_of(&mut consumer, room.max(1)), if room > 0 => {
                     if batch.is_empty() {
                         break;
                     }
@@ -147,11 +163,72 @@ impl Yard {
                     self.commit();
                 }
                 _ = beats.tick() => self.beat(false).await,
-                _ = looks.tick(), if is_shared && self.looking.is_none() => self.look(),
-                look = ended(&mut self.looking) => self.adopt(look).await,
+                _ = looks.tick(), if is_shared && self.looking.is_none() && !self.is_paused => self.look(),
+                Some(look) = ended(&mut self.looking) => self.adopt(look).await,
+                _ = watches.tick() => {
+                    self.mind_engine(&mut consumer).await;
+                    self.watch();
+                }
+                Some(gone) = ended(&mut self.watching) => self.withdraw(&gone),
             }
         }
         self.drain(consumer, &mut beats).await;
+    }
+
+    /// Stops consuming while the engine could not serve anything, so that others take the jobs, and
+    /// begins again when it can.
+    async fn mind_engine(&mut self, consumer: &mut Option<Consumer>) {
+        let is_ready = self.worker.engine.is_ready();
+        if self.is_paused && is_ready {
+            match self.worker.consume().await {
+                Ok(open) => {
+                    tracing::info!("the engine is ready: jobs are taken again");
+                    *consumer = Some(open);
+                    self.is_paused = false;
+                }
+                Err(fault) => tracing::warn!(%fault, "cannot consume yet"),
+            }
+        } else if !self.is_paused && !is_ready {
+            tracing::warn!(
+                "the engine is not ready: no more jobs are taken, waiting ones are put back"
+            );
+            self.is_paused = true;
+            let lanes = std::mem::take(&mut self.own).consumer;
+            for open in [consumer.take(), lanes].into_iter().flatten() {
+                open.close().await;
+            }
+            let waiting = self
+                .waiting
+                .drain(..)
+                .map(|waiting| waiting.ticket)
+                .collect();
+            self.settler.requeue(waiting).await;
+        }
+    }
+
+    /// Stops what is late, and asks the ledger what was taken back.
+    fn watch(&mut self) {
+        let now = Utc::now();
+        self.running
+            .values_mut()
+            .for_each(|running| watch::stop_late(running, now));
+        if self.watching.is_none() && !self.running.is_empty() {
+            let running = self.running.iter();
+            let attempts = running
+                .map(|(id, running)| (*id, running.attempt))
+                .collect();
+            self.watching = Some(watch::ask(self.worker.store.clone(), attempts));
+        }
+    }
+
+    fn withdraw(&mut self, gone: &[(JobId, u32)]) {
+        for (id, attempt) in gone {
+            if let Some(running) = self.running.get_mut(id)
+                && running.attempt == *attempt
+            {
+                watch::withdraw(running);
+            }
+        }
     }
 
     /// Looks at the lanes, beside the loop.
@@ -171,8 +248,7 @@ impl Yard {
     }
 
     /// Takes over what a look led to.
-    async fn adopt(&mut self, look: Option<Look>) {
-        let Some(look) = look else { return };
+    async fn adopt(&mut self, look: Look) {
         if let Some(own) = look.own {
             let before = std::mem::replace(&mut self.own, own);
             if let Some(consumer) = before.consumer {
@@ -240,12 +316,13 @@ impl Yard {
 
     /// Claims waiting jobs for the free places of the batch and hands them to the engine.
     async fn start_waiting(&mut self, shutdown: &Shutdown) {
-        while !self.alone && !shutdown.is_requested() {
+        while !self.alone && !self.is_paused && !shutdown.is_requested() {
             if !self.suspects.is_empty() {
                 if self.running.is_empty()
-                    && let Some(suspect) = self.suspects.pop_front()
+                    && let Some(mut suspect) = self.suspects.pop_front()
                 {
                     self.alone = true;
+                    suspect.is_alone = true;
                     self.start(suspect);
                 }
                 return;
@@ -267,7 +344,7 @@ impl Yard {
 
     pub(super) fn start(&mut self, running: Running) {
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
-        let generation = self.generation(&running.routed);
+        let generation = self.generation(&running.routed, running.stop.clone());
         self.attempts
             .push(Box::pin(async move { (id, attempt, generation.await) }));
         self.running.insert(id, running);
@@ -275,10 +352,10 @@ impl Yard {
     }
 
     /// The job's answer: a near question's, where the model says that it serves, else its own.
-    fn generation(&self, routed: &RoutedJob) -> BoxFuture<'static, Generated> {
+    fn generation(&self, routed: &RoutedJob, stop: Stop) -> BoxFuture<'static, Generated> {
         let (engine, embedder) = (self.worker.engine.clone(), self.worker.embedder.clone());
         let Some(candidate) = routed.candidate.clone() else {
-            return context::generate(&engine, embedder.as_ref(), &routed.job);
+            return context::generate(&engine, embedder.as_ref(), &routed.job, stop);
         };
         let checker = Checker {
             store: self.worker.store.clone(),
@@ -289,7 +366,7 @@ impl Yard {
         Box::pin(async move {
             match checker.ask(&job, &candidate).await {
                 Some(generated) => generated,
-                None => context::generate(&engine, embedder.as_ref(), &job).await,
+                None => context::generate(&engine, embedder.as_ref(), &job, stop).await,
             }
         })
     }
@@ -343,9 +420,22 @@ impl Yard {
         let doubt =
             doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
         let is_reused = reused.is_some();
-        let (verdict, next) = match reused {
-            Some(reused) => (Verdict::Reused(reused), Next::Done),
-            None => judge(&running.routed, attempt, running.last, outcome, doubt),
+        let judge = |outcome| {
+            let company = !running.is_alone && self.running_max > 1;
+            let terms = AttemptTerms {
+                attempt,
+                last: running.last,
+                company,
+            };
+            judge(&running.routed, terms, outcome, doubt.clone())
+        };
+        let (verdict, next) = match (reused, running.stopped) {
+            (Some(reused), _) => (Verdict::Reused(reused), Next::Done),
+            (None, None) => judge(outcome),
+            (None, Some(_)) if matches!(outcome, Err(EngineFault::Closed)) => judge(outcome),
+            (None, Some(stopped)) => {
+                watch::judge_stopped(stopped, outcome.ok()).unwrap_or_else(|whole| judge(Ok(whole)))
+            }
         };
         let own_key = self.own_key(&running.routed);
         let is_own = running.routed.cache_key == own_key;
@@ -366,7 +456,7 @@ impl Yard {
             confidence,
             signals,
         };
-        if let Next::Tier(tier) = next {
+        if let (Next::Tier(tier), Verdict::Escalate { .. }) = (next, &settlement.verdict) {
             running.routed = running.routed.moved(tier, keeps_lead);
         }
         Finished {
@@ -415,10 +505,13 @@ impl Yard {
     }
 
     /// Returns what was not started, lets what runs finish, and puts the rest back uncharged.
-    async fn drain(mut self, consumer: Consumer, beats: &mut tokio::time::Interval) {
-        consumer.close().await;
-        if let Some(looking) = self.looking.take() {
-            let look = looking.await.ok();
+    async fn drain(mut self, consumer: Option<Consumer>, beats: &mut tokio::time::Interval) {
+        if let Some(consumer) = consumer {
+            consumer.close().await;
+        }
+        if let Some(looking) = self.looking.take()
+            && let Ok(look) = looking.await
+        {
             self.adopt(look).await;
         }
         if let Some(consumer) = self.own.consumer.take() {
@@ -473,13 +566,14 @@ async fn next_of(consumer: &mut Option<Consumer>, max: usize) -> Vec<Delivery> {
     batch
 }
 
-/// What a look that is under way led to; never, without one.
-async fn ended(looking: &mut Option<JoinHandle<Look>>) -> Option<Look> {
-    let Some(task) = looking else {
+/// What a task that is under way led to; never, without one.
+async fn ended<T>(under_way: &mut Option<JoinHandle<T>>) -> Option<T> {
+    let Some(task) = under_way else {
         return std::future::pending().await;
     };
-    let look = task.await;
-    *looking = None;
-    look.inspect_err(|fault| tracing::error!(%fault, "a look at the lanes crashed"))
+    let outcome = task.await;
+    *under_way = None;
+    outcome
+        .inspect_err(|fault| tracing::error!(%fault, "a look beside the loop crashed"))
         .ok()
 }

@@ -15,6 +15,8 @@ pub async fn an_envelope_arrives_as_it_left(fleet: &Fleet) {
     let broker = fleet.connect().await;
     let seconds = Utc::now().timestamp();
     let full = Envelope {
+        // It is for retry queues, and no word to whoever takes the message.
+        rest_ms: None,
         message_id: Some("key-1".to_owned()),
         correlation_id: Some("corrélation".to_owned()),
         reply_to: Some("reply.queue".to_owned()),

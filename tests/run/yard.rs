@@ -113,6 +113,25 @@ impl Yard {
         query(&self.path("promptyard.db"), statement)
     }
 
+    /// Changes the ledger behind the fleet's back.
+    pub fn execute(&self, statements: &'static str) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let ledger = self.path("promptyard.db");
+        runtime.block_on(async {
+            let options = SqliteConnectOptions::new()
+                .filename(ledger)
+                .busy_timeout(PATIENCE);
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql(statements)
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        });
+    }
+
     /// A single number.
     pub fn number(&self, statement: &'static str) -> i64 {
         let column = self.column(statement);

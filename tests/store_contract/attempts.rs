@@ -229,7 +229,7 @@ contract! {
     async fn faults_end_jobs(store: Store) {
         for (verdict, state) in [
             (Verdict::Failed(reason("unservable")), JobState::Failed),
-            (Verdict::Expired(reason("deadline_passed")), JobState::Expired),
+            (Verdict::Expired(reason("deadline_passed"), None), JobState::Expired),
         ] {
             let job = plain(head());
             admit_one(&store, job.clone()).await;

@@ -150,7 +150,7 @@ contract! {
         for verdict in [
             Verdict::Failed(reason("unservable")),
             Verdict::Spent(reason("engine_crashed")),
-            Verdict::Expired(reason("deadline_passed")),
+            Verdict::Expired(reason("deadline_passed"), None),
         ] {
             let head = head();
             let id = head.id;

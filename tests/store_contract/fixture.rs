@@ -108,6 +108,8 @@ pub fn head() -> JobHead {
         custom_id: None,
         batch: None,
         deadline: None,
+        not_before: None,
+        attempts_max: None,
         reply_to: None,
         priority: Priority::Normal,
         redrive_of: None,
@@ -146,6 +148,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
         cache_key,
         pair: None,
         lookup: None,
+        hold: None,
     })
 }
 

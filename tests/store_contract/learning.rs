@@ -49,6 +49,7 @@ fn decided(head: JobHead, decision: Decision) -> Admission {
         cache_key: None,
         pair: None,
         lookup: None,
+        hold: None,
     });
     Admission {
         request: Some(tagged("p")),
@@ -80,6 +81,7 @@ fn copy_of(first: JobId) -> Admission {
         cache_key: None,
         pair: None,
         lookup: None,
+        hold: None,
     });
     admission(head(), "p", course)
 }

@@ -5,6 +5,7 @@ mod admission;
 mod analysis;
 mod attempts;
 mod concurrency;
+mod delivery;
 mod escalation;
 mod fixture;
 mod learning;

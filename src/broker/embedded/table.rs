@@ -51,7 +51,13 @@ impl Table {
     ) -> sqlx::Result<()> {
         let envelope = message.envelope;
         let available_at = match queue {
-            Queue::Retry(delay) => Some(now.timestamp_millis() + delay.as_millis() as i64),
+            Queue::Retry(delay) => {
+                let most_ms = delay.as_millis();
+                let rest_ms = envelope
+                    .rest_ms
+                    .map_or(most_ms, |rest_ms| rest_ms.min(most_ms));
+                Some(now.timestamp_millis() + rest_ms as i64)
+            }
             _ => None,
         };
         sqlx::query(
@@ -301,6 +307,7 @@ fn read(row: &SqliteRow) -> sqlx::Result<Row> {
             priority: Priority::from_amqp(u8::try_from(priority).unwrap_or(u8::MAX)),
             expires_at: instant("expires_at")?,
             timestamp: instant("timestamp")?,
+            rest_ms: None,
             headers,
         },
         body: row.try_get("body")?,

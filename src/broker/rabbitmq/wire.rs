@@ -53,6 +53,9 @@ pub(super) fn properties(envelope: &Envelope, queue: Option<Queue>) -> Option<Ba
     if let Some(timestamp) = envelope.timestamp {
         properties = properties.with_timestamp(timestamp.timestamp().max(0).cast_unsigned());
     }
+    if let (Some(rest_ms), Some(Queue::Retry(_))) = (envelope.rest_ms, queue) {
+        properties = properties.with_expiration(rest_ms.to_string().into());
+    }
     if let Some(expires_at) = envelope.expires_at {
         let at = expires_at.timestamp_millis();
         let value = AMQPValue::LongString(at.to_string().into());

@@ -36,6 +36,7 @@ use std::{
         mpsc::{SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -47,6 +48,7 @@ use tokio::{
 use super::{
     Engine, EngineFault, EngineInfo, Generate, Generation,
     admission::{WAITING_PER_RUNNING, queue_full},
+    pulse::Pulse,
 };
 use crate::{
     batching::Limits,
@@ -82,6 +84,7 @@ pub struct CandleEngine {
     requests: SyncSender<Ticket>,
     /// For requests on their way to the thread.
     places: Arc<Semaphore>,
+    pulse: Arc<Pulse>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -150,13 +153,14 @@ impl CandleEngine {
         let grammars = Arc::new(Grammars::new(words, eos, vocabulary));
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
+        let pulse = Arc::new(Pulse::new());
         let runner = Runner::new(
             opened.model,
             language.clone(),
             info.clone(),
             tier,
             terms,
-            receiver,
+            (receiver, pulse.clone()),
         );
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
@@ -169,6 +173,7 @@ impl CandleEngine {
             vocabulary,
             requests,
             places: Arc::new(Semaphore::new(waiting_max)),
+            pulse,
             thread,
         })
     }
@@ -307,5 +312,12 @@ impl Engine for CandleEngine {
 
     fn is_ready(&self) -> bool {
         !self.thread.is_finished()
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        if self.thread.is_finished() {
+            return Some(Duration::MAX);
+        }
+        self.pulse.step()
     }
 }

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     batching::{BLOCK_TOKENS, Limits, Plan, PrefixHash, Refusal, Request, Scheduler, SequenceId},
     config::PrefixSharing,
-    engine::{EngineFault, EngineInfo, Generate, Terms, admission::queue_full},
-    job::Tier,
+    engine::{EngineFault, EngineInfo, Generate, Terms, admission::queue_full, pulse::Pulse},
+    job::{FinishReason, Tier},
     metrics::{
         ENGINE_STEPS, ENGINE_WAITING, KV_BLOCKS_USED, PREEMPTED, STEP_SECONDS, STEP_SEQUENCES,
         STEP_TOKENS,
@@ -86,6 +86,7 @@ pub(super) struct Runner<M> {
     kv_tokens_max: usize,
     sharing: PrefixSharing,
     requests: Receiver<Ticket>,
+    pulse: Arc<Pulse>,
     scheduler: Scheduler,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
@@ -100,7 +101,7 @@ impl<M: Forward> Runner<M> {
         info: EngineInfo,
         tier: Tier,
         (limits, sharing): (Limits, PrefixSharing),
-        requests: Receiver<Ticket>,
+        (requests, pulse): (Receiver<Ticket>, Arc<Pulse>),
     ) -> Self {
         let kv_tokens_max = limits.kv_blocks * BLOCK_TOKENS;
         Self {
@@ -112,6 +113,7 @@ impl<M: Forward> Runner<M> {
             kv_tokens_max,
             sharing,
             requests,
+            pulse,
             scheduler: Scheduler::new(limits),
             sequences: BTreeMap::new(),
             next_id: 0,
@@ -122,7 +124,9 @@ impl<M: Forward> Runner<M> {
     /// Runs until the engine is closed.
     pub(super) fn run(mut self) {
         while self.receive() {
+            self.pulse.begin();
             let step = catch_unwind(AssertUnwindSafe(|| self.step()));
+            self.pulse.end();
             let fault = match step {
                 Ok(Ok(())) => continue,
                 Ok(Err(fault)) => fault,
@@ -250,6 +254,7 @@ impl<M: Forward> Runner<M> {
     /// Plans and computes one step and hands out the answers that it finishes.
     fn step(&mut self) -> Result<(), String> {
         self.drop_unwanted();
+        self.end_stopped();
         let began = Instant::now();
         let plan = self.scheduler.plan(self.began.elapsed());
         self.report(&plan);
@@ -343,6 +348,21 @@ impl<M: Forward> Runner<M> {
             }
             wanted
         });
+    }
+
+    /// Answers requests that were told to stop with what there is.
+    fn end_stopped(&mut self) {
+        let sequences = self.sequences.iter();
+        let stopped: Vec<SequenceId> = sequences
+            .filter(|(_, sequence)| sequence.is_stopped())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in stopped {
+            let computed = self.scheduler.leave(id);
+            if let Some(sequence) = self.sequences.remove(&id) {
+                sequence.finish(FinishReason::Length, computed, &self.info);
+            }
+        }
     }
 
     /// After a failed step nothing that took part in it can be trusted: the running requests are

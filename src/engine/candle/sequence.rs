@@ -8,7 +8,7 @@ use super::{
     structured::{Grammar, Progress},
 };
 use crate::{
-    engine::{EngineFault, EngineInfo, Generate, Generation, signals::SignalCollector},
+    engine::{EngineFault, EngineInfo, Generate, Generation, Stop, signals::SignalCollector},
     job::{Answer, FinishReason, Likelihood, TokenLogprob, Usage},
     prompt::{Detokenizer, PromptFault, Vocabulary},
 };
@@ -147,6 +147,7 @@ pub(super) struct Sequence {
     /// Tells what may come next, where the answer must have a form.
     grammar: Option<Grammar>,
     reply: Reply,
+    stop: Stop,
     started_at: Option<DateTime<Utc>>,
     first_token_at: Option<DateTime<Utc>>,
 }
@@ -167,6 +168,7 @@ impl Sequence {
             sampler: Sampler::new(&request.sampling, request.seed_default, prompt),
             grammar: None,
             reply,
+            stop: request.terms.stop.clone(),
             started_at: None,
             first_token_at: None,
         }
@@ -180,6 +182,11 @@ impl Sequence {
     /// False when nobody waits for the answer any more.
     pub(super) fn is_wanted(&self) -> bool {
         !self.reply.is_closed()
+    }
+
+    /// True when it is to end with what there is.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.is_requested()
     }
 
     /// Begins to run; one that was put back began when it ran first.

@@ -229,6 +229,11 @@ impl Collector {
         self.is_done = true;
     }
 
+    /// Ends the answer with what there is.
+    pub(super) fn cut_short(&mut self) {
+        self.finish_reason = Some("length".to_owned());
+    }
+
     /// True once a token has come.
     pub(super) fn has_begun(&self) -> bool {
         self.first_token_at.is_some()

@@ -91,13 +91,22 @@ async fn read_stream(
     let mut answer = Collector::new(request);
     let mut bytes = 0;
     loop {
-        let next = response.chunk();
-        let next = if answer.has_begun() {
-            timeout(EVENT_TIMEOUT, next).await.map_err(|_| {
-                Refusal::TimedOut("the server fell silent amid its answer".to_owned())
-            })?
-        } else {
-            next.await
+        let next = async {
+            let next = response.chunk();
+            if answer.has_begun() {
+                timeout(EVENT_TIMEOUT, next).await.map_err(|_| {
+                    Refusal::TimedOut("the server fell silent amid its answer".to_owned())
+                })
+            } else {
+                Ok(next.await)
+            }
+        };
+        let next = tokio::select! {
+            next = next => next?,
+            () = request.terms.stop.requested(), if answer.has_begun() => {
+                answer.cut_short();
+                return Ok(answer);
+            }
         };
         let part = match next {
             Ok(Some(part)) => part,

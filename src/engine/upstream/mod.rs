@@ -11,6 +11,7 @@ mod events;
 mod exchange;
 mod gate;
 mod limit;
+mod reach;
 mod refusal;
 mod server;
 mod wire;
@@ -34,6 +35,9 @@ use gate::{CLOSED_WAIT, Gate};
 use limit::End;
 use refusal::Refusal;
 use server::{ListFault, Server};
+
+/// How long a request that is told to stop may take to hand over what there is.
+const STOP_WAIT: Duration = Duration::from_millis(500);
 
 /// A server of an OpenAI-compatible API.
 #[derive(Debug)]
@@ -171,8 +175,20 @@ impl Engine for UpstreamEngine {
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
         let server = self.server.clone();
-        self.places
-            .begin(async move { server.generate(&request).await })
+        let stop = request.terms.stop.clone();
+        self.places.begin(async move {
+            tokio::select! {
+                answer = server.generate(&request) => answer,
+                // A streamed answer ends by itself with what there is.
+                () = async { stop.requested().await; tokio::time::sleep(STOP_WAIT).await } => {
+                    Err(EngineFault::Stopped)
+                }
+            }
+        })
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        None
     }
 
     fn is_ready(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
@@ -11,10 +12,11 @@ use std::{
 
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 use tokio::time::sleep;
-use url::Url;
+use url::{Host, Url};
 
 use super::{
     gate::Gate,
+    reach::{self, Guarded},
     refusal::{Refusal, Sorter},
     wire::{Dialect, ModelEntry, ModelList},
 };
@@ -81,9 +83,19 @@ impl Server {
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(same_origin())
+            .dns_resolver(Arc::new(Guarded(config.private_addresses)))
             .build()
             .map_err(|fault| format!("cannot make an HTTP client: {fault}"))?;
         let base = base(url)?;
+        // A literal address is not resolved.
+        let literal = match base.host() {
+            Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            Some(Host::Domain(_)) | None => None,
+        };
+        if let Some(address) = literal {
+            reach::check(address, config.private_addresses).map_err(|fault| fault.to_string())?;
+        }
         let is_openai = is_openai(&base);
         Ok(Self {
             client,

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    PostgresStore, cache,
+    PostgresStore, cache, hold,
     insert::{DecisionColumns, insert_jobs, write_hits},
     learning, lock_rows, semantic,
     text::encode,
@@ -184,6 +184,7 @@ impl<'a> Round<'a> {
         for at in keyless {
             owners.insert(at, self.head(at).id.0);
         }
+        let held = hold::held_of(connection, rows.values()).await?;
         let (mut moving, mut fresh, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
         for &at in positions {
             let Some(owner) = owners.get(&at) else {
@@ -202,6 +203,11 @@ impl<'a> Round<'a> {
                     owner: JobId(row.id),
                 }),
                 Meeting::Waits => Some(Admitted::Waiting),
+                Meeting::Known
+                    if self.admissions[at].course != Course::Queue && held.contains(&row.id) =>
+                {
+                    Some(Admitted::Held)
+                }
                 Meeting::Known => Some(Admitted::Known(Box::new(row.clone().into_record()?))),
                 Meeting::Moves => {
                     moving.push(at);
@@ -458,6 +464,7 @@ async fn move_queued(
     .execute(&mut *connection)
     .await?;
     let written: Vec<_> = jobs.iter().collect();
+    hold::hold(connection, &written, now).await?;
     learning::note_shadows(connection, &written, now).await?;
     semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();

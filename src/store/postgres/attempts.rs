@@ -1,6 +1,9 @@
 //! What attempts leave behind: their figures, and the answers that were escalated.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -53,7 +56,7 @@ pub(super) async fn write(
         .iter()
         .map(|(s, _)| s.signals.as_ref().map(Signals::to_json))
         .collect();
-    sqlx::query!(
+    let written = sqlx::query!(
         "update attempts a
             set outcome = n.outcome, started_at = n.started_at, first_token_at = n.first_token_at,
                 finished_at = n.finished_at, reason_code = n.code, reason_message = n.message,
@@ -66,7 +69,8 @@ pub(super) async fn write(
                 as n (job_id, attempt, outcome, started_at, first_token_at, finished_at, code, message,
                       prompt_tokens, prompt_tokens_computed, completion_tokens, mean_logprob,
                       finish_reason, confidence, signals)
-          where a.job_id = n.job_id and a.attempt = n.attempt",
+          where a.job_id = n.job_id and a.attempt = n.attempt and a.outcome = 'running'
+         returning a.job_id, a.attempt",
         &ids,
         &attempts,
         &outcomes as &[&str],
@@ -83,20 +87,26 @@ pub(super) async fn write(
         &confidences as &[Option<f32>],
         &signals as &[Option<String>],
     )
-    .execute(&mut *connection)
+    .fetch_all(&mut *connection)
     .await?;
-    keep_answers(connection, committed).await
+    let written: HashSet<(Uuid, i32)> = written
+        .into_iter()
+        .map(|row| (row.job_id, row.attempt))
+        .collect();
+    keep_answers(connection, committed, &written).await
 }
 
-/// Keeps the texts of answers that were escalated.
+/// Keeps the texts of answers that are not their jobs', of the attempts that were written.
 async fn keep_answers(
     connection: &mut PgConnection,
     committed: &[(&Settlement, Effect<'_>)],
+    written: &HashSet<(Uuid, i32)>,
 ) -> Result<(), Fault> {
     let (mut ids, mut attempts, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     let mut logprobs = Vec::new();
     for (settlement, effect) in committed {
-        if let Some(answer) = effect.kept() {
+        let is_written = written.contains(&(settlement.job.0, number(settlement.attempt)));
+        if let Some(answer) = effect.kept().filter(|_| is_written) {
             ids.push(settlement.job.0);
             attempts.push(number(settlement.attempt));
             texts.push(encode(&answer.text));
@@ -138,7 +148,7 @@ pub(super) async fn fall_back(
                     a.mean_logprob, a.prompt_tokens, a.prompt_tokens_computed, a.completion_tokens, t.text,
                     t.logprobs
                from attempts a join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
-              where a.job_id = any($1)
+              where a.job_id = any($1) and a.outcome = 'escalated'
               order by a.job_id, a.attempt desc),
          given as (insert into answers (job_id, text, logprobs) select job_id, text, logprobs from kept)
          update jobs j

@@ -18,11 +18,23 @@ use crate::{
 };
 
 /// A job that ends without an answer and without an attempt's word.
-struct End {
-    row: Row,
+pub(super) struct End {
+    pub(super) row: Row,
     state: JobState,
     reason: Reason,
     bury: bool,
+}
+
+impl End {
+    /// An end that leaves no dead letter.
+    pub(super) fn new(row: Row, state: JobState, reason: Reason, now: DateTime<Utc>) -> Self {
+        Self {
+            row: row.ended(state.as_str(), &reason, now),
+            state,
+            reason,
+            bury: false,
+        }
+    }
 }
 
 impl PostgresStore {
@@ -198,7 +210,7 @@ impl PostgresStore {
 }
 
 /// Those of the running jobs whose claim holds: by its own lease or by a sign of life since.
-async fn alive(
+pub(super) async fn alive(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = &Row>,
     now: DateTime<Utc>,
@@ -235,7 +247,7 @@ async fn alive(
 }
 
 /// Marks attempts that vanished without a word.
-async fn mark_lost(
+pub(super) async fn mark_lost(
     connection: &mut PgConnection,
     lost: &[(Uuid, i32)],
     now: DateTime<Utc>,
@@ -301,7 +313,7 @@ async fn begin_attempts(
 
 /// Writes ends without an answer of their own: the jobs, their cache entries and their dead letters.
 /// Returns the jobs for which an escalated answer serves instead.
-async fn write_ends(
+pub(super) async fn write_ends(
     connection: &mut PgConnection,
     ends: &[End],
     now: DateTime<Utc>,

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    learning, semantic,
+    hold, learning, semantic,
     text::{encode, encode_json},
 };
 use crate::{
@@ -45,6 +45,8 @@ struct Columns<'a> {
     correlation_id: Vec<Text<'a>>,
     priority: Vec<i16>,
     deadline: Vec<Option<DateTime<Utc>>>,
+    not_before: Vec<Option<DateTime<Utc>>>,
+    attempts_max: Vec<Option<i32>>,
     submitted_at: Vec<DateTime<Utc>>,
     routed_at: Vec<Option<DateTime<Utc>>>,
     finished_at: Vec<Option<DateTime<Utc>>>,
@@ -92,6 +94,9 @@ impl<'a> Columns<'a> {
             .push(reply.and_then(|reply| reply.correlation_id.as_deref().map(encode)));
         self.priority.push(i16::from(head.priority.to_amqp()));
         self.deadline.push(head.deadline);
+        self.not_before.push(head.not_before);
+        self.attempts_max
+            .push(head.attempts_max.and_then(|count| count.try_into().ok()));
         self.submitted_at.push(head.submitted_at);
         self.routed_at.push(route.map(|_| now));
         self.finished_at.push(job.finished_at(now));
@@ -146,13 +151,13 @@ pub(super) async fn insert_jobs(
                cache_key, waits_for, source, answered_by, reason_code, reason_message, digest, redrive_of,
                reply_to, correlation_id, priority, deadline, submitted_at, routed_at, finished_at,
                tags, features_version, threshold_base, target, target_scope, route_reason, propensity, shadow_of,
-               cosine)
+               cosine, not_before, attempts_max)
            select n.id, n.tenant, n.key, n.custom_id, n.batch, n.state, n.model_asked, n.tier, n.score,
                   n.threshold, n.scorer, n.features::jsonb, n.cache_key, n.waits_for, n.source, n.answered_by,
                   n.reason_code, n.reason_message, n.digest, n.redrive_of, n.reply_to, n.correlation_id,
                   n.priority, n.deadline, n.submitted_at, n.routed_at, n.finished_at, n.tags::jsonb,
                   n.features_version, n.threshold_base, n.target, n.target_scope, n.route_reason, n.propensity,
-                  n.shadow_of, n.cosine
+                  n.shadow_of, n.cosine, n.not_before, n.attempts_max
              from unnest(
                       $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                       $8::text[], $9::float8[], $10::float8[], $11::text[], $12::text[], $13::bytea[],
@@ -160,12 +165,12 @@ pub(super) async fn insert_jobs(
                       $20::uuid[], $21::text[], $22::text[], $23::int2[], $24::timestamptz[],
                       $25::timestamptz[], $26::timestamptz[], $27::timestamptz[], $28::text[], $29::int4[],
                       $30::float8[], $31::text[], $32::text[], $33::text[], $34::float8[], $35::uuid[],
-                      $36::float4[])
+                      $36::float4[], $37::timestamptz[], $38::int4[])
                   as n (id, tenant, key, custom_id, batch, state, model_asked, tier, score, threshold, scorer,
                         features, cache_key, waits_for, source, answered_by, reason_code, reason_message,
                         digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at,
                         routed_at, finished_at, tags, features_version, threshold_base, target,
-                        target_scope, route_reason, propensity, shadow_of, cosine)
+                        target_scope, route_reason, propensity, shadow_of, cosine, not_before, attempts_max)
                on conflict (id) do nothing
            returning id"#,
         &c.id as &[Uuid],
@@ -204,6 +209,8 @@ pub(super) async fn insert_jobs(
         &c.decision.propensity as &[Option<f64>],
         &c.decision.shadow_of as &[Option<Uuid>],
         &c.cosine as &[Option<f32>],
+        &c.not_before as &[Option<DateTime<Utc>>],
+        &c.attempts_max as &[Option<i32>],
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -215,6 +222,7 @@ pub(super) async fn insert_jobs(
         .iter()
         .filter(|job| unseen.remove(&job.head.id.0))
         .collect();
+    hold::hold(connection, &written, now).await?;
     learning::note_shadows(connection, &written, now).await?;
     semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = written

@@ -13,14 +13,19 @@ mod admit;
 mod attempts;
 mod cache;
 mod cache_upkeep;
+mod cancel;
 mod claim;
 mod dead;
+mod hold;
 mod insert;
+mod keys;
 mod learning;
 mod read;
 mod savings;
 mod semantic;
 mod settle;
+mod sweep;
+mod tenants;
 mod text;
 mod workers;
 
@@ -49,7 +54,8 @@ macro_rules! job_rows {
                  j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens,
                  j.finish_reason, j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens,
                  j.escalated_prompt_tokens_computed, j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
-                 j.correlation_id, j.priority as "priority!", j.deadline, j.submitted_at as "submitted_at!",
+                 j.correlation_id, j.priority as "priority!", j.deadline, j.not_before, j.attempts_max,
+                 j.submitted_at as "submitted_at!",
                  j.started_at, j.finished_at, "#
                 + $after
             $(, $argument)*

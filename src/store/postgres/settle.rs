@@ -21,7 +21,7 @@ use super::{
 use crate::{
     job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
     store::{
-        Settled, Settlement, StoreFault,
+        Settled, Settlement, StoreFault, Verdict,
         effect::{Effect, Given},
         fault::{Fault, persistent},
         row::{Row, now},
@@ -56,6 +56,9 @@ impl PostgresStore {
             .iter()
             .filter(|settlement| seen.insert((settlement.job, settlement.attempt)))
             .collect();
+        let (withdrawn, firsts): (Vec<&Settlement>, Vec<&Settlement>) = firsts
+            .into_iter()
+            .partition(|one| matches!(one.verdict, Verdict::Cancelled(..)));
         let mut transaction = self.pool.begin().await?;
         write_savings(&mut transaction, &firsts).await?;
         let rows = end_attempts(&mut transaction, &firsts, now).await?;
@@ -70,6 +73,9 @@ impl PostgresStore {
             .map(|settlement| (*settlement, Effect::of(&settlement.verdict)))
             .collect();
         attempts::write(&mut transaction, &committed).await?;
+        let is_fenced = |one: &&Settlement| !committed.iter().any(|(done, _)| done.job == one.job);
+        let fenced = firsts.iter().copied().filter(is_fenced).chain(withdrawn);
+        close_fenced(&mut transaction, fenced.collect()).await?;
         let answers: Vec<(Uuid, &Answer)> = committed
             .iter()
             .filter_map(|(settlement, effect)| Some((settlement.job.0, effect.answer?)))
@@ -180,6 +186,23 @@ impl PostgresStore {
             })
             .collect()
     }
+}
+
+/// Closes attempts that may settle nothing: their jobs were taken back. Others are closed already.
+async fn close_fenced(
+    connection: &mut PgConnection,
+    fenced: Vec<&Settlement>,
+) -> Result<(), Fault> {
+    let verdicts: Vec<_> = fenced
+        .iter()
+        .map(|one| Verdict::withdrawn(Effect::of(&one.verdict).generated))
+        .collect();
+    let closing: Vec<_> = fenced
+        .into_iter()
+        .zip(&verdicts)
+        .map(|(one, verdict)| (one, Effect::of(verdict)))
+        .collect();
+    attempts::write(connection, &closing).await
 }
 
 /// Moves the jobs of settlements that are not fenced to their next state.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, cache, find_row, learning, semantic};
+use super::{SqliteStore, cache, find_row, hold, learning, semantic};
 use crate::{
     job::{Answer, JobHead, JobId},
     store::{
@@ -72,6 +72,11 @@ async fn admit_one(
                 });
             }
             Meeting::Waits => return Ok(Admitted::Waiting),
+            Meeting::Known
+                if admission.course != Course::Queue && hold::is_held(connection, &row).await? =>
+            {
+                return Ok(Admitted::Held);
+            }
             Meeting::Known => return Ok(Admitted::Known(Box::new(row.into_record()?))),
             Meeting::Moves => {}
         }
@@ -145,9 +150,9 @@ pub(super) async fn write(
              completion_tokens, finish_reason, model, revision, mean_logprob, reason_code, reason_message,
              digest, redrive_of, reply_to, correlation_id, priority, deadline, submitted_at, routed_at,
              finished_at, tags, features_version, threshold_base, target, target_scope, route_reason,
-             propensity, shadow_of, cosine)
+             propensity, shadow_of, cosine, not_before, attempts_max)
          values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
-                 ?, ?, ?, ?, ?)
+                 ?, ?, ?, ?, ?, ?, ?)
              on conflict (id) do update
             set state = excluded.state, tier = excluded.tier, score = excluded.score,
                 threshold = excluded.threshold, scorer = excluded.scorer, features = excluded.features,
@@ -207,8 +212,11 @@ pub(super) async fn write(
     .bind(decision.map(|decision| decision.propensity))
     .bind(job.shadow_of().map(|id| id.0))
     .bind(job.hit().and_then(|hit| hit.cosine))
+    .bind(head.not_before)
+    .bind(head.attempts_max)
     .execute(&mut *connection)
     .await?;
+    hold::hold(connection, job, now).await?;
     learning::note_shadow(connection, job, now).await?;
     semantic::note_lookup(connection, job, now).await?;
     if let Some(request) = job.request {

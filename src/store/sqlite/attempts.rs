@@ -22,13 +22,13 @@ pub(super) async fn write(
     let answer = effect.generated;
     let usage = answer.map(|answer| answer.usage);
     let signals = settlement.signals.as_ref().map(Signals::to_json);
-    sqlx::query(
+    let done = sqlx::query(
         "update attempts
             set outcome = ?3, started_at = ?4, first_token_at = ?5, finished_at = ?6, reason_code = ?7,
                 reason_message = ?8, prompt_tokens = ?9, prompt_tokens_computed = ?10,
                 completion_tokens = ?11, mean_logprob = ?12, finish_reason = ?13, confidence = ?14,
                 signals = ?15
-          where job_id = ?1 and attempt = ?2",
+          where job_id = ?1 and attempt = ?2 and outcome = 'running'",
     )
     .bind(settlement.job.0)
     .bind(settlement.attempt)
@@ -47,7 +47,7 @@ pub(super) async fn write(
     .bind(signals)
     .execute(&mut *connection)
     .await?;
-    if let Some(answer) = effect.kept() {
+    if let Some(answer) = effect.kept().filter(|_| done.rows_affected() > 0) {
         sqlx::query(
             "insert into attempt_answers (job_id, attempt, text, logprobs) values (?1, ?2, ?3, ?4)",
         )
@@ -79,7 +79,7 @@ pub(super) async fn fall_back(connection: &mut SqliteConnection, row: Row) -> Re
                 escalated_completion_tokens = escalated_completion_tokens - k.completion_tokens
            from (select a.* from attempts a
                    join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
-                  where a.job_id = ?1 order by a.attempt desc limit 1) k
+                  where a.job_id = ?1 and a.outcome = 'escalated' order by a.attempt desc limit 1) k
           where jobs.id = ?1",
     )
     .bind(row.id)
@@ -90,8 +90,9 @@ pub(super) async fn fall_back(connection: &mut SqliteConnection, row: Row) -> Re
     }
     sqlx::query(
         "insert into answers (job_id, text, logprobs)
-         select job_id, text, logprobs from attempt_answers where job_id = ?1
-          order by attempt desc limit 1",
+         select t.job_id, t.text, t.logprobs
+           from attempts a join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
+          where a.job_id = ?1 and a.outcome = 'escalated' order by a.attempt desc limit 1",
     )
     .bind(row.id)
     .execute(&mut *connection)

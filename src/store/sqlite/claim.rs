@@ -166,7 +166,7 @@ async fn end_one(
 }
 
 /// True while a running job's claim holds: by its own lease or by a sign of life since.
-async fn is_alive(
+pub(super) async fn is_alive(
     connection: &mut SqliteConnection,
     row: &Row,
     now: DateTime<Utc>,
@@ -186,7 +186,7 @@ async fn is_alive(
 }
 
 /// Marks the latest attempt as vanished without a word.
-async fn mark_lost(
+pub(super) async fn mark_lost(
     connection: &mut SqliteConnection,
     row: &Row,
     now: DateTime<Utc>,
@@ -240,7 +240,7 @@ async fn begin_attempt(
 }
 
 /// Writes an end without an answer of its own (an escalated one serves instead) and gives up the job's cache entry.
-async fn write_end(
+pub(super) async fn write_end(
     connection: &mut SqliteConnection,
     row: Row,
     state: JobState,

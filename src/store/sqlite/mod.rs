@@ -8,13 +8,18 @@ mod admit;
 mod attempts;
 mod cache;
 mod cache_upkeep;
+mod cancel;
 mod claim;
 mod dead;
+mod hold;
+mod keys;
 mod learning;
 mod read;
 mod savings;
 mod semantic;
 mod settle;
+mod sweep;
+mod tenants;
 mod workers;
 
 use std::time::Duration;
@@ -38,7 +43,8 @@ macro_rules! row_columns {
          j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, \
          j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
          j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
-         j.correlation_id, j.priority, j.deadline, j.submitted_at, j.started_at, j.finished_at, "
+         j.correlation_id, j.priority, j.deadline, j.not_before, j.attempts_max, j.submitted_at, j.started_at, \
+         j.finished_at, "
     };
 }
 
@@ -216,6 +222,10 @@ impl SqliteStore {
             "drop view if exists shadow_pairs",
             "drop view if exists shadow_costs",
             "drop view if exists escalations",
+            "drop table if exists tenants",
+            "drop table if exists held_jobs",
+            "drop table if exists leaders",
+            "drop table if exists api_keys",
             "drop table if exists semantic_lookups",
             "drop table if exists cache_questions",
             "drop table if exists jobs",

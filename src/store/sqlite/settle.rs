@@ -10,9 +10,9 @@ use super::{
     SqliteStore, admit::insert_text, attempts, cache, dead, find_row, row_columns, savings,
 };
 use crate::{
-    job::{CacheKey, JobRecord, RoutedJob},
+    job::{CacheKey, JobRecord, JobState, RoutedJob},
     store::{
-        Settled, Settlement, StoreFault,
+        Settled, Settlement, StoreFault, Verdict,
         effect::{Effect, Given},
         fault::{Fault, persistent},
         row::{Row, now},
@@ -105,7 +105,10 @@ async fn settle_one(
 ) -> Result<Settled, Fault> {
     let effect = Effect::of(&settlement.verdict);
     savings::write_savings(connection, settlement).await?;
-    if !end_attempt(connection, settlement, &effect, now).await? {
+    let is_withdrawn = effect.state == JobState::Cancelled;
+    if is_withdrawn || !end_attempt(connection, settlement, &effect, now).await? {
+        let late = Verdict::withdrawn(effect.generated);
+        attempts::write(connection, settlement, &Effect::of(&late)).await?;
         return Ok(Settled::Fenced);
     }
     let id = settlement.job.0;

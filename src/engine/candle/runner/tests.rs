@@ -140,7 +140,7 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
         info,
         Tier::Small,
         (LIMITS, PrefixSharing::Tenant),
-        receiver,
+        (receiver, Arc::new(Pulse::new())),
     )
 }
 

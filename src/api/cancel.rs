@@ -1,0 +1,119 @@
+//! `POST /v1/jobs/{id}/cancel` and `POST /v1/jobs/cancel`: jobs are taken back.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    access::Caller,
+    error::ApiError,
+    read::read_json,
+    server::{Api, job_not_found, job_object},
+};
+use crate::{
+    broker::{Publication, outbox::publish_all},
+    job::{JobId, JobRecord, JobState, Reason, Tenant},
+    metrics::observe_end,
+    store::{CancelFilter, Scope},
+};
+
+/// Most jobs that are named at once.
+const IDS_MAX: usize = 1_000;
+/// Jobs of a submission that are taken back in one transaction.
+const STEP: usize = 512;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Meant {
+    #[serde(default)]
+    ids: Vec<JobId>,
+    #[serde(default)]
+    batch: Option<String>,
+    #[serde(default)]
+    tenant: Option<Tenant>,
+}
+
+/// Takes one job back. Repeating it changes nothing.
+pub(super) async fn cancel_job(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    caller.needs(Scope::Submit)?;
+    let job: JobId = id.parse().map_err(|_| job_not_found(&id))?;
+    let tenant = caller.rows_of(None)?;
+    let filter = CancelFilter::Jobs(tenant, vec![job]);
+    if let Some(record) = api.cancel(&filter).await?.pop() {
+        return Ok(Json(job_object(&record, &[])));
+    }
+    let record = api.store().records(&[job]).await?.pop();
+    let record = record
+        .filter(|record| caller.sees(record))
+        .ok_or_else(|| job_not_found(&id))?;
+    if record.state != JobState::Cancelled {
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "job_ended",
+            format!("the job is {} already", record.state),
+        ));
+    }
+    Ok(Json(job_object(&record, &[])))
+}
+
+/// Takes several jobs back, named by their ids or their submission.
+pub(super) async fn cancel_jobs(
+    State(api): State<Api>,
+    caller: Caller,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    caller.needs(Scope::Submit)?;
+    let meant: Meant = read_json(
+        body,
+        "an object with ids, a list of up to 1000 jobs, or batch, a name; and optionally tenant",
+    )
+    .await?;
+    let tenant = caller.rows_of(meant.tenant)?;
+    let filter = match (meant.batch, meant.ids) {
+        (Some(batch), ids) if ids.is_empty() => CancelFilter::Batch(tenant, batch),
+        (None, ids) if (1..=IDS_MAX).contains(&ids.len()) => CancelFilter::Jobs(tenant, ids),
+        _ => {
+            return Err(ApiError::invalid(Reason::new(
+                "invalid_value",
+                "name either ids, up to 1000 jobs, or a batch",
+            )));
+        }
+    };
+    let cancelled = api.cancel(&filter).await?;
+    Ok(Json(json!({
+        "object": "list",
+        "cancelled": cancelled.len(),
+        "data": cancelled.iter().map(|record| record.id).collect::<Vec<_>>(),
+    })))
+}
+
+impl Api {
+    /// Takes jobs back and tells those who wait for replies.
+    async fn cancel(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
+        let mut cancelled = Vec::new();
+        loop {
+            let step = match filter {
+                CancelFilter::Jobs(..) => IDS_MAX,
+                CancelFilter::Batch(..) => STEP,
+            };
+            let some = self.store().cancel(filter, step).await?;
+            let is_last = some.len() < step;
+            some.iter().for_each(observe_end);
+            let replies = some.iter().filter_map(Publication::reply).collect();
+            publish_all(self.broker(), replies, self.closing()).await;
+            cancelled.extend(some);
+            if is_last {
+                return Ok(cancelled);
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Looks at queues and held jobs several times a second, and releases what may go.
+
+use std::{collections::HashMap, time::Duration};
+
+use metrics::{counter, gauge};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    fair::{Load, Turns},
+    holding::Sight,
+};
+use crate::{
+    broker::{Publication, outbox::publish_all},
+    job::{JobId, Tenant, Tier},
+    metrics::{HELD_JOBS, RELEASED},
+    routing::{Router, directory::Directory},
+    shutdown::Shutdown,
+    store::{HoldQueue, Released, StoreFault},
+};
+
+/// How often to look while jobs are held, and while none is.
+const LOOK_BUSY: Duration = Duration::from_millis(200);
+const LOOK_IDLE: Duration = Duration::from_millis(500);
+/// How long a router keeps the lead without a word.
+const LEAD: Duration = Duration::from_secs(10);
+/// Held jobs are counted up to here.
+const COUNTED_MAX: u32 = 10_000;
+/// Jobs released in one transaction.
+const RELEASE_MAX: usize = 512;
+/// Jobs of one tenant that are looked at for one release.
+const LOOKED_AT_MAX: usize = 4096;
+/// Jobs of one tenant whose time has come that go to the router at one look.
+const DUE_MAX: usize = 512;
+
+/// Looks and releases until asked to stop.
+pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdown: Shutdown) {
+    let mut turns = [Turns::default(), Turns::default()];
+    let mut wait = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return,
+            () = sleep(wait) => {}
+        }
+        let begun = Instant::now();
+        let look = look(&router, &directory, &mut turns, &shutdown).await;
+        let is_busy = look.unwrap_or_else(|fault| {
+            tracing::warn!(%fault, "cannot look at held jobs; they wait");
+            false
+        });
+        let interval = if is_busy { LOOK_BUSY } else { LOOK_IDLE };
+        wait = interval.saturating_sub(begun.elapsed());
+    }
+}
+
+/// Looks once; true when anything is held.
+async fn look(
+    router: &Router,
+    directory: &Directory,
+    turns: &mut [Turns; 2],
+    shutdown: &Shutdown,
+) -> Result<bool, StoreFault> {
+    let store = &router.store;
+    let counts = store.held_counts(COUNTED_MAX).await?;
+    for (queue, count) in HoldQueue::ALL.into_iter().zip(counts) {
+        gauge!(HELD_JOBS, "queue" => queue.as_str()).set(f64::from(count));
+    }
+    let is_held = counts[1..].iter().any(|count| *count > 0);
+    let tenants = if is_held {
+        store.held_tenants().await?
+    } else {
+        Vec::new()
+    };
+    let terms = store.tenants().await?;
+    let Ok(depths) = router.broker.depths().await else {
+        // Whoever uses the broker in earnest tells what is wrong with it.
+        return Ok(is_held);
+    };
+    let ready = Tier::ALL.map(|tier| {
+        let queues = depths
+            .iter()
+            .filter(|depth| depth.queue.tier() == Some(tier));
+        queues.map(|depth| depth.ready).sum::<u64>()
+    });
+    let rooms = router.holding.observe(Sight {
+        ready,
+        held: [counts[1], counts[2]],
+        tenants,
+        terms,
+    });
+    let is_any = counts.iter().any(|count| *count > 0);
+    if !is_any || !store.lead("release", &router.name, LEAD).await? {
+        return Ok(is_any);
+    }
+    if counts[0] > 0 {
+        let due = store.held(HoldQueue::In, DUE_MAX).await?;
+        let due = due.into_iter().map(|held| held.job).collect();
+        release(router, directory, due, shutdown).await?;
+    }
+    if !is_held {
+        return Ok(is_any);
+    }
+    let mut loads: HashMap<Tenant, Load> = store
+        .tenant_loads()
+        .await?
+        .iter()
+        .map(|load| (load.tenant.clone(), load.into()))
+        .collect();
+    let terms = router.holding.terms();
+    for ((tier, room), turns) in Tier::ALL.into_iter().zip(rooms).zip(turns) {
+        let room = usize::try_from(room)
+            .unwrap_or(usize::MAX)
+            .min(LOOKED_AT_MAX);
+        if room == 0 {
+            continue;
+        }
+        let held = store.held(HoldQueue::Tier(tier), room).await?;
+        let chosen = turns.choose(held, room, &terms, &mut loads);
+        release(router, directory, chosen, shutdown).await?;
+    }
+    Ok(is_any)
+}
+
+/// Releases jobs and publishes them. One whose message is not published for a crash is found by the
+/// sweep.
+async fn release(
+    router: &Router,
+    directory: &Directory,
+    jobs: Vec<JobId>,
+    shutdown: &Shutdown,
+) -> Result<(), StoreFault> {
+    for part in jobs.chunks(RELEASE_MAX) {
+        let released = router.store.release(part).await?;
+        counter!(RELEASED).increment(released.len() as u64);
+        let models = directory.models();
+        let messages = released
+            .iter()
+            .map(|released| match released {
+                Released::Router(job) => Publication::to_router(job),
+                Released::Tier(routed) => router.to_tier(routed, &models),
+            })
+            .collect();
+        publish_all(&router.broker, messages, shutdown).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! The seam's calls for jobs that are held, lost or taken back; [`super::Store`] holds the others.
+
+use std::time::Duration;
+
+use super::{
+    CancelFilter, HeldJob, HoldQueue, Released, Store, StoreFault, SweepRules, Swept, TenantLoad,
+    TenantTerms, measure,
+};
+use crate::job::{JobId, JobRecord, Tenant};
+
+impl Store {
+    /// Takes or keeps the lead in something that only one process does at a time, for `lease`; false
+    /// while another leads.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn lead(
+        &self,
+        role: &'static str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreFault> {
+        measured!(self, "lead", store => store.lead(role, holder, lease))
+    }
+
+    /// The jobs that could go to a queue now: for each tenant the first `each` by rank.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
+        measured!(self, "held", store => store.held(queue, each))
+    }
+
+    /// The tenants that have jobs held for a tier.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
+        measured!(self, "held_tenants", store => store.held_tenants())
+    }
+
+    /// How many jobs are held for each queue, in the order of [`HoldQueue::ALL`]; counted up to `most`.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
+        measured!(self, "held_counts", store => store.held_counts(most))
+    }
+
+    /// Releases held jobs and returns those that are to be published; what has ended meanwhile is held
+    /// no more.
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
+        measured!(self, "release", store => store.release(jobs))
+    }
+
+    /// Forgets released jobs that count against no limit any more, and returns what counts.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+        measured!(self, "tenant_loads", store => store.tenant_loads())
+    }
+
+    /// What tenants are entitled to, by name; those that nothing was said of are not among them.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn tenants(&self) -> Result<Vec<TenantTerms>, StoreFault> {
+        measured!(self, "tenants", store => store.tenants())
+    }
+
+    /// Says what a tenant is entitled to.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn set_tenant(&self, terms: &TenantTerms) -> Result<(), StoreFault> {
+        measured!(self, "set_tenant", store => store.set_tenant(terms))
+    }
+
+    /// Gives a tenant the defaults again; false when it had them.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreFault> {
+        measured!(self, "forget_tenant", store => store.forget_tenant(tenant))
+    }
+
+    /// Puts right what a fault left behind: ends jobs whose deadline has passed and that nobody runs,
+    /// closes attempts of ended jobs whose worker is gone, and finds jobs whose message seems lost.
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
+        measured!(self, "sweep", store => store.sweep(rules))
+    }
+
+    /// Takes unfinished jobs back: at most `limit` of a submission. Returns the records of those that are
+    /// cancelled by it. Attempts that run are told by [`Store::withdrawn`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn cancel(
+        &self,
+        filter: &CancelFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        measured!(self, "cancel", store => store.cancel(filter, limit))
+    }
+
+    /// Those of the attempts whose job is theirs no more: it has ended or a newer attempt has it.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn withdrawn(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreFault> {
+        measured!(self, "withdrawn", store => store.withdrawn(attempts))
+    }
+}

@@ -1,0 +1,308 @@
+//! Held jobs: who waits for which queue, and their release.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{PostgresStore, dead, lock_rows};
+use crate::{
+    job::{JobId, Tenant},
+    store::{
+        HeldJob, HoldQueue, Released, StoreFault, TenantLoad,
+        fault::{Fault, persistent},
+        hold::{self, Extras},
+        row::{Row, now},
+        rules::{NewJob, after},
+    },
+};
+
+impl PostgresStore {
+    /// Takes or keeps a lead; see [`crate::store::Store::lead`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn lead(
+        &self,
+        role: &'static str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreFault> {
+        persistent!(self, async {
+            let now = now();
+            let led = sqlx::query!(
+                "insert into leaders (role, holder, lease_until) values ($1, $2, $3)
+                     on conflict (role) do update
+                    set holder = excluded.holder, lease_until = excluded.lease_until
+                  where leaders.holder = excluded.holder or leaders.lease_until < $4",
+                role,
+                holder,
+                after(now, lease),
+                now
+            )
+            .execute(&self.pool)
+            .await?;
+            Ok::<_, Fault>(led.rows_affected() > 0)
+        })
+    }
+
+    /// The jobs that could go to a queue now; see [`crate::store::Store::held`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
+        persistent!(self, self.held_once(queue, each))
+    }
+
+    async fn held_once(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, Fault> {
+        // Each tenant is found by one step into the index, however many jobs it has.
+        let rows = sqlx::query!(
+            r#"with recursive t (tenant) as (
+                   select min(tenant) from held_jobs where queue = $1 and released_at is null
+                   union all
+                   select (select min(h.tenant) from held_jobs h
+                            where h.queue = $1 and h.released_at is null and h.tenant > t.tenant)
+                     from t where t.tenant is not null)
+               select h.job_id, h.tenant, h.tokens
+                 from t cross join lateral (
+                      select job_id, tenant, tokens, rank from held_jobs
+                       where queue = $1 and tenant = t.tenant and released_at is null and rank <= $2
+                       order by rank, job_id limit $3) h
+                order by h.tenant, h.rank, h.job_id"#,
+            queue.as_str(),
+            now(),
+            i64::try_from(each).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(HeldJob {
+                    job: JobId(row.job_id),
+                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    tokens: u32::try_from(row.tokens).unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+
+    /// The tenants that have jobs held for a tier.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
+        persistent!(self, async {
+            let rows = sqlx::query!(
+                r#"with recursive t (queue, tenant) as (
+                       select q.queue, (select min(tenant) from held_jobs h
+                                         where h.queue = q.queue and h.released_at is null)
+                         from unnest(array['small', 'large']) as q (queue)
+                       union all
+                       select t.queue, (select min(h.tenant) from held_jobs h
+                                         where h.queue = t.queue and h.released_at is null
+                                           and h.tenant > t.tenant)
+                         from t where t.tenant is not null)
+                   select queue as "queue!", tenant as "tenant!" from t where tenant is not null"#
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            rows.into_iter()
+                .map(|row| {
+                    let queue = row.queue.parse().map_err(Fault::Rule)?;
+                    Ok((queue, row.tenant.parse().map_err(Fault::Rule)?))
+                })
+                .collect::<Result<Vec<_>, Fault>>()
+        })
+    }
+
+    /// How many jobs are held; see [`crate::store::Store::held_counts`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
+        persistent!(self, async {
+            let mut counts = [0; 3];
+            for (count, queue) in counts.iter_mut().zip(HoldQueue::ALL) {
+                let held = sqlx::query_scalar!(
+                    r#"select count(*) as "held!" from (
+                           select 1 from held_jobs where queue = $1 and released_at is null limit $2) h"#,
+                    queue.as_str(),
+                    i64::from(most)
+                )
+                .fetch_one(&self.pool)
+                .await?;
+                *count = u32::try_from(held).unwrap_or(0);
+            }
+            Ok::<_, Fault>(counts)
+        })
+    }
+
+    /// Releases held jobs; see [`crate::store::Store::release`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.release_once(jobs))
+    }
+
+    async fn release_once(&self, jobs: &[JobId]) -> Result<Vec<Released>, Fault> {
+        let mut transaction = self.pool.begin().await?;
+        let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
+        let rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
+            .await?
+            .into_iter()
+            .map(|row| (row.id, row))
+            .collect();
+        let held: HashMap<Uuid, Option<String>> = sqlx::query!(
+            "update held_jobs set released_at = $2
+              where job_id = any($1) and released_at is null returning job_id, extras",
+            &ids,
+            now()
+        )
+        .fetch_all(&mut *transaction)
+        .await?
+        .into_iter()
+        .map(|row| (row.job_id, row.extras))
+        .collect();
+        let requests = dead::requests(&mut transaction, &ids).await?;
+        let (mut released, mut gone) = (Vec::with_capacity(ids.len()), Vec::new());
+        // In the order that was asked for.
+        for id in ids {
+            let Some(extras) = held.get(&id) else {
+                continue;
+            };
+            let known = rows.get(&id).zip(requests.get(&id));
+            let message = known.map(|(row, request)| hold::message(row, request));
+            match message.transpose()?.flatten() {
+                Some(Released::Tier(mut routed)) => {
+                    Extras::restore(extras.as_deref(), &mut routed);
+                    released.push(Released::Tier(routed));
+                }
+                Some(message) => released.push(message),
+                None => gone.push(id),
+            }
+        }
+        sqlx::query!("delete from held_jobs where job_id = any($1)", &gone)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(released)
+    }
+
+    /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+        persistent!(self, self.tenant_loads_once())
+    }
+
+    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, Fault> {
+        let minute_ago = now() - TimeDelta::minutes(1);
+        sqlx::query!(
+            "delete from held_jobs h
+              where h.released_at is not null
+                and not exists (select from jobs j where j.id = h.job_id and j.finished_at is null
+                                   and (h.queue <> 'in' or j.state = 'queued'))
+                and (h.released_at < $1 or h.queue = 'in'
+                     or not exists (select from tenants t where t.tenant = h.tenant
+                                       and t.tokens_per_minute is not null))",
+            minute_ago
+        )
+        .execute(&self.pool)
+        .await?;
+        let rows = sqlx::query!(
+            r#"select h.tenant, count(*) filter (where j.finished_at is null) as "running!",
+                      coalesce(sum(h.tokens) filter (where h.released_at >= $1), 0)::bigint as "tokens!"
+                 from held_jobs h left join jobs j on j.id = h.job_id
+                where h.released_at is not null and h.queue <> 'in' group by h.tenant"#,
+            minute_ago
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(TenantLoad {
+                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    running: u32::try_from(row.running).unwrap_or(u32::MAX),
+                    tokens_last_minute: u64::try_from(row.tokens).unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Holds those of the jobs that have just been written and are to be held.
+pub(super) async fn hold(
+    connection: &mut PgConnection,
+    jobs: &[&NewJob<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    let held: Vec<_> = jobs
+        .iter()
+        .filter_map(|job| Some((job, job.hold()?)))
+        .collect();
+    if held.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = held.iter().map(|(job, _)| job.head.id.0).collect();
+    let tenants: Vec<&str> = held
+        .iter()
+        .map(|(job, _)| job.head.tenant.as_str())
+        .collect();
+    let queues: Vec<&str> = held.iter().map(|(_, (queue, _))| queue.as_str()).collect();
+    let ranks: Vec<_> = held.iter().map(|(_, (_, hold))| hold.rank).collect();
+    let tokens: Vec<i32> = held
+        .iter()
+        .map(|(_, (_, hold))| i32::try_from(hold.tokens).unwrap_or(i32::MAX))
+        .collect();
+    // JSON writes U+0000 as an escape, so this text never holds one.
+    let extras: Vec<_> = held.iter().map(|(job, _)| job.extras()).collect();
+    sqlx::query!(
+        "insert into held_jobs (job_id, tenant, queue, rank, tokens, extras, held_at)
+         select n.job_id, n.tenant, n.queue, n.rank, n.tokens, n.extras, $7
+           from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::int4[], $6::text[])
+                as n (job_id, tenant, queue, rank, tokens, extras)
+             on conflict (job_id) do update
+            set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
+                extras = excluded.extras, held_at = excluded.held_at, released_at = null",
+        &ids,
+        &tenants as &[&str],
+        &queues as &[&str],
+        &ranks,
+        &tokens,
+        &extras as &[Option<String>],
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Those of the jobs that wait to be released.
+pub(super) async fn held_of(
+    connection: &mut PgConnection,
+    rows: impl Iterator<Item = &Row>,
+) -> Result<HashSet<Uuid>, Fault> {
+    let ids: Vec<Uuid> = rows
+        .filter(|row| row.is_open() && row.state != "running")
+        .map(|row| row.id)
+        .collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let held = sqlx::query_scalar!(
+        "select job_id from held_jobs where job_id = any($1) and released_at is null",
+        &ids
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(held.into_iter().collect())
+}

@@ -1,0 +1,159 @@
+//! What a fault left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    PostgresStore,
+    claim::{self, End},
+    dead, lock_rows,
+};
+use crate::{
+    job::{JobRecord, JobState},
+    store::{
+        Released, StoreFault, SweepRules, Swept,
+        fault::{Fault, persistent},
+        hold,
+        row::{Row, now},
+        rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
+    },
+};
+
+impl PostgresStore {
+    /// Puts right what a fault left behind; see [`crate::store::Store::sweep`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
+        persistent!(self, self.sweep_once(rules))
+    }
+
+    async fn sweep_once(&self, rules: SweepRules) -> Result<Swept, Fault> {
+        let now = now();
+        let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
+        let mut transaction = self.pool.begin().await?;
+        let expired = expire(&mut transaction, now, limit).await?;
+        transaction.commit().await?;
+        let mut transaction = self.pool.begin().await?;
+        let lost = find_lost(&mut transaction, &rules, now, limit).await?;
+        let closed = sqlx::query!(
+            "update attempts a set outcome = 'lost', finished_at = $1
+               from jobs j
+              where j.id = a.job_id and a.outcome = 'running'
+                and j.state = 'cancelled' and j.finished_at >= $2 and j.finished_at < $3",
+            now,
+            now - SWEPT_BACK,
+            now - ATTEMPT_LOST_AFTER
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Swept {
+            lost,
+            expired,
+            attempts: closed.rows_affected(),
+        })
+    }
+}
+
+/// Ends jobs whose deadline has passed and that nobody runs.
+async fn expire(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<JobRecord>, Fault> {
+    let due: Vec<Uuid> = sqlx::query_scalar!(
+        "select id from jobs where deadline <= $1 and finished_at is null order by deadline limit $2",
+        now,
+        limit
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if due.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = lock_rows(connection, &due).await?;
+    let rows: Vec<Row> = rows.into_iter().filter(Row::is_open).collect();
+    let alive = claim::alive(connection, rows.iter(), now).await?;
+    let rows: Vec<Row> = rows
+        .into_iter()
+        .filter(|row| !alive.contains(&row.id))
+        .collect();
+    let lost: Vec<_> = rows
+        .iter()
+        .filter(|row| row.state == "running")
+        .map(|row| (row.id, row.attempts))
+        .collect();
+    claim::mark_lost(connection, &lost, now).await?;
+    let ends: Vec<End> = rows
+        .into_iter()
+        .map(|row| {
+            let reason = overdue(&row);
+            End::new(row, JobState::Expired, reason, now)
+        })
+        .collect();
+    let mut answered = claim::write_ends(connection, &ends, now).await?;
+    ends.into_iter()
+        .map(|end| {
+            let row = answered.remove(&end.row.id).unwrap_or(end.row);
+            row.into_record().map_err(Fault::from)
+        })
+        .collect()
+}
+
+/// Finds jobs to which nothing has happened for so long that their message must be lost.
+async fn find_lost(
+    connection: &mut PgConnection,
+    rules: &SweepRules,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Released>, Fault> {
+    let [router, small, large] = rules.since(now);
+    let ids: Vec<Uuid> = sqlx::query_scalar!(
+        "select j.id from jobs j left join held_jobs h on h.job_id = j.id
+          where j.finished_at is null and j.waits_for is null
+            and (h.job_id is null or h.released_at is not null)
+            and greatest(coalesce(j.routed_at, j.submitted_at), j.started_at, j.lease_until, j.swept_at,
+                         h.released_at)
+                < case when j.state = 'queued' then $1::timestamptz
+                       when j.tier = 'large' then $3::timestamptz else $2::timestamptz end
+          order by j.id limit $4",
+        router,
+        small,
+        large,
+        limit
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = lock_rows(connection, &ids).await?;
+    let alive = claim::alive(connection, rows.iter(), now).await?;
+    let requests = dead::requests(connection, &ids).await?;
+    let (mut lost, mut swept) = (Vec::new(), Vec::new());
+    for row in rows
+        .iter()
+        .filter(|row| row.is_open() && !alive.contains(&row.id))
+    {
+        let Some(request) = requests.get(&row.id) else {
+            continue;
+        };
+        let message = match row.state.as_str() {
+            // Whoever claims it finds the lease over.
+            "running" => Some(Released::Tier(row.routed_job(request)?)),
+            _ => hold::message(row, request)?,
+        };
+        swept.push(row.id);
+        lost.extend(message);
+    }
+    sqlx::query!(
+        "update jobs set swept_at = $2 where id = any($1)",
+        &swept,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(lost)
+}

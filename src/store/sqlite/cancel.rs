@@ -1,0 +1,113 @@
+//! Jobs that are taken back.
+
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, claim, find_row};
+use crate::{
+    job::{JobId, JobRecord, JobState, Tenant},
+    store::{
+        CancelFilter, StoreFault,
+        fault::{Fault, persistent},
+        row::now,
+        rules::cancelled,
+    },
+};
+
+impl SqliteStore {
+    /// Takes unfinished jobs back; see [`crate::store::Store::cancel`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn cancel(
+        &self,
+        filter: &CancelFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreFault> {
+        persistent!(self, self.cancel_once(filter, limit))
+    }
+
+    async fn cancel_once(
+        &self,
+        filter: &CancelFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let (tenant, ids) = match filter {
+            CancelFilter::Jobs(tenant, jobs) => {
+                (tenant, jobs.iter().map(|job| job.0).take(limit).collect())
+            }
+            CancelFilter::Batch(tenant, batch) => (
+                tenant,
+                unfinished(&mut transaction, tenant.as_ref(), batch, limit).await?,
+            ),
+        };
+        let mut records = Vec::new();
+        for id in ids {
+            let Some(row) = find_row(&mut transaction, id).await? else {
+                continue;
+            };
+            let is_other = tenant.as_ref().is_some_and(|of| of.as_str() != row.tenant);
+            if is_other || !row.is_open() {
+                continue;
+            }
+            if row.state == "running" && !claim::is_alive(&mut transaction, &row, now).await? {
+                claim::mark_lost(&mut transaction, &row, now).await?;
+            }
+            let row = claim::write_end(
+                &mut transaction,
+                row,
+                JobState::Cancelled,
+                &cancelled(),
+                now,
+            )
+            .await?;
+            records.push(row.into_record()?);
+        }
+        transaction.commit().await?;
+        Ok(records)
+    }
+
+    /// Attempts whose job is theirs no more; see [`crate::store::Store::withdrawn`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn withdrawn(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreFault> {
+        persistent!(self, async {
+            let mut gone = Vec::new();
+            for (job, attempt) in attempts {
+                let is_held: Option<i64> = sqlx::query_scalar(
+                    "select 1 from jobs where id = ?1 and attempts = ?2 and state = 'running'",
+                )
+                .bind(job.0)
+                .bind(attempt)
+                .fetch_optional(&self.readers)
+                .await?;
+                if is_held.is_none() {
+                    gone.push(*job);
+                }
+            }
+            Ok::<_, Fault>(gone)
+        })
+    }
+}
+
+/// The unfinished jobs of a submission, the oldest first.
+async fn unfinished(
+    connection: &mut SqliteConnection,
+    tenant: Option<&Tenant>,
+    batch: &str,
+    limit: usize,
+) -> Result<Vec<Uuid>, Fault> {
+    let ids = sqlx::query_scalar(
+        "select id from jobs where batch = ?1 and finished_at is null and (?2 is null or tenant = ?2)
+          order by id limit ?3",
+    )
+    .bind(batch)
+    .bind(tenant.map(Tenant::as_str))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    Ok(ids)
+}

@@ -1,0 +1,273 @@
+//! Held jobs: who waits for which queue, and their release.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, dead, find_row};
+use crate::{
+    job::{JobId, Tenant},
+    store::{
+        HeldJob, HoldQueue, Released, StoreFault, TenantLoad,
+        fault::{Fault, persistent},
+        hold::{self, Extras},
+        row::{Row, now},
+        rules::{NewJob, after},
+    },
+};
+
+impl SqliteStore {
+    /// Takes or keeps a lead; see [`crate::store::Store::lead`].
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn lead(
+        &self,
+        role: &'static str,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreFault> {
+        persistent!(self, async {
+            let now = now();
+            let led = sqlx::query(
+                "insert into leaders (role, holder, lease_until) values (?1, ?2, ?3)
+                     on conflict (role) do update
+                    set holder = excluded.holder, lease_until = excluded.lease_until
+                  where leaders.holder = excluded.holder or leaders.lease_until < ?4",
+            )
+            .bind(role)
+            .bind(holder)
+            .bind(after(now, lease))
+            .bind(now)
+            .execute(&self.writer)
+            .await?;
+            Ok::<_, Fault>(led.rows_affected() > 0)
+        })
+    }
+
+    /// The jobs that could go to a queue now; see [`crate::store::Store::held`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
+        persistent!(self, self.held_once(queue, each))
+    }
+
+    async fn held_once(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, Fault> {
+        let mut held = Vec::new();
+        for tenant in self.waiting_tenants(queue).await? {
+            let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+                "select job_id, tokens from held_jobs
+                  where queue = ?1 and tenant = ?2 and released_at is null and rank <= ?3
+                  order by rank, job_id limit ?4",
+            )
+            .bind(queue.as_str())
+            .bind(&tenant)
+            .bind(now())
+            .bind(i64::try_from(each).unwrap_or(i64::MAX))
+            .fetch_all(&self.readers)
+            .await?;
+            let tenant: Tenant = tenant.parse().map_err(Fault::Rule)?;
+            held.extend(rows.into_iter().map(|(id, tokens)| HeldJob {
+                job: JobId(id),
+                tenant: tenant.clone(),
+                tokens: u32::try_from(tokens).unwrap_or(0),
+            }));
+        }
+        Ok(held)
+    }
+
+    /// Each tenant is found by one step into the index, however many jobs it has.
+    async fn waiting_tenants(&self, queue: HoldQueue) -> Result<Vec<String>, Fault> {
+        let tenants = sqlx::query_scalar(
+            "with recursive t (tenant) as (
+                 select min(tenant) from held_jobs where queue = ?1 and released_at is null
+                 union all
+                 select (select min(h.tenant) from held_jobs h
+                          where h.queue = ?1 and h.released_at is null and h.tenant > t.tenant)
+                   from t where t.tenant is not null)
+             select tenant from t where tenant is not null",
+        )
+        .bind(queue.as_str())
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(tenants)
+    }
+
+    /// The tenants that have jobs held for a tier.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
+        persistent!(self, async {
+            let mut held = Vec::new();
+            for queue in &HoldQueue::ALL[1..] {
+                for tenant in self.waiting_tenants(*queue).await? {
+                    held.push((*queue, tenant.parse().map_err(Fault::Rule)?));
+                }
+            }
+            Ok::<_, Fault>(held)
+        })
+    }
+
+    /// How many jobs are held; see [`crate::store::Store::held_counts`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
+        persistent!(self, async {
+            let mut counts = [0; 3];
+            for (count, queue) in counts.iter_mut().zip(HoldQueue::ALL) {
+                let held: i64 = sqlx::query_scalar(
+                    "select count(*) from (select 1 from held_jobs
+                      where queue = ?1 and released_at is null limit ?2)",
+                )
+                .bind(queue.as_str())
+                .bind(most)
+                .fetch_one(&self.readers)
+                .await?;
+                *count = u32::try_from(held).unwrap_or(0);
+            }
+            Ok::<_, Fault>(counts)
+        })
+    }
+
+    /// Releases held jobs; see [`crate::store::Store::release`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        persistent!(self, self.release_once(jobs))
+    }
+
+    async fn release_once(&self, jobs: &[JobId]) -> Result<Vec<Released>, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let mut released = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let held: Option<Option<String>> = sqlx::query_scalar(
+                "update held_jobs set released_at = ?2
+                  where job_id = ?1 and released_at is null returning extras",
+            )
+            .bind(job.0)
+            .bind(now)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let (Some(extras), Some(row)) = (held, find_row(&mut transaction, job.0).await?) else {
+                continue;
+            };
+            let request = dead::request(&mut transaction, job.0).await?;
+            let message = request
+                .map(|request| hold::message(&row, &request))
+                .transpose()?;
+            match message.flatten() {
+                Some(Released::Tier(mut routed)) => {
+                    Extras::restore(extras.as_deref(), &mut routed);
+                    released.push(Released::Tier(routed));
+                }
+                Some(message) => released.push(message),
+                None => forget(&mut transaction, job.0).await?,
+            }
+        }
+        transaction.commit().await?;
+        Ok(released)
+    }
+
+    /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+        persistent!(self, self.tenant_loads_once())
+    }
+
+    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, Fault> {
+        let minute_ago = now() - TimeDelta::minutes(1);
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "delete from held_jobs
+              where released_at is not null
+                and not exists (select 1 from jobs j where j.id = held_jobs.job_id and j.finished_at is null
+                                   and (held_jobs.queue <> 'in' or j.state = 'queued'))
+                and (released_at < ?1 or queue = 'in'
+                     or not exists (select 1 from tenants t where t.tenant = held_jobs.tenant
+                                       and t.tokens_per_minute is not null))",
+        )
+        .bind(minute_ago)
+        .execute(&mut *transaction)
+        .await?;
+        let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+            "select h.tenant, count(*) filter (where j.finished_at is null),
+                    coalesce(sum(h.tokens) filter (where h.released_at >= ?1), 0)
+               from held_jobs h left join jobs j on j.id = h.job_id
+              where h.released_at is not null and h.queue <> 'in' group by h.tenant",
+        )
+        .bind(minute_ago)
+        .fetch_all(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        rows.into_iter()
+            .map(|(tenant, running, tokens)| {
+                Ok(TenantLoad {
+                    tenant: tenant.parse().map_err(Fault::Rule)?,
+                    running: u32::try_from(running).unwrap_or(u32::MAX),
+                    tokens_last_minute: u64::try_from(tokens).unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+}
+
+async fn forget(connection: &mut SqliteConnection, id: Uuid) -> Result<(), Fault> {
+    sqlx::query("delete from held_jobs where job_id = ?1")
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Holds a job that has just been written, if it is to be.
+pub(super) async fn hold(
+    connection: &mut SqliteConnection,
+    job: &NewJob<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    let Some((queue, hold)) = job.hold() else {
+        return Ok(());
+    };
+    sqlx::query(
+        "insert into held_jobs (job_id, tenant, queue, rank, tokens, extras, held_at)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             on conflict (job_id) do update
+            set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
+                extras = excluded.extras, held_at = excluded.held_at, released_at = null",
+    )
+    .bind(job.head.id.0)
+    .bind(job.head.tenant.as_str())
+    .bind(queue.as_str())
+    .bind(hold.rank)
+    .bind(hold.tokens)
+    .bind(job.extras())
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// True when a job waits to be released.
+pub(super) async fn is_held(connection: &mut SqliteConnection, row: &Row) -> Result<bool, Fault> {
+    if !row.is_open() || row.state == "running" {
+        return Ok(false);
+    }
+    let held: Option<i64> =
+        sqlx::query_scalar("select 1 from held_jobs where job_id = ?1 and released_at is null")
+            .bind(row.id)
+            .fetch_optional(connection)
+            .await?;
+    Ok(held.is_some())
+}

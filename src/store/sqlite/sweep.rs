@@ -1,0 +1,139 @@
+//! What a fault left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+
+use chrono::{DateTime, Utc};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, claim, dead, find_row};
+use crate::{
+    job::{JobRecord, JobState},
+    store::{
+        Released, StoreFault, SweepRules, Swept,
+        fault::{Fault, persistent},
+        hold,
+        row::now,
+        rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
+    },
+};
+
+impl SqliteStore {
+    /// Puts right what a fault left behind; see [`crate::store::Store::sweep`].
+    ///
+    /// # Errors
+    /// When nothing was changed.
+    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
+        persistent!(self, self.sweep_once(rules))
+    }
+
+    async fn sweep_once(&self, rules: SweepRules) -> Result<Swept, Fault> {
+        let mut transaction = self.begin().await?;
+        let now = now();
+        let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
+        let swept = Swept {
+            expired: expire(&mut transaction, now, limit).await?,
+            lost: find_lost(&mut transaction, &rules, now, limit).await?,
+            attempts: close_attempts(&mut transaction, now).await?,
+        };
+        transaction.commit().await?;
+        Ok(swept)
+    }
+}
+
+/// Ends jobs whose deadline has passed and that nobody runs.
+async fn expire(
+    connection: &mut SqliteConnection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<JobRecord>, Fault> {
+    let due: Vec<Uuid> = sqlx::query_scalar(
+        "select id from jobs where deadline <= ?1 and finished_at is null order by deadline limit ?2",
+    )
+    .bind(now)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut records = Vec::new();
+    for id in due {
+        let Some(row) = find_row(connection, id).await? else {
+            continue;
+        };
+        if claim::is_alive(connection, &row, now).await? {
+            continue;
+        }
+        if row.state == "running" {
+            claim::mark_lost(connection, &row, now).await?;
+        }
+        let reason = overdue(&row);
+        let row = claim::write_end(connection, row, JobState::Expired, &reason, now).await?;
+        records.push(row.into_record()?);
+    }
+    Ok(records)
+}
+
+/// Finds jobs to which nothing has happened for so long that their message must be lost.
+async fn find_lost(
+    connection: &mut SqliteConnection,
+    rules: &SweepRules,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Released>, Fault> {
+    let [router, small, large] = rules.since(now);
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "select j.id from jobs j left join held_jobs h on h.job_id = j.id
+          where j.finished_at is null and j.waits_for is null
+            and (h.job_id is null or h.released_at is not null)
+            and max(coalesce(j.routed_at, j.submitted_at), coalesce(j.started_at, ''),
+                    coalesce(j.lease_until, ''), coalesce(j.swept_at, ''), coalesce(h.released_at, ''))
+                < case when j.state = 'queued' then ?1 when j.tier = 'large' then ?3 else ?2 end
+          order by j.id limit ?4",
+    )
+    .bind(router)
+    .bind(small)
+    .bind(large)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut lost = Vec::new();
+    for id in ids {
+        let Some(row) = find_row(connection, id).await? else {
+            continue;
+        };
+        let Some(request) = dead::request(connection, id).await? else {
+            continue;
+        };
+        if claim::is_alive(connection, &row, now).await? {
+            continue;
+        }
+        let message = match row.state.as_str() {
+            // Whoever claims it finds the lease over.
+            "running" => Some(Released::Tier(row.routed_job(&request)?)),
+            _ => hold::message(&row, &request)?,
+        };
+        sqlx::query("update jobs set swept_at = ?2 where id = ?1")
+            .bind(id)
+            .bind(now)
+            .execute(&mut *connection)
+            .await?;
+        lost.extend(message);
+    }
+    Ok(lost)
+}
+
+/// Closes attempts of jobs that were taken back whose worker has not done so.
+async fn close_attempts(
+    connection: &mut SqliteConnection,
+    now: DateTime<Utc>,
+) -> Result<u64, Fault> {
+    let closed = sqlx::query(
+        "update attempts set outcome = 'lost', finished_at = ?1
+          where outcome = 'running'
+            and job_id in (select id from jobs
+                            where state = 'cancelled' and finished_at >= ?2 and finished_at < ?3)",
+    )
+    .bind(now)
+    .bind(now - SWEPT_BACK)
+    .bind(now - ATTEMPT_LOST_AFTER)
+    .execute(connection)
+    .await?;
+    Ok(closed.rows_affected())
+}

@@ -1,0 +1,93 @@
+//! What tenants are entitled to.
+
+use super::SqliteStore;
+use crate::{
+    job::Tenant,
+    store::{
+        StoreFault, TenantTerms,
+        fault::{Fault, persistent},
+        row::now,
+    },
+};
+
+#[derive(sqlx::FromRow)]
+struct TermsRow {
+    tenant: String,
+    weight: f64,
+    tokens_per_minute: Option<i64>,
+    running_max: Option<i64>,
+    requests_per_minute: Option<i64>,
+}
+
+impl SqliteStore {
+    /// What tenants are entitled to, by name.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn tenants(&self) -> Result<Vec<TenantTerms>, StoreFault> {
+        persistent!(self, self.tenants_once())
+    }
+
+    async fn tenants_once(&self) -> Result<Vec<TenantTerms>, Fault> {
+        let rows: Vec<TermsRow> = sqlx::query_as(
+            "select tenant, weight, tokens_per_minute, running_max, requests_per_minute
+               from tenants order by tenant",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let count = |count: Option<i64>| count.and_then(|count| u32::try_from(count).ok());
+        rows.into_iter()
+            .map(|row| {
+                Ok(TenantTerms {
+                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    weight: row.weight,
+                    tokens_per_minute: count(row.tokens_per_minute),
+                    running_max: count(row.running_max),
+                    requests_per_minute: count(row.requests_per_minute),
+                })
+            })
+            .collect()
+    }
+
+    /// Says what a tenant is entitled to.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn set_tenant(&self, terms: &TenantTerms) -> Result<(), StoreFault> {
+        persistent!(self, async {
+            sqlx::query(
+                "insert into tenants (tenant, weight, tokens_per_minute, running_max, requests_per_minute,
+                                      changed_at)
+                 values (?1, ?2, ?3, ?4, ?5, ?6)
+                     on conflict (tenant) do update
+                    set weight = excluded.weight, tokens_per_minute = excluded.tokens_per_minute,
+                        running_max = excluded.running_max,
+                        requests_per_minute = excluded.requests_per_minute,
+                        changed_at = excluded.changed_at",
+            )
+            .bind(terms.tenant.as_str())
+            .bind(terms.weight)
+            .bind(terms.tokens_per_minute)
+            .bind(terms.running_max)
+            .bind(terms.requests_per_minute)
+            .bind(now())
+            .execute(&self.writer)
+            .await?;
+            Ok::<_, Fault>(())
+        })
+    }
+
+    /// Gives a tenant the defaults again; false when it had them.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreFault> {
+        persistent!(self, async {
+            let gone = sqlx::query("delete from tenants where tenant = ?1")
+                .bind(tenant.as_str())
+                .execute(&self.writer)
+                .await?;
+            Ok::<_, Fault>(gone.rows_affected() > 0)
+        })
+    }
+}

@@ -1,0 +1,422 @@
+//! Jobs that are held, lost and taken back; tenants and keys.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use promptyard::{
+    job::{JobHead, JobId, JobState, Pair, Priority, ServedModel, Tier},
+    store::{
+        Admission, Admitted, ApiKey, CancelFilter, Claimant, Claimed, Course, Hold, HoldQueue,
+        KeyDigest, Released, Settled, Store, SweepRules, TenantTerms, Verdict,
+    },
+};
+
+use crate::fixture::{
+    LONG, admission, admit_one, answer, cache_key, cached, claim_as, claim_one, claimant,
+    committed, contract, head, keyed, now, plain, reason, record, route, run_one, settle_one,
+    settlement, succeed, tenant,
+};
+
+const SMALL: HoldQueue = HoldQueue::Tier(Tier::Small);
+
+fn held(head: JobHead, hold: Hold) -> Admission {
+    let Course::Route(mut route) = route(Tier::Small, None) else {
+        unreachable!("the fixture routes")
+    };
+    route.hold = Some(hold);
+    admission(head, "a prompt", Course::Route(route))
+}
+
+fn of(name: &str) -> JobHead {
+    JobHead {
+        tenant: tenant(name),
+        ..head()
+    }
+}
+
+fn turn(seconds_ago: i64, tokens: u32) -> Hold {
+    Hold::for_turn(
+        now() - TimeDelta::seconds(seconds_ago),
+        Priority::Normal,
+        tokens,
+    )
+}
+
+async fn ids(store: &Store, queue: HoldQueue, each: usize) -> Vec<JobId> {
+    store
+        .held(queue, each)
+        .await
+        .unwrap()
+        .iter()
+        .map(|held| held.job)
+        .collect()
+}
+
+fn rules(lost_after: TimeDelta) -> SweepRules {
+    SweepRules {
+        lost_after,
+        lost_after_busy: lost_after,
+        is_empty: [true; 3],
+        limit: 100,
+    }
+}
+
+fn released_ids(released: &[Released]) -> Vec<JobId> {
+    let id = |released: &Released| match released {
+        Released::Router(job) => job.head.id,
+        Released::Tier(routed) => routed.job.head.id,
+    };
+    released.iter().map(id).collect()
+}
+
+contract! {
+    /// Held jobs come by tenant and rank, and each is released once, with all that its message carries.
+    async fn held_jobs_are_released_once(store: Store) {
+        let (late, early) = (held(of("a"), turn(1, 5)), held(of("a"), turn(9, 6)));
+        let other = held(of("b"), turn(5, 7));
+        let mut paired = held(of("c"), turn(0, 8));
+        let model = |model: &str| ServedModel { model: model.to_owned(), revision: "1".to_owned() };
+        let pair = Pair { small: model("s"), large: model("l") };
+        if let Course::Route(route) = &mut paired.course {
+            route.pair = Some(pair.clone());
+        }
+        for job in [&late, &early, &other, &paired] {
+            assert_eq!(admit_one(&store, job.clone()).await, Admitted::Held);
+            assert_eq!(record(&store, job.head.id).await.state, JobState::Routed);
+        }
+        // A repeated message changes nothing.
+        assert_eq!(admit_one(&store, late.clone()).await, Admitted::Held);
+        assert_eq!(
+            ids(&store, SMALL, 9).await,
+            [early.head.id, late.head.id, other.head.id, paired.head.id]
+        );
+        assert_eq!(ids(&store, SMALL, 1).await, [early.head.id, other.head.id, paired.head.id]);
+        assert_eq!(ids(&store, HoldQueue::Tier(Tier::Large), 9).await, []);
+        let mut tenants = store.held_tenants().await.unwrap();
+        tenants.sort();
+        assert_eq!(tenants, ["a", "b", "c"].map(|name| (SMALL, tenant(name))));
+        assert_eq!(store.held_counts(100).await.unwrap(), [0, 4, 0]);
+        assert_eq!(store.held_counts(3).await.unwrap(), [0, 3, 0]);
+
+        let wanted = [paired.head.id, early.head.id];
+        let released = store.release(&wanted).await.unwrap();
+        assert_eq!(released_ids(&released), wanted);
+        let Released::Tier(routed) = &released[0] else { panic!("{released:?}") };
+        assert_eq!((routed.pair.as_ref(), &routed.job.head), (Some(&pair), &paired.head));
+        assert_eq!(store.release(&wanted).await.unwrap(), []);
+        assert_eq!(ids(&store, SMALL, 9).await, [late.head.id, other.head.id]);
+        // What is released is an ordinary job.
+        succeed(&store, early.head.id, "yes", None).await;
+    }
+
+    /// A job whose time has not come is queued until then, and routed by the message of its release.
+    async fn scheduled_jobs_go_to_the_router_in_time(store: Store) {
+        let start = now() + TimeDelta::milliseconds(900);
+        let head = JobHead { not_before: Some(start), attempts_max: Some(2), ..keyed("later") };
+        let scheduled = admission(head.clone(), "a prompt", Course::Schedule(Hold::until(start, 3)));
+        assert_eq!(admit_one(&store, scheduled.clone()).await, Admitted::Held);
+        assert_eq!(admit_one(&store, scheduled).await, Admitted::Held);
+        assert_eq!(record(&store, head.id).await.state, JobState::Queued);
+        assert_eq!(ids(&store, HoldQueue::In, 9).await, []);
+        // Not lost, however long it is held.
+        assert_eq!(store.sweep(rules(TimeDelta::zero())).await.unwrap().lost, []);
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        assert_eq!(ids(&store, HoldQueue::In, 9).await, [head.id]);
+        let released = store.release(&[head.id]).await.unwrap();
+        let [Released::Router(job)] = &released[..] else { panic!("{released:?}") };
+        assert_eq!(job.head, head);
+        // The fleet is busy: it is held once more, for its tier.
+        let mut again = held(head.clone(), turn(0, 3));
+        again.head = job.head.clone();
+        assert_eq!(admit_one(&store, again).await, Admitted::Held);
+        assert_eq!(ids(&store, SMALL, 9).await, [head.id]);
+        store.release(&[head.id]).await.unwrap();
+        succeed(&store, head.id, "yes", None).await;
+    }
+
+    /// A producer's own limit of attempts counts where it is lower than the fleet's.
+    async fn attempts_are_limited_by_the_producer_too(store: Store) {
+        let job = plain(JobHead { attempts_max: Some(1), ..head() });
+        admit_one(&store, job.clone()).await;
+        let claimed = claim_one(&store, job.head.id, false).await;
+        assert_eq!(claimed, Claimed::Run { attempt: 1, suspect: false, last: true });
+        let many = plain(JobHead { attempts_max: Some(100), ..head() });
+        admit_one(&store, many.clone()).await;
+        for attempt in 1..=3 {
+            let claimed = claim_one(&store, many.head.id, false).await;
+            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: attempt == 3 });
+            settle_one(&store, settlement(many.head.id, attempt, Verdict::Retry(reason("busy")))).await;
+        }
+        assert!(matches!(claim_one(&store, many.head.id, false).await, Claimed::Ended(_)));
+    }
+
+    /// An attempt that may have been brought down by a neighbour does not count.
+    async fn crashes_in_company_do_not_count(store: Store) {
+        let job = plain(head());
+        admit_one(&store, job.clone()).await;
+        for attempt in 1..=5 {
+            let claimed = claim_one(&store, job.head.id, false).await;
+            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: false });
+            let crash = Verdict::Apart(reason("engine_crashed"));
+            settle_one(&store, settlement(job.head.id, attempt, crash)).await;
+        }
+        let attempts = store.attempts(job.head.id).await.unwrap();
+        assert!(attempts.iter().all(|attempt| attempt.outcome == "retried"));
+        assert_eq!(attempts[0].reason.as_ref().unwrap().code, "engine_crashed");
+    }
+
+    /// Jobs are taken back wherever they are; one that runs keeps what it had written with its attempt.
+    async fn jobs_are_taken_back(store: Store) {
+        let queued = admission(head(), "a prompt", Course::Queue);
+        let (waiting, running) = (held(head(), turn(0, 1)), plain(head()));
+        let done = plain(head());
+        for job in [&queued, &waiting, &running, &done] {
+            admit_one(&store, job.clone()).await;
+        }
+        succeed(&store, done.head.id, "yes", None).await;
+        let attempt = run_one(&store, running.head.id).await;
+        let held = [(running.head.id, attempt)];
+        assert_eq!(store.withdrawn(&held).await.unwrap(), []);
+        let all = [&queued, &waiting, &running, &done].map(|job| job.head.id);
+        let none = CancelFilter::Jobs(Some(tenant("other")), all.to_vec());
+        assert_eq!(store.cancel(&none, 9).await.unwrap(), []);
+        let cancelled = store.cancel(&CancelFilter::Jobs(None, all.to_vec()), 9).await.unwrap();
+        let mut ids: Vec<_> = cancelled.iter().map(|record| record.id).collect();
+        ids.sort();
+        let mut expected = all[..3].to_vec();
+        expected.sort();
+        assert_eq!(ids, expected);
+        for job in &cancelled {
+            assert_eq!(job.state, JobState::Cancelled);
+            assert_eq!(job.reason.as_ref().unwrap().code, "cancelled");
+            assert_eq!(*job, record(&store, job.id).await);
+        }
+        assert_eq!(store.cancel(&CancelFilter::Jobs(None, all.to_vec()), 9).await.unwrap(), []);
+        assert_eq!(store.release(&[waiting.head.id]).await.unwrap(), []);
+        assert_eq!(store.held_counts(9).await.unwrap(), [0; 3]);
+
+        assert_eq!(store.withdrawn(&held).await.unwrap(), [running.head.id]);
+        let before = record(&store, running.head.id).await;
+        let end = Verdict::Cancelled(reason("withdrawn"), Some(Box::new(answer("half of"))));
+        let end = settlement(running.head.id, attempt, end);
+        for _ in 0..2 {
+            assert_eq!(settle_one(&store, end.clone()).await, Settled::Fenced);
+        }
+        let late = Verdict::Succeeded(answer("all of it"));
+        let late = settle_one(&store, settlement(running.head.id, attempt, late)).await;
+        assert_eq!(late, Settled::Fenced);
+        assert_eq!(record(&store, running.head.id).await, before);
+        let attempts = store.attempts(running.head.id).await.unwrap();
+        assert_eq!(attempts[0].outcome, "cancelled");
+        assert_eq!(attempts[0].answer.as_deref(), Some("half of"));
+        assert_eq!(attempts[0].completion_tokens, Some(7));
+    }
+
+    /// An answer that comes too late for a job that was taken back stays with its attempt.
+    async fn late_answers_close_their_attempt(store: Store) {
+        let job = plain(head());
+        admit_one(&store, job.clone()).await;
+        let attempt = run_one(&store, job.head.id).await;
+        store.cancel(&CancelFilter::Jobs(None, vec![job.head.id]), 1).await.unwrap();
+        let late = Verdict::Succeeded(answer("all of it"));
+        let late = settle_one(&store, settlement(job.head.id, attempt, late)).await;
+        assert_eq!(late, Settled::Fenced);
+        let attempts = store.attempts(job.head.id).await.unwrap();
+        assert_eq!(attempts[0].outcome, "cancelled");
+        assert_eq!(attempts[0].answer.as_deref(), Some("all of it"));
+    }
+
+    /// A submission is taken back in steps, of one tenant if one is named.
+    async fn submissions_are_taken_back(store: Store) {
+        let batch = |name: &str| JobHead { batch: Some("b".to_owned()), ..of(name) };
+        for name in ["x", "x", "x", "y"] {
+            admit_one(&store, plain(batch(name))).await;
+        }
+        admit_one(&store, plain(of("x"))).await;
+        let filter = CancelFilter::Batch(Some(tenant("x")), "b".to_owned());
+        assert_eq!(store.cancel(&filter, 2).await.unwrap().len(), 2);
+        assert_eq!(store.cancel(&filter, 2).await.unwrap().len(), 1);
+        assert_eq!(store.cancel(&filter, 2).await.unwrap(), []);
+        let filter = CancelFilter::Batch(None, "b".to_owned());
+        assert_eq!(store.cancel(&filter, 9).await.unwrap().len(), 1);
+    }
+
+    /// When the job that computes an answer for others is taken back, one of those takes over.
+    async fn who_waits_outlives_a_leader_that_is_taken_back(store: Store) {
+        let (leader, waiting) = (cached("p"), cached("p"));
+        admit_one(&store, leader.clone()).await;
+        assert_eq!(admit_one(&store, waiting.clone()).await, Admitted::Waiting);
+        run_one(&store, leader.head.id).await;
+        store.cancel(&CancelFilter::Jobs(None, vec![leader.head.id]), 1).await.unwrap();
+        let promoted = store.promote_waiting(9, LONG).await.unwrap();
+        assert_eq!(promoted.len(), 1);
+        assert_eq!(promoted[0].job.head.id, waiting.head.id);
+        let (record, _) = succeed(&store, waiting.head.id, "yes", Some(cache_key("p"))).await;
+        assert_eq!(record.state, JobState::Succeeded);
+    }
+
+    /// What an expired attempt had written is not taken for an escalated answer.
+    async fn partial_answers_serve_nobody(store: Store) {
+        let job = plain(head());
+        admit_one(&store, job.clone()).await;
+        let attempt = run_one(&store, job.head.id).await;
+        let escalate = Verdict::Escalate {
+            to: Tier::Large,
+            reason: reason("low_confidence"),
+            answer: Some(Box::new(answer("perhaps"))),
+        };
+        settle_one(&store, settlement(job.head.id, attempt, escalate)).await;
+        let large = Claimant { tier: Tier::Large, ..claimant("worker-2") };
+        let Claimed::Run { attempt, .. } = claim_as(&store, &large, job.head.id, false).await else {
+            panic!("it must run")
+        };
+        let partial = Verdict::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
+        let (record, _) = committed(settle_one(&store, settlement(job.head.id, attempt, partial)).await);
+        assert_eq!(record.state, JobState::Succeeded, "the escalated answer serves");
+        assert_eq!(record.answer.unwrap().text, "perhaps");
+        let alone = plain(head());
+        admit_one(&store, alone.clone()).await;
+        let attempt = run_one(&store, alone.head.id).await;
+        let partial = Verdict::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
+        let (record, _) = committed(settle_one(&store, settlement(alone.head.id, attempt, partial)).await);
+        assert_eq!((record.state, record.answer), (JobState::Expired, None));
+        let attempts = store.attempts(alone.head.id).await.unwrap();
+        assert_eq!(attempts[0].answer.as_deref(), Some("cut sho"));
+    }
+
+    /// A sweep finds jobs whose message is lost: queued, routed, and running in dead hands. Each again only
+    /// after the same time.
+    async fn sweeps_find_what_is_lost(store: Store) {
+        let queued = admission(head(), "a prompt", Course::Queue);
+        let (routed, alive, dead) = (plain(head()), plain(head()), plain(head()));
+        let (held, led) = (held(head(), turn(0, 1)), cached("p"));
+        let waiting = cached("p");
+        for job in [&queued, &routed, &alive, &dead, &held, &led, &waiting] {
+            admit_one(&store, job.clone()).await;
+        }
+        run_one(&store, alive.head.id).await;
+        let brief = Claimant { lease: Duration::from_millis(1), ..claimant("worker-dead") };
+        claim_as(&store, &brief, dead.head.id, false).await;
+        run_one(&store, led.head.id).await;
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        let age = TimeDelta::milliseconds(700);
+        let swept = store.sweep(rules(age)).await.unwrap();
+        let mut lost = released_ids(&swept.lost);
+        lost.sort();
+        let mut expected = [queued.head.id, routed.head.id, dead.head.id];
+        expected.sort();
+        assert_eq!(lost, expected);
+        assert!(swept.lost.iter().any(|lost| matches!(lost, Released::Router(_))));
+        assert_eq!(store.sweep(rules(age)).await.unwrap().lost, [], "once in that time");
+        let again = claim_one(&store, dead.head.id, false).await;
+        assert_eq!(again, Claimed::Run { attempt: 2, suspect: true, last: false });
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        let busy = SweepRules { lost_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
+        let swept = store.sweep(busy).await.unwrap();
+        assert_eq!(released_ids(&swept.lost), [queued.head.id], "small's queue has jobs yet");
+    }
+
+    /// A sweep ends what is overdue, but not in living hands, and replies can be made of the records.
+    async fn sweeps_end_what_is_overdue(store: Store) {
+        let due = || JobHead { deadline: Some(now() + TimeDelta::milliseconds(600)), ..head() };
+        let (routed, alive, held) = (plain(due()), plain(due()), held(due(), turn(0, 1)));
+        for job in [&routed, &alive, &held] {
+            admit_one(&store, job.clone()).await;
+        }
+        run_one(&store, alive.head.id).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let swept = store.sweep(rules(TimeDelta::hours(1))).await.unwrap();
+        let mut expired: Vec<_> = swept.expired.iter().map(|record| record.id).collect();
+        expired.sort();
+        let mut expected = [routed.head.id, held.head.id];
+        expected.sort();
+        assert_eq!(expired, expected);
+        for record in &swept.expired {
+            assert_eq!(record.state, JobState::Expired);
+            assert_eq!(record.reason.as_ref().unwrap().code, "deadline_passed");
+        }
+        assert_eq!(store.sweep(rules(TimeDelta::hours(1))).await.unwrap().expired, []);
+    }
+
+    /// One holder leads at a time, until its lease is over.
+    async fn one_leads_at_a_time(store: Store) {
+        let brief = Duration::from_millis(600);
+        assert!(store.lead("sweep", "a", brief).await.unwrap());
+        assert!(store.lead("sweep", "a", brief).await.unwrap());
+        assert!(!store.lead("sweep", "b", brief).await.unwrap());
+        assert!(store.lead("release", "b", brief).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        assert!(store.lead("sweep", "b", brief).await.unwrap());
+        assert!(!store.lead("sweep", "a", brief).await.unwrap());
+    }
+
+    /// Released jobs count until they end, and their tokens for a minute where the tenant has a quota.
+    async fn released_jobs_count_against_their_tenant(store: Store) {
+        let quota = TenantTerms { tokens_per_minute: Some(100), ..TenantTerms::of(tenant("q")) };
+        store.set_tenant(&quota).await.unwrap();
+        let jobs = [held(of("q"), turn(2, 30)), held(of("q"), turn(1, 12)), held(of("p"), turn(0, 5))];
+        for job in &jobs {
+            admit_one(&store, job.clone()).await;
+        }
+        assert_eq!(store.tenant_loads().await.unwrap(), []);
+        store.release(&jobs.clone().map(|job| job.head.id)).await.unwrap();
+        let loads = async || {
+            let mut loads = store.tenant_loads().await.unwrap();
+            loads.sort_by_key(|load| load.tenant.clone());
+            let load = |load: promptyard::store::TenantLoad| (load.tenant.to_string(), load.running, load.tokens_last_minute);
+            loads.into_iter().map(load).collect::<Vec<_>>()
+        };
+        assert_eq!(loads().await, [("p".to_owned(), 1, 5), ("q".to_owned(), 2, 42)]);
+        for job in &jobs {
+            succeed(&store, job.head.id, "yes", None).await;
+        }
+        assert_eq!(loads().await, [("q".to_owned(), 0, 42)], "tokens count on, jobs do not");
+    }
+
+    /// What tenants are entitled to can be said, changed and forgotten.
+    async fn tenants_have_terms(store: Store) {
+        assert_eq!(store.tenants().await.unwrap(), []);
+        let all = TenantTerms {
+            weight: 2.5,
+            tokens_per_minute: Some(1000),
+            running_max: Some(4),
+            requests_per_minute: Some(60),
+            ..TenantTerms::of(tenant("b"))
+        };
+        let plain = TenantTerms::of(tenant("a"));
+        for terms in [&all, &plain, &all] {
+            store.set_tenant(terms).await.unwrap();
+        }
+        assert_eq!(store.tenants().await.unwrap(), [plain.clone(), all]);
+        assert!(store.forget_tenant(&tenant("b")).await.unwrap());
+        assert!(!store.forget_tenant(&tenant("b")).await.unwrap());
+        assert_eq!(store.tenants().await.unwrap(), [plain]);
+    }
+
+    /// A key is found by its digest while it is good.
+    async fn keys_are_good_until_they_are_not(store: Store) {
+        let key = |name: &str, days: Option<i64>| ApiKey {
+            id: uuid::Uuid::now_v7(),
+            name: name.to_owned(),
+            tenant: Some(tenant("t")),
+            scopes: "submit,read".parse().unwrap(),
+            created_at: now(),
+            expires_at: days.map(|days| now() + TimeDelta::days(days)),
+            revoked_at: None,
+        };
+        let (good, old, brief) = (key("good \0", None), key("old", Some(-1)), key("brief", Some(1)));
+        for one in [&good, &old, &brief] {
+            store.add_key(one, KeyDigest::of(&one.name)).await.unwrap();
+        }
+        let find = async |name: &str| store.find_key(KeyDigest::of(name)).await.unwrap();
+        assert_eq!(find("good \0").await, Some(good.clone()));
+        assert_eq!(find("brief").await, Some(brief.clone()));
+        assert_eq!((find("old").await, find("none").await), (None, None));
+        assert!(store.revoke_key(good.id).await.unwrap());
+        assert!(!store.revoke_key(good.id).await.unwrap());
+        assert_eq!(find("good \0").await, None);
+        let keys = store.keys().await.unwrap();
+        assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), [good.id, old.id, brief.id]);
+        assert!(keys[0].revoked_at.is_some());
+    }
+}
