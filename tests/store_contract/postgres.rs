@@ -3,13 +3,14 @@
 use promptyard::{
     config::StoreConfig,
     job::{JobHead, JobId},
-    store::{Admitted, Store, StoreFault},
+    store::{Admitted, Claimed, Store, StoreFault},
 };
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 use crate::fixture::{
-    LONG, admit_one, head, plain, postgres_config, postgres_url, record, succeed, with_postgres,
+    LONG, admit_one, claim_one, head, plain, postgres_config, postgres_url, record, succeed,
+    with_postgres,
 };
 
 pub async fn connection(config: &StoreConfig) -> PgConnection {
@@ -245,6 +246,56 @@ async fn keys_outlive_no_dropped_partition() {
             .await
             .unwrap();
         assert_eq!(found[0].id, again.head.id);
+    })
+    .await;
+}
+
+/// Whoever waits for a job's lock while it is being answered sees the answer with the end.
+#[tokio::test]
+async fn answers_come_with_the_end() {
+    with_postgres(async |store, config| {
+        let job = plain(head());
+        admit_one(&store, job.clone()).await;
+        let mut raw = connection(&config).await;
+        let mut settling = raw.begin().await.unwrap();
+        sqlx::query(
+            "update jobs set state = 'succeeded', source = 'computed', finish_reason = 'stop',
+                    finished_at = now() where id = $1",
+        )
+        .bind(job.head.id.0)
+        .execute(&mut *settling)
+        .await
+        .unwrap();
+        let settler: i32 = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(&mut *settling)
+            .await
+            .unwrap();
+        let waiting = tokio::spawn({
+            let store = store.clone();
+            async move { claim_one(&store, job.head.id, false).await }
+        });
+        let mut watch = connection(&config).await;
+        let mut blocked = 0_i64;
+        while blocked == 0 {
+            blocked = sqlx::query_scalar(
+                "select count(*) from pg_stat_activity where $1 = any(pg_blocking_pids(pid))",
+            )
+            .bind(settler)
+            .fetch_one(&mut watch)
+            .await
+            .unwrap();
+        }
+        sqlx::query("insert into answers (job_id, text) values ($1, 'yes')")
+            .bind(job.head.id.0)
+            .execute(&mut *settling)
+            .await
+            .unwrap();
+        settling.commit().await.unwrap();
+        let Claimed::Ended(ended) = waiting.await.unwrap() else {
+            panic!("it was answered");
+        };
+        assert_eq!(ended.answer.as_ref().unwrap().text, "yes");
+        assert_eq!(*ended, record(&store, ended.id).await);
     })
     .await;
 }

@@ -274,7 +274,29 @@ async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
            where j.id = any($1) order by j.id for update of j"#,
         ids
     )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut rows: Vec<Row> = rows.into_iter().map(text::decode_row).collect();
+    let bare = rows
+        .iter()
+        .filter(|row| !row.is_unanswered() && row.text.is_none());
+    let bare: Vec<Uuid> = bare.map(|row| row.id).collect();
+    if bare.is_empty() {
+        return Ok(rows);
+    }
+    // A statement that waits for a lock then sees the locked row as it is, but what is joined to it as
+    // it was when the statement began: an answer that came meanwhile takes another look.
+    let answers = sqlx::query!(
+        "select job_id, text, logprobs from answers where job_id = any($1)",
+        &bare
+    )
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(text::decode_row).collect())
+    for answer in answers {
+        if let Some(row) = rows.iter_mut().find(|row| row.id == answer.job_id) {
+            row.text = Some(text::decode(answer.text));
+            row.logprobs = answer.logprobs;
+        }
+    }
+    Ok(rows)
 }
