@@ -5,12 +5,15 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobState, RoutedJob, Tier},
-    store::{Admitted, Claim, Claimant, Claimed, DeadFilter, Settled, Settlement, Store, Verdict},
+    store::{
+        Admitted, Claim, Claimant, Claimed, Course, DeadFilter, Settled, Settlement, Store, Verdict,
+    },
 };
 
 use crate::fixture::{
-    LONG, admit_one, answer, cache_key, cached, claim_as, claim_one, claimant, committed, contract,
-    head, heartbeat, keyed, now, plain, reason, record, run_one, settle_one, settlement, succeed,
+    LONG, admission, admit_one, answer, cache_key, cached, claim_as, claim_one, claimant,
+    committed, contract, head, heartbeat, keyed, now, plain, reason, record, run_one, settle_one,
+    settlement, succeed,
 };
 
 fn outcomes(attempts: &[promptyard::store::AttemptRecord]) -> Vec<&str> {
@@ -192,6 +195,28 @@ contract! {
         let promoted = store.promote_waiting(10, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head.id, waiter.head.id);
+    }
+
+    /// A job that is claimed before it was routed, as after the ledger lost its last seconds, is of its
+    /// worker's tier from then on: it can be put back, and quarantined when its attempts are spent.
+    async fn unrouted_jobs_take_the_workers_tier(store: Store) {
+        let queued = admission(head(), "a prompt", Course::Queue);
+        let id = queued.head.id;
+        admit_one(&store, queued).await;
+        for attempt in 1..=3 {
+            let claimed = claim_one(&store, id, false).await;
+            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: attempt == 3 });
+            let retry = settlement(id, attempt, Verdict::Retry(reason("engine_unavailable")));
+            let (put_back, _) = committed(settle_one(&store, retry).await);
+            assert_eq!((put_back.state, put_back.tier), (JobState::Routed, Some(Tier::Small)));
+        }
+        let Claimed::Ended(ended) = claim_one(&store, id, false).await else {
+            panic!("no attempt is left");
+        };
+        assert_eq!(ended.state, JobState::Failed);
+        let letters = store.dead_letters(&DeadFilter::default(), 10).await.unwrap();
+        let body: RoutedJob = serde_json::from_slice(&letters[0].body).unwrap();
+        assert_eq!((body.job.head.id, body.tier), (id, Tier::Small));
     }
 
     /// Attempts that a stopping worker gives back do not count.

@@ -283,14 +283,15 @@ async fn begin_attempts(
     sqlx::query!(
         "update jobs j
             set state = 'running', attempts = n.attempt, worker = $3, lease_until = $4, started_at = $5,
-                waits_for = null
+                tier = coalesce(j.tier, $6), waits_for = null
            from unnest($1::uuid[], $2::int4[]) as n (id, attempt)
           where j.id = n.id and j.state in ('queued', 'routed', 'running')",
         &ids,
         &attempts,
         claimant.worker,
         rules::after(now, claimant.lease),
-        now
+        now,
+        claimant.tier.as_str()
     )
     .execute(&mut *connection)
     .await?;

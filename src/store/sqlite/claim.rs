@@ -213,7 +213,7 @@ async fn begin_attempt(
     sqlx::query(
         "update jobs
             set state = 'running', attempts = ?2, worker = ?3, lease_until = ?4, started_at = ?5,
-                waits_for = null
+                tier = coalesce(tier, ?6), waits_for = null
           where id = ?1 and state in ('queued', 'routed', 'running')",
     )
     .bind(id)
@@ -221,6 +221,7 @@ async fn begin_attempt(
     .bind(&claimant.worker)
     .bind(rules::after(now, claimant.lease))
     .bind(now)
+    .bind(claimant.tier.as_str())
     .execute(&mut *connection)
     .await?;
     sqlx::query(
