@@ -211,6 +211,23 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
     }
 
+    /// Such an answer settles a job that was promoted meanwhile as well: nobody leads then, and the next
+    /// one who asks does not wait for a job that has ended.
+    async fn unfit_answers_end_the_followers_lead(store: Store) {
+        let (leader, follower) = (cached("p"), cached("p"));
+        store.admit(&[leader.clone(), follower.clone()], Duration::ZERO).await.unwrap();
+        let attempt = run_one(&store, leader.head.id).await;
+        assert_eq!(store.promote_waiting(10, LONG).await.unwrap().len(), 1);
+        let end = Settlement {
+            cache_key: Some(cache_key("p")),
+            reusable: false,
+            ..settlement(leader.head.id, attempt, Verdict::Succeeded(answer("large")))
+        };
+        let (_, shared) = committed(settle_one(&store, end).await);
+        assert_eq!(shared.len(), 1);
+        assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
+    }
+
     /// A settlement without a key leaves the cache alone.
     async fn keyless_settlements_leave_the_cache(store: Store) {
         let (leader, waiter) = (cached("p"), cached("p"));

@@ -354,11 +354,18 @@ async fn settle_cache(
         }
     }
     let passing = sharing.keys().filter(|key| !kept.contains_key(*key));
-    let passing: Vec<&[u8]> = passing.map(|key| key.as_slice()).collect();
-    cache::lock(connection, &passing).await?;
+    let passing: Vec<&[u8; 32]> = passing.collect();
+    let locked: Vec<&[u8]> = passing.iter().map(|key| key.as_slice()).collect();
+    cache::lock(connection, &locked).await?;
     let fillings: Vec<Filling<'_>> = kept.into_values().collect();
     cache::fill(connection, &fillings, now, ttl).await?;
     let shared = share(connection, &sharing, now).await?;
+    // A job that was promoted meanwhile may have led an entry that is not filled.
+    for key in passing {
+        let (job, _) = &sharing[key];
+        let settled = shared.get(job).into_iter().flatten();
+        led.extend(settled.map(|record| (CacheKey(*key), record.id.0)));
+    }
     cache::give_up(connection, &led).await?;
     Ok(shared)
 }
