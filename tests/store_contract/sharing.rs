@@ -63,6 +63,15 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Waiting);
     }
 
+    /// Of identical jobs in one batch the first leads, be it a new one or one that was queued.
+    async fn the_first_of_a_batch_leads(store: Store) {
+        let queued = admission(head(), "p", promptyard::store::Course::Queue);
+        admit_one(&store, queued.clone()).await;
+        let routed = admission(queued.head, "p", route(Tier::Small, Some(cache_key("p"))));
+        let outcomes = store.admit(&[routed, cached("p")], LONG).await.unwrap();
+        assert_eq!(outcomes, [Admitted::Routed, Admitted::Waiting]);
+    }
+
     /// A queued job can turn out to be a hit or to wait.
     async fn queued_jobs_share(store: Store) {
         let leader = cached("p");

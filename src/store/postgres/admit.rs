@@ -341,7 +341,10 @@ impl<'a> Round<'a> {
         found: &HashMap<usize, Entry>,
     ) -> Result<HashMap<CacheKey, Entry>, Fault> {
         let mut bids: HashMap<CacheKey, cache::Bid<'_>> = HashMap::new();
-        for &at in fresh.iter().chain(moving) {
+        // Of those who ask the same the first leads, whether it is new or moves.
+        let mut positions: Vec<usize> = fresh.iter().chain(moving).copied().collect();
+        positions.sort_unstable();
+        for at in positions {
             let Course::Route(route) = &self.admissions[at].course else {
                 continue;
             };
