@@ -1,0 +1,333 @@
+//! Those who act on the same jobs at once: routers, workers, an undertaker, and one who comes last.
+
+use std::{collections::HashMap, time::Duration};
+
+use promptyard::{
+    job::{CacheKey, JobId, JobRecord, JobState, Tier},
+    store::{
+        Admission, Admitted, Claim, Claimant, Claimed, Course, Settled, Settlement, Store, Verdict,
+    },
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::fixture::{LONG, answer, claimant, heartbeat, reason, settlement};
+
+/// Calls that each of them makes.
+const STEPS: usize = 30;
+pub const ATTEMPTS_MAX: u32 = 4;
+
+/// What one of them was told.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub runs: Vec<Run>,
+    pub words: Vec<Said>,
+    /// Jobs that this one's call ended, as far as the outcome tells.
+    pub ended: Vec<JobId>,
+    /// Terminal records, whoever ended the job.
+    pub terminal: Vec<JobRecord>,
+    /// Jobs that were promoted: they have a message, although they may wait still.
+    pub promoted: Vec<JobId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub job: JobId,
+    pub attempt: u32,
+    pub suspect: bool,
+    pub last: bool,
+    pub worker: String,
+}
+
+/// A settlement and whether it was committed.
+#[derive(Debug)]
+pub struct Said {
+    pub job: JobId,
+    pub attempt: u32,
+    pub outcome: &'static str,
+    pub text: String,
+    pub is_committed: bool,
+}
+
+/// One who acts: its own chance and memory.
+pub struct Actor {
+    store: Store,
+    chance: StdRng,
+    name: String,
+    jobs: Vec<Admission>,
+    told: Told,
+}
+
+impl Actor {
+    pub fn new(store: &Store, name: String, seed: u64, jobs: &[Admission]) -> Self {
+        Self {
+            store: store.clone(),
+            chance: StdRng::seed_from_u64(seed),
+            name,
+            jobs: jobs.to_vec(),
+            told: Told::default(),
+        }
+    }
+
+    fn lease(&mut self) -> Duration {
+        if self.chance.random_bool(0.5) {
+            LONG
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    fn job(&mut self) -> &Admission {
+        let at = self.chance.random_range(0..self.jobs.len());
+        &self.jobs[at]
+    }
+
+    fn see(&mut self, record: &JobRecord) {
+        if record.state.is_terminal() {
+            self.told.terminal.push(record.clone());
+        }
+    }
+
+    async fn admit(&mut self, batch: &[Admission], lease: Duration) -> Vec<Admitted> {
+        let outcomes = self.store.admit(batch, lease).await.unwrap();
+        for outcome in &outcomes {
+            match outcome {
+                Admitted::Ended(record) => {
+                    self.told.ended.push(record.id);
+                    self.see(record);
+                }
+                Admitted::Known(record) => self.see(record),
+                _ => {}
+            }
+        }
+        outcomes
+    }
+
+    async fn claim(&mut self, claimant: &Claimant, claims: &[Claim]) -> Vec<Run> {
+        let outcomes = self.store.claim(claimant, claims).await.unwrap();
+        let mut runs = Vec::new();
+        for (claim, outcome) in claims.iter().zip(outcomes) {
+            match outcome {
+                Claimed::Run {
+                    attempt,
+                    suspect,
+                    last,
+                } => runs.push(Run {
+                    job: claim.job,
+                    attempt,
+                    suspect,
+                    last,
+                    worker: claimant.worker.clone(),
+                }),
+                Claimed::Ended(record) => self.see(&record),
+                Claimed::Busy | Claimed::Elsewhere(_) | Claimed::Unknown => {}
+            }
+        }
+        self.told.runs.extend(runs.iter().cloned());
+        runs
+    }
+
+    /// Settles attempts, all of which end in an answer or as chance has it.
+    async fn settle(&mut self, runs: &[Run], all_succeed: bool) {
+        let mut settlements = Vec::new();
+        for run in runs {
+            let text = format!("{} of {} by {}", run.attempt, run.job, self.name);
+            let kind = if all_succeed {
+                0
+            } else {
+                self.chance.random_range(0..10)
+            };
+            let verdict = match kind {
+                0..=3 => Verdict::Succeeded(answer(&text)),
+                4..=5 if !run.last => Verdict::Retry(reason("engine_unavailable")),
+                6 => Verdict::Returned,
+                7 => Verdict::Escalate {
+                    to: Tier::Large,
+                    reason: reason("unsure"),
+                    answer: self
+                        .chance
+                        .random_bool(0.5)
+                        .then(|| Box::new(answer(&text))),
+                },
+                8 => Verdict::Expired(reason("deadline_passed")),
+                _ => Verdict::Spent(reason("engine_crashed")),
+            };
+            let of_job = self
+                .jobs
+                .iter()
+                .find(|admission| admission.head.id == run.job);
+            settlements.push(Settlement {
+                cache_key: of_job.and_then(key_of),
+                reusable: self.chance.random_bool(0.7),
+                ..settlement(run.job, run.attempt, verdict)
+            });
+        }
+        let outcomes = self.store.settle(&settlements, LONG).await.unwrap();
+        for (settlement, outcome) in settlements.iter().zip(outcomes) {
+            let text = format!(
+                "{} of {} by {}",
+                settlement.attempt, settlement.job, self.name
+            );
+            self.told.words.push(Said {
+                job: settlement.job,
+                attempt: settlement.attempt,
+                outcome: outcome_of(&settlement.verdict),
+                text,
+                is_committed: matches!(outcome, Settled::Committed { .. }),
+            });
+            if let Settled::Committed { record, shared } = outcome {
+                for record in shared.iter().chain([&*record]) {
+                    if record.state.is_terminal() {
+                        self.told.ended.push(record.id);
+                    }
+                    self.see(record);
+                }
+            }
+        }
+    }
+
+    /// Admits some of the jobs, again and again.
+    pub async fn route(mut self) -> Told {
+        for _ in 0..STEPS {
+            let mut batch = Vec::new();
+            for _ in 0..self.chance.random_range(1..8) {
+                let mut admission = self.job().clone();
+                if self.chance.random_bool(0.2) {
+                    admission.course = Course::Queue;
+                }
+                batch.push(admission);
+            }
+            let lease = self.lease();
+            self.admit(&batch, lease).await;
+        }
+        self.told
+    }
+
+    /// Claims and settles; now and then it forgets an attempt, says a word twice or falls silent.
+    pub async fn work(mut self) -> Told {
+        let mut running: Vec<Run> = Vec::new();
+        for _ in 0..STEPS {
+            let tier = if self.chance.random_bool(0.3) {
+                Tier::Large
+            } else {
+                Tier::Small
+            };
+            let claimant = Claimant {
+                tier,
+                lease: self.lease(),
+                attempts_max: ATTEMPTS_MAX,
+                ..claimant(&format!("{}-{tier}", self.name))
+            };
+            if self.chance.random_bool(0.2) {
+                let beat = Claimant {
+                    lease: self.lease(),
+                    ..claimant.clone()
+                };
+                self.store.beat(&heartbeat(beat)).await.unwrap();
+            }
+            let mut claims = Vec::new();
+            for _ in 0..self.chance.random_range(1..8) {
+                claims.push(Claim {
+                    job: self.job().head.id,
+                    redelivered: self.chance.random_bool(0.3),
+                });
+            }
+            let runs = self.claim(&claimant, &claims).await;
+            running.extend(runs);
+            let until = self.chance.random_range(0..=running.len());
+            let settled: Vec<Run> = running.drain(..until).collect();
+            self.settle(&settled, false).await;
+            // Some are settled a second time, much later.
+            running.extend(settled.into_iter().filter(|_| self.chance.random_bool(0.1)));
+            running.retain(|_| !self.chance.random_bool(0.05));
+        }
+        self.told
+    }
+
+    /// Gives jobs up and promotes.
+    pub async fn tend(mut self) -> Told {
+        for _ in 0..STEPS {
+            let lease = self.lease();
+            let limit = self.chance.random_range(1..6);
+            let promoted = self.store.promote_waiting(limit, lease).await.unwrap();
+            self.told
+                .promoted
+                .extend(promoted.iter().map(|routed| routed.job.head.id));
+            if self.chance.random_bool(0.15) {
+                let head = self.job().head.clone();
+                let ending = (head, JobState::Failed, reason("delivery_limit"));
+                let records = self.store.end(&[ending]).await.unwrap();
+                self.see(&records[0]);
+            }
+        }
+        self.told
+    }
+
+    /// Brings all jobs to their end: whatever waits for nobody is run, what waits is promoted.
+    pub async fn drain(mut self, promoted: &[JobId]) -> Told {
+        let jobs = self.jobs.clone();
+        for _ in 0..jobs.len() {
+            let mut free: HashMap<JobId, Tier> = HashMap::new();
+            let known = self.admit(&jobs, Duration::ZERO).await;
+            for (admission, outcome) in jobs.iter().zip(known) {
+                match outcome {
+                    Admitted::Known(record) if !record.state.is_terminal() => {
+                        free.insert(record.id, record.tier.unwrap_or(Tier::Small));
+                    }
+                    Admitted::Routed => {
+                        free.insert(admission.head.id, Tier::Small);
+                    }
+                    Admitted::Waiting if promoted.contains(&admission.head.id) => {
+                        free.insert(admission.head.id, Tier::Small);
+                    }
+                    _ => {}
+                }
+            }
+            for routed in self
+                .store
+                .promote_waiting(100, Duration::ZERO)
+                .await
+                .unwrap()
+            {
+                free.insert(routed.job.head.id, routed.tier);
+            }
+            if free.is_empty() {
+                return self.told;
+            }
+            for tier in Tier::ALL {
+                let claimant = Claimant {
+                    tier,
+                    attempts_max: ATTEMPTS_MAX,
+                    ..claimant(&format!("{}-{tier}", self.name))
+                };
+                let of_tier = free.iter().filter(|(_, of)| **of == tier);
+                let claims: Vec<Claim> = of_tier
+                    .map(|(job, _)| Claim {
+                        job: *job,
+                        redelivered: true,
+                    })
+                    .collect();
+                let runs = self.claim(&claimant, &claims).await;
+                self.settle(&runs, true).await;
+            }
+        }
+        self.told
+    }
+}
+
+pub fn key_of(admission: &Admission) -> Option<CacheKey> {
+    match &admission.course {
+        Course::Route(route) => route.cache_key,
+        _ => None,
+    }
+}
+
+fn outcome_of(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Succeeded(_) | Verdict::Reused(_) => "succeeded",
+        Verdict::Failed(_) | Verdict::Spent(_) => "failed",
+        Verdict::Expired(_) => "expired",
+        Verdict::Retry(_) => "retried",
+        Verdict::Escalate { .. } => "escalated",
+        Verdict::Returned => "returned",
+    }
+}

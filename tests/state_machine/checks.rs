@@ -1,0 +1,207 @@
+//! What must hold after every operation, and in the end.
+
+use std::collections::HashMap;
+
+use promptyard::{
+    job::{JobId, JobRecord, JobState, Tier},
+    store::{Claim, Claimant, DeadFilter, RecordFilter},
+};
+use proptest::{prelude::*, test_runner::TestCaseResult};
+
+use crate::{
+    driver::Case,
+    fixture::LONG,
+    model::{Attempt, Lease},
+    operations::{End, Pick, Which, Word},
+};
+
+impl Case {
+    /// A record tells what the model says, and that of a terminal job what it told before.
+    pub fn agrees(&self, record: &JobRecord) -> TestCaseResult {
+        let job = &self.model.jobs[&record.id];
+        let given = job.answer.as_ref();
+        prop_assert_eq!(record.state, job.state, "{:?}", record);
+        prop_assert_eq!(record.tier, job.tier, "{:?}", record);
+        prop_assert_eq!(record.attempts as usize, job.attempts.len(), "{:?}", record);
+        let text = record.answer.as_ref().map(|answer| answer.text.as_str());
+        prop_assert_eq!(text, given.map(|given| given.text.as_str()), "{:?}", record);
+        prop_assert_eq!(
+            record.source,
+            given.map(|given| given.source),
+            "{:?}",
+            record
+        );
+        prop_assert_eq!(
+            record.answered_by,
+            given.and_then(|given| given.by),
+            "{:?}",
+            record
+        );
+        let code = record.reason.as_ref().map(|reason| &reason.code);
+        prop_assert_eq!(code, job.reason.as_ref(), "{:?}", record);
+        prop_assert_eq!(record.answer.is_some(), record.state == JobState::Succeeded);
+        prop_assert_eq!(
+            record.finished_at.is_some(),
+            record.state.is_terminal(),
+            "{:?}",
+            record
+        );
+        match self.records.get(&record.id) {
+            Some(before) if before.state.is_terminal() => prop_assert_eq!(record, before),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Compares everything with the model; without a change, everything with what it was.
+    pub async fn check(&mut self, is_changed: bool) -> TestCaseResult {
+        prop_assert_eq!(self.model.forgotten(), None, "it waits for nobody");
+        let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
+        let records = self.store.records(&ids).await.unwrap();
+        prop_assert_eq!(records.len(), ids.len());
+        let records: HashMap<JobId, JobRecord> = records
+            .into_iter()
+            .map(|record| (record.id, record))
+            .collect();
+        for record in records.values() {
+            self.agrees(record)?;
+        }
+        for (id, record) in &records {
+            let before = self.records.get(id);
+            prop_assert!(
+                is_changed || before == Some(record),
+                "{:?} became {:?}",
+                before,
+                record
+            );
+            if before.is_none_or(|before| before.attempts != record.attempts || before != record) {
+                self.check_attempts(*id).await?;
+            }
+        }
+        self.records = records;
+        Ok(())
+    }
+
+    /// Attempts are numbered from 1, each has one outcome, and only a running job's latest runs.
+    async fn check_attempts(&self, id: JobId) -> TestCaseResult {
+        let job = &self.model.jobs[&id];
+        let found = self.store.attempts(id).await.unwrap();
+        let numbers: Vec<usize> = found
+            .iter()
+            .map(|attempt| attempt.attempt as usize)
+            .collect();
+        prop_assert_eq!(numbers, (1..=job.attempts.len()).collect::<Vec<_>>());
+        for (at, (attempt, expected)) in found.iter().zip(&job.attempts).enumerate() {
+            let told = Attempt {
+                tier: attempt.tier,
+                worker: attempt.worker.clone(),
+                outcome: expected.outcome,
+                kept: attempt.answer.clone(),
+            };
+            prop_assert_eq!(&told, expected);
+            prop_assert_eq!(
+                &attempt.outcome,
+                expected.outcome,
+                "attempt {} of {}",
+                at + 1,
+                id
+            );
+            let is_running = job.state == JobState::Running && at + 1 == found.len();
+            prop_assert_eq!(attempt.outcome == "running", is_running);
+            prop_assert_eq!(attempt.finished_at.is_none(), is_running);
+        }
+        Ok(())
+    }
+
+    /// Brings every job to its end, as living workers and a promoter would, and counts what is left.
+    pub async fn drain(&mut self) -> TestCaseResult {
+        for _ in 0..self.model.jobs.len() + 2 {
+            if self.promote(100, Lease::None).await? > 0 {
+                self.note("drain: promoted");
+            }
+            self.model.end_operation();
+            let open: Vec<JobId> = self
+                .model
+                .jobs
+                .values()
+                .filter(|job| job.is_open())
+                .map(|job| job.head.id)
+                .collect();
+            if open.is_empty() {
+                break;
+            }
+            for id in open {
+                let job = &self.model.jobs[&id];
+                // A job that waits has no message of its own until it is promoted.
+                if job.is_open() && (!job.waits || self.model.leads(job)) {
+                    self.finish(id).await?;
+                }
+            }
+        }
+        let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
+        for id in &ids {
+            prop_assert!(!self.model.jobs[id].is_open(), "{} never ends", id);
+            self.check_attempts(*id).await?;
+        }
+        for tenant in self.tenants.clone() {
+            let letters = DeadFilter {
+                tenant: Some(tenant.clone()),
+                ..DeadFilter::default()
+            };
+            let letters = self.store.dead_letters(&letters, 1000).await.unwrap();
+            let mut dead: Vec<JobId> = letters.iter().filter_map(|letter| letter.job).collect();
+            dead.sort_unstable();
+            let mine = self
+                .model
+                .jobs
+                .values()
+                .filter(|job| job.head.tenant == tenant);
+            let buried: Vec<JobId> = mine
+                .clone()
+                .filter(|job| job.is_buried)
+                .map(|job| job.head.id)
+                .collect();
+            prop_assert_eq!(dead, buried);
+            let count = mine.count();
+            let filter = RecordFilter {
+                tenant: Some(tenant),
+                ..RecordFilter::default()
+            };
+            let finished = self.store.finished(&filter, 1000).await.unwrap();
+            prop_assert_eq!(finished.len(), count);
+        }
+        Ok(())
+    }
+
+    /// Runs a job as a worker would whose message was delivered before.
+    async fn finish(&mut self, id: JobId) -> TestCaseResult {
+        let job = &self.model.jobs[&id];
+        let claimant = Claimant {
+            attempts_max: 1000,
+            ..self.worker(3, job.tier.unwrap_or(Tier::Small), LONG)
+        };
+        let claims = [Claim {
+            job: id,
+            redelivered: true,
+        }];
+        let mut is_changed = self.claim(&claimant, &claims, Lease::Long).await?;
+        let jobs = &self.model.jobs;
+        if let Some(at) = jobs
+            .values()
+            .filter(|job| job.state == JobState::Running)
+            .position(|job| job.head.id == id)
+        {
+            let word = Word {
+                pick: Pick::Fitting(u16::try_from(at).unwrap()),
+                attempt: Which::Latest,
+                end: End::Succeeded,
+                reusable: false,
+                ttl: Lease::Long,
+                twice: false,
+            };
+            is_changed |= self.settle(&word).await?;
+        }
+        self.model.end_operation();
+        self.check(is_changed).await
+    }
+}

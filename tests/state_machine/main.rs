@@ -1,0 +1,126 @@
+//! A job's life against a reference model: whatever is done to a ledger, in whatever order, comes to
+//! what the documents of `store` and [`promptyard::job::JobState`] say.
+//!
+//! [`model`] and [`entries`] say what must come, [`operations`] and [`naming`] what is done, [`driver`]
+//! does it, [`checks`] compares; [`history`] has the [`actors`] do it at once. `PROPTEST_CASES` sets the
+//! number of sequences.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+mod actors;
+mod checks;
+mod driver;
+mod entries;
+#[path = "../store_contract/fixture.rs"]
+#[expect(dead_code, reason = "the contract suite needs more of it")]
+mod fixture;
+mod history;
+mod model;
+mod naming;
+mod operations;
+
+use std::collections::BTreeMap;
+
+use promptyard::store::Store;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::runtime::Handle;
+
+use crate::{
+    driver::{Case, clear_waiting},
+    fixture::contract,
+};
+
+/// What a run must have come upon; else the operations do not reach what is to be tested.
+const SEEN: &[&str] = &[
+    "admit: queued",
+    "admit: routed",
+    "admit: moved",
+    "admit: waiting",
+    "admit: hit",
+    "admit: ended",
+    "admit: known",
+    "admit: key reused",
+    "claim: run",
+    "claim: suspect",
+    "claim: last",
+    "claim: busy",
+    "claim: elsewhere",
+    "claim: ended before",
+    "claim: expired",
+    "claim: spent",
+    "claim: unknown",
+    "settle: fenced",
+    "settle: shared",
+    "settle: fell back",
+    "end: ended",
+    "end: let be",
+    "end: unknown",
+    "promote: one",
+    "drain: promoted",
+];
+
+/// The number of sequences: what `PROPTEST_CASES` says, or `usual`.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(usual)
+}
+
+/// Runs sequences of operations, each with tenants of its own, and shrinks one that fails.
+fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let seen = std::cell::RefCell::new(BTreeMap::new());
+    let outcome = TestRunner::new(config).run(&operations::sequence(), |sequence| {
+        ledger.block_on(async {
+            clear_waiting(store).await;
+            let mut case = Case::new(store.clone());
+            for operation in &sequence {
+                case.apply(operation).await?;
+            }
+            case.drain().await?;
+            for (what, count) in case.seen {
+                *seen.borrow_mut().entry(what).or_insert(0_u64) += count;
+            }
+            Ok(())
+        })
+    });
+    if let Err(fault) = outcome {
+        panic!("{fault}");
+    }
+    let seen = seen.into_inner();
+    if cases >= 40 {
+        let missing: Vec<_> = SEEN
+            .iter()
+            .filter(|what| !seen.contains_key(*what))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "never came to {missing:?} but to {seen:?}"
+        );
+    }
+}
+
+contract! {
+    /// Any sequence of operations on a few jobs comes to what the model says, step by step, and leaves
+    /// jobs that can all be brought to their end.
+    async fn sequences_follow_the_model(store: Store) {
+        let cases = cases(if matches!(store, Store::Postgres(_)) { 60 } else { 100 });
+        let ledger = Handle::current();
+        let run = tokio::task::spawn_blocking(move || run_sequences(&store, &ledger, cases));
+        if let Err(fault) = run.await {
+            std::panic::resume_unwind(fault.into_panic());
+        }
+    }
+
+    /// Workers, routers, an undertaker and a promoter that act on the same jobs at once leave a history
+    /// in which every job ended once and every attempt is accounted for.
+    async fn histories_are_consistent(store: Store) {
+        for round in 0..u64::from(cases(64).div_ceil(16)) {
+            history::play(&store, round).await;
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What is done to the ledger, drawn at random. Jobs are named by position, so that a sequence still has
+//! a meaning when it is shrunk.
+
+use promptyard::job::Tier;
+use proptest::{prelude::*, prop_oneof};
+
+use crate::model::Lease;
+
+/// One call of the ledger, or time that passes.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    Admit(Vec<Entrant>, Lease),
+    Claim {
+        worker: u8,
+        /// `None` claims for the tier of the first job.
+        tier: Option<Tier>,
+        jobs: Vec<(Pick, bool)>,
+        lease: Lease,
+    },
+    Settle(Word),
+    End {
+        who: Who,
+        expired: bool,
+    },
+    Beat {
+        worker: u8,
+        tier: Tier,
+        lease: Lease,
+    },
+    Promote {
+        limit: usize,
+        lease: Lease,
+    },
+    /// Time passes until every deadline that is near is over.
+    Pass,
+}
+
+/// A job that comes in.
+#[derive(Clone, Debug)]
+pub struct Entrant {
+    pub who: Who,
+    pub tenant: u8,
+    pub prompt: u8,
+    pub course: Way,
+    pub deadline: Deadline,
+}
+
+/// Which job comes in or is given up.
+#[derive(Clone, Copy, Debug)]
+pub enum Who {
+    /// One that nobody knows.
+    Fresh,
+    /// One with a new id and this key.
+    Keyed(u8),
+    /// The same again; half of them one that was not routed yet, where there is one.
+    Again(u16),
+    /// The same id, but another request.
+    Other(u16),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    Queue,
+    Route { tier: Tier, cached: bool },
+    Reject,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Deadline {
+    None,
+    Over,
+    Near,
+    Far,
+}
+
+/// Which job is claimed or settled.
+#[derive(Clone, Copy, Debug)]
+pub enum Pick {
+    /// One that it makes sense for: an open one, a running one.
+    Fitting(u16),
+    Any(u16),
+    Unknown,
+}
+
+/// How an attempt is settled.
+#[derive(Clone, Debug)]
+pub struct Word {
+    pub pick: Pick,
+    pub attempt: Which,
+    pub end: End,
+    pub reusable: bool,
+    pub ttl: Lease,
+    /// The same settlement stands twice in its batch.
+    pub twice: bool,
+}
+
+/// Whose attempt a settlement names.
+#[derive(Clone, Copy, Debug)]
+pub enum Which {
+    Latest,
+    Older,
+    /// One that was never given.
+    Newer,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    Succeeded,
+    Failed,
+    Spent,
+    Expired,
+    Retry,
+    Escalate { answered: bool, keeps_lead: bool },
+    Returned,
+}
+
+/// Some operations, on few enough jobs that they meet.
+pub fn sequence() -> impl Strategy<Value = Vec<Operation>> {
+    (admit(), prop::collection::vec(operation(), 1..56)).prop_map(|(first, mut rest)| {
+        rest.insert(0, first);
+        rest
+    })
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        8 => admit(),
+        16 => claim(),
+        14 => word().prop_map(Operation::Settle),
+        1 => (who(), any::<bool>()).prop_map(|(who, expired)| Operation::End { who, expired }),
+        2 => (0..3_u8, tier(), lease())
+            .prop_map(|(worker, tier, lease)| Operation::Beat { worker, tier, lease }),
+        5 => (prop_oneof![Just(1), Just(2), Just(100)], lease())
+            .prop_map(|(limit, lease)| Operation::Promote { limit, lease }),
+        1 => Just(Operation::Pass),
+    ]
+}
+
+fn admit() -> impl Strategy<Value = Operation> {
+    (prop::collection::vec(entrant(), 1..4), lease())
+        .prop_map(|(entrants, lease)| Operation::Admit(entrants, lease))
+}
+
+fn lease() -> impl Strategy<Value = Lease> {
+    prop_oneof![2 => Just(Lease::Long), 1 => Just(Lease::None)]
+}
+
+fn tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![6 => Just(Tier::Small), 1 => Just(Tier::Large)]
+}
+
+fn who() -> impl Strategy<Value = Who> {
+    prop_oneof![
+        6 => Just(Who::Fresh),
+        2 => (0..3_u8).prop_map(Who::Keyed),
+        3 => any::<u16>().prop_map(Who::Again),
+        1 => any::<u16>().prop_map(Who::Other),
+    ]
+}
+
+fn entrant() -> impl Strategy<Value = Entrant> {
+    let course = prop_oneof![
+        3 => Just(Way::Queue),
+        12 => (tier(), prop::bool::weighted(0.9))
+            .prop_map(|(tier, cached)| Way::Route { tier, cached }),
+        1 => Just(Way::Reject),
+    ];
+    let deadline = prop_oneof![
+        30 => Just(Deadline::None),
+        1 => Just(Deadline::Over),
+        2 => Just(Deadline::Near),
+        1 => Just(Deadline::Far),
+    ];
+    let tenant = prop_oneof![8 => Just(0_u8), 1 => Just(1)];
+    let prompt = prop_oneof![4 => Just(0_u8), 1 => Just(1)];
+    (who(), tenant, prompt, course, deadline).prop_map(|(who, tenant, prompt, course, deadline)| {
+        Entrant {
+            who,
+            tenant,
+            prompt,
+            course,
+            deadline,
+        }
+    })
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    prop_oneof![
+        14 => any::<u16>().prop_map(Pick::Fitting),
+        2 => any::<u16>().prop_map(Pick::Any),
+        1 => Just(Pick::Unknown),
+    ]
+}
+
+fn claim() -> impl Strategy<Value = Operation> {
+    let tier = prop_oneof![5 => Just(None), 1 => tier().prop_map(Some)];
+    let jobs = prop::collection::vec((pick(), prop::bool::weighted(0.4)), 1..4);
+    (0..3_u8, tier, jobs, lease()).prop_map(|(worker, tier, jobs, lease)| Operation::Claim {
+        worker,
+        tier,
+        jobs,
+        lease,
+    })
+}
+
+fn word() -> impl Strategy<Value = Word> {
+    let attempt = prop_oneof![
+        10 => Just(Which::Latest),
+        1 => Just(Which::Older),
+        1 => Just(Which::Newer),
+    ];
+    let end = prop_oneof![
+        4 => Just(End::Succeeded),
+        1 => Just(End::Failed),
+        1 => Just(End::Spent),
+        1 => Just(End::Expired),
+        3 => Just(End::Retry),
+        4 => any::<(bool, bool)>()
+            .prop_map(|(answered, keeps_lead)| End::Escalate { answered, keeps_lead }),
+        2 => Just(End::Returned),
+    ];
+    let reusable = any::<bool>();
+    (
+        pick(),
+        attempt,
+        end,
+        reusable,
+        lease(),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(pick, attempt, end, reusable, ttl, twice)| Word {
+            pick,
+            attempt,
+            end,
+            reusable,
+            ttl,
+            twice,
+        })
+}
