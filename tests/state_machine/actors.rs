@@ -148,7 +148,7 @@ impl Actor {
                         .random_bool(0.5)
                         .then(|| Box::new(answer(&text))),
                 },
-                8 => Verdict::Expired(reason("deadline_passed")),
+                8 => Verdict::Expired(reason("deadline_passed"), None),
                 _ => Verdict::Spent(reason("engine_crashed")),
             };
             let of_job = self
@@ -325,8 +325,9 @@ fn outcome_of(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Succeeded(_) | Verdict::Reused(_) => "succeeded",
         Verdict::Failed(_) | Verdict::Spent(_) => "failed",
-        Verdict::Expired(_) => "expired",
-        Verdict::Retry(_) => "retried",
+        Verdict::Expired(..) => "expired",
+        Verdict::Cancelled(..) => "cancelled",
+        Verdict::Retry(_) | Verdict::Apart(_) => "retried",
         Verdict::Escalate { .. } => "escalated",
         Verdict::Returned => "returned",
     }

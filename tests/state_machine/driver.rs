@@ -150,6 +150,7 @@ impl Case {
             let found = match outcome {
                 Admitted::Queued => Admit::Queued,
                 Admitted::Routed => Admit::Routed,
+                Admitted::Held => unreachable!("no admission here asks for it"),
                 Admitted::Waiting => Admit::Waiting,
                 Admitted::Ended(record) => Admit::Ended(record.id),
                 Admitted::Known(record) => Admit::Known(record.id),
@@ -168,6 +169,7 @@ impl Case {
                 Admitted::Queued => "admit: queued",
                 Admitted::Routed if was_queued => "admit: moved",
                 Admitted::Routed => "admit: routed",
+                Admitted::Held => "admit: held",
                 Admitted::Waiting => "admit: waiting",
                 Admitted::Ended(record) if record.answer.is_some() => "admit: hit",
                 Admitted::Ended(_) => "admit: ended",
@@ -255,7 +257,7 @@ impl Case {
             End::Succeeded => (Verdict::Succeeded(generated), false),
             End::Failed => (Verdict::Failed(reason("unservable")), false),
             End::Spent => (Verdict::Spent(reason("engine_crashed")), false),
-            End::Expired => (Verdict::Expired(reason("deadline_passed")), false),
+            End::Expired => (Verdict::Expired(reason("deadline_passed"), None), false),
             End::Retry => (Verdict::Retry(reason("engine_unavailable")), false),
             End::Escalate {
                 answered,

@@ -197,6 +197,7 @@ impl Model {
         let mut job = Job::new(head, Some(admission.digest));
         let outcome = match &admission.course {
             Course::Queue => Admit::Queued,
+            Course::Schedule(_) => unreachable!("no admission here asks for it"),
             Course::End { state, reason } => {
                 job.end(*state, &reason.code);
                 Admit::Ended(head.id)
@@ -302,7 +303,7 @@ impl Model {
                 job.is_buried = job.end(JobState::Failed, &reason.code);
                 self.give_up(key, id);
             }
-            Verdict::Expired(reason) => {
+            Verdict::Expired(reason, _) => {
                 attempt.outcome = "expired";
                 job.end(JobState::Expired, &reason.code);
                 self.give_up(key, id);
@@ -323,6 +324,9 @@ impl Model {
                 job.state = JobState::Routed;
             }
             Verdict::Reused(_) => unreachable!("semantic reuse has a suite of its own"),
+            Verdict::Apart(_) | Verdict::Cancelled(..) => {
+                unreachable!("no settlement here says so")
+            }
         }
         Some(settled)
     }
