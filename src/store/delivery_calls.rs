@@ -48,12 +48,13 @@ impl Store {
     }
 
     /// Releases held jobs and returns those that are to be published; what has ended meanwhile is held
-    /// no more.
+    /// no more. `again` returns also those that were released before: a call whose word was lost may have
+    /// done it.
     ///
     /// # Errors
-    /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
-        measured!(self, "release", store => store.release(jobs))
+    /// When nothing was changed, or that is not known.
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
+        measured!(self, "release", store => store.release(jobs, again))
     }
 
     /// Forgets released jobs that count against no limit any more, and returns what counts.

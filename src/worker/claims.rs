@@ -76,7 +76,7 @@ impl Yard {
                         ticket,
                         stop: Stop::default(),
                         stopped: None,
-                        is_alone: false,
+                        had_company: false,
                     };
                     if suspect {
                         self.suspects.push_back(running)

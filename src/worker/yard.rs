@@ -71,8 +71,8 @@ pub(super) struct Running {
     pub(super) stop: Stop,
     /// Why it was, if it was.
     pub(super) stopped: Option<Stopped>,
-    /// True for one that shares no step with others: a crash is its own doing.
-    pub(super) is_alone: bool,
+    /// True once another ran beside it: a crash may be that one's doing.
+    pub(super) had_company: bool,
 }
 
 type Outcome = (JobId, u32, Generated);
@@ -319,10 +319,9 @@ impl Yard {
         while !self.alone && !self.is_paused && !shutdown.is_requested() {
             if !self.suspects.is_empty() {
                 if self.running.is_empty()
-                    && let Some(mut suspect) = self.suspects.pop_front()
+                    && let Some(suspect) = self.suspects.pop_front()
                 {
                     self.alone = true;
-                    suspect.is_alone = true;
                     self.start(suspect);
                 }
                 return;
@@ -342,7 +341,12 @@ impl Yard {
         }
     }
 
-    pub(super) fn start(&mut self, running: Running) {
+    pub(super) fn start(&mut self, mut running: Running) {
+        running.had_company = !self.running.is_empty();
+        if running.had_company {
+            let others = self.running.values_mut();
+            others.for_each(|other| other.had_company = true);
+        }
         let (id, attempt) = (running.routed.job.head.id, running.attempt);
         let generation = self.generation(&running.routed, running.stop.clone());
         self.attempts
@@ -421,11 +425,10 @@ impl Yard {
             doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
         let is_reused = reused.is_some();
         let judge = |outcome| {
-            let company = !running.is_alone && self.running_max > 1;
             let terms = AttemptTerms {
                 attempt,
                 last: running.last,
-                company,
+                company: running.had_company,
             };
             judge(&running.routed, terms, outcome, doubt.clone())
         };

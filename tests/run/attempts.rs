@@ -117,7 +117,15 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
     let history = yard.column(
         "select a.outcome from attempts a join jobs j on j.id = a.job_id where j.custom_id = 'q3' order by attempt",
     );
-    assert_eq!(history, ["retried", "failed"]);
+    assert_eq!(
+        history,
+        ["retried", "retried", "failed"],
+        "the first, in company, does not count"
+    );
+    let others = "select max(attempts) from jobs where custom_id <> 'q3'";
+    assert!(yard.number(others) <= 2, "neighbours run once more, apart");
+    let counted = "select max(attempts - attempts_returned) from jobs where custom_id <> 'q3'";
+    assert_eq!(yard.number(counted), 1);
 
     let listed = yard.run(&["dead", "list", "--json"]).exits(0);
     let letter = listed.json();
@@ -128,7 +136,7 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
         .exits(0);
     assert!(table.stdout.contains(id), "{table}");
     let shown = yard.run(&["dead", "show", id]).exits(0).json();
-    assert_eq!(shown["attempts"].as_array().unwrap().len(), 2, "{shown}");
+    assert_eq!(shown["attempts"].as_array().unwrap().len(), 3, "{shown}");
     assert!(
         shown["body"].as_str().unwrap().contains("a POISON pill"),
         "{shown}"

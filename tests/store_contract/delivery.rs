@@ -99,11 +99,13 @@ contract! {
         assert_eq!(store.held_counts(3).await.unwrap(), [0, 3, 0]);
 
         let wanted = [paired.head.id, early.head.id];
-        let released = store.release(&wanted).await.unwrap();
+        let released = store.release(&wanted, false).await.unwrap();
         assert_eq!(released_ids(&released), wanted);
         let Released::Tier(routed) = &released[0] else { panic!("{released:?}") };
         assert_eq!((routed.pair.as_ref(), &routed.job.head), (Some(&pair), &paired.head));
-        assert_eq!(store.release(&wanted).await.unwrap(), []);
+        assert_eq!(store.release(&wanted, false).await.unwrap(), []);
+        // Whoever did not hear of it asks again.
+        assert_eq!(store.release(&wanted, true).await.unwrap(), released);
         assert_eq!(ids(&store, SMALL, 9).await, [late.head.id, other.head.id]);
         // What is released is an ordinary job.
         succeed(&store, early.head.id, "yes", None).await;
@@ -122,7 +124,7 @@ contract! {
         assert_eq!(store.sweep(rules(TimeDelta::zero())).await.unwrap().lost, []);
         tokio::time::sleep(Duration::from_millis(1000)).await;
         assert_eq!(ids(&store, HoldQueue::In, 9).await, [head.id]);
-        let released = store.release(&[head.id]).await.unwrap();
+        let released = store.release(&[head.id], false).await.unwrap();
         let [Released::Router(job)] = &released[..] else { panic!("{released:?}") };
         assert_eq!(job.head, head);
         // The fleet is busy: it is held once more, for its tier.
@@ -130,7 +132,7 @@ contract! {
         again.head = job.head.clone();
         assert_eq!(admit_one(&store, again).await, Admitted::Held);
         assert_eq!(ids(&store, SMALL, 9).await, [head.id]);
-        store.release(&[head.id]).await.unwrap();
+        store.release(&[head.id], false).await.unwrap();
         succeed(&store, head.id, "yes", None).await;
     }
 
@@ -192,7 +194,7 @@ contract! {
             assert_eq!(*job, record(&store, job.id).await);
         }
         assert_eq!(store.cancel(&CancelFilter::Jobs(None, all.to_vec()), 9).await.unwrap(), []);
-        assert_eq!(store.release(&[waiting.head.id]).await.unwrap(), []);
+        assert_eq!(store.release(&[waiting.head.id], false).await.unwrap(), []);
         assert_eq!(store.held_counts(9).await.unwrap(), [0; 3]);
 
         assert_eq!(store.withdrawn(&held).await.unwrap(), [running.head.id]);
@@ -359,7 +361,7 @@ contract! {
             admit_one(&store, job.clone()).await;
         }
         assert_eq!(store.tenant_loads().await.unwrap(), []);
-        store.release(&jobs.clone().map(|job| job.head.id)).await.unwrap();
+        store.release(&jobs.clone().map(|job| job.head.id), false).await.unwrap();
         let loads = async || {
             let mut loads = store.tenant_loads().await.unwrap();
             loads.sort_by_key(|load| load.tenant.clone());

@@ -32,9 +32,13 @@ const LOOKED_AT_MAX: usize = 4096;
 /// Jobs of one tenant whose time has come that go to the router at one look.
 const DUE_MAX: usize = 512;
 
+/// How long to wait before a ledger that failed is asked again.
+const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
+
 /// Looks and releases until asked to stop.
 pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdown: Shutdown) {
     let mut turns = [Turns::default(), Turns::default()];
+    counter!(RELEASED).increment(0);
     let mut wait = Duration::ZERO;
     loop {
         tokio::select! {
@@ -120,8 +124,8 @@ async fn look(
     Ok(is_any)
 }
 
-/// Releases jobs and publishes them. One whose message is not published for a crash is found by the
-/// sweep.
+/// Releases jobs and publishes them. A ledger that is away is asked again, since it may have released
+/// them before its word was lost. What is not published for a crash is found by the sweep.
 async fn release(
     router: &Router,
     directory: &Directory,
@@ -129,7 +133,21 @@ async fn release(
     shutdown: &Shutdown,
 ) -> Result<(), StoreFault> {
     for part in jobs.chunks(RELEASE_MAX) {
-        let released = router.store.release(part).await?;
+        let mut again = false;
+        let released = loop {
+            match router.store.release(part, again).await {
+                Ok(released) => break released,
+                Err(fault) if fault.is_transient() => {
+                    tracing::warn!(%fault, jobs = part.len(), "held jobs wait for the ledger");
+                    again = true;
+                    tokio::select! {
+                        () = shutdown.requested() => return Err(fault),
+                        () = sleep(STORE_RETRY_WAIT) => {}
+                    }
+                }
+                Err(fault) => return Err(fault),
+            }
+        };
         counter!(RELEASED).increment(released.len() as u64);
         let models = directory.models();
         let messages = released

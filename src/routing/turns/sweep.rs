@@ -31,6 +31,9 @@ const INTERVAL_MAX: Duration = Duration::from_secs(30);
 pub(in crate::routing) async fn run(router: Router, shutdown: Shutdown) {
     let lost_after = Duration::from_secs(router.config.lost_after_s);
     let interval = (lost_after / LOOKS_PER_LOSS as u32).clamp(INTERVAL_MIN, INTERVAL_MAX);
+    for what in ["lost", "expired", "attempt"] {
+        counter!(SWEPT, "what" => what).increment(0);
+    }
     let mut wait = interval;
     loop {
         tokio::select! {

@@ -145,14 +145,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        persistent!(self, self.release_once(jobs))
+        persistent!(self, self.release_once(jobs, again))
     }
 
-    async fn release_once(&self, jobs: &[JobId]) -> Result<Vec<Released>, Fault> {
+    async fn release_once(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, Fault> {
         let mut transaction = self.pool.begin().await?;
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         let rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
@@ -162,9 +162,10 @@ impl PostgresStore {
             .collect();
         let held: HashMap<Uuid, Option<String>> = sqlx::query!(
             "update held_jobs set released_at = $2
-              where job_id = any($1) and released_at is null returning job_id, extras",
+              where job_id = any($1) and (released_at is null or $3) returning job_id, extras",
             &ids,
-            now()
+            now(),
+            again
         )
         .fetch_all(&mut *transaction)
         .await?
@@ -186,6 +187,8 @@ impl PostgresStore {
                     released.push(Released::Tier(routed));
                 }
                 Some(message) => released.push(message),
+                // One that runs goes on counting against its tenant's limits.
+                None if rows.get(&id).is_some_and(|row| row.state == "running") => {}
                 None => gone.push(id),
             }
         }

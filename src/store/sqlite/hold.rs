@@ -138,24 +138,25 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId]) -> Result<Vec<Released>, StoreFault> {
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        persistent!(self, self.release_once(jobs))
+        persistent!(self, self.release_once(jobs, again))
     }
 
-    async fn release_once(&self, jobs: &[JobId]) -> Result<Vec<Released>, Fault> {
+    async fn release_once(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, Fault> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut released = Vec::with_capacity(jobs.len());
         for job in jobs {
             let held: Option<Option<String>> = sqlx::query_scalar(
                 "update held_jobs set released_at = ?2
-                  where job_id = ?1 and released_at is null returning extras",
+                  where job_id = ?1 and (released_at is null or ?3) returning extras",
             )
             .bind(job.0)
             .bind(now)
+            .bind(again)
             .fetch_optional(&mut *transaction)
             .await?;
             let (Some(extras), Some(row)) = (held, find_row(&mut transaction, job.0).await?) else {
@@ -171,6 +172,8 @@ impl SqliteStore {
                     released.push(Released::Tier(routed));
                 }
                 Some(message) => released.push(message),
+                // One that runs goes on counting against its tenant's limits.
+                None if row.state == "running" => {}
                 None => forget(&mut transaction, job.0).await?,
             }
         }
