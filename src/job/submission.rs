@@ -336,6 +336,7 @@ mod tests {
                 r#"{"prompt":"a","stop":["a","b","c","d","e"]}"#,
                 "invalid_value",
             ),
+            (r#"{"prompt":"a","top_p":1e-60}"#, "invalid_value"),
             (r#"{"prompt":"a","min_p":1.5}"#, "invalid_value"),
             (r#"{"prompt":"a","repetition_penalty":0}"#, "invalid_value"),
             (

@@ -19,8 +19,9 @@ impl Fields {
             temperature: self.number("temperature", "a number from 0 to 2", default, |t| {
                 (0.0..=2.0).contains(&t)
             })?,
+            // As f32 it must not become 0, of which no token has a share.
             top_p: self.number("top_p", "a number above 0, up to 1", 1.0, |p| {
-                p > 0.0 && p <= 1.0
+                p as f32 > 0.0 && p <= 1.0
             })?,
             top_k: match self.take("top_k") {
                 None => 0,
