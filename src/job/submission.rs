@@ -277,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_a_schema_are_the_same_however_often_they_are_read() {
+        let schema = r#"{"maximum":6.934698245112694e+276}"#;
+        let read = parse(&format!(
+            r#"{{"prompt":"a","response_format":{{"type":"json_schema","json_schema":{{"name":"n","schema":{schema}}}}}}}"#
+        ))
+        .expect("valid");
+        let body = read.request.to_body(&Tenant::default());
+        let written = &body["response_format"]["json_schema"]["schema"];
+        assert_eq!(written.to_string(), schema);
+    }
+
+    #[test]
     fn names_each_fault() {
         for (body, expected) in [
             ("{", "invalid_json"),
