@@ -285,6 +285,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_another_base_are_what_they_say() {
+        let config = load(
+            "[router]\nprefetch = 0x10\nbatch_max = 0b11\nlinger_ms = 0o17\nthreshold = 0x1\n",
+            &[],
+        )
+        .expect("valid");
+        assert_eq!(config.router.prefetch, 16);
+        assert_eq!(config.router.batch_max, 3);
+        assert_eq!(config.router.linger_ms, 15);
+        assert_eq!(config.router.threshold, 1.0);
+        let faults = load("[router]\nprefetch = 0xfffff", &[]).expect_err("too large");
+        assert!(faults[0].message.ends_with("found 0xfffff"), "{faults:?}");
+    }
+
+    #[test]
     fn syntax_faults_carry_their_line() {
         let faults = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
         assert!(faults[0].place.ends_with("yard.toml:2"), "{faults:?}");

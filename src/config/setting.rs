@@ -19,7 +19,7 @@ impl Given<'_> {
     /// What came, for error messages; strings are not quoted since they may hold a secret.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Toml(DeValue::Integer(n)) => n.as_str().to_owned(),
+            Self::Toml(DeValue::Integer(n)) => n.to_string(),
             Self::Toml(DeValue::Float(n)) => n.as_str().to_owned(),
             Self::Toml(DeValue::Boolean(b)) => b.to_string(),
             Self::Toml(DeValue::String(_)) => "another string".to_owned(),
@@ -42,7 +42,9 @@ macro_rules! integer_setting {
         impl Setting for $type {
             fn read(given: &Given<'_>) -> Option<Self> {
                 match given {
-                    Given::Toml(DeValue::Integer(n)) => n.as_str().parse().ok(),
+                    Given::Toml(DeValue::Integer(n)) => {
+                        Self::from_str_radix(n.as_str(), n.radix()).ok()
+                    }
                     Given::Toml(_) => None,
                     Given::Text(text) => text.trim().parse().ok(),
                 }
@@ -61,7 +63,9 @@ impl Setting for f64 {
     fn read(given: &Given<'_>) -> Option<Self> {
         match given {
             Given::Toml(DeValue::Float(n)) => n.as_str().parse().ok(),
-            Given::Toml(DeValue::Integer(n)) => n.as_str().parse().ok(),
+            Given::Toml(DeValue::Integer(n)) => i64::from_str_radix(n.as_str(), n.radix())
+                .ok()
+                .map(|n| n as Self),
             Given::Toml(_) => None,
             Given::Text(text) => text.trim().parse().ok(),
         }
