@@ -319,4 +319,12 @@ mod tests {
         assert!(!format!("{config:?}").contains("hunter2"));
         load(&shown, &[]).expect("what is shown can be loaded");
     }
+
+    /// Whatever stands before an `@` may be a secret.
+    #[test]
+    fn a_url_without_a_host_keeps_its_scheme_when_it_is_masked() {
+        let config = load("[store]\nurl = \"sqlite:me@home.db\"", &[]).expect("valid");
+        assert_eq!(config.store.url.masked(), "sqlite:***");
+        load(&config.to_toml(), &[]).expect("what is shown can be loaded");
+    }
 }

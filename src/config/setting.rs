@@ -169,7 +169,11 @@ impl SecretUrl {
                 }
                 url.to_string()
             }
-            _ if text.contains('@') => "***".to_owned(),
+            _ if text.contains('@') => match text.split_once(':') {
+                // What is shown keeps the scheme, so that it can be loaded.
+                Some((scheme, _)) if !scheme.contains('@') => format!("{scheme}:***"),
+                _ => "***".to_owned(),
+            },
             _ => text.to_owned(),
         }
     }
