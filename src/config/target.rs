@@ -173,22 +173,13 @@ impl Setting for RouteTargets {
     }
 
     fn show(&self) -> Option<String> {
-        let pairs: Vec<_> = self
+        // An inline table, in which a name stands on one line whatever is in it.
+        let target = |target: RouteTarget| toml::Value::String(target.to_string());
+        let table: toml::Table = self
             .iter()
-            .map(|(scope, target)| {
-                let quoted = |text: String| toml::Value::String(text).to_string();
-                format!(
-                    "{} = {}",
-                    quoted(scope.to_string()),
-                    quoted(target.to_string())
-                )
-            })
+            .map(|(scope, of)| (scope.to_string(), target(of)))
             .collect();
-        Some(if pairs.is_empty() {
-            "{}".to_owned()
-        } else {
-            format!("{{ {} }}", pairs.join(", "))
-        })
+        Some(toml::Value::Table(table).to_string())
     }
 }
 
@@ -217,6 +208,18 @@ mod tests {
             assert_eq!(target.to_string().parse(), Ok(target), "{target}");
         }
         assert_eq!(RouteTarget::Share(0.07).to_string(), "share:7%");
+    }
+
+    #[test]
+    fn targets_of_any_name_are_read_as_they_are_shown() {
+        let names = ["a", "a\nb", "\"", "'''\"\"\"\n", "\\", "\u{7f}"];
+        let pairs: Vec<_> = names.iter().map(|name| format!("tag:{name}")).collect();
+        let targets = RouteTargets::collect(pairs.iter().map(|pair| (pair.as_str(), "share:7%")));
+        let targets = targets.expect("targets");
+        let shown = format!("targets = {}", targets.show().expect("set"));
+        let table = toml::de::DeTable::parse(&shown).expect("TOML");
+        let read = RouteTargets::read(&Given::Toml(table.get_ref()["targets"].get_ref()));
+        assert_eq!(read, Some(targets), "{shown}");
     }
 
     #[test]
