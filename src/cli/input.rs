@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::marks::Expectation;
-use crate::job::{Reason, RequestLimits, Submission, Tenant};
+use crate::job::{Reason, Rejection, RequestLimits, Submission, Tenant};
 
 /// A line of input.
 #[derive(Debug)]
@@ -121,11 +121,13 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn interpret(&mut self, line: &[u8], length: usize) -> Line {
-        let (expectation, request) = match take_expectation(line) {
-            Ok(taken) => taken,
-            Err(field) => return self.refuse_expectation(line, field),
+        let (expectation, parsed) = match take_expectation(line) {
+            Ok((expectation, request)) => {
+                let request = request.as_deref().unwrap_or(line);
+                (expectation, self.parse(request, length))
+            }
+            Err(field) => (None, Err(not_a_string(field))),
         };
-        let parsed = self.parse(request.as_deref().unwrap_or(line), length);
         let (own_id, tenant) = match &parsed {
             Ok((submission, _)) => (submission.custom_id.clone(), submission.tenant.clone()),
             Err(rejection) => (rejection.custom_id.clone(), rejection.tenant.clone()),
@@ -163,27 +165,11 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    fn refuse_expectation(&self, line: &[u8], field: &str) -> Line {
-        let digest = blake3::hash(line);
-        Line {
-            number: self.number,
-            custom_id: self.number.to_string(),
-            expectation: None,
-            tenant: Tenant::default(),
-            key: format!("line:{}", &digest.to_hex().as_str()[..32]),
-            digest: *digest.as_bytes(),
-            body: Err(Reason::new(
-                "invalid_type",
-                format!("{field}: expected a string"),
-            )),
-        }
-    }
-
     fn parse(
         &self,
         line: &[u8],
         length: usize,
-    ) -> Result<(Submission, Vec<u8>), crate::job::Rejection> {
+    ) -> Result<(Submission, Vec<u8>), Rejection> {
         if length > self.limits.body_bytes_max || line.first() == Some(&b'{') {
             // Too long a line is told by its first bytes: they fail the same check.
             return Submission::parse(line, &self.limits).map(|read| (read, line.to_vec()));
@@ -218,6 +204,14 @@ impl<R: BufRead> Iterator for Lines<R> {
                 return Some(Ok(self.interpret(line, length)));
             }
         }
+    }
+}
+
+fn not_a_string(field: &str) -> Rejection {
+    Rejection {
+        reason: Reason::new("invalid_type", format!("{field}: expected a string")),
+        custom_id: None,
+        tenant: None,
     }
 }
 
@@ -310,6 +304,16 @@ mod tests {
                 None
             ]
         );
+    }
+
+    #[test]
+    fn equal_lines_that_are_marked_wrongly_have_keys_of_their_own() {
+        let lines = read(b"{\"prompt\":\"a\",\"expect\":7}\n{\"prompt\":\"a\",\"expect\":7}");
+        let codes = lines
+            .iter()
+            .map(|line| line.body.as_ref().map_err(|r| &r.code[..]));
+        assert!(codes.eq([Err("invalid_type"), Err("invalid_type")]));
+        assert_ne!(lines[0].key, lines[1].key);
     }
 
     #[test]
