@@ -175,10 +175,16 @@ impl<R: BufRead> Lines<R> {
             return Submission::parse(line, &self.limits).map(|read| (read, line.to_vec()));
         }
         match std::str::from_utf8(line) {
-            Ok(text) => Submission::from_prompt(text, &self.limits).map(|read| {
+            Ok(text) => {
                 let body = serde_json::json!({"prompt": text}).to_string().into_bytes();
-                (read, body)
-            }),
+                // Written as JSON it may have become too long.
+                let read = if body.len() > self.limits.body_bytes_max {
+                    Submission::parse(&body, &self.limits)
+                } else {
+                    Submission::from_prompt(text, &self.limits)
+                };
+                read.map(|read| (read, body))
+            }
             // Not a text: let the body's own check say so.
             Err(_) => Submission::parse(line, &self.limits).map(|read| (read, line.to_vec())),
         }
@@ -304,6 +310,21 @@ mod tests {
                 None
             ]
         );
+    }
+
+    fn codes(text: &[u8]) -> Vec<Option<String>> {
+        let lines = read(text).into_iter();
+        lines
+            .map(|line| line.body.err().map(|reason| reason.code))
+            .collect()
+    }
+
+    #[test]
+    fn a_text_that_becomes_too_long_as_json_is_refused() {
+        let text = format!("{}\n{}", "x".repeat(190), "\"".repeat(190));
+        let too_large = Some("body_too_large".to_owned());
+        assert_eq!(codes(text.as_bytes()), [too_large.clone(), too_large]);
+        assert_eq!(codes("\"".repeat(90).as_bytes()), [None]);
     }
 
     #[test]
