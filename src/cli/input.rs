@@ -68,14 +68,35 @@ pub fn count(path: &Path) -> io::Result<Option<u64>> {
     if path == Path::new("-") || !path.is_file() {
         return Ok(None);
     }
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    count_lines(BufReader::with_capacity(1 << 16, File::open(path)?)).map(Some)
+}
+
+/// What some editors put before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Counts the lines that are not blank.
+///
+/// # Errors
+/// When the input cannot be read.
+pub fn count_lines(mut reader: impl BufRead) -> io::Result<u64> {
     let (mut lines, mut is_blank) = (0, true);
+    // What may still become the mark; a part of it is text.
+    let mut mark = BYTE_ORDER_MARK;
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {
-            return Ok(Some(lines + u64::from(!is_blank)));
+            let is_part = !mark.is_empty() && mark.len() < BYTE_ORDER_MARK.len();
+            return Ok(lines + u64::from(!is_blank || is_part));
         }
         for byte in bytes {
+            if let Some(rest) = mark.strip_prefix(&[*byte]) {
+                mark = rest;
+                continue;
+            }
+            if !mark.is_empty() {
+                is_blank &= mark.len() == BYTE_ORDER_MARK.len();
+                mark = &[];
+            }
             match byte {
                 b'\n' => {
                     lines += u64::from(!is_blank);
@@ -100,31 +121,43 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Reads to the end of the line, keeping one byte more than a body may have; `None` at the end
-    /// of the input. The length is the whole line's.
-    fn read_line(&mut self) -> io::Result<Option<(Vec<u8>, usize)>> {
-        let keep_max = self.limits.body_bytes_max + 1;
-        let mut kept = Vec::new();
+    /// Reads a line without the space around it; `None` at the end of the input. Of one that is
+    /// longer than a body may be, a few bytes more than that are given. Space that begins the first
+    /// line counts, since the mark may stand before it.
+    fn read_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let is_first = self.number == 0;
+        let mut keep_max = self.limits.body_bytes_max.saturating_add(1);
+        if is_first {
+            keep_max = keep_max.saturating_add(BYTE_ORDER_MARK.len());
+        } else {
+            skip_space(&mut self.reader)?;
+        }
+        let mut line = Vec::new();
         let limit = u64::try_from(keep_max).unwrap_or(u64::MAX);
-        let mut length = self
+        let length = self
             .reader
             .by_ref()
             .take(limit)
-            .read_until(b'\n', &mut kept)?;
+            .read_until(b'\n', &mut line)?;
         if length == 0 {
             return Ok(None);
         }
-        if kept.last() != Some(&b'\n') {
-            length += skip_line(&mut self.reader)?;
+        let is_cut = line.last() != Some(&b'\n') && !skip_line(&mut self.reader)?;
+        if is_first && line.starts_with(BYTE_ORDER_MARK) {
+            line.drain(..BYTE_ORDER_MARK.len());
         }
-        Ok(Some((kept, length)))
+        // What was cut off stays as long as it is, so that it is told to be too long.
+        if !is_cut {
+            line.truncate(line.trim_ascii_end().len());
+            line.drain(..line.len() - line.trim_ascii_start().len());
+        }
+        Ok(Some(line))
     }
 
-    fn interpret(&mut self, line: &[u8], length: usize) -> Line {
+    fn interpret(&mut self, line: &[u8]) -> Line {
         let (expectation, parsed) = match take_expectation(line) {
             Ok((expectation, request)) => {
-                let request = request.as_deref().unwrap_or(line);
-                (expectation, self.parse(request, length))
+                (expectation, self.parse(request.as_deref().unwrap_or(line)))
             }
             Err(field) => (None, Err(not_a_string(field))),
         };
@@ -165,29 +198,20 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    fn parse(
-        &self,
-        line: &[u8],
-        length: usize,
-    ) -> Result<(Submission, Vec<u8>), Rejection> {
-        if length > self.limits.body_bytes_max || line.first() == Some(&b'{') {
-            // Too long a line is told by its first bytes: they fail the same check.
-            return Submission::parse(line, &self.limits).map(|read| (read, line.to_vec()));
-        }
-        match std::str::from_utf8(line) {
-            Ok(text) => {
-                let body = serde_json::json!({"prompt": text}).to_string().into_bytes();
-                // Written as JSON it may have become too long.
-                let read = if body.len() > self.limits.body_bytes_max {
-                    Submission::parse(&body, &self.limits)
-                } else {
-                    Submission::from_prompt(text, &self.limits)
-                };
-                read.map(|read| (read, body))
+    fn parse(&self, line: &[u8]) -> Result<(Submission, Vec<u8>), Rejection> {
+        if let Ok(text) = str::from_utf8(line)
+            && !text.starts_with('{')
+            && text.len() <= self.limits.body_bytes_max
+        {
+            let body = serde_json::json!({"prompt": text}).to_string().into_bytes();
+            // Written as JSON it may have become too long.
+            if body.len() <= self.limits.body_bytes_max {
+                return Submission::from_prompt(text, &self.limits).map(|read| (read, body));
             }
-            // Not a text: let the body's own check say so.
-            Err(_) => Submission::parse(line, &self.limits).map(|read| (read, line.to_vec())),
+            return Submission::parse(&body, &self.limits).map(|read| (read, body));
         }
+        // Not a text, or too long: the body's own check says so.
+        Submission::parse(line, &self.limits).map(|read| (read, line.to_vec()))
     }
 }
 
@@ -196,18 +220,14 @@ impl<R: BufRead> Iterator for Lines<R> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let (kept, length) = match self.read_line() {
+            let line = match self.read_line() {
                 Ok(Some(line)) => line,
                 Ok(None) => return None,
                 Err(fault) => return Some(Err(fault)),
             };
             self.number += 1;
-            let mut line = kept.trim_ascii();
-            if self.number == 1 {
-                line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-            }
             if !line.is_empty() {
-                return Some(Ok(self.interpret(line, length)));
+                return Some(Ok(self.interpret(&line)));
             }
         }
     }
@@ -243,20 +263,34 @@ fn take_expectation(line: &[u8]) -> Result<(Option<Expectation>, Option<Vec<u8>>
     Ok((expectation, request))
 }
 
-/// Skips the rest of a line; returns how many bytes it had.
-fn skip_line(reader: &mut impl BufRead) -> io::Result<usize> {
-    let mut skipped = 0;
+/// Skips the space at the beginning of a line.
+fn skip_space(reader: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        let is_space = |byte: &u8| byte.is_ascii_whitespace() && *byte != b'\n';
+        let length = bytes.iter().take_while(|byte| is_space(byte)).count();
+        let is_over = length < bytes.len() || bytes.is_empty();
+        reader.consume(length);
+        if is_over {
+            return Ok(());
+        }
+    }
+}
+
+/// Skips the rest of a line; true when it was blank.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<bool> {
+    let mut is_blank = true;
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {
-            return Ok(skipped);
+            return Ok(is_blank);
         }
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let length = end.map_or(bytes.len(), |at| at + 1);
+        is_blank &= bytes[..length].iter().all(u8::is_ascii_whitespace);
         reader.consume(length);
-        skipped += length;
         if end.is_some() {
-            return Ok(skipped);
+            return Ok(is_blank);
         }
     }
 }
@@ -317,6 +351,36 @@ mod tests {
         lines
             .map(|line| line.body.err().map(|reason| reason.code))
             .collect()
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_the_space_after_it_are_no_text() {
+        let text = b"\xef\xbb\xbf {\"prompt\":\"a\"}\n";
+        let lines = read(text);
+        assert_eq!(
+            lines[0].body.as_deref(),
+            Ok(br#"{"prompt":"a"}"#.as_slice())
+        );
+        assert_eq!(count_lines(&text[..]).expect("in memory"), 1);
+        for (text, count) in [
+            (&b"\xef\xbb\xbf \na"[..], 1),
+            (b"\xef\xbb", 1),
+            (b"\xef\n", 1),
+            (b"\n\xef\xbb\xbf", 1),
+            (b"", 0),
+        ] {
+            assert_eq!(read(text).len(), count, "{text:?}");
+            let counted = count_lines(text).expect("in memory");
+            assert_eq!(counted, count as u64, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn space_counts_for_no_length_and_hides_nothing() {
+        let space = " ".repeat(300);
+        let text = format!("a\n{space}{{\"prompt\":\"b\"}}{space}\n{space}\nc{space}d\n");
+        let too_large = Some("body_too_large".to_owned());
+        assert_eq!(codes(text.as_bytes()), [None, None, too_large]);
     }
 
     #[test]
