@@ -74,6 +74,17 @@ impl TokenizerConfig {
     }
 }
 
+/// What a template may use, in minijinja's fuel (an instruction, or 64 bytes that are made): a
+/// template is a program of whoever made the checkpoint, and must neither run for ever nor take all
+/// memory. Published ones use about a hundred for a message.
+const FUEL: u64 = 100_000;
+/// The same for each message.
+const FUEL_PER_MESSAGE: u64 = 10_000;
+/// The same for each byte of the messages: as much as copying it 512 times.
+const FUEL_PER_BYTE: u64 = 8;
+/// Most spaces by which JSON may be indented.
+const INDENT_MAX: usize = 64;
+
 /// Turns messages into the text that a model was trained to continue.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -198,6 +209,11 @@ impl ChatTemplate {
             "strftime_now",
             Value::from_function(move |format: String| strftime(now, &format)),
         );
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * bytes as u64;
+        // A clone shares everything but the limit.
+        let mut environment = environment.clone();
+        environment.set_fuel(Some(fuel));
         environment
             .get_template(Self::NAME)
             .and_then(|template| template.render(context))
@@ -261,6 +277,12 @@ fn to_python_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut json = Vec::new();
     match indent {
+        Some(width) if width > INDENT_MAX => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson: indent is {width}; at most {INDENT_MAX} is accepted"),
+            ));
+        }
         Some(width) => {
             let spaces = " ".repeat(width);
             let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
@@ -379,6 +401,24 @@ mod tests {
             text.as_deref(),
             Ok("[{\"role\": \"user\", \"content\": \"<é'>\"}]")
         );
+    }
+
+    #[test]
+    fn a_template_has_an_end_and_takes_memory_in_proportion() {
+        for source in [
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "{% set n = namespace(x='ab') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "{{ messages | tojson(indent=9999999999999999) }}",
+        ] {
+            let template = ChatTemplate::new(source, SpecialTokens::default());
+            let fault = template.expect("understood").render(&[user("a")]);
+            assert!(matches!(fault, Err(PromptFault::Refused(_))), "{source}");
+        }
+        let source = "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.content %}{% endfor %}{{ n.x }}";
+        let template = ChatTemplate::new(source, SpecialTokens::default()).expect("understood");
+        let long = "word ".repeat(40);
+        let text = template.render(&vec![user(&long); 1024]);
+        assert_eq!(text.map(|text| text.len()), Ok(1024 * long.len()));
     }
 
     #[test]
