@@ -164,6 +164,28 @@ fn a_rope_that_is_not_known_is_refused() {
     }
 }
 
+#[test]
+fn sizes_that_no_model_has_are_refused() {
+    for (field, size) in [
+        ("num_hidden_layers", 1_u64 << 62),
+        ("hidden_size", 1 << 62),
+        ("max_position_embeddings", u64::MAX),
+        ("num_attention_heads", 1 << 24),
+        ("head_dim", 1 << 23),
+        ("head_dim", 0),
+    ] {
+        let mut config = config_json("tiny-llama");
+        config[field] = json!(size);
+        let fault = shape_of(&config).unwrap_err();
+        assert!(fault.contains("expected"), "{field} {size}: {fault}");
+    }
+    let mut config = config_json("tiny-llama");
+    config["head_dim"].take();
+    config["num_attention_heads"] = json!(128);
+    let fault = shape_of(&config).unwrap_err();
+    assert!(fault.contains("128 heads of width 0"), "{fault}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_a_description_is_said() {
     let edits: [(&str, &str, &str, &[&str]); 12] = [

@@ -116,6 +116,12 @@ pub struct Shape {
     pub eos: Vec<u32>,
 }
 
+/// Largest size that `config.json` may tell, and most values that a layer's heads may have
+/// together; the longest contexts have 10 million tokens.
+const SIZE_MAX: usize = 1 << 24;
+/// Most layers; the deepest published models have less than 200.
+const LAYERS_MAX: usize = 1 << 10;
+
 #[derive(Deserialize)]
 struct RawConfig {
     architectures: Option<Vec<String>>,
@@ -239,16 +245,30 @@ impl RawConfig {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(format!("config.json: {name} is 0; expected at least 1"));
         }
+        for (name, size) in sizes {
+            let most = match name {
+                "num_hidden_layers" => LAYERS_MAX,
+                _ => SIZE_MAX,
+            };
+            if size > most {
+                return Err(format!(
+                    "config.json: {name} is {size}; expected at most {most}"
+                ));
+            }
+        }
         if !heads.is_multiple_of(kv_heads) {
             return Err(format!(
                 "config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly"
             ));
         }
-        if !self
-            .head_dim
-            .unwrap_or(self.hidden_size / heads)
-            .is_multiple_of(2)
-        {
+        let head = self.head_dim.unwrap_or(self.hidden_size / heads);
+        if head == 0 || heads * head > SIZE_MAX {
+            return Err(format!(
+                "config.json: {heads} heads of width {head} have {} values; expected 1 to {SIZE_MAX}",
+                heads * head
+            ));
+        }
+        if !head.is_multiple_of(2) {
             return Err(
                 "config.json: the width of a head is odd; rotary positions need pairs".to_owned(),
             );
