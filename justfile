@@ -29,6 +29,10 @@ cuda-types:
 sanitize:
     ./scripts/sanitize
 
+# Every fuzz target, for so many inputs each; needs cargo-fuzz.
+fuzz runs="100000":
+    ./scripts/fuzz {{ runs }}
+
 # The engine beside llama.cpp and transformers; installs them in a folder of its own.
 peers *arguments:
     cargo build --release

@@ -23,7 +23,9 @@ mod calibrate;
 mod cancel;
 mod cascade;
 mod dead;
-mod input;
+// Public for what `fuzz` and `tests/fuzz_corpus.rs` hold of it.
+#[doc(hidden)]
+pub mod input;
 mod jsonl;
 mod key;
 mod labels;
