@@ -19,6 +19,8 @@ mod proxy;
 mod rabbit_only;
 #[path = "broker_contract/rabbit_restart.rs"]
 mod rabbit_restart;
+#[path = "broker_contract/rabbit_server.rs"]
+mod rabbit_server;
 
 use harness::Fleet;
 

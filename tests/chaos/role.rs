@@ -1,0 +1,108 @@
+//! The fleet's processes, and a supervisor's work on them.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+/// The binary under test; nothing of this process's environment configures it.
+pub fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promptyard"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PROMPTYARD_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// One place of the fleet, with the process that fills it at the moment.
+pub struct Role {
+    pub name: &'static str,
+    arguments: Vec<String>,
+    folder: PathBuf,
+    starts: usize,
+    process: Option<Child>,
+    pub is_frozen: bool,
+}
+
+impl Role {
+    pub fn new(name: &'static str, arguments: Vec<String>, folder: PathBuf) -> Self {
+        Self {
+            name,
+            arguments,
+            folder,
+            starts: 0,
+            process: None,
+            is_frozen: false,
+        }
+    }
+
+    pub fn start(&mut self) {
+        self.starts += 1;
+        let log = File::create(self.log()).unwrap();
+        let started = binary()
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.process = Some(started.unwrap());
+        self.is_frozen = false;
+    }
+
+    /// What the present process logs to, or the last one did.
+    pub fn log(&self) -> PathBuf {
+        self.folder
+            .join(format!("{}-{:03}.log", self.name, self.starts))
+    }
+
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// True once the process has connected and begun its work.
+    pub fn has_begun(&self) -> bool {
+        self.said().contains(" running ")
+    }
+
+    pub fn signal(&self, name: &str) {
+        let Some(process) = &self.process else { return };
+        let id = process.id().to_string();
+        let _ = Command::new("kill").args(["-s", name, &id]).status();
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        self.is_frozen = false;
+    }
+
+    /// The status of a process that has ended by itself, which then is none any more.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut()?.try_wait().unwrap()?;
+        self.process = None;
+        Some(status)
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let id = self.process.as_ref()?.id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib << 10)
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
