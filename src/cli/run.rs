@@ -241,7 +241,9 @@ impl Run {
                 _ = poll.tick(), if !self.awaited.is_empty() => self.collect().await?,
             }
         }
-        if self.repeated {
+        // What an earlier run published may not have been in the ledger when its lines were published
+        // again; only a queue of this process's own tells of that by not being empty.
+        if self.repeated || !self.fleet.broker.is_shared() {
             // What is left over does no harm, but a queue that holds nothing should look so.
             let _ = tokio::time::timeout(REPEATS_WAIT_MAX, self.drop_repeats()).await;
         }
