@@ -16,6 +16,7 @@ mod proxy;
 mod rabbit_server;
 mod role;
 mod schedule;
+mod servers;
 mod storm;
 mod yard;
 #[path = "../run/yard.rs"]

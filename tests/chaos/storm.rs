@@ -1,51 +1,38 @@
 //! Faults and their mending, on time, while the traffic goes on.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeMap, process::Child, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    proxy::Mode,
-    rabbit_server::{START_PATIENCE, Server},
+    proxy::{Mode, Proxy},
+    rabbit_server::START_PATIENCE,
     schedule::{Fault, Kind},
-    yard::{Yard, is_listening},
+    servers::{Health, WATERMARKS},
+    yard::Yard,
 };
 
 /// How often everything is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a server may take to stop in order.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a supervisor waits before it starts a role again that could not begin.
-const START_AGAIN: Duration = Duration::from_millis(500);
+pub const START_AGAIN: Duration = Duration::from_millis(500);
 /// Messages of each producer that are published again at once.
 const DUPLICATES: usize = 20;
-/// Below what any node needs, and the standard.
-const WATERMARKS: [&str; 2] = ["0.0001", "0.4"];
 
-/// How a server is.
+/// A server that roles reach through links.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Health {
-    Up,
-    /// Told to stop, and when it is killed if it does not; how long it then stays away.
-    Stopping(Instant, Duration),
-    Down,
-    Starting,
-    Alarmed,
+pub enum Side {
+    Broker,
+    Ledger,
 }
 
 /// What mends a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Remedy {
+pub enum Remedy {
     StartRole(usize),
     ThawRole(usize),
-    OpenBrokerLink(usize),
-    OpenLedgerLink(usize),
+    OpenLink(Side, usize),
     StartBroker,
     StartLedger,
     EndAlarm,
@@ -57,10 +44,11 @@ pub struct Storm {
     /// Draws the faults and nothing else, so that a seed always gives the same ones.
     schedule: StdRng,
     random: StdRng,
-    broker: Health,
-    ledger: Health,
-    remedies: Vec<(Instant, Remedy)>,
-    orders: Vec<Child>,
+    pub broker: Health,
+    pub ledger: Health,
+    pub remedies: Vec<(Instant, Remedy)>,
+    /// Orders to the broker that are being carried out.
+    pub orders: Vec<Child>,
     begun: Instant,
     /// How often each kind struck.
     pub counts: BTreeMap<Kind, usize>,
@@ -143,14 +131,14 @@ impl Storm {
             .find(|at| is_fit(*at))
     }
 
-    /// A link that nothing is to be done to already.
-    fn link(&self, whom: usize, count: usize, remedy: fn(usize) -> Remedy) -> Option<usize> {
-        let at = whom % count;
-        let is_free = self.remedies.iter().all(|(_, due)| *due != remedy(at));
-        is_free.then_some(at)
+    fn links(&self, side: Side) -> &[Proxy] {
+        match side {
+            Side::Broker => &self.yard.broker_links,
+            Side::Ledger => &self.yard.ledger_links,
+        }
     }
 
-    fn later(&mut self, lasts: Duration, remedy: Remedy) {
+    pub fn later(&mut self, lasts: Duration, remedy: Remedy) {
         self.remedies.push((Instant::now() + lasts, remedy));
     }
 
@@ -179,39 +167,12 @@ impl Storm {
                 self.later(lasts, Remedy::ThawRole(at));
                 Some(format!("{name} {for_s}"))
             }
-            Kind::BrokerCut | Kind::BrokerDelayed | Kind::BrokerParted => {
-                let count = self.yard.broker_links.len();
-                let at = self.link(whom, count, Remedy::OpenBrokerLink)?;
-                let link = &self.yard.broker_links[at];
-                match fault.kind {
-                    Kind::BrokerCut => link.cut(),
-                    Kind::BrokerDelayed => link.set(Mode::Silent),
-                    _ => link.set(Mode::Shut),
-                }
-                let roles = &self.yard.roles;
-                let name = roles.get(at).map_or("a producer", |role| role.name);
-                if fault.kind == Kind::BrokerCut {
-                    return Some(name.to_owned());
-                }
-                self.later(lasts, Remedy::OpenBrokerLink(at));
-                Some(format!("{name} {for_s}"))
-            }
-            Kind::LedgerCut | Kind::LedgerDelayed | Kind::LedgerParted => {
-                let count = self.yard.ledger_links.len();
-                let at = self.link(whom, count, Remedy::OpenLedgerLink)?;
-                let link = &self.yard.ledger_links[at];
-                match fault.kind {
-                    Kind::LedgerCut => link.cut(),
-                    Kind::LedgerDelayed => link.set(Mode::Silent),
-                    _ => link.set(Mode::Shut),
-                }
-                let name = self.yard.roles[at].name;
-                if fault.kind == Kind::LedgerCut {
-                    return Some(name.to_owned());
-                }
-                self.later(lasts, Remedy::OpenLedgerLink(at));
-                Some(format!("{name} {for_s}"))
-            }
+            Kind::BrokerCut => self.cut_link(Side::Broker, whom),
+            Kind::LedgerCut => self.cut_link(Side::Ledger, whom),
+            Kind::BrokerDelayed => self.shut_link(Side::Broker, Mode::Silent, fault),
+            Kind::LedgerDelayed => self.shut_link(Side::Ledger, Mode::Silent, fault),
+            Kind::BrokerParted => self.shut_link(Side::Broker, Mode::Shut, fault),
+            Kind::LedgerParted => self.shut_link(Side::Ledger, Mode::Shut, fault),
             Kind::BrokerRestarted | Kind::BrokerKilled | Kind::BrokerAlarmed => {
                 (self.broker == Health::Up).then(|| self.hurt_broker(fault))?;
                 Some(format!("the broker {for_s}"))
@@ -229,42 +190,26 @@ impl Storm {
         }
     }
 
-    fn hurt_broker(&mut self, fault: Fault) {
-        match fault.kind {
-            Kind::BrokerRestarted => {
-                let group = format!("-{}", self.yard.broker.process.id());
-                let _ = Command::new("kill")
-                    .args(["-s", "TERM", "--", &group])
-                    .status();
-                self.broker = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
-            }
-            Kind::BrokerKilled => {
-                self.yard.broker.kill();
-                self.broker = Health::Down;
-                self.later(fault.lasts, Remedy::StartBroker);
-            }
-            _ => {
-                self.set_watermark(WATERMARKS[0]);
-                self.broker = Health::Alarmed;
-                // The order itself takes a second or two to arrive.
-                self.later(Duration::from_secs(2) + fault.lasts, Remedy::EndAlarm);
-            }
-        }
+    /// A link that is whole, and who speaks through it.
+    fn link(&self, side: Side, whom: usize) -> Option<(usize, &'static str)> {
+        let at = whom % self.links(side).len();
+        let is_whole = |(_, due): &(Instant, Remedy)| *due != Remedy::OpenLink(side, at);
+        let role = self.yard.roles.get(at);
+        let name = role.map_or("a producer", |role| role.name);
+        self.remedies.iter().all(is_whole).then_some((at, name))
     }
 
-    fn hurt_ledger(&mut self, fault: Fault) {
-        let signal = match fault.kind {
-            Kind::LedgerRestarted => "INT",
-            Kind::LedgerAborted => "QUIT",
-            _ => {
-                self.yard.ledger.kill();
-                self.ledger = Health::Down;
-                self.later(fault.lasts, Remedy::StartLedger);
-                return;
-            }
-        };
-        self.yard.ledger.signal(signal);
-        self.ledger = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
+    fn cut_link(&self, side: Side, whom: usize) -> Option<String> {
+        let (at, name) = self.link(side, whom)?;
+        self.links(side)[at].cut();
+        Some(name.to_owned())
+    }
+
+    fn shut_link(&mut self, side: Side, mode: Mode, fault: Fault) -> Option<String> {
+        let (at, name) = self.link(side, fault.whom)?;
+        self.links(side)[at].set(mode);
+        self.later(fault.lasts, Remedy::OpenLink(side, at));
+        Some(format!("{name} for {:.1} s", fault.lasts.as_secs_f64()))
     }
 
     /// Publishes some messages again that were confirmed before.
@@ -296,27 +241,6 @@ impl Storm {
         Some(format!("{count} of them"))
     }
 
-    /// Tells the broker how much memory it may use; the order is carried out beside the storm.
-    fn set_watermark(&mut self, watermark: &str) {
-        let script = "/usr/lib/rabbitmq/bin/rabbitmqctl";
-        let program = if Path::new(script).exists() {
-            script
-        } else {
-            "rabbitmqctl"
-        };
-        let broker = &self.yard.broker;
-        let order = Command::new(program)
-            .args(["set_vm_memory_high_watermark", watermark])
-            .env("HOME", broker.folder.path())
-            .env("ERL_EPMD_PORT", broker.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", Server::node(broker.port))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        self.orders.push(order.unwrap());
-    }
-
     /// Applies what is due and sees to what has ended.
     fn look(&mut self) {
         let now = Instant::now();
@@ -335,8 +259,7 @@ impl Storm {
                 self.yard.roles[at].signal("CONT");
                 self.yard.roles[at].is_frozen = false;
             }
-            Remedy::OpenBrokerLink(at) => self.yard.broker_links[at].set(Mode::Open),
-            Remedy::OpenLedgerLink(at) => self.yard.ledger_links[at].set(Mode::Open),
+            Remedy::OpenLink(side, at) => self.links(side)[at].set(Mode::Open),
             Remedy::StartBroker => {
                 self.yard.broker.restart();
                 self.broker = Health::Starting;
@@ -345,66 +268,9 @@ impl Storm {
                 self.yard.ledger.restart();
                 self.ledger = Health::Starting;
             }
+            // The second order must not overtake the first.
+            Remedy::EndAlarm if self.is_ordered() => self.later(START_AGAIN, Remedy::EndAlarm),
             Remedy::EndAlarm => self.set_watermark(WATERMARKS[1]),
-        }
-    }
-
-    fn look_at_servers(&mut self, now: Instant) {
-        match self.broker {
-            Health::Stopping(until, away) => {
-                if self.yard.broker.process.try_wait().unwrap().is_some() {
-                    self.broker = Health::Down;
-                    self.later(away, Remedy::StartBroker);
-                } else if now > until {
-                    self.yard.broker.kill();
-                }
-            }
-            Health::Starting if is_listening(self.yard.broker.port) => self.broker = Health::Up,
-            Health::Alarmed => self.look_at_orders(),
-            _ => {}
-        }
-        match self.ledger {
-            Health::Stopping(until, away) => {
-                if self.yard.ledger.has_ended() {
-                    self.ledger = Health::Down;
-                    self.later(away, Remedy::StartLedger);
-                } else if now > until {
-                    self.yard.ledger.kill();
-                }
-            }
-            Health::Starting => {
-                // It may have found a predecessor's process still there.
-                if self.yard.ledger.has_ended() {
-                    self.ledger = Health::Down;
-                    self.later(START_AGAIN, Remedy::StartLedger);
-                } else if is_listening(self.yard.ledger.port) {
-                    self.ledger = Health::Up;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// The alarm is over once the second order has been carried out.
-    fn look_at_orders(&mut self) {
-        let is_over = !self
-            .remedies
-            .iter()
-            .any(|(_, due)| *due == Remedy::EndAlarm);
-        for order in std::mem::take(&mut self.orders) {
-            let mut order = order;
-            match order.try_wait().unwrap() {
-                None => self.orders.push(order),
-                Some(status) if status.success() => {}
-                Some(_) => {
-                    let said = order.wait_with_output().unwrap().stderr;
-                    let said = String::from_utf8_lossy(&said).into_owned();
-                    self.findings.push(format!("rabbitmqctl failed: {said}"));
-                }
-            }
-        }
-        if is_over && self.orders.is_empty() {
-            self.broker = Health::Up;
         }
     }
 

@@ -1,0 +1,158 @@
+//! What is done to the two servers, and when each is there again.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    rabbit_server::Server,
+    schedule::{Fault, Kind},
+    storm::{Remedy, START_AGAIN, Storm},
+    yard::is_listening,
+};
+
+/// How long a server may take to stop in order.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Below what any node needs, and the standard.
+pub const WATERMARKS: [&str; 2] = ["0.0001", "0.4"];
+
+/// How a server is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Health {
+    Up,
+    /// Told to stop, and when it is killed if it does not; how long it then stays away.
+    Stopping(Instant, Duration),
+    Down,
+    Starting,
+    Alarmed,
+}
+
+impl Storm {
+    pub fn hurt_broker(&mut self, fault: Fault) {
+        match fault.kind {
+            Kind::BrokerRestarted => {
+                let group = format!("-{}", self.yard.broker.process.id());
+                let _ = Command::new("kill")
+                    .args(["-s", "TERM", "--", &group])
+                    .status();
+                self.broker = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
+            }
+            Kind::BrokerKilled => {
+                self.yard.broker.kill();
+                self.broker = Health::Down;
+                self.later(fault.lasts, Remedy::StartBroker);
+            }
+            _ => {
+                self.set_watermark(WATERMARKS[0]);
+                self.broker = Health::Alarmed;
+                // The order itself takes a second or two to arrive.
+                self.later(Duration::from_secs(2) + fault.lasts, Remedy::EndAlarm);
+            }
+        }
+    }
+
+    pub fn hurt_ledger(&mut self, fault: Fault) {
+        let signal = match fault.kind {
+            Kind::LedgerRestarted => "INT",
+            Kind::LedgerAborted => "QUIT",
+            _ => {
+                self.yard.ledger.kill();
+                self.ledger = Health::Down;
+                self.later(fault.lasts, Remedy::StartLedger);
+                return;
+            }
+        };
+        self.yard.ledger.signal(signal);
+        self.ledger = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
+    }
+
+    /// Tells the broker how much memory it may use; the order is carried out beside the storm.
+    pub fn set_watermark(&mut self, watermark: &str) {
+        let script = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+        let program = if Path::new(script).exists() {
+            script
+        } else {
+            "rabbitmqctl"
+        };
+        let broker = &self.yard.broker;
+        let order = Command::new(program)
+            .args(["set_vm_memory_high_watermark", watermark])
+            .env("HOME", broker.folder.path())
+            .env("ERL_EPMD_PORT", broker.epmd_port.to_string())
+            .env("RABBITMQ_NODENAME", Server::node(broker.port))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        self.orders.push(order.unwrap());
+    }
+
+    /// True while an order to the broker is being carried out.
+    pub fn is_ordered(&mut self) -> bool {
+        let is_open = |order: &mut std::process::Child| order.try_wait().unwrap().is_none();
+        self.orders.iter_mut().any(is_open)
+    }
+
+    pub fn look_at_servers(&mut self, now: Instant) {
+        match self.broker {
+            Health::Stopping(until, away) => {
+                if self.yard.broker.process.try_wait().unwrap().is_some() {
+                    self.broker = Health::Down;
+                    self.later(away, Remedy::StartBroker);
+                } else if now > until {
+                    self.yard.broker.kill();
+                }
+            }
+            Health::Starting if is_listening(self.yard.broker.port) => self.broker = Health::Up,
+            Health::Alarmed => self.look_at_orders(),
+            _ => {}
+        }
+        match self.ledger {
+            Health::Stopping(until, away) => {
+                if self.yard.ledger.has_ended() {
+                    self.ledger = Health::Down;
+                    self.later(away, Remedy::StartLedger);
+                } else if now > until {
+                    self.yard.ledger.kill();
+                }
+            }
+            Health::Starting => {
+                // It may have found a predecessor's process still there.
+                if self.yard.ledger.has_ended() {
+                    self.ledger = Health::Down;
+                    self.later(START_AGAIN, Remedy::StartLedger);
+                } else if is_listening(self.yard.ledger.port) {
+                    self.ledger = Health::Up;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The alarm is over once the second order has been carried out.
+    fn look_at_orders(&mut self) {
+        let is_over = !self
+            .remedies
+            .iter()
+            .any(|(_, due)| *due == Remedy::EndAlarm);
+        for order in std::mem::take(&mut self.orders) {
+            let mut order = order;
+            match order.try_wait().unwrap() {
+                None => self.orders.push(order),
+                Some(status) if status.success() => {}
+                Some(_) => {
+                    let said = order.wait_with_output().unwrap().stderr;
+                    let said = String::from_utf8_lossy(&said).into_owned();
+                    self.findings.push(format!("rabbitmqctl failed: {said}"));
+                }
+            }
+        }
+        if is_over && self.orders.is_empty() {
+            self.broker = Health::Up;
+        }
+    }
+}
