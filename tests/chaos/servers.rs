@@ -71,7 +71,7 @@ impl Storm {
     }
 
     /// Tells the broker how much memory it may use; the order is carried out beside the storm.
-    pub fn set_watermark(&mut self, watermark: &str) {
+    pub fn set_watermark(&mut self, watermark: &'static str) {
         let script = "/usr/lib/rabbitmq/bin/rabbitmqctl";
         let program = if Path::new(script).exists() {
             script
@@ -86,28 +86,49 @@ impl Storm {
             .env("RABBITMQ_NODENAME", Server::node(broker.port))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn();
-        self.orders.push(order.unwrap());
+        self.orders.push((watermark, order.unwrap()));
     }
 
     /// True while an order to the broker is being carried out.
-    pub fn is_ordered(&mut self) -> bool {
-        let is_open = |order: &mut std::process::Child| order.try_wait().unwrap().is_none();
-        self.orders.iter_mut().any(is_open)
+    pub fn is_ordered(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
+    /// True once the script and the node that it started are gone.
+    fn has_broker_ended(&mut self) -> bool {
+        let broker = &mut self.yard.broker;
+        let has_script_ended = broker.process.try_wait().unwrap().is_some();
+        let group = format!("-{}", broker.process.id());
+        let is_anybody_left = || {
+            let asked = Command::new("kill")
+                .args(["-0", "--", &group])
+                .stderr(Stdio::null())
+                .status();
+            asked.unwrap().success()
+        };
+        has_script_ended && !is_anybody_left()
     }
 
     pub fn look_at_servers(&mut self, now: Instant) {
         match self.broker {
             Health::Stopping(until, away) => {
-                if self.yard.broker.process.try_wait().unwrap().is_some() {
+                if self.has_broker_ended() {
                     self.broker = Health::Down;
                     self.later(away, Remedy::StartBroker);
                 } else if now > until {
                     self.yard.broker.kill();
                 }
             }
-            Health::Starting if is_listening(self.yard.broker.port) => self.broker = Health::Up,
+            Health::Starting => {
+                if self.has_broker_ended() {
+                    self.broker = Health::Down;
+                    self.later(START_AGAIN, Remedy::StartBroker);
+                } else if is_listening(self.yard.broker.port) {
+                    self.broker = Health::Up;
+                }
+            }
             Health::Alarmed => self.look_at_orders(),
             _ => {}
         }
@@ -139,16 +160,12 @@ impl Storm {
             .remedies
             .iter()
             .any(|(_, due)| *due == Remedy::EndAlarm);
-        for order in std::mem::take(&mut self.orders) {
-            let mut order = order;
+        for (watermark, mut order) in std::mem::take(&mut self.orders) {
             match order.try_wait().unwrap() {
-                None => self.orders.push(order),
+                None => self.orders.push((watermark, order)),
                 Some(status) if status.success() => {}
-                Some(_) => {
-                    let said = order.wait_with_output().unwrap().stderr;
-                    let said = String::from_utf8_lossy(&said).into_owned();
-                    self.findings.push(format!("rabbitmqctl failed: {said}"));
-                }
+                // A node listens a moment before it takes orders.
+                Some(_) => self.set_watermark(watermark),
             }
         }
         if is_over && self.orders.is_empty() {

@@ -47,8 +47,8 @@ pub struct Storm {
     pub broker: Health,
     pub ledger: Health,
     pub remedies: Vec<(Instant, Remedy)>,
-    /// Orders to the broker that are being carried out.
-    pub orders: Vec<Child>,
+    /// Orders to the broker that are being carried out, and the watermark that each gives.
+    pub orders: Vec<(&'static str, Child)>,
     begun: Instant,
     /// How often each kind struck.
     pub counts: BTreeMap<Kind, usize>,
