@@ -92,7 +92,7 @@ declare! {
     Counter RELEASED = "promptyard_held_released_total" [];
     /// What sweeps put right: messages sent again because they seemed lost, jobs ended after their deadline (expired), attempts closed for a worker that was gone (attempt).
     Counter SWEPT = "promptyard_swept_total" ["what"];
-    /// Jobs the router has seen, by outcome (routed, held, waiting, cache, semantic, rejected, expired, known).
+    /// Jobs the router has seen, by outcome (routed, held, waiting, cache, semantic, rejected, expired, cancelled, known).
     Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
     /// Jobs routed to each tier.
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];

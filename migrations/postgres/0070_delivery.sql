@@ -88,10 +88,22 @@ comment on column api_keys.created_at is 'When it was made.';
 comment on column api_keys.expires_at is 'From when it is good no more.';
 comment on column api_keys.revoked_at is 'When somebody revoked it.';
 
+create table cancelled_batches (
+    batch text not null,
+    tenant text not null default '',
+    cancelled_at timestamptz not null,
+    primary key (batch, tenant)
+);
+create index cancelled_batches_at on cancelled_batches (cancelled_at);
+comment on table cancelled_batches is 'Submissions that were taken back: what of them comes in later is, too.';
+comment on column cancelled_batches.batch is 'The submission.';
+comment on column cancelled_batches.tenant is 'Whose jobs of it; empty for all.';
+comment on column cancelled_batches.cancelled_at is 'Jobs that were submitted by then are meant.';
+
 do $$
 begin
     if exists (select from pg_roles where rolname = 'promptyard_analyst') then
-        grant select on tenants, leaders to promptyard_analyst;
+        grant select on tenants, leaders, cancelled_batches to promptyard_analyst;
         grant select (job_id, tenant, queue, rank, tokens, held_at, released_at) on held_jobs to promptyard_analyst;
         grant select (id, name, tenant, scopes, created_at, expires_at, revoked_at) on api_keys to promptyard_analyst;
     end if;

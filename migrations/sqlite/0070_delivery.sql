@@ -75,3 +75,11 @@ create table api_keys (
     expires_at text,
     revoked_at text
 );
+
+-- Submissions that were taken back: what of them comes in later is, too.
+create table cancelled_batches (
+    batch text not null,
+    tenant text not null default '',
+    cancelled_at text not null,
+    primary key (batch, tenant)
+) without rowid;

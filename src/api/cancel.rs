@@ -19,7 +19,7 @@ use crate::{
     broker::{Publication, outbox::publish_all},
     job::{JobId, JobRecord, JobState, Reason, Tenant},
     metrics::observe_end,
-    store::{CancelFilter, Scope},
+    store::{CANCEL_SETTLES, CancelFilter, Scope},
 };
 
 /// Most jobs that are named at once.
@@ -99,6 +99,16 @@ pub(super) async fn cancel_jobs(
 impl Api {
     /// Takes jobs back and tells those who wait for replies.
     async fn cancel(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
+        let mut cancelled = self.cancel_known(filter).await?;
+        if matches!(filter, CancelFilter::Batch(..)) {
+            // By then every router knows of it, and what one had in hand is written.
+            tokio::time::sleep(CANCEL_SETTLES).await;
+            cancelled.extend(self.cancel_known(filter).await?);
+        }
+        Ok(cancelled)
+    }
+
+    async fn cancel_known(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
         let mut cancelled = Vec::new();
         loop {
             let step = match filter {

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{Broker, Publication, Queue, Target, letters::Letter},
-    config::{Config, Overrides},
+    config::{Config, Overrides, RouterConfig},
     fleet,
     job::{JobId, Tier},
     routing::Router,
@@ -219,7 +219,11 @@ async fn measure_router(config: &Config, jobs: usize) -> anyhow::Result<Measured
     let router = Router::new(
         broker.clone(),
         store.clone(),
-        config.router.clone(),
+        // Nobody works here, so all that is routed must go to the queues.
+        RouterConfig {
+            window_jobs: 0,
+            ..config.router.clone()
+        },
         config.cache.clone(),
         config.request_limits(),
     );

@@ -9,7 +9,7 @@ use crate::{
     config::Overrides,
     fleet,
     job::{JobId, Tenant},
-    store::CancelFilter,
+    store::{CANCEL_SETTLES, CancelFilter},
 };
 
 use super::options::{Common, UsageError, complain, init_logs, require_ledger, say};
@@ -50,6 +50,12 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     };
     let mut broker = None;
     let mut count = 0;
+    // What a router has in hand is written by the second time; what comes in later ends there.
+    let mut rounds = if matches!(filter, CancelFilter::Batch(..)) {
+        2
+    } else {
+        1
+    };
     loop {
         let cancelled = store.cancel(&filter, step).await?;
         for record in &cancelled {
@@ -68,7 +74,11 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
             }
         }
         if cancelled.len() < step {
-            break;
+            rounds -= 1;
+            if rounds == 0 {
+                break;
+            }
+            tokio::time::sleep(CANCEL_SETTLES).await;
         }
     }
     if let Some(broker) = broker {

@@ -22,6 +22,7 @@ mod cache;
 mod calibrate;
 mod cancel;
 mod cascade;
+mod chaos;
 mod dead;
 // Public for what `fuzz` and `tests/fuzz_corpus.rs` hold of it.
 #[doc(hidden)]
@@ -82,6 +83,7 @@ enum Command {
     /// List, show, redrive or discard dead letters
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    Chaos(chaos::ChaosArgs),
     /// Say what tenants are entitled to: weights, quotas, limits
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
@@ -124,6 +126,7 @@ pub async fn main() -> ExitCode {
         Command::Status(args) => status::status(args).await,
         Command::Cancel(args) => cancel::cancel(args).await,
         Command::Dead(command) => dead::dead(command).await,
+        Command::Chaos(args) => chaos::chaos(args).await,
         Command::Tenant(command) => tenant::tenant(command).await,
         Command::Key(command) => key::key(command).await,
         Command::Migrate(args) => admin::migrate(args).await,

@@ -10,11 +10,13 @@ use crate::{
     broker::{Depth, Queue},
     config::Overrides,
     fleet,
-    store::{Overview, WorkerRecord},
+    store::{HoldQueue, Overview, WorkerRecord},
 };
 
 use super::options::{Common, init_logs, require_ledger, say};
 
+/// Held jobs are counted up to here.
+const HELD_MAX: u32 = 1_000_000;
 /// Workers unseen for longer are not shown.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(3600);
 
@@ -37,19 +39,28 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let depths = broker.depths().await?;
     let workers = store.workers(WORKER_AGE_MAX).await?;
     let overview = store.overview().await?;
+    let held = store.held_counts(HELD_MAX).await?;
     broker.close().await;
     store.close().await;
     let text = if args.json {
-        to_json(&depths, &workers, &overview).to_string()
+        to_json(&depths, &workers, &overview, held).to_string()
     } else {
-        to_text(&depths, &workers, &overview)
+        to_text(&depths, &workers, &overview, held)
     };
     say(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> serde_json::Value {
+fn to_json(
+    depths: &[Depth],
+    workers: &[WorkerRecord],
+    overview: &Overview,
+    held: [u32; 3],
+) -> serde_json::Value {
+    let held = HoldQueue::ALL.into_iter().zip(held);
     json!({
+        "held": held.map(|(queue, count)| (queue.as_str().to_owned(), json!(count)))
+            .collect::<serde_json::Map<_, _>>(),
         "queues": depths.iter().map(|depth| json!({
             "name": depth.queue.name(),
             "ready": depth.ready,
@@ -73,7 +84,12 @@ fn to_json(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> s
     })
 }
 
-fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> String {
+fn to_text(
+    depths: &[Depth],
+    workers: &[WorkerRecord],
+    overview: &Overview,
+    [scheduled, small, large]: [u32; 3],
+) -> String {
     let mut queues = table(&["QUEUE", "READY", "CONSUMERS"]);
     // Lanes are of interest while something waits in them.
     let is_shown = |depth: &&Depth| depth.ready > 0 || !matches!(depth.queue, Queue::Lane(..));
@@ -117,7 +133,7 @@ fn to_text(depths: &[Depth], workers: &[WorkerRecord], overview: &Overview) -> S
         fleet.to_string()
     };
     format!(
-        "{queues}\n\n{workers}\n\njobs of the last day: {states}\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
+        "{queues}\n\n{workers}\n\njobs of the last day: {states}\nheld: {scheduled} for their time, {small} and {large} for their turn with small and large\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
         overview.finished_last_minute,
         overview.completion_tokens_last_minute,
         overview.dead_letters,

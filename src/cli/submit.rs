@@ -31,7 +31,7 @@ pub struct SubmitArgs {
     /// Name of the batch; a fresh one by default
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
-    /// Serve these jobs first, where the broker can (RabbitMQ 4)
+    /// Serve these jobs before others of their tenant that wait, and first where the broker can (RabbitMQ 4)
     #[arg(long)]
     urgent: bool,
     #[command(flatten)]

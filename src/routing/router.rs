@@ -127,6 +127,7 @@ impl Router {
             .await?;
         let policy = Arc::new(Policy::new(&self.config, scorer));
         let refused = observer::begin(&self, &policy).await;
+        turns::release::begin(&self, &directory, &shutdown).await;
         let tasks = TaskTracker::new();
         tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
         tasks.spawn(promoter::run(self.clone(), shutdown.child()));
@@ -234,8 +235,15 @@ impl Router {
         asking
     }
 
-    /// Holds a job that may not go to its tier yet.
+    /// Holds a job that may not go to its tier yet, and ends one that was taken back already.
     fn hold(&self, admission: &mut Admission, now: DateTime<Utc>) {
+        let is_open = !matches!(admission.course, Course::End { .. });
+        if is_open && self.holding.is_cancelled(&admission.head) {
+            admission.course = Course::End {
+                state: JobState::Cancelled,
+                reason: Reason::new("cancelled", "its submission was taken back"),
+            };
+        }
         if let (Course::Route(route), Some(request)) = (&mut admission.course, &admission.request) {
             let head = &admission.head;
             route.hold = self.holding.judge(route.tier, head, request, now);
@@ -421,6 +429,7 @@ impl Entry {
                 count(match record.state {
                     JobState::Succeeded => record.source.map_or("cache", AnswerSource::as_str),
                     JobState::Expired => "expired",
+                    JobState::Cancelled => "cancelled",
                     _ => "rejected",
                 });
                 observe_end(&record);

@@ -89,7 +89,7 @@ pub enum Course {
     Schedule(Hold),
     /// Routed, answered from the cache, or joined to an identical job.
     Route(Route),
-    /// Terminal at once: [`JobState::Rejected`] or [`JobState::Expired`].
+    /// Terminal at once: [`JobState::Rejected`], [`JobState::Expired`] or [`JobState::Cancelled`].
     End {
         /// The terminal state.
         state: JobState,

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::{
-    CancelFilter, HeldJob, HoldQueue, Released, Store, StoreFault, SweepRules, Swept, TenantLoad,
-    TenantTerms, measure,
+    CancelFilter, CancelledBatch, HeldJob, HoldQueue, Released, Store, StoreFault, SweepRules,
+    Swept, TenantLoad, TenantTerms, measure,
 };
 use crate::job::{JobId, JobRecord, Tenant};
 
@@ -98,8 +100,8 @@ impl Store {
         measured!(self, "sweep", store => store.sweep(rules))
     }
 
-    /// Takes unfinished jobs back: at most `limit` of a submission. Returns the records of those that are
-    /// cancelled by it. Attempts that run are told by [`Store::withdrawn`].
+    /// Takes unfinished jobs back: at most `limit` of a submission, of which it is kept that it was taken
+    /// back ([`Store::cancelled_batches`]). Returns the records of those that are cancelled by it. Attempts that run are told by [`Store::withdrawn`].
     ///
     /// # Errors
     /// When nothing was written.
@@ -109,6 +111,17 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<JobRecord>, StoreFault> {
         measured!(self, "cancel", store => store.cancel(filter, limit))
+    }
+
+    /// The submissions that were taken back since an instant.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn cancelled_batches(
+        &self,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+        measured!(self, "cancelled_batches", store => store.cancelled_batches(since))
     }
 
     /// Those of the attempts whose job is theirs no more: it has ended or a newer attempt has it.

@@ -1,14 +1,20 @@
 //! Jobs that are held back from a queue, tenants and what they are entitled to.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::job::{Candidate, Job, JobId, Pair, Priority, Reason, RoutedJob, Tenant, Tier};
+use crate::job::{Candidate, Job, JobHead, JobId, Pair, Priority, Reason, RoutedJob, Tenant, Tier};
 
 /// How much earlier a job of high priority counts as having come: a normal one that has waited so long
 /// goes before it, so none starves.
 const HEAD_START: TimeDelta = TimeDelta::seconds(60);
+
+/// How long after a submission was taken back its jobs may still be written as open: routers learn of it
+/// within half a second.
+pub const CANCEL_SETTLES: Duration = Duration::from_millis(1500);
 
 /// The queue that a held job goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -226,6 +232,29 @@ pub struct Swept {
     pub expired: Vec<crate::job::JobRecord>,
     /// Attempts that were closed because their jobs had ended without them.
     pub attempts: u64,
+}
+
+/// A submission that was taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelledBatch {
+    /// Its name.
+    pub batch: String,
+    /// Whose jobs of it; everybody's, if none is named.
+    pub tenant: Option<Tenant>,
+    /// Jobs that were submitted by then are meant.
+    pub cancelled_at: DateTime<Utc>,
+}
+
+impl CancelledBatch {
+    /// True when a job is one of those that were taken back.
+    pub fn means(&self, head: &JobHead) -> bool {
+        head.batch.as_deref() == Some(&self.batch)
+            && self
+                .tenant
+                .as_ref()
+                .is_none_or(|tenant| *tenant == head.tenant)
+            && head.submitted_at <= self.cancelled_at
+    }
 }
 
 /// Which jobs to take back.

@@ -45,7 +45,8 @@ pub use attempt::{
 pub use cache::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep};
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
 pub use hold::{
-    CancelFilter, HeldJob, Hold, HoldQueue, Released, SweepRules, Swept, TenantLoad, TenantTerms,
+    CANCEL_SETTLES, CancelFilter, CancelledBatch, HeldJob, Hold, HoldQueue, Released, SweepRules,
+    Swept, TenantLoad, TenantTerms,
 };
 pub use keys::{ApiKey, KeyDigest, Scope, Scopes, new_key};
 pub use learning::{

@@ -6,8 +6,8 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
-    Admission, Admitted, Claimant, Course, DeadLetter, Hold, HoldQueue, Likeness, LikenessVerdict,
-    Lookup, Route, hold::Extras, row::Row,
+    Admission, Admitted, CancelledBatch, Claimant, Course, DeadLetter, Hold, HoldQueue, Likeness,
+    LikenessVerdict, Lookup, Route, hold::Extras, row::Row,
 };
 use crate::job::{
     Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
@@ -430,6 +430,23 @@ pub(super) fn cancelled() -> Reason {
         "cancelled",
         "the job was taken back before it had an answer",
     )
+}
+
+/// A submission that was taken back, as it is stored.
+pub(super) fn cancelled_batch(
+    batch: String,
+    tenant: &str,
+    cancelled_at: DateTime<Utc>,
+) -> Result<CancelledBatch, super::fault::Fault> {
+    let tenant = match tenant {
+        "" => None,
+        name => Some(name.parse().map_err(super::fault::Fault::Rule)?),
+    };
+    Ok(CancelledBatch {
+        batch,
+        tenant,
+        cancelled_at,
+    })
 }
 
 /// Why a job whose deadline has passed has no answer.

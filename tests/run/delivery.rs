@@ -127,6 +127,27 @@ fn a_submission_is_taken_back_by_its_name() {
 }
 
 #[test]
+fn what_is_taken_back_before_it_was_routed_never_begins() {
+    let yard = Yard::new();
+    yard.write("prompts", "one\ntwo\nthree\n");
+    let submit = ["submit", "prompts", "--batch", "early"];
+    yard.run(&submit).exits(0);
+    yard.run(&["cancel", "--batch", "early", "--tenant", "other"])
+        .exits(0);
+    yard.run(&["cancel", "--batch", "early"])
+        .exits(0)
+        .complains("0 cancelled");
+    let up = up(&yard, &one_at_a_time("scripted:", &[]));
+    yard.wait_for(3, "select count(*) from jobs where state = 'cancelled'");
+    // The name may be used again.
+    yard.write("others", "four\n");
+    yard.run(&["submit", "others", "--batch", "early"]).exits(0);
+    yard.wait_for(1, "select count(*) from jobs where state = 'succeeded'");
+    stop(up);
+    assert_eq!(yard.number("select count(*) from attempts"), 1);
+}
+
+#[test]
 fn jobs_begin_no_earlier_and_run_no_later_than_they_say() {
     let yard = Yard::new();
     let up = up(&yard, &one_at_a_time("scripted:latency_ms=10000", &[]));
@@ -448,4 +469,32 @@ fn the_interface_speaks_tls() {
     });
     assert_eq!(answer["choices"][0]["message"]["content"], "over TLS");
     stop(up);
+}
+
+#[test]
+fn chaos_hurts_a_fleet_and_tells_whether_it_kept_its_word() {
+    let yard = Yard::new();
+    let up = up(
+        &yard,
+        &one_at_a_time(
+            "scripted:latency_ms=20,jitter_ms=20",
+            &["--set", "small.batch_max=8"],
+        ),
+    );
+    let pid = up.id();
+    let hurt = format!("kill -s STOP {pid}; sleep 0.2; kill -s CONT {pid}");
+    let done = yard.run(&[
+        "chaos", "--jobs", "60", "--rate", "40", "--every", "1s", "--seed", "7", "--json",
+        "--hurt", &hurt, "--hurt", "false",
+    ]);
+    let report = done.exits(0).complains("seed 7").json();
+    assert_eq!(report["states"], json!({"succeeded": 60}), "{report}");
+    assert_eq!(report["broken"], json!([]), "{report}");
+    assert!(report["hurts"].as_u64().unwrap() >= 1, "{report}");
+    stop(up);
+    // Nobody runs the jobs: they stay open, and that is told.
+    let done = yard
+        .run(&["chaos", "--jobs", "3", "--rate", "50", "--wait", "1s"])
+        .exits(1);
+    assert!(done.stdout.contains("BROKEN"), "{done}");
 }

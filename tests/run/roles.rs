@@ -56,6 +56,13 @@ pub fn up(yard: &Yard, more: &[&str]) -> Up {
     up
 }
 
+impl Up {
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+}
+
 fn fast(yard: &Yard) -> Up {
     up(
         yard,

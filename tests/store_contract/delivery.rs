@@ -241,6 +241,15 @@ contract! {
         assert_eq!(store.cancel(&filter, 2).await.unwrap(), []);
         let filter = CancelFilter::Batch(None, "b".to_owned());
         assert_eq!(store.cancel(&filter, 9).await.unwrap().len(), 1);
+        // What of it comes in later is known to be meant.
+        let since = now() - TimeDelta::minutes(1);
+        let mut cancelled = store.cancelled_batches(since).await.unwrap();
+        cancelled.sort_by_key(|batch| batch.tenant.clone());
+        let [all, of_x] = &cancelled[..] else { panic!("{cancelled:?}") };
+        assert_eq!((&all.tenant, &of_x.tenant), (&None, &Some(tenant("x"))));
+        assert_eq!((all.batch.as_str(), of_x.batch.as_str()), ("b", "b"));
+        assert!(all.cancelled_at >= of_x.cancelled_at && all.means(&JobHead { submitted_at: since, ..batch("z") }));
+        assert_eq!(store.cancelled_batches(now() + TimeDelta::minutes(1)).await.unwrap(), []);
     }
 
     /// When the job that computes an answer for others is taken back, one of those takes over.

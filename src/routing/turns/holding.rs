@@ -6,12 +6,13 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
 
 use super::window::Window;
 use crate::{
     job::{ChatRequest, JobHead, Tenant, Tier},
     prompt::estimate_tokens,
-    store::{Hold, HoldQueue, TenantTerms},
+    store::{CancelledBatch, Hold, HoldQueue, TenantTerms},
 };
 
 /// What a router knows of the tiers' queues and of tenants; looked at several times a second.
@@ -20,14 +21,15 @@ pub(crate) struct Holding {
     /// Smallest window; 0 holds only jobs of tenants that are counted.
     window_min: u64,
     state: Mutex<State>,
+    /// Told whenever a job is held.
+    first_held: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tiers: [TierState; 2],
     terms: HashMap<Tenant, TenantTerms>,
-    /// Who has jobs held for a tier: the next ones go behind them.
-    held: HashSet<(Tier, Tenant)>,
+    cancelled: Vec<CancelledBatch>,
 }
 
 #[derive(Debug)]
@@ -37,6 +39,8 @@ struct TierState {
     credit: u64,
     /// Jobs that are held, as far as they were counted.
     held: u32,
+    /// Whose they are: their next ones go behind them.
+    tenants: HashSet<Tenant>,
 }
 
 impl Default for TierState {
@@ -45,6 +49,7 @@ impl Default for TierState {
             window: Window::new(0),
             credit: 0,
             held: 0,
+            tenants: HashSet::new(),
         }
     }
 }
@@ -58,6 +63,8 @@ pub(super) struct Sight {
     pub held: [u32; 2],
     pub tenants: Vec<(HoldQueue, Tenant)>,
     pub terms: Vec<TenantTerms>,
+    /// Submissions that were taken back lately.
+    pub cancelled: Vec<CancelledBatch>,
 }
 
 fn place(tier: Tier) -> usize {
@@ -83,7 +90,7 @@ impl Holding {
         let tier = || TierState {
             window: Window::new(window_min),
             credit: window_min,
-            held: 0,
+            ..TierState::default()
         };
         Self {
             window_min,
@@ -91,7 +98,13 @@ impl Holding {
                 tiers: [tier(), tier()],
                 ..State::default()
             }),
+            first_held: Notify::new(),
         }
+    }
+
+    /// Waits until a job is held, or returns at once if one was since this was called last.
+    pub(super) async fn any_held(&self) {
+        self.first_held.notified().await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,6 +121,14 @@ impl Holding {
         Some(Hold::until(start, tokens(request)))
     }
 
+    /// True for a job of a submission that was taken back before it came in.
+    pub(crate) fn is_cancelled(&self, head: &JobHead) -> bool {
+        if head.batch.is_none() {
+            return false;
+        }
+        self.state().cancelled.iter().any(|batch| batch.means(head))
+    }
+
     /// Whether a job is held until its tenant's turn.
     pub(crate) fn judge(
         &self,
@@ -121,15 +142,18 @@ impl Holding {
             .terms
             .get(&head.tenant)
             .is_some_and(TenantTerms::is_limited);
-        let is_behind = state.held.contains(&(tier, head.tenant.clone()));
         let open = &mut state.tiers[place(tier)];
+        let is_behind = open.tenants.contains(&head.tenant);
         let is_full = self.window_min > 0 && open.credit == 0;
         if !(is_counted || is_behind || is_full) {
             open.credit = open.credit.saturating_sub(1);
             return None;
         }
-        state.held.insert((tier, head.tenant.clone()));
+        if !is_behind {
+            open.tenants.insert(head.tenant.clone());
+        }
         drop(state);
+        self.first_held.notify_one();
         Some(Hold::for_turn(now, head.priority, tokens(request)))
     }
 
@@ -139,6 +163,7 @@ impl Holding {
         let mut rooms = [0; 2];
         for (at, tier) in state.tiers.iter_mut().enumerate() {
             tier.held = sight.held[at];
+            tier.tenants.clear();
             tier.window.observe(sight.ready[at], sight.held[at] > 0);
             rooms[at] = match self.window_min {
                 0 => u64::MAX,
@@ -146,11 +171,12 @@ impl Holding {
             };
             tier.credit = rooms[at];
         }
-        let of_tier = |(queue, tenant)| match queue {
-            HoldQueue::Tier(tier) => Some((tier, tenant)),
-            HoldQueue::In => None,
-        };
-        state.held = sight.tenants.into_iter().filter_map(of_tier).collect();
+        for (queue, tenant) in sight.tenants {
+            if let HoldQueue::Tier(tier) = queue {
+                state.tiers[place(tier)].tenants.insert(tenant);
+            }
+        }
+        state.cancelled = sight.cancelled;
         state.terms = sight
             .terms
             .into_iter()
@@ -208,6 +234,7 @@ mod tests {
             held: [0; 2],
             tenants: Vec::new(),
             terms: Vec::new(),
+            cancelled: Vec::new(),
         }
     }
 
@@ -245,6 +272,32 @@ mod tests {
         });
         assert!(is_held(&holding, "counted"));
         assert!(!is_held(&holding, "free"));
+    }
+
+    #[test]
+    fn what_was_taken_back_before_it_came_in_is_known() {
+        let holding = Holding::new(4);
+        let (mut head, _) = job("a");
+        holding.observe(Sight {
+            cancelled: vec![CancelledBatch {
+                batch: "b".to_owned(),
+                tenant: Some("a".parse().expect("a name")),
+                cancelled_at: head.submitted_at,
+            }],
+            ..nothing()
+        });
+        assert!(!holding.is_cancelled(&head), "it is of no submission");
+        head.batch = Some("b".to_owned());
+        assert!(holding.is_cancelled(&head));
+        let other = JobHead {
+            tenant: "other".parse().expect("a name"),
+            ..head.clone()
+        };
+        let later = JobHead {
+            submitted_at: head.submitted_at + chrono::TimeDelta::seconds(1),
+            ..head
+        };
+        assert!(!holding.is_cancelled(&other) && !holding.is_cancelled(&later));
     }
 
     #[test]

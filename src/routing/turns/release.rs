@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use chrono::{TimeDelta, Utc};
 use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep};
 
@@ -21,6 +22,8 @@ use crate::{
 /// How often to look while jobs are held, and while none is.
 const LOOK_BUSY: Duration = Duration::from_millis(200);
 const LOOK_IDLE: Duration = Duration::from_millis(500);
+/// How soon to look once a job is held after none was: its transaction is over by then.
+const LOOK_SOON: Duration = Duration::from_millis(30);
 /// How long a router keeps the lead without a word.
 const LEAD: Duration = Duration::from_secs(10);
 /// Held jobs are counted up to here.
@@ -35,15 +38,29 @@ const DUE_MAX: usize = 512;
 /// How long to wait before a ledger that failed is asked again.
 const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 
+/// How long a submission that was taken back is remembered by routers: longer than anything of it lies in
+/// their queue.
+const CANCELLED_FOR: TimeDelta = TimeDelta::days(1);
+
+/// Looks for the first time, before anything is routed: what was taken back is to be known by then.
+pub(in crate::routing) async fn begin(router: &Router, directory: &Directory, shutdown: &Shutdown) {
+    let mut turns = [Turns::default(), Turns::default()];
+    if let Err(fault) = look(router, directory, &mut turns, shutdown).await {
+        tracing::warn!(%fault, "cannot look at held jobs yet");
+    }
+}
+
 /// Looks and releases until asked to stop.
 pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdown: Shutdown) {
     let mut turns = [Turns::default(), Turns::default()];
     counter!(RELEASED).increment(0);
-    let mut wait = Duration::ZERO;
+    let (mut wait, mut was_busy) = (Duration::ZERO, false);
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
             () = sleep(wait) => {}
+            // The first job of a flood need not wait for the next look.
+            () = router.holding.any_held(), if !was_busy => sleep(LOOK_SOON).await,
         }
         let begun = Instant::now();
         let look = look(&router, &directory, &mut turns, &shutdown).await;
@@ -51,6 +68,7 @@ pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdo
             tracing::warn!(%fault, "cannot look at held jobs; they wait");
             false
         });
+        was_busy = is_busy;
         let interval = if is_busy { LOOK_BUSY } else { LOOK_IDLE };
         wait = interval.saturating_sub(begun.elapsed());
     }
@@ -75,6 +93,7 @@ async fn look(
         Vec::new()
     };
     let terms = store.tenants().await?;
+    let cancelled = store.cancelled_batches(Utc::now() - CANCELLED_FOR).await?;
     let Ok(depths) = router.broker.depths().await else {
         // Whoever uses the broker in earnest tells what is wrong with it.
         return Ok(is_held);
@@ -90,6 +109,7 @@ async fn look(
         held: [counts[1], counts[2]],
         tenants,
         terms,
+        cancelled,
     });
     let is_any = counts.iter().any(|count| *count > 0);
     if !is_any || !store.lead("release", &router.name, LEAD).await? {

@@ -2,21 +2,22 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
     PostgresStore,
     claim::{self, End},
     lock_rows,
-    text::encode,
+    text::{decode, encode},
 };
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, StoreFault,
+        CancelFilter, CancelledBatch, StoreFault,
         fault::{Fault, persistent},
         row::now,
-        rules::cancelled,
+        rules::{cancelled, cancelled_batch},
     },
 };
 
@@ -45,6 +46,15 @@ impl PostgresStore {
                 (tenant, jobs.iter().map(|job| job.0).take(limit).collect())
             }
             CancelFilter::Batch(tenant, batch) => {
+                sqlx::query!(
+                    "insert into cancelled_batches (batch, tenant, cancelled_at) values ($1, $2, $3)
+                         on conflict (batch, tenant) do update set cancelled_at = excluded.cancelled_at",
+                    &*encode(batch),
+                    tenant.as_ref().map_or("", Tenant::as_str),
+                    now
+                )
+                .execute(&mut *transaction)
+                .await?;
                 let ids = sqlx::query_scalar!(
                     "select id from jobs
                       where batch = $1 and finished_at is null and ($2::text is null or tenant = $2)
@@ -82,6 +92,27 @@ impl PostgresStore {
         ends.into_iter()
             .map(|end| end.row.into_record().map_err(Fault::from))
             .collect()
+    }
+
+    /// The submissions that were taken back since an instant.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn cancelled_batches(
+        &self,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+        persistent!(self, async {
+            let rows = sqlx::query!(
+                "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= $1",
+                since
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            rows.into_iter()
+                .map(|row| cancelled_batch(decode(row.batch), &row.tenant, row.cancelled_at))
+                .collect::<Result<Vec<_>, Fault>>()
+        })
     }
 
     /// Attempts whose job is theirs no more; see [`crate::store::Store::withdrawn`].

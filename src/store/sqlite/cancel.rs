@@ -1,5 +1,6 @@
 //! Jobs that are taken back.
 
+use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
@@ -7,10 +8,10 @@ use super::{SqliteStore, claim, find_row};
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, StoreFault,
+        CancelFilter, CancelledBatch, StoreFault,
         fault::{Fault, persistent},
         row::now,
-        rules::cancelled,
+        rules::{cancelled, cancelled_batch},
     },
 };
 
@@ -38,10 +39,19 @@ impl SqliteStore {
             CancelFilter::Jobs(tenant, jobs) => {
                 (tenant, jobs.iter().map(|job| job.0).take(limit).collect())
             }
-            CancelFilter::Batch(tenant, batch) => (
-                tenant,
-                unfinished(&mut transaction, tenant.as_ref(), batch, limit).await?,
-            ),
+            CancelFilter::Batch(tenant, batch) => {
+                sqlx::query(
+                    "insert into cancelled_batches (batch, tenant, cancelled_at) values (?1, ?2, ?3)
+                         on conflict (batch, tenant) do update set cancelled_at = excluded.cancelled_at",
+                )
+                .bind(batch)
+                .bind(tenant.as_ref().map_or("", Tenant::as_str))
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+                let ids = unfinished(&mut transaction, tenant.as_ref(), batch, limit).await?;
+                (tenant, ids)
+            }
         };
         let mut records = Vec::new();
         for id in ids {
@@ -67,6 +77,27 @@ impl SqliteStore {
         }
         transaction.commit().await?;
         Ok(records)
+    }
+
+    /// The submissions that were taken back since an instant.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn cancelled_batches(
+        &self,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+        persistent!(self, async {
+            let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
+                "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= ?1",
+            )
+            .bind(since)
+            .fetch_all(&self.readers)
+            .await?;
+            rows.into_iter()
+                .map(|(batch, tenant, cancelled_at)| cancelled_batch(batch, &tenant, cancelled_at))
+                .collect::<Result<Vec<_>, Fault>>()
+        })
     }
 
     /// Attempts whose job is theirs no more; see [`crate::store::Store::withdrawn`].

@@ -225,6 +225,7 @@ impl SqliteStore {
             "drop table if exists tenants",
             "drop table if exists held_jobs",
             "drop table if exists leaders",
+            "drop table if exists cancelled_batches",
             "drop table if exists api_keys",
             "drop table if exists semantic_lookups",
             "drop table if exists cache_questions",
