@@ -137,6 +137,8 @@ settings! {
         lanes: bool = true, "true or false";
         /// Jobs that may wait in a tier's queues, more where its workers are fast; what comes beyond them is held in the ledger, where tenants take turns. 0 for no such limit.
         window_jobs: u64 = 64, "0 to 65536", |n| *n <= 65_536;
+        /// Jobs that may be held in the ledger; beyond them the router takes no more, so that its queue fills and refuses.
+        held_max: u32 = 5_000_000, "a whole number from 1", |n| *n >= 1;
         /// Seconds without a sign of a job after which its message counts as lost and is sent again; six times as long while its queue is not empty.
         lost_after_s: u64 = 120, "a whole number from 1", |n| *n >= 1;
         /// Share of the jobs that are sent to the other tier than their score says, for learning.

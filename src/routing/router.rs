@@ -159,6 +159,9 @@ impl Router {
         let linger = Duration::from_millis(self.config.linger_ms);
         loop {
             let permit = permits.clone().acquire_owned().await.expect("never closed");
+            while self.holding.is_full() && !shutdown.is_requested() {
+                tokio::time::sleep(STORE_RETRY_WAIT).await;
+            }
             let batch = tokio::select! {
                 () = shutdown.requested() => break,
                 batch = consumer.next_batch(self.config.batch_max, linger) => batch,

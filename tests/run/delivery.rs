@@ -304,6 +304,39 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
 }
 
 #[test]
+fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
+    let yard = Yard::new();
+    let more = [
+        "--set",
+        "router.window_jobs=1",
+        "--set",
+        "router.held_max=20",
+        "--set",
+        "broker.queue_messages_max=30",
+    ];
+    let up = up(&yard, &one_at_a_time("scripted:latency_ms=60000", &more));
+    let mut accepted = 0;
+    let refused = loop {
+        let body = json!({"prompt": format!("number {accepted}")});
+        let response = post(up.api, "/v1/jobs", &body);
+        if response.status != 202 {
+            break response;
+        }
+        accepted += 1;
+        assert!(accepted < 2000, "more and more is taken in");
+        thread::sleep(Duration::from_millis(20));
+    };
+    refused.is_error(429, "queue_full");
+    assert!(
+        refused.headers.to_lowercase().contains("\r\nretry-after: "),
+        "{refused:?}"
+    );
+    let held = yard.number("select count(*) from held_jobs where released_at is null");
+    assert!((20..1000).contains(&held), "{held}");
+    up.end();
+}
+
+#[test]
 fn a_job_whose_message_was_lost_is_found() {
     let yard = Yard::new();
     yard.write("prompts", "{\"prompt\":\"one\"}\n");

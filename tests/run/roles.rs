@@ -61,6 +61,11 @@ impl Up {
     pub fn id(&self) -> u32 {
         self.process.id()
     }
+
+    /// Ends it as a power cut would.
+    pub fn end(self) {
+        self.process.kill();
+    }
 }
 
 fn fast(yard: &Yard) -> Up {

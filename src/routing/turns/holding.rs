@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use chrono::{DateTime, Utc};
@@ -23,6 +26,8 @@ pub(crate) struct Holding {
     state: Mutex<State>,
     /// Told whenever a job is held.
     first_held: Notify,
+    /// True while as many jobs are held as may be.
+    is_full: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +104,18 @@ impl Holding {
                 ..State::default()
             }),
             first_held: Notify::new(),
+            is_full: AtomicBool::new(false),
         }
+    }
+
+    /// True while as many jobs are held as may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether as many jobs are held as may be; true when that is news.
+    pub(super) fn set_full(&self, is_full: bool) -> bool {
+        self.is_full.swap(is_full, Ordering::Relaxed) != is_full
     }
 
     /// Waits until a job is held, or returns at once if one was since this was called last.

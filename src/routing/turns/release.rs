@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use chrono::{TimeDelta, Utc};
 use metrics::{counter, gauge};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{
     fair::{Load, Turns},
@@ -26,6 +26,11 @@ const LOOK_IDLE: Duration = Duration::from_millis(500);
 const LOOK_SOON: Duration = Duration::from_millis(30);
 /// How long a router keeps the lead without a word.
 const LEAD: Duration = Duration::from_secs(10);
+/// How often held jobs are counted as far as they may be: where that is far, it takes a while.
+const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+const COUNT_INTERVAL_LONG: Duration = Duration::from_secs(20);
+/// What is far.
+const COUNT_LONG: u32 = 100_000;
 /// Held jobs are counted up to here.
 const COUNTED_MAX: u32 = 10_000;
 /// Jobs released in one transaction.
@@ -55,10 +60,20 @@ pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdo
     let mut turns = [Turns::default(), Turns::default()];
     counter!(RELEASED).increment(0);
     let (mut wait, mut was_busy) = (Duration::ZERO, false);
+    let mut counts = interval(if router.config.held_max > COUNT_LONG {
+        COUNT_INTERVAL_LONG
+    } else {
+        COUNT_INTERVAL
+    });
+    counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
             () = sleep(wait) => {}
+            _ = counts.tick() => {
+                count(&router).await;
+                continue;
+            }
             // The first job of a flood need not wait for the next look.
             () = router.holding.any_held(), if !was_busy => sleep(LOOK_SOON).await,
         }
@@ -71,6 +86,27 @@ pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdo
         was_busy = is_busy;
         let interval = if is_busy { LOOK_BUSY } else { LOOK_IDLE };
         wait = interval.saturating_sub(begun.elapsed());
+    }
+}
+
+/// Counts what is held, far beyond what a look does, and stops the intake where that is too much.
+async fn count(router: &Router) {
+    let most = router.config.held_max;
+    let held = match router.store.held_counts(most).await {
+        Ok(counts) => counts.iter().map(|count| u64::from(*count)).sum::<u64>(),
+        Err(fault) => {
+            tracing::warn!(%fault, "held jobs cannot be counted");
+            return;
+        }
+    };
+    let is_full = held >= u64::from(most);
+    if router.holding.set_full(is_full) {
+        tracing::warn!(
+            held,
+            most,
+            is_full,
+            "jobs are held as far as they may be: no more are taken in while is_full"
+        );
     }
 }
 
