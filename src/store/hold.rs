@@ -106,10 +106,6 @@ pub struct HeldJob {
 
 /// A job whose message is to be published.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every one is routed: a box would cost an allocation for each job"
-)]
 pub enum Released {
     /// To the router.
     Router(Job),

@@ -63,7 +63,7 @@ pub(super) fn ask(store: Store, attempts: Vec<(JobId, u32)>) -> JoinHandle<Vec<(
 pub(super) fn judge_stopped(
     stopped: Stopped,
     generation: Option<Generation>,
-) -> Result<(Verdict, Next), Generation> {
+) -> Result<(Verdict, Next), Box<Generation>> {
     let partial = |generation: Option<Generation>| -> Option<Box<Answer>> {
         let answer = generation?.answer;
         (answer.usage.completion_tokens > 0).then(|| Box::new(answer))
@@ -74,7 +74,7 @@ pub(super) fn judge_stopped(
             Ok((Verdict::withdrawn(written.as_deref()), Next::Done))
         }
         Stopped::Late(deadline) => match generation {
-            Some(whole) if whole.finished_at <= deadline => Err(whole),
+            Some(whole) if whole.finished_at <= deadline => Err(Box::new(whole)),
             generation => {
                 let reason = Reason::new(
                     "deadline_passed",

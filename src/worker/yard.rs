@@ -436,9 +436,8 @@ impl Yard {
             (Some(reused), _) => (Verdict::Reused(reused), Next::Done),
             (None, None) => judge(outcome),
             (None, Some(_)) if matches!(outcome, Err(EngineFault::Closed)) => judge(outcome),
-            (None, Some(stopped)) => {
-                watch::judge_stopped(stopped, outcome.ok()).unwrap_or_else(|whole| judge(Ok(whole)))
-            }
+            (None, Some(stopped)) => watch::judge_stopped(stopped, outcome.ok())
+                .unwrap_or_else(|whole| judge(Ok(*whole))),
         };
         let own_key = self.own_key(&running.routed);
         let is_own = running.routed.cache_key == own_key;
