@@ -31,6 +31,8 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 const COUNT_INTERVAL_LONG: Duration = Duration::from_secs(20);
 /// What is far.
 const COUNT_LONG: u32 = 100_000;
+/// After how long it is asked for again.
+const LEAD_KEPT: Duration = Duration::from_secs(3);
 /// Held jobs are counted up to here.
 const COUNTED_MAX: u32 = 10_000;
 /// Jobs released in one transaction.
@@ -47,17 +49,39 @@ const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 /// their queue.
 const CANCELLED_FOR: TimeDelta = TimeDelta::days(1);
 
+/// What a router keeps from one look to the next.
+#[derive(Default)]
+struct Round {
+    /// Small's turns and large's.
+    turns: [Turns; 2],
+    /// When it took or kept the lead last.
+    led_at: Option<Instant>,
+}
+
+impl Round {
+    /// True while this router leads; the ledger is asked only when part of the lease is over.
+    async fn leads(&mut self, router: &Router) -> Result<bool, StoreFault> {
+        if self.led_at.is_some_and(|at| at.elapsed() < LEAD_KEPT) {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        let leads = router.store.lead("release", &router.name, LEAD).await?;
+        self.led_at = leads.then_some(now);
+        Ok(leads)
+    }
+}
+
 /// Looks for the first time, before anything is routed: what was taken back is to be known by then.
 pub(in crate::routing) async fn begin(router: &Router, directory: &Directory, shutdown: &Shutdown) {
-    let mut turns = [Turns::default(), Turns::default()];
-    if let Err(fault) = look(router, directory, &mut turns, shutdown).await {
+    let mut round = Round::default();
+    if let Err(fault) = look(router, directory, &mut round, shutdown).await {
         tracing::warn!(%fault, "cannot look at held jobs yet");
     }
 }
 
 /// Looks and releases until asked to stop.
 pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdown: Shutdown) {
-    let mut turns = [Turns::default(), Turns::default()];
+    let mut round = Round::default();
     counter!(RELEASED).increment(0);
     let (mut wait, mut was_busy) = (Duration::ZERO, false);
     let mut counts = interval(if router.config.held_max > COUNT_LONG {
@@ -78,7 +102,7 @@ pub(in crate::routing) async fn run(router: Router, directory: Directory, shutdo
             () = router.holding.any_held(), if !was_busy => sleep(LOOK_SOON).await,
         }
         let begun = Instant::now();
-        let look = look(&router, &directory, &mut turns, &shutdown).await;
+        let look = look(&router, &directory, &mut round, &shutdown).await;
         let is_busy = look.unwrap_or_else(|fault| {
             tracing::warn!(%fault, "cannot look at held jobs; they wait");
             false
@@ -114,7 +138,7 @@ async fn count(router: &Router) {
 async fn look(
     router: &Router,
     directory: &Directory,
-    turns: &mut [Turns; 2],
+    round: &mut Round,
     shutdown: &Shutdown,
 ) -> Result<bool, StoreFault> {
     let store = &router.store;
@@ -148,7 +172,7 @@ async fn look(
         cancelled,
     });
     let is_any = counts.iter().any(|count| *count > 0);
-    if !is_any || !store.lead("release", &router.name, LEAD).await? {
+    if !is_any || !round.leads(router).await? {
         return Ok(is_any);
     }
     if counts[0] > 0 {
@@ -166,7 +190,7 @@ async fn look(
         .map(|load| (load.tenant.clone(), load.into()))
         .collect();
     let terms = router.holding.terms();
-    for ((tier, room), turns) in Tier::ALL.into_iter().zip(rooms).zip(turns) {
+    for ((tier, room), turns) in Tier::ALL.into_iter().zip(rooms).zip(&mut round.turns) {
         let room = usize::try_from(room)
             .unwrap_or(usize::MAX)
             .min(LOOKED_AT_MAX);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use metrics::counter;
+use tokio::time::Instant;
 
 use crate::{
     broker::{Publication, Queue, outbox::publish_all},
@@ -23,6 +24,8 @@ const BUSY_FACTOR: i32 = 6;
 const SWEEPS_PER_LEAD: u32 = 3;
 /// What a job that nothing has happened to is looked for, as a part of the time that it is given.
 const LOOKS_PER_LOSS: u64 = 20;
+/// Times that a sweep took which pass before the next.
+const REST_FACTOR: u32 = 30;
 /// Shortest and longest time between sweeps.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
@@ -40,8 +43,11 @@ pub(in crate::routing) async fn run(router: Router, shutdown: Shutdown) {
             () = shutdown.requested() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        wait = interval;
-        match sweep(&router, interval, &shutdown).await {
+        let begun = Instant::now();
+        let swept = sweep(&router, interval, &shutdown).await;
+        // Among millions of open jobs a sweep takes a while.
+        wait = interval.max(begun.elapsed() * REST_FACTOR);
+        match swept {
             Ok(true) => wait = Duration::ZERO,
             Ok(false) => {}
             Err(fault) => tracing::warn!(%fault, "cannot sweep"),
