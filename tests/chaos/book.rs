@@ -48,6 +48,8 @@ pub struct Book {
     pub faults: Vec<String>,
     /// Publishes whose confirm never came.
     pub unconfirmed: usize,
+    /// Jobs whose reply has not come.
+    pub outstanding: usize,
     made: u64,
 }
 
@@ -90,6 +92,7 @@ impl Book {
             repeats: 0,
         };
         let name = (tenant, key);
+        self.outstanding += usize::from(asked.wants_reply);
         self.asked.insert(name.clone(), asked);
         name
     }
@@ -103,6 +106,7 @@ impl Book {
         };
         match self.replies.get_mut(&name) {
             None => {
+                self.outstanding = self.outstanding.saturating_sub(1);
                 self.replies.insert(name, new);
             }
             Some(reply) => {

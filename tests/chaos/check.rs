@@ -18,6 +18,8 @@ use crate::{
 
 /// Most that a role's resident memory may have grown since it was warm.
 const GROWTH_MAX_BYTES: u64 = 64 << 20;
+/// How long nothing may come nearer to its end: longer than any rest between attempts.
+const STALLED: Duration = Duration::from_secs(120);
 /// Most faults of one kind that are told in full.
 const TOLD_MAX: usize = 8;
 
@@ -64,11 +66,12 @@ impl Findings {
 }
 
 /// Waits until every job has ended, every reply has come and every queue is empty; says what is
-/// missing when that does not happen in time.
-pub async fn quiet(yard: &Yard, pool: &PgPool, patience: Duration) -> Result<Duration, String> {
+/// missing when nothing comes nearer to that for a while.
+pub async fn quiet(yard: &Yard, pool: &PgPool) -> Result<Duration, String> {
     let begun = Instant::now();
     let config = yard.broker_config();
     let broker = Broker::connect(&config, Path::new("unused")).await.unwrap();
+    let (mut least, mut nearer_at) = (usize::MAX, Instant::now());
     let missing = loop {
         let (open, known): (i64, i64) = sqlx::query_as(
             "select count(*) filter (where finished_at is null), count(*) from jobs",
@@ -91,7 +94,11 @@ pub async fn quiet(yard: &Yard, pool: &PgPool, patience: Duration) -> Result<Dur
         if open == 0 && full.is_empty() && unconfirmed + owed + backlog == 0 && known >= asked {
             break None;
         }
-        if begun.elapsed() > patience {
+        let left = open as usize + unconfirmed + owed + backlog;
+        if left < least {
+            (least, nearer_at) = (left, Instant::now());
+        }
+        if nearer_at.elapsed() > STALLED {
             break Some(format!(
                 "{open} jobs open, {known} of {asked} known, {unconfirmed} unconfirmed, {backlog} to publish, {owed} replies owed, queues {full:?}"
             ));

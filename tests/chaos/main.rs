@@ -68,8 +68,7 @@ async fn faults_lose_nothing_and_change_no_answer() {
 
     let mut findings = Findings::default();
     let pool = storm.yard.pool();
-    let patience = Duration::from_secs(if is_long { 400 } else { 90 });
-    match check::quiet(&storm.yard, &pool, patience).await {
+    match check::quiet(&storm.yard, &pool).await {
         Ok(span) => eprintln!("quiet {:.1} s after the mending", span.as_secs_f64()),
         Err(missing) => findings.add("no quiet", missing),
     }

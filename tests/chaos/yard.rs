@@ -9,7 +9,7 @@ use std::{
 };
 
 use promptyard::config::{BrokerConfig, SecretUrl};
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::time::{Instant, sleep};
 
@@ -42,8 +42,9 @@ const ROLES: [(&str, &str, &str); 5] = [
     ("worker-both", "work", "small,large"),
 ];
 const PRODUCERS: usize = 2;
-/// Jobs that may wait for the broker at a producer before no more are made up.
-const BACKLOG_MAX: usize = 300;
+/// Jobs that may wait for their replies before no more are made up: on a busy machine they would only
+/// pile up.
+const OUTSTANDING_MAX: usize = 600;
 /// Shorter than the defaults, so that what is presumed dead is replaced while a test looks on.
 const SETTINGS: [&str; 9] = [
     "worker.lease_s=4",
@@ -169,13 +170,14 @@ impl Yard {
     pub fn traffic(&mut self) {
         let gap = Duration::from_secs_f64(1.0 / self.terms.jobs_per_s);
         let now = Instant::now();
-        // What was held up by a full backlog is not made up for.
+        // What was held up by a full window is not made up for.
         self.traffic_at = self.traffic_at.max(now - Duration::from_secs(1));
         while self.traffic_at < now {
             self.traffic_at += gap;
-            let at = usize::from(rand::RngExt::random_bool(&mut self.traffic, 0.5));
-            if self.producers[at].backlog() < BACKLOG_MAX {
-                let name = self.book.lock().unwrap().ask(&mut self.traffic);
+            let mut book = self.book.lock().unwrap();
+            if book.outstanding < OUTSTANDING_MAX {
+                let at = usize::from(self.traffic.random_bool(0.5));
+                let name = book.ask(&mut self.traffic);
                 self.producers[at].give(name);
             }
         }
