@@ -4,7 +4,11 @@ use std::{
     fs::{self, File},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
+
+/// A role says that it runs before it has subscribed; until then it may end when a server is away.
+const BEGINNING: Duration = Duration::from_secs(20);
 
 /// The binary under test; nothing of this process's environment configures it.
 pub fn binary() -> Command {
@@ -21,6 +25,7 @@ pub struct Role {
     arguments: Vec<String>,
     folder: PathBuf,
     starts: usize,
+    started_at: Instant,
     process: Option<Child>,
     pub is_frozen: bool,
 }
@@ -32,6 +37,7 @@ impl Role {
             arguments,
             folder,
             starts: 0,
+            started_at: Instant::now(),
             process: None,
             is_frozen: false,
         }
@@ -39,6 +45,7 @@ impl Role {
 
     pub fn start(&mut self) {
         self.starts += 1;
+        self.started_at = Instant::now();
         let log = File::create(self.log()).unwrap();
         let started = binary()
             .args(&self.arguments)
@@ -67,6 +74,14 @@ impl Role {
     /// True once the process has connected and begun its work.
     pub fn has_begun(&self) -> bool {
         self.said().contains(" running ")
+    }
+
+    /// True when the last process ended since it could not reach a server while it began.
+    pub fn began_in_vain(&self) -> bool {
+        let said = self.said();
+        let last = said.lines().last().unwrap_or_default();
+        let is_young = self.started_at.elapsed() < BEGINNING;
+        !self.has_begun() || (is_young && last.starts_with("error: cannot reach the"))
     }
 
     pub fn signal(&self, name: &str) {

@@ -279,7 +279,7 @@ impl Storm {
         for at in 0..self.yard.roles.len() {
             let role = &mut self.yard.roles[at];
             let Some(status) = role.ended() else { continue };
-            if role.has_begun() {
+            if !role.began_in_vain() {
                 let said = role.said();
                 let end: Vec<_> = said.lines().rev().take(8).collect();
                 self.findings.push(format!(
