@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{access::Caller, error::ApiError, read::read_json, server::Api};
 use crate::{
-    broker::{Publication, letters::redriven},
+    broker::letters::redriven,
     job::{Reason, Tenant},
     store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantTerms},
 };
@@ -104,7 +104,7 @@ pub(super) async fn redrive_dead(
     // from running it twice.
     let messages = letters
         .iter()
-        .map(|letter| Publication::from(redriven(letter.id, &letter.body)))
+        .map(|letter| redriven(letter.id, &letter.body))
         .collect();
     let outcomes = api.broker().publish(messages).await;
     let published: Vec<Uuid> = letters

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::Utc;
 use rand::RngExt;
 use uuid::Uuid;
 
@@ -15,8 +16,6 @@ pub const HEADER_JOB_ID: &str = "promptyard-job-id";
 pub const HEADER_BATCH: &str = "promptyard-batch";
 /// The line's own name, when the body does not carry it.
 pub const HEADER_CUSTOM_ID: &str = "promptyard-custom-id";
-/// The job that a redriven one repeats.
-pub const HEADER_REDRIVE_OF: &str = "promptyard-redrive-of";
 /// Marks a body that is a routed job coming back from a delay queue.
 pub const HEADER_ROUTED: &str = "promptyard-routed";
 /// Marks a body that is a job which the ledger knows, on its way to the router.
@@ -38,8 +37,6 @@ pub struct Letter {
     pub custom_id: Option<String>,
     /// The submission it belongs to.
     pub batch: Option<String>,
-    /// The job that it repeats.
-    pub redrive_of: Option<JobId>,
     /// The body as [`crate::job::Submission::parse`] reads it.
     pub body: Vec<u8>,
 }
@@ -52,7 +49,6 @@ impl Letter {
             key: None,
             custom_id: None,
             batch: None,
-            redrive_of: None,
             body,
         }
     }
@@ -64,10 +60,6 @@ impl From<Letter> for Publication {
         let optional = [
             (HEADER_BATCH, letter.batch),
             (HEADER_CUSTOM_ID, letter.custom_id),
-            (
-                HEADER_REDRIVE_OF,
-                letter.redrive_of.map(|id| id.to_string()),
-            ),
         ];
         for (name, value) in optional {
             headers.extend(value.map(|value| (name.to_owned(), value)));
@@ -145,30 +137,29 @@ impl Publication {
     }
 }
 
-/// A job submitted once more, as a new one: its deadline and reply queue are not taken along.
-pub fn resubmission(job: &Job) -> Letter {
-    Letter {
-        custom_id: job.head.custom_id.clone(),
-        batch: job.head.batch.clone(),
-        redrive_of: Some(job.head.id),
-        ..Letter::new(
-            job.request
-                .to_body(&job.head.tenant)
-                .to_string()
-                .into_bytes(),
-        )
-    }
-}
-
-/// A dead letter's body once more: its job's request as a new job, or the message as it came. Its key
-/// keeps a second redrive of the same letter from running it twice.
-pub fn redriven(letter: Uuid, body: &[u8]) -> Letter {
-    let again = match serde_json::from_slice::<RoutedJob>(body) {
-        Ok(routed) => resubmission(&routed.job),
-        Err(_) => Letter::new(body.to_vec()),
-    };
-    Letter {
-        key: Some(format!("redrive:{letter}")),
-        ..again
+/// A dead letter's body once more: its job's request as a new job, without deadline, start and reply
+/// queue, or the message as it came. Its key keeps a second redrive of the same letter from running it
+/// twice.
+pub fn redriven(letter: Uuid, body: &[u8]) -> Publication {
+    let key = Some(format!("redrive:{letter}"));
+    match serde_json::from_slice::<RoutedJob>(body) {
+        // Not as a body to be read again: written anew it may be longer than a body may be.
+        Ok(RoutedJob { job, .. }) => Publication::to_router(&Job {
+            head: JobHead {
+                id: JobId::now(),
+                key,
+                redrive_of: Some(job.head.id),
+                deadline: None,
+                not_before: None,
+                reply_to: None,
+                submitted_at: Utc::now(),
+                ..job.head
+            },
+            request: job.request,
+        }),
+        Err(_) => Publication::from(Letter {
+            key,
+            ..Letter::new(body.to_vec())
+        }),
     }
 }

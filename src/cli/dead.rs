@@ -8,7 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, Publication, letters::redriven},
+    broker::{Broker, letters::redriven},
     config::Overrides,
     fleet,
     job::Tenant,
@@ -199,7 +199,7 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     // redrive from running it twice.
     let messages = letters
         .iter()
-        .map(|letter| Publication::from(redriven(letter.id, &letter.body)))
+        .map(|letter| redriven(letter.id, &letter.body))
         .collect();
     let outcomes = broker.publish(messages).await;
     let mut published = Vec::new();

@@ -6,8 +6,8 @@ use crate::{
     broker::{
         Delivery, Envelope,
         letters::{
-            HEADER_ADMITTED, HEADER_BATCH, HEADER_CUSTOM_ID, HEADER_JOB_ID, HEADER_REDRIVE_OF,
-            HEADER_ROUTED, KEY_BYTES_MAX,
+            HEADER_ADMITTED, HEADER_BATCH, HEADER_CUSTOM_ID, HEADER_JOB_ID, HEADER_ROUTED,
+            KEY_BYTES_MAX,
         },
     },
     cache::{cache_key, question_of, scope_key},
@@ -230,7 +230,7 @@ fn head_of(envelope: &Envelope, now: DateTime<Utc>) -> JobHead {
                 correlation_id: envelope.correlation_id.clone(),
             }),
         priority: envelope.priority,
-        redrive_of: header(HEADER_REDRIVE_OF).and_then(|id| id.parse().ok()),
+        redrive_of: None,
         // A producer's clock may run ahead; nothing is submitted in the future.
         submitted_at: told.filter(|at| *at <= now).unwrap_or(now),
     }
