@@ -66,6 +66,8 @@ pub(super) struct Sight {
     pub ready: [u64; 2],
     /// Jobs that are held for each tier, as far as they were counted.
     pub held: [u32; 2],
+    /// Whether this router's last release left no room in each tier's queue.
+    pub filled: [bool; 2],
     pub tenants: Vec<(HoldQueue, Tenant)>,
     pub terms: Vec<TenantTerms>,
     /// Submissions that were taken back lately.
@@ -180,7 +182,7 @@ impl Holding {
         for (at, tier) in state.tiers.iter_mut().enumerate() {
             tier.held = sight.held[at];
             tier.tenants.clear();
-            tier.window.observe(sight.ready[at], sight.held[at] > 0);
+            tier.window.observe(sight.ready[at], sight.filled[at]);
             rooms[at] = match self.window_min {
                 0 => u64::MAX,
                 _ => tier.window.size().saturating_sub(sight.ready[at]),
@@ -248,6 +250,7 @@ mod tests {
         Sight {
             ready: [0; 2],
             held: [0; 2],
+            filled: [false; 2],
             tenants: Vec::new(),
             terms: Vec::new(),
             cancelled: Vec::new(),

@@ -54,6 +54,8 @@ const CANCELLED_FOR: TimeDelta = TimeDelta::days(1);
 struct Round {
     /// Small's turns and large's.
     turns: [Turns; 2],
+    /// Whether the last release left no room in the queue of each.
+    filled: [bool; 2],
     /// When it took or kept the lead last.
     led_at: Option<Instant>,
 }
@@ -167,6 +169,7 @@ async fn look(
     let rooms = router.holding.observe(Sight {
         ready,
         held: [counts[1], counts[2]],
+        filled: std::mem::take(&mut round.filled),
         tenants,
         terms,
         cancelled,
@@ -199,6 +202,7 @@ async fn look(
         }
         let held = store.held(HoldQueue::Tier(tier), room).await?;
         let chosen = turns.choose(held, room, &terms, &mut loads);
+        round.filled[usize::from(tier == Tier::Large)] = chosen.len() >= room;
         release(router, directory, chosen, shutdown).await?;
     }
     Ok(is_any)

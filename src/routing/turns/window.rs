@@ -22,12 +22,13 @@ impl Window {
         self.size
     }
 
-    /// Learns that `ready` jobs are in the queue while others are held, or that none is.
-    pub(super) fn observe(&mut self, ready: u64, is_held: bool) {
-        if is_held && ready < self.size / 4 {
+    /// Learns that `ready` jobs are in the queue, and whether the last release filled it: where fewer jobs
+    /// may go than there is room for, an empty queue says nothing of the window.
+    pub(super) fn observe(&mut self, ready: u64, was_filled: bool) {
+        if was_filled && ready < self.size / 4 {
             // Most of it went since the last look: the workers may run dry before the next.
             self.size = (self.size * 2).min(self.min * GROWTH_MAX);
-        } else if ready > self.size / 2 || !is_held {
+        } else if ready > self.size / 2 || !was_filled {
             self.size = (self.size - self.size / 20).max(self.min);
         }
     }
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn it_shrinks_once_nothing_is_held() {
+    fn it_shrinks_once_it_is_not_what_holds_jobs_back() {
         let mut window = Window::new(10);
         for _ in 0..10 {
             window.observe(0, true);
