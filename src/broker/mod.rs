@@ -17,10 +17,14 @@ use chrono::{DateTime, Utc};
 use crate::{
     config::BrokerConfig,
     job::{Priority, Tier},
+    shutdown::Shutdown,
 };
 
 use embedded::{EmbeddedBroker, EmbeddedConsumer, EmbeddedTicket};
 use rabbitmq::{RabbitBroker, RabbitConsumer, RabbitTicket};
+
+/// How long to wait before a broker that is away is subscribed to again.
+const SUBSCRIBE_WAIT: Duration = Duration::from_millis(500);
 
 /// How long a job rests before it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -363,6 +367,31 @@ impl Broker {
             Self::Rabbit(broker) => Consumer::Rabbit(broker.consume(queues, prefetch).await?),
             Self::Embedded(broker) => Consumer::Embedded(broker.consume(queues, prefetch).await?),
         })
+    }
+
+    /// Subscribes as [`Broker::consume`] does, and waits for a broker that is away. `None` when the stop was
+    /// requested meanwhile.
+    ///
+    /// # Errors
+    /// When waiting would not help: the broker is closed, or (embedded) another process consumes.
+    pub async fn subscribe(
+        &self,
+        queues: &[Queue],
+        prefetch: u16,
+        shutdown: &Shutdown,
+    ) -> Result<Option<Consumer>, BrokerFault> {
+        loop {
+            match self.consume(queues, prefetch).await {
+                Err(fault @ BrokerFault::Unreachable { .. }) => {
+                    tracing::warn!(%fault, "cannot subscribe yet");
+                }
+                outcome => return outcome.map(Some),
+            }
+            tokio::select! {
+                () = shutdown.requested() => return Ok(None),
+                () = tokio::time::sleep(SUBSCRIBE_WAIT) => {}
+            }
+        }
     }
 
     /// Acknowledges deliveries: they are done. Tickets that are not live are passed over, and the

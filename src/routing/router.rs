@@ -112,19 +112,19 @@ impl Router {
     /// Routes until told to stop; then finishes the batches in hand and returns the rest.
     ///
     /// # Errors
-    /// When its weights cannot be used, or it cannot start consuming or read the ledger;
-    /// interruptions later are waited out.
+    /// When its weights cannot be used, or it may not consume; interruptions are waited out.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), RouterFault> {
         let scorer = Scorer::open(self.config.weights.as_deref().map(Path::new))?;
-        let directory = Directory::open(self.store.clone()).await?;
-        let mut consumer = self
-            .broker
-            .consume(&[Queue::In], self.config.prefetch)
-            .await?;
-        let dead = self
-            .broker
-            .consume(&[Queue::Dead], undertaker::PREFETCH)
-            .await?;
+        let Some(directory) = self.open_directory(&shutdown).await? else {
+            return Ok(());
+        };
+        let (queues, prefetch) = ([Queue::In], self.config.prefetch);
+        let intake = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
+        let (queues, prefetch) = ([Queue::Dead], undertaker::PREFETCH);
+        let dead = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
+        let (Some(mut consumer), Some(dead)) = (intake, dead) else {
+            return Ok(());
+        };
         let policy = Arc::new(Policy::new(&self.config, scorer));
         let refused = observer::begin(&self, &policy).await;
         turns::release::begin(&self, &directory, &shutdown).await;
@@ -189,6 +189,22 @@ impl Router {
         tasks.close();
         tasks.wait().await;
         Ok(())
+    }
+
+    /// Reads which models are served, from a ledger that may be away for a while.
+    async fn open_directory(&self, shutdown: &Shutdown) -> Result<Option<Directory>, StoreFault> {
+        loop {
+            match Directory::open(self.store.clone()).await {
+                Err(fault) if fault.is_transient() => {
+                    tracing::warn!(%fault, "which models are served is not known yet");
+                }
+                outcome => return outcome.map(Some),
+            }
+            tokio::select! {
+                () = shutdown.requested() => return Ok(None),
+                () = tokio::time::sleep(STORE_RETRY_WAIT) => {}
+            }
+        }
     }
 
     /// Routes one batch, but for those that ask for semantic reuse: they are returned.

@@ -124,10 +124,17 @@ impl Worker {
     /// to `drain_s` to finish.
     ///
     /// # Errors
-    /// When it cannot start consuming; interruptions later are waited out.
+    /// When it may not consume; interruptions are waited out.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerFault> {
-        self.announce().await?;
-        let consumer = self.consume().await?;
+        // The first heartbeat tells it again.
+        if let Err(fault) = self.announce().await {
+            tracing::warn!(%fault, "the router does not know this worker yet");
+        }
+        let (queues, prefetch) = self.intake();
+        let subscribed = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
+        let Some(consumer) = subscribed else {
+            return Ok(());
+        };
         let settler = Settler {
             broker: self.broker.clone(),
             store: self.store.clone(),
@@ -140,10 +147,15 @@ impl Worker {
 
     /// Begins to take the tier's jobs.
     pub(super) async fn consume(&self) -> Result<Consumer, BrokerFault> {
+        let (queues, prefetch) = self.intake();
+        self.broker.consume(&queues, prefetch).await
+    }
+
+    /// The queue that is consumed from, and how many messages of it may be here.
+    fn intake(&self) -> ([Queue; 1], u16) {
         // A consumer's unacknowledged messages are those that run, plus as many again in wait.
         let batch_max = self.engine.info().batch_max;
         let prefetch = u16::try_from(batch_max * 2).unwrap_or(u16::MAX).max(2);
-        let queue = Queue::Tier(self.claimant.tier);
-        self.broker.consume(&[queue], prefetch).await
+        ([Queue::Tier(self.claimant.tier)], prefetch)
     }
 }
