@@ -20,9 +20,6 @@ pub enum WorkerFault {
     /// It cannot consume.
     #[error(transparent)]
     Broker(#[from] BrokerFault),
-    /// It cannot write the ledger.
-    #[error(transparent)]
-    Store(#[from] StoreFault),
 }
 
 /// The role that runs one tier's jobs.
