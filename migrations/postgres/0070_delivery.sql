@@ -46,7 +46,7 @@ create table held_jobs (
     held_at timestamptz not null,
     released_at timestamptz
 );
-create index held_jobs_waiting on held_jobs (queue, tenant, rank) where released_at is null;
+create index held_jobs_waiting on held_jobs (queue, tenant, rank, job_id) where released_at is null;
 create index held_jobs_released on held_jobs (tenant, released_at) where released_at is not null;
 comment on table held_jobs is 'Jobs that are held back from a queue until it is their tenant''s turn, or their time.';
 comment on column held_jobs.job_id is 'The job.';

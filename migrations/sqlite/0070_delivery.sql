@@ -54,7 +54,7 @@ create table held_jobs (
     held_at text not null,
     released_at text
 ) without rowid;
-create index held_jobs_waiting on held_jobs (queue, tenant, rank) where released_at is null;
+create index held_jobs_waiting on held_jobs (queue, tenant, rank, job_id) where released_at is null;
 create index held_jobs_released on held_jobs (tenant, released_at) where released_at is not null;
 
 -- Who does what only one process does at a time.
