@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::job::{Candidate, Job, JobHead, JobId, Pair, Priority, Reason, RoutedJob, Tenant, Tier};
 
@@ -203,9 +204,18 @@ pub struct SweepRules {
     pub is_empty: [bool; 3],
     /// Most jobs that are put right at once.
     pub limit: usize,
+    /// The job at which to begin to look for lost ones; from the first if there is none.
+    pub from: Option<JobId>,
+    /// Most open jobs that are looked at: a million that are held cannot be at each sweep.
+    pub looked_at_max: usize,
 }
 
 impl SweepRules {
+    /// The id before which open jobs are looked at; no job has the last of all.
+    pub(super) fn end(next: Option<Uuid>) -> Uuid {
+        next.unwrap_or(Uuid::max())
+    }
+
     /// The instants before which nothing more happened to a lost job: one for each queue.
     pub(super) fn since(&self, now: DateTime<Utc>) -> [DateTime<Utc>; 3] {
         let span = |is_empty: bool| -> TimeDelta {
@@ -228,6 +238,8 @@ pub struct Swept {
     pub expired: Vec<crate::job::JobRecord>,
     /// Attempts that were closed because their jobs had ended without them.
     pub attempts: u64,
+    /// Where the next sweep goes on; none when there is nothing beyond.
+    pub next: Option<JobId>,
 }
 
 /// A submission that was taken back.

@@ -58,6 +58,8 @@ fn rules(lost_after: TimeDelta) -> SweepRules {
         lost_after_busy: lost_after,
         is_empty: [true; 3],
         limit: 100,
+        from: None,
+        looked_at_max: 100,
     }
 }
 
@@ -325,6 +327,32 @@ contract! {
         let busy = SweepRules { lost_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
         let swept = store.sweep(busy).await.unwrap();
         assert_eq!(released_ids(&swept.lost), [queued.head.id], "small's queue has jobs yet");
+    }
+
+    /// Sweeps look at some open jobs each, and those that follow each other find every lost one.
+    async fn sweeps_go_on_behind_what_was_looked_at(store: Store) {
+        let (mut expected, mut found) = (Vec::new(), Vec::new());
+        for at in 0..5 {
+            let (lost, held) = (plain(head()), held(head(), turn(at, 1)));
+            admit_one(&store, lost.clone()).await;
+            admit_one(&store, held).await;
+            expected.push(lost.head.id);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let (mut from, mut sweeps) = (None, 0);
+        loop {
+            let rules = SweepRules { from, looked_at_max: 3, ..rules(TimeDelta::milliseconds(200)) };
+            let swept = store.sweep(rules).await.unwrap();
+            found.extend(released_ids(&swept.lost));
+            sweeps += 1;
+            from = swept.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        expected.sort();
+        found.sort();
+        assert_eq!((found, sweeps), (expected, 4));
     }
 
     /// A sweep ends what is overdue, but not in living hands, and replies can be made of the records.

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use metrics::counter;
-use tokio::time::Instant;
 
 use crate::{
     broker::{Publication, Queue, outbox::publish_all},
-    job::Tier,
+    job::{JobId, Tier},
     metrics::{SWEPT, observe_end},
     routing::Router,
     shutdown::Shutdown,
@@ -20,12 +19,12 @@ const SWEPT_MAX: usize = 512;
 /// Times longer that a job may lie in a queue which is not empty before its message counts as lost:
 /// there it may just be its turn that has not come.
 const BUSY_FACTOR: i32 = 6;
+/// Open jobs that one sweep looks at, of those that may be lost; the next one goes on behind them.
+const LOOKED_AT_MAX: usize = 20_000;
 /// Sweeps within one lead.
 const SWEEPS_PER_LEAD: u32 = 3;
 /// What a job that nothing has happened to is looked for, as a part of the time that it is given.
 const LOOKS_PER_LOSS: u64 = 20;
-/// Times that a sweep took which pass before the next.
-const REST_FACTOR: u32 = 30;
 /// Shortest and longest time between sweeps.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
@@ -37,17 +36,14 @@ pub(in crate::routing) async fn run(router: Router, shutdown: Shutdown) {
     for what in ["lost", "expired", "attempt"] {
         counter!(SWEPT, "what" => what).increment(0);
     }
-    let mut wait = interval;
+    let (mut wait, mut from) = (interval, None);
     loop {
         tokio::select! {
             () = shutdown.requested() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        let begun = Instant::now();
-        let swept = sweep(&router, interval, &shutdown).await;
-        // Among millions of open jobs a sweep takes a while.
-        wait = interval.max(begun.elapsed() * REST_FACTOR);
-        match swept {
+        wait = interval;
+        match sweep(&router, interval, &mut from, &shutdown).await {
             Ok(true) => wait = Duration::ZERO,
             Ok(false) => {}
             Err(fault) => tracing::warn!(%fault, "cannot sweep"),
@@ -55,10 +51,11 @@ pub(in crate::routing) async fn run(router: Router, shutdown: Shutdown) {
     }
 }
 
-/// Sweeps once; true when there may be more.
+/// Sweeps once, from a job on; true when there may be more.
 async fn sweep(
     router: &Router,
     interval: Duration,
+    from: &mut Option<JobId>,
     shutdown: &Shutdown,
 ) -> Result<bool, StoreFault> {
     let lead = interval * SWEEPS_PER_LEAD;
@@ -87,9 +84,14 @@ async fn sweep(
                 is_empty(&|queue| queue.tier() == Some(Tier::Large)),
             ],
             limit: SWEPT_MAX,
+            from: *from,
+            looked_at_max: LOOKED_AT_MAX,
         })
         .await?;
     let is_full = swept.lost.len() >= SWEPT_MAX || swept.expired.len() >= SWEPT_MAX;
+    if swept.lost.len() < SWEPT_MAX {
+        *from = swept.next;
+    }
     follow_up(router, &swept, shutdown).await;
     Ok(is_full)
 }

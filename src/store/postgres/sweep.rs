@@ -10,7 +10,7 @@ use super::{
     dead, lock_rows,
 };
 use crate::{
-    job::{JobRecord, JobState},
+    job::{JobId, JobRecord, JobState},
     store::{
         Released, StoreFault, SweepRules, Swept,
         fault::{Fault, persistent},
@@ -36,7 +36,8 @@ impl PostgresStore {
         let expired = expire(&mut transaction, now, limit).await?;
         transaction.commit().await?;
         let mut transaction = self.pool.begin().await?;
-        let lost = find_lost(&mut transaction, &rules, now, limit).await?;
+        let next = window_end(&mut transaction, &rules).await?;
+        let lost = find_lost(&mut transaction, &rules, next, now, limit).await?;
         let closed = sqlx::query!(
             "update attempts a set outcome = 'lost', finished_at = $1
                from jobs j
@@ -53,6 +54,7 @@ impl PostgresStore {
             lost,
             expired,
             attempts: closed.rows_affected(),
+            next: next.map(JobId),
         })
     }
 }
@@ -102,17 +104,32 @@ async fn expire(
         .collect()
 }
 
+/// The first open job that is not looked at this time.
+async fn window_end(
+    connection: &mut PgConnection,
+    rules: &SweepRules,
+) -> Result<Option<Uuid>, Fault> {
+    Ok(sqlx::query_scalar!(
+        "select id from jobs where finished_at is null and id >= $1 order by id offset $2 limit 1",
+        rules.from.map_or(Uuid::nil(), |from| from.0),
+        i64::try_from(rules.looked_at_max).unwrap_or(i64::MAX)
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Finds jobs to which nothing has happened for so long that their message must be lost.
 async fn find_lost(
     connection: &mut PgConnection,
     rules: &SweepRules,
+    next: Option<Uuid>,
     now: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<Released>, Fault> {
     let [router, small, large] = rules.since(now);
     let ids: Vec<Uuid> = sqlx::query_scalar!(
         "select j.id from jobs j left join held_jobs h on h.job_id = j.id
-          where j.finished_at is null and j.waits_for is null
+          where j.id >= $5 and j.id < $6 and j.finished_at is null and j.waits_for is null
             and (h.job_id is null or h.released_at is not null)
             and greatest(coalesce(j.routed_at, j.submitted_at), j.started_at, j.lease_until, j.swept_at,
                          h.released_at)
@@ -122,7 +139,9 @@ async fn find_lost(
         router,
         small,
         large,
-        limit
+        limit,
+        rules.from.map_or(Uuid::nil(), |from| from.0),
+        SweepRules::end(next)
     )
     .fetch_all(&mut *connection)
     .await?;

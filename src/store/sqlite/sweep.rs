@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{SqliteStore, claim, dead, find_row};
 use crate::{
-    job::{JobRecord, JobState},
+    job::{JobId, JobRecord, JobState},
     store::{
         Released, StoreFault, SweepRules, Swept,
         fault::{Fault, persistent},
@@ -29,10 +29,13 @@ impl SqliteStore {
         let mut transaction = self.begin().await?;
         let now = now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
+        let expired = expire(&mut transaction, now, limit).await?;
+        let next = window_end(&mut transaction, &rules).await?;
         let swept = Swept {
-            expired: expire(&mut transaction, now, limit).await?,
-            lost: find_lost(&mut transaction, &rules, now, limit).await?,
+            expired,
+            lost: find_lost(&mut transaction, &rules, next, now, limit).await?,
             attempts: close_attempts(&mut transaction, now).await?,
+            next: next.map(JobId),
         };
         transaction.commit().await?;
         Ok(swept)
@@ -70,17 +73,32 @@ async fn expire(
     Ok(records)
 }
 
+/// The first open job that is not looked at this time.
+async fn window_end(
+    connection: &mut SqliteConnection,
+    rules: &SweepRules,
+) -> Result<Option<Uuid>, Fault> {
+    Ok(sqlx::query_scalar(
+        "select id from jobs where finished_at is null and id >= ?1 order by id limit 1 offset ?2",
+    )
+    .bind(rules.from.map_or(Uuid::nil(), |from| from.0))
+    .bind(i64::try_from(rules.looked_at_max).unwrap_or(i64::MAX))
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Finds jobs to which nothing has happened for so long that their message must be lost.
 async fn find_lost(
     connection: &mut SqliteConnection,
     rules: &SweepRules,
+    next: Option<Uuid>,
     now: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<Released>, Fault> {
     let [router, small, large] = rules.since(now);
     let ids: Vec<Uuid> = sqlx::query_scalar(
         "select j.id from jobs j left join held_jobs h on h.job_id = j.id
-          where j.finished_at is null and j.waits_for is null
+          where j.id >= ?5 and j.id < ?6 and j.finished_at is null and j.waits_for is null
             and (h.job_id is null or h.released_at is not null)
             and max(coalesce(j.routed_at, j.submitted_at), coalesce(j.started_at, ''),
                     coalesce(j.lease_until, ''), coalesce(j.swept_at, ''), coalesce(h.released_at, ''))
@@ -91,6 +109,8 @@ async fn find_lost(
     .bind(small)
     .bind(large)
     .bind(limit)
+    .bind(rules.from.map_or(Uuid::nil(), |from| from.0))
+    .bind(SweepRules::end(next))
     .fetch_all(&mut *connection)
     .await?;
     let mut lost = Vec::new();
