@@ -16,7 +16,7 @@ use crate::{
     metrics::{HELD_JOBS, RELEASED},
     routing::{Router, directory::Directory},
     shutdown::Shutdown,
-    store::{HoldQueue, Released, StoreFault},
+    store::{HoldQueue, Released, StoreFault, TenantTerms},
 };
 
 /// How often to look while jobs are held, and while none is.
@@ -24,6 +24,9 @@ const LOOK_BUSY: Duration = Duration::from_millis(200);
 const LOOK_IDLE: Duration = Duration::from_millis(500);
 /// How soon to look once a job is held after none was: its transaction is over by then.
 const LOOK_SOON: Duration = Duration::from_millis(30);
+/// How often what counts against tenants' limits is counted, and what does no more is removed, where nobody
+/// has a limit: with one it is at every look.
+const LOADS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a router keeps the lead without a word.
 const LEAD: Duration = Duration::from_secs(10);
 /// How often held jobs are counted as far as they may be: where that is far, it takes a while.
@@ -58,6 +61,8 @@ struct Round {
     filled: [bool; 2],
     /// When it took or kept the lead last.
     led_at: Option<Instant>,
+    /// When what counts against limits was counted last.
+    loads_at: Option<Instant>,
 }
 
 impl Round {
@@ -175,8 +180,24 @@ async fn look(
         cancelled,
     });
     let is_any = counts.iter().any(|count| *count > 0);
-    if !is_any || !round.leads(router).await? {
+    let terms = router.holding.terms();
+    let is_counted = is_held && terms.values().any(TenantTerms::is_limited);
+    let is_time = |at: Instant| at.elapsed() >= LOADS_INTERVAL;
+    let wants_loads = is_counted || round.loads_at.is_none_or(is_time);
+    if wants_loads {
+        round.loads_at = Some(Instant::now());
+    }
+    if !(is_any || wants_loads) || !round.leads(router).await? {
         return Ok(is_any);
+    }
+    let mut loads: HashMap<Tenant, Load> = HashMap::new();
+    if wants_loads {
+        let counted = store.tenant_loads().await?;
+        loads.extend(
+            counted
+                .iter()
+                .map(|load| (load.tenant.clone(), load.into())),
+        );
     }
     if counts[0] > 0 {
         let due = store.held(HoldQueue::In, DUE_MAX).await?;
@@ -186,14 +207,8 @@ async fn look(
     if !is_held {
         return Ok(is_any);
     }
-    let mut loads: HashMap<Tenant, Load> = store
-        .tenant_loads()
-        .await?
-        .iter()
-        .map(|load| (load.tenant.clone(), load.into()))
-        .collect();
-    let terms = router.holding.terms();
-    for ((tier, room), turns) in Tier::ALL.into_iter().zip(rooms).zip(&mut round.turns) {
+    let queues = Tier::ALL.into_iter().zip(rooms);
+    for ((tier, room), turns) in queues.zip(&mut round.turns) {
         let room = usize::try_from(room)
             .unwrap_or(usize::MAX)
             .min(LOOKED_AT_MAX);
