@@ -46,7 +46,7 @@ def wait_for(what: str, is_there, process: subprocess.Popen | None, log: Path) -
 class Postgres:
     """Runs as the user postgres where we are root, since it refuses to run as that."""
 
-    def __init__(self, work: Path):
+    def __init__(self, work: Path, statements: bool = False):
         folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         which = Path(shutil.which("initdb") or "/none/initdb").parent
         self.bin = Path(first_of(*(str(folder / "initdb") for folder in (*reversed(folders), which)))).parent
@@ -58,9 +58,14 @@ class Postgres:
         if self.as_user:
             shutil.chown(self.home, "postgres")
         self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        options = f"-p {self.port} -k {self.home} -c listen_addresses=127.0.0.1 " + " ".join(f"-c {s}" for s in POSTGRES_SETTINGS)
+        options = f"-p {self.port} -k {self.home} -c listen_addresses=127.0.0.1 " + " ".join(
+            f"-c {setting}" for setting in (*POSTGRES_SETTINGS, *(["shared_preload_libraries=pg_stat_statements"] if statements else []))
+        )
         self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self.log, "-o", options, "start")
         self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
+        self.is_counting = statements
+        if statements:
+            self.rows("create extension pg_stat_statements")
 
     def _run(self, command: str, *arguments) -> None:
         done = subprocess.run([*self.as_user, str(self.bin / command), *map(str, arguments)], cwd="/", text=True,
@@ -76,6 +81,16 @@ class Postgres:
         if done.returncode:
             raise RuntimeError(f"psql: {done.stderr.strip()}")
         return [line.split("\t") for line in done.stdout.splitlines()]
+
+    def statements(self, most: int = 15) -> list[dict]:
+        """The statements that took longest in sum."""
+        if not self.is_counting:
+            return []
+        rows = self.rows(
+            "select calls, total_exec_time, rows, regexp_replace(query, '\\s+', ' ', 'g') from pg_stat_statements"
+            f" where query !~ 'pg_database_size|pg_stat' order by total_exec_time desc limit {most}"
+        )
+        return [dict(calls=int(calls), ms=float(ms), rows=int(count), query=query[:160]) for calls, ms, count, query in rows]
 
     def number(self, query: str) -> int:
         return int(self.rows(query)[0][0] or 0)

@@ -14,7 +14,6 @@ import pika
 EXCHANGE, KEY = "promptyard", "jobs.in"
 # Messages whose confirmation is awaited at once.
 UNCONFIRMED_MAX = 2000
-# Some of these the router gives to the small model and some to the large one.
 PROMPTS = (
     "What is the capital of country {n}?",
     "Say hello to customer {n}.",
@@ -22,10 +21,15 @@ PROMPTS = (
     "Is ticket {n} about billing or about delivery?",
     "Prove that {n} squared plus {n} is even, and name the theorem that you use.",
 )
+# Small prompts score alike, so the producers say the tier themselves, in turn.
+MODELS = ("small", "large")
 
 
-def prompt(n: int, who: str) -> str:
-    return f"[{who}] " + PROMPTS[n % len(PROMPTS)].format(n=n)
+def body(n: int, tenant: str, cache: str = "exact") -> bytes:
+    text = f"[{tenant}] " + PROMPTS[n % len(PROMPTS)].format(n=n)
+    return json.dumps(
+        {"prompt": text, "model": MODELS[n % len(MODELS)], "max_tokens": 16, "promptyard": {"tenant": tenant, "cache": cache}}
+    ).encode()
 
 
 def properties(key: str, reply_to: str | None = None) -> pika.BasicProperties:
@@ -70,10 +74,9 @@ class Flood:
             else:
                 number, self.next = self.next, self.next + 1
             tenant = self.tenants[number % len(self.tenants)]
-            body = {"prompt": prompt(number, tenant), "max_tokens": 16, "promptyard": {"tenant": tenant, "cache": self.cache}}
             self.tag += 1
             self.in_flight[self.tag] = number
-            self.channel.basic_publish(EXCHANGE, KEY, json.dumps(body).encode(), properties(f"{tenant}-{number}"))
+            self.channel.basic_publish(EXCHANGE, KEY, body(number, tenant, self.cache), properties(f"{tenant}-{number}"))
 
 
 def trickle(url: str, every_s: float, file: Path, stop) -> None:
@@ -84,10 +87,10 @@ def trickle(url: str, every_s: float, file: Path, stop) -> None:
     sent: dict[str, float] = {}
     with file.open("w", buffering=1) as out:
 
-        def answered(_channel, _method, reply, body) -> None:
+        def answered(_channel, _method, reply, answer) -> None:
             begun = sent.pop(reply.correlation_id, None)
             if begun is not None:
-                status = json.loads(body)["response"]["status_code"]
+                status = json.loads(answer)["response"]["status_code"]
                 out.write(f"{begun}\t{time.time() - begun}\t{status}\n")
 
         channel.basic_consume(replies, answered, auto_ack=True)
@@ -97,9 +100,8 @@ def trickle(url: str, every_s: float, file: Path, stop) -> None:
                 give_up = time.time() + 120
             if give_up is None and time.time() >= due:
                 key = f"trickle-{number}"
-                body = {"prompt": prompt(number, "trickle"), "max_tokens": 16, "promptyard": {"tenant": "trickle"}}
                 sent[key] = time.time()
-                channel.basic_publish(EXCHANGE, KEY, json.dumps(body).encode(), properties(key, replies))
+                channel.basic_publish(EXCHANGE, KEY, body(number, "trickle"), properties(key, replies))
                 number, due = number + 1, due + every_s
             connection.process_data_events(time_limit=max(0.0, min(due - time.time(), 0.2)))
         for begun in sent.values():
