@@ -97,6 +97,17 @@ contract! {
         assert_eq!(stray, []);
     }
 
+    /// Whoever repeats a job in the batch that moves it hears what became of it.
+    async fn repeats_see_a_job_move(store: Store) {
+        let moves = plain(head());
+        let queued = Admission { course: Course::Queue, ..moves.clone() };
+        let batch = [queued, moves.clone(), moves.clone()];
+        let admitted = store.admit(&batch, LONG).await.unwrap();
+        let known = record(&store, moves.head.id).await;
+        assert_eq!(known.tier, Some(Tier::Small));
+        assert_eq!(admitted, [Admitted::Queued, Admitted::Routed, Admitted::Known(Box::new(known))]);
+    }
+
     /// Tenants do not share keys.
     async fn keys_belong_to_tenants(store: Store) {
         admit_one(&store, plain(keyed("k"))).await;

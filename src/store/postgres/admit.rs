@@ -54,10 +54,15 @@ impl PostgresStore {
             lease,
             now: now(),
             outcomes: vec![None; admissions.len()],
+            deferred: Vec::new(),
         };
         round.run(&mut transaction, firsts).await?;
         // What appeared before in this batch is known by now.
-        round.run(&mut transaction, repeats).await?;
+        let mut positions = repeats;
+        while !positions.is_empty() {
+            round.run(&mut transaction, positions).await?;
+            positions = std::mem::take(&mut round.deferred);
+        }
         transaction.commit().await?;
         let outcomes = round.outcomes.into_iter().collect::<Option<_>>();
         outcomes.ok_or_else(|| Fault::Rule("an admission was left without an outcome".to_owned()))
@@ -70,6 +75,8 @@ struct Round<'a> {
     lease: Duration,
     now: DateTime<Utc>,
     outcomes: Vec<Option<Admitted>>,
+    /// Repeats of jobs that move in this pass: the next one sees what became of them.
+    deferred: Vec<usize>,
 }
 
 impl<'a> Round<'a> {
@@ -176,7 +183,7 @@ impl<'a> Round<'a> {
         if ids.is_empty() {
             return Ok((Vec::new(), positions.to_vec()));
         }
-        let mut rows: HashMap<Uuid, Row> = lock_rows(connection, &ids)
+        let rows: HashMap<Uuid, Row> = lock_rows(connection, &ids)
             .await?
             .into_iter()
             .map(|row| (row.id, row))
@@ -186,18 +193,23 @@ impl<'a> Round<'a> {
         }
         let held = hold::held_of(connection, rows.values()).await?;
         let (mut moving, mut fresh, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
+        let mut moved = HashSet::new();
         for &at in positions {
             let Some(owner) = owners.get(&at) else {
                 fresh.push(at);
                 continue;
             };
-            let Some(row) = rows.get_mut(owner) else {
+            let Some(row) = rows.get(owner) else {
                 if self.head(at).key.is_some() {
                     orphans.push(at);
                 }
                 fresh.push(at);
                 continue;
             };
+            if moved.contains(&row.id) {
+                self.deferred.push(at);
+                continue;
+            }
             self.outcomes[at] = match rules::meet(&self.admissions[at], row) {
                 Meeting::Reused => Some(Admitted::KeyReused {
                     owner: JobId(row.id),
@@ -211,8 +223,7 @@ impl<'a> Round<'a> {
                 Meeting::Known => Some(Admitted::Known(Box::new(row.clone().into_record()?))),
                 Meeting::Moves => {
                     moving.push(at);
-                    // Whoever repeats it in this batch finds it under way.
-                    row.state = "routed".to_owned();
+                    moved.insert(row.id);
                     None
                 }
             };
