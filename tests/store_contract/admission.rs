@@ -97,6 +97,23 @@ contract! {
         assert_eq!(stray, []);
     }
 
+    /// A known job takes no second key: it stays free for the job that comes with it first.
+    async fn known_jobs_take_no_other_key(store: Store) {
+        let first = plain(keyed("k"));
+        admit_one(&store, first.clone()).await;
+        let again = plain(JobHead { key: Some("other".to_owned()), ..first.head.clone() });
+        let Admitted::Known(known) = admit_one(&store, again.clone()).await else {
+            panic!("the id is known");
+        };
+        assert_eq!((known.id, known.key.as_deref()), (first.head.id, Some("k")));
+        let other = plain(keyed("other"));
+        let batch = [again, other.clone()];
+        let admitted = store.admit(&batch, LONG).await.unwrap();
+        assert_eq!(admitted, [Admitted::Known(known), Admitted::Routed]);
+        let by_key = store.records_by_key(&first.head.tenant, &["other".to_owned()]).await.unwrap();
+        assert_eq!(by_key[0].id, other.head.id);
+    }
+
     /// Whoever repeats a job in the batch that moves it hears what became of it.
     async fn repeats_see_a_job_move(store: Store) {
         let moves = plain(head());

@@ -2,15 +2,15 @@
 
 use promptyard::{
     config::StoreConfig,
-    job::{JobHead, JobId},
+    job::{JobHead, JobId, JobState, Tier},
     store::{Admitted, Claimed, Store, StoreFault},
 };
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 use crate::fixture::{
-    LONG, admit_one, claim_one, head, plain, postgres_config, postgres_url, record, succeed,
-    with_postgres,
+    LONG, admission, admit_one, cache_key, cached, claim_one, head, plain, postgres_config,
+    postgres_url, record, route, succeed, with_postgres,
 };
 
 pub async fn connection(config: &StoreConfig) -> PgConnection {
@@ -24,6 +24,20 @@ async fn count(connection: &mut PgConnection, statement: &'static str) -> i64 {
         .fetch_one(connection)
         .await
         .unwrap()
+}
+
+/// Waits until another connection waits for a lock that the backend of this number holds.
+async fn wait_until_blocked_by(watch: &mut PgConnection, backend: i32) {
+    let mut blocked = 0_i64;
+    while blocked == 0 {
+        blocked = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity where $1 = any(pg_blocking_pids(pid))",
+        )
+        .bind(backend)
+        .fetch_one(&mut *watch)
+        .await
+        .unwrap();
+    }
 }
 
 /// New jobs lie in this week's partition; ids of no week lie in the default one and work as well.
@@ -275,16 +289,7 @@ async fn answers_come_with_the_end() {
             async move { claim_one(&store, job.head.id, false).await }
         });
         let mut watch = connection(&config).await;
-        let mut blocked = 0_i64;
-        while blocked == 0 {
-            blocked = sqlx::query_scalar(
-                "select count(*) from pg_stat_activity where $1 = any(pg_blocking_pids(pid))",
-            )
-            .bind(settler)
-            .fetch_one(&mut watch)
-            .await
-            .unwrap();
-        }
+        wait_until_blocked_by(&mut watch, settler).await;
         sqlx::query("insert into answers (job_id, text) values ($1, 'yes')")
             .bind(job.head.id.0)
             .execute(&mut *settling)
@@ -296,6 +301,47 @@ async fn answers_come_with_the_end() {
         };
         assert_eq!(ended.answer.as_ref().unwrap().text, "yes");
         assert_eq!(*ended, record(&store, ended.id).await);
+    })
+    .await;
+}
+
+/// A router that comes late with a job which ended meanwhile does not make it lead again.
+#[tokio::test]
+async fn ended_jobs_lead_nothing() {
+    with_postgres(async |store, config| {
+        let job = cached("p");
+        let key = cache_key("p");
+        let mut raw = connection(&config).await;
+        let mut entry = raw.begin().await.unwrap();
+        // Whoever wants this entry waits until it is known whether it is there.
+        sqlx::query(
+            "insert into cache_entries (key, tenant, state, leader, lease_until, created_at)
+             values ($1, 'default', 'computing', $2, now() + interval '1 hour', now())",
+        )
+        .bind(key.0.as_slice())
+        .bind(JobId::now().0)
+        .execute(&mut *entry)
+        .await
+        .unwrap();
+        let holder: i32 = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(&mut *entry)
+            .await
+            .unwrap();
+        let late = tokio::spawn({
+            let (store, job) = (store.clone(), job.clone());
+            async move { admit_one(&store, job).await }
+        });
+        let mut watch = connection(&config).await;
+        wait_until_blocked_by(&mut watch, holder).await;
+        let first = admission(job.head.clone(), "p", route(Tier::Small, None));
+        assert_eq!(admit_one(&store, first).await, Admitted::Routed);
+        succeed(&store, job.head.id, "yes", None).await;
+        entry.rollback().await.unwrap();
+        let Admitted::Known(known) = late.await.unwrap() else {
+            panic!("it is known");
+        };
+        assert_eq!(known.state, JobState::Succeeded);
+        assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
     })
     .await;
 }

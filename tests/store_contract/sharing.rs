@@ -63,6 +63,27 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Waiting);
     }
 
+    /// A job that has ended leads nothing, under whatever key it comes again.
+    async fn ended_jobs_lead_nothing(store: Store) {
+        let (first, key) = (cached("p"), cache_key("p"));
+        let fail = async |job| {
+            let attempt = run_one(&store, job).await;
+            let failed = Verdict::Failed(reason("unservable"));
+            let failed = Settlement { cache_key: Some(key), ..settlement(job, attempt, failed) };
+            committed(settle_one(&store, failed).await);
+        };
+        admit_one(&store, first.clone()).await;
+        fail(first.head.id).await;
+        let mut again = first;
+        for key in [None, Some("k".to_owned())] {
+            again.head.key = key;
+            let next = cached("p");
+            let admitted = store.admit(&[again.clone(), next.clone()], LONG).await.unwrap();
+            assert!(matches!(admitted[..], [Admitted::Known(_), Admitted::Routed]), "{admitted:?}");
+            fail(next.head.id).await;
+        }
+    }
+
     /// Of identical jobs in one batch the first leads, be it a new one or one that was queued.
     async fn the_first_of_a_batch_leads(store: Store) {
         let queued = admission(head(), "p", promptyard::store::Course::Queue);

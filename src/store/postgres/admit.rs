@@ -92,8 +92,11 @@ impl<'a> Round<'a> {
         if positions.is_empty() {
             return Ok(());
         }
-        let owners = self.claim_keys(connection, &positions).await?;
+        let (owners, keyless) = self.claim_keys(connection, &positions).await?;
         let (moving, mut fresh) = self.meet_owners(connection, &positions, owners).await?;
+        let mut unkeyed = moving.clone();
+        unkeyed.retain(|at| keyless.contains(at));
+        self.adopt(connection, &unkeyed).await?;
         // An id can be known although its key is not; only writing the job tells.
         let clashes = self.write(connection, &fresh, &moving).await?;
         if clashes.is_empty() {
@@ -110,12 +113,13 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Takes the keys that nobody owns; returns the owners of the others by position.
+    /// Takes the keys that nobody owns for jobs that nobody knows; returns the owners of the others by
+    /// position, and those positions where a known job comes with a key that nobody owns: it owns itself.
     async fn claim_keys(
         &self,
         connection: &mut PgConnection,
         positions: &[usize],
-    ) -> Result<HashMap<usize, Uuid>, Fault> {
+    ) -> Result<(HashMap<usize, Uuid>, HashSet<usize>), Fault> {
         let mut keyed: Vec<(&str, &str, usize)> = positions
             .iter()
             .filter_map(|&at| {
@@ -124,7 +128,7 @@ impl<'a> Round<'a> {
             })
             .collect();
         if keyed.is_empty() {
-            return Ok(HashMap::new());
+            return Ok((HashMap::new(), HashSet::new()));
         }
         keyed.sort_unstable();
         let tenants: Vec<&str> = keyed.iter().map(|(tenant, ..)| *tenant).collect();
@@ -132,7 +136,9 @@ impl<'a> Round<'a> {
         let ids: Vec<Uuid> = keyed.iter().map(|(.., at)| self.head(*at).id.0).collect();
         let taken: HashSet<Uuid> = sqlx::query_scalar!(
             "insert into idempotency (tenant, key, job_id)
-             select * from unnest($1::text[], $2::text[], $3::uuid[])
+             select n.tenant, n.key, n.id
+               from unnest($1::text[], $2::text[], $3::uuid[]) as n (tenant, key, id)
+              where not exists (select from jobs j where j.id = n.id)
                  on conflict (tenant, key) do nothing
              returning job_id",
             &tenants as &[&str],
@@ -144,7 +150,7 @@ impl<'a> Round<'a> {
         .into_iter()
         .collect();
         if taken.len() == keyed.len() {
-            return Ok(HashMap::new());
+            return Ok((HashMap::new(), HashSet::new()));
         }
         let rows = sqlx::query!(
             "select n.at, i.job_id
@@ -164,7 +170,15 @@ impl<'a> Round<'a> {
                 owners.insert(at, row.job_id);
             }
         }
-        Ok(owners)
+        let mut keyless = HashSet::new();
+        for &(.., at) in &keyed {
+            let id = self.head(at).id.0;
+            if !taken.contains(&id) && !owners.contains_key(&at) {
+                owners.insert(at, id);
+                keyless.insert(at);
+            }
+        }
+        Ok((owners, keyless))
     }
 
     /// Settles what is known already; returns the positions that move on from queued and those
@@ -232,12 +246,14 @@ impl<'a> Round<'a> {
         Ok((moving, fresh))
     }
 
-    /// Takes over keys whose job is gone: its partition was dropped.
+    /// Takes over keys that no job owns, or one that is gone: its partition was dropped.
     async fn adopt(&self, connection: &mut PgConnection, orphans: &[usize]) -> Result<(), Fault> {
         for &at in orphans {
             let head = self.head(at);
             sqlx::query!(
-                "update idempotency set job_id = $3 where tenant = $1 and key = $2",
+                "insert into idempotency as i (tenant, key, job_id) values ($1, $2, $3)
+                     on conflict (tenant, key) do update set job_id = excluded.job_id
+                  where not exists (select from jobs j where j.id = i.job_id)",
                 head.tenant.as_str(),
                 &*encode(head.key.as_deref().unwrap_or_default()),
                 head.id.0
@@ -248,7 +264,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Gives back keys that were taken for ids which turned out to belong to other requests.
+    /// Gives back keys that were taken for ids which turned out to be known and to stay as they are.
     async fn disown(
         &self,
         connection: &mut PgConnection,
@@ -256,8 +272,8 @@ impl<'a> Round<'a> {
     ) -> Result<(), Fault> {
         for &at in positions {
             let head = self.head(at);
-            let is_reused = matches!(self.outcomes[at], Some(Admitted::KeyReused { .. }));
-            if let (true, Some(key)) = (is_reused, head.key.as_deref()) {
+            let stays = self.outcomes[at].is_some();
+            if let (true, Some(key)) = (stays, head.key.as_deref()) {
                 sqlx::query!(
                     "delete from idempotency where tenant = $1 and key = $2 and job_id = $3",
                     head.tenant.as_str(),
@@ -279,7 +295,7 @@ impl<'a> Round<'a> {
         moving: &[usize],
     ) -> Result<HashSet<usize>, Fault> {
         let found = self.find_answers(connection, fresh, moving).await?;
-        let entries = self.ask_cache(connection, fresh, moving, &found).await?;
+        let (entries, won) = self.ask_cache(connection, fresh, moving, &found).await?;
         let new_job = |at: usize| {
             let admission = &self.admissions[at];
             let by_key = || match &admission.course {
@@ -290,15 +306,27 @@ impl<'a> Round<'a> {
         };
         let jobs: Vec<NewJob<'_>> = fresh.iter().map(|&at| new_job(at)).collect();
         let mut inserted = insert_jobs(connection, &jobs, self.now).await?;
-        let mut clashes = HashSet::new();
+        let written = inserted.clone();
+        let (mut clashes, mut spoiled) = (HashSet::new(), Vec::new());
         for (&at, job) in fresh.iter().zip(&jobs) {
             // Taken out, so that a repeat of the same id counts as known.
             if inserted.remove(&job.head.id.0) {
                 self.outcomes[at] = Some(job.admitted(self.now));
             } else {
                 clashes.insert(at);
+                let id = job.head.id;
+                let key = job.route().and_then(|route| route.cache_key);
+                let is_leader = |key: &CacheKey| {
+                    won.contains(key)
+                        && matches!(entries.get(key), Some(Entry::Led(by)) if *by == id)
+                };
+                // A known job leads only what it led before: it may have ended long ago.
+                if let Some(key) = key.filter(is_leader).filter(|_| !written.contains(&id.0)) {
+                    spoiled.push((key, id.0));
+                }
             }
         }
+        cache::give_up(connection, &spoiled).await?;
         let moves: Vec<NewJob<'_>> = moving.iter().map(|&at| new_job(at)).collect();
         move_queued(connection, &moves, self.now).await?;
         for (&at, job) in moving.iter().zip(&moves) {
@@ -343,14 +371,15 @@ impl<'a> Round<'a> {
         Ok(found)
     }
 
-    /// What the cache holds for the jobs that are routed and have no answer yet.
+    /// What the cache holds for the jobs that are routed and have no answer yet, and the keys whose
+    /// lead was won for it.
     async fn ask_cache(
         &self,
         connection: &mut PgConnection,
         fresh: &[usize],
         moving: &[usize],
         found: &HashMap<usize, Entry>,
-    ) -> Result<HashMap<CacheKey, Entry>, Fault> {
+    ) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), Fault> {
         let mut bids: HashMap<CacheKey, cache::Bid<'_>> = HashMap::new();
         // Of those who ask the same the first leads, whether it is new or moves.
         let mut positions: Vec<usize> = fresh.iter().chain(moving).copied().collect();

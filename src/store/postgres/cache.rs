@@ -1,6 +1,9 @@
 //! Cache entries: taking the lead, reading, filling, giving up.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -61,21 +64,23 @@ pub(super) async fn lead(
     Ok(won.into_iter().filter_map(to_key).collect())
 }
 
-/// What each bid's key leads to: its own job where it won the lead.
+/// What each bid's key leads to: its own job where it won the lead. Returns those keys too.
 pub(super) async fn settle_bids(
     connection: &mut PgConnection,
     bids: &[Bid<'_>],
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<HashMap<CacheKey, Entry>, Fault> {
+) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), Fault> {
     let mut entries = HashMap::with_capacity(bids.len());
+    let mut won = HashSet::new();
     if bids.is_empty() {
-        return Ok(entries);
+        return Ok((entries, won));
     }
     let jobs: HashMap<CacheKey, &Bid<'_>> = bids.iter().map(|bid| (bid.key, bid)).collect();
     for key in lead(connection, bids, now, lease).await? {
         if let Some(bid) = jobs.get(&key) {
             entries.insert(key, Entry::Led(bid.job));
+            won.insert(key);
         }
     }
     let others: Vec<&[u8]> = bids
@@ -84,7 +89,7 @@ pub(super) async fn settle_bids(
         .map(|bid| bid.key.0.as_slice())
         .collect();
     if others.is_empty() {
-        return Ok(entries);
+        return Ok((entries, won));
     }
     let found = sqlx::query!(
         "select key, leader, answer from cache_entries where key = any($1)",
@@ -107,7 +112,7 @@ pub(super) async fn settle_bids(
         entries.insert(key, entry);
     }
     count_hits(connection, &hit_keys, &hit_counts, now).await?;
-    Ok(entries)
+    Ok((entries, won))
 }
 
 /// Adds to what entries were of use for.
