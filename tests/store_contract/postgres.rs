@@ -1,9 +1,10 @@
 //! What only Postgres has: partitions, schemas, roles.
 
+use chrono::TimeDelta;
 use promptyard::{
     config::StoreConfig,
     job::{JobHead, JobId, JobState, Tier},
-    store::{Admitted, Claimed, Store, StoreFault},
+    store::{Admitted, Claimed, Course, Store, StoreFault, SweepRules},
 };
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use uuid::Uuid;
@@ -342,6 +343,51 @@ async fn ended_jobs_lead_nothing() {
         };
         assert_eq!(known.state, JobState::Succeeded);
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
+    })
+    .await;
+}
+
+/// A job that a router holds while it is swept is not lost.
+#[tokio::test]
+async fn jobs_that_are_held_meanwhile_are_not_lost() {
+    with_postgres(async |store, config| {
+        let queued = admission(head(), "p", Course::Queue);
+        let id = queued.head.id;
+        admit_one(&store, queued).await;
+        let mut raw = connection(&config).await;
+        let mut routing = raw.begin().await.unwrap();
+        sqlx::query("update jobs set state = 'routed', tier = 'small' where id = $1")
+            .bind(id.0)
+            .execute(&mut *routing)
+            .await
+            .unwrap();
+        sqlx::query(
+            "insert into held_jobs (job_id, tenant, queue, rank, tokens, held_at)
+             values ($1, 'default', 'small', now(), 1, now())",
+        )
+        .bind(id.0)
+        .execute(&mut *routing)
+        .await
+        .unwrap();
+        let router: i32 = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(&mut *routing)
+            .await
+            .unwrap();
+        let sweep = tokio::spawn({
+            let store = store.clone();
+            let rules = SweepRules {
+                lost_after: TimeDelta::zero(),
+                lost_after_busy: TimeDelta::zero(),
+                is_empty: [true; 3],
+                limit: 9,
+            };
+            async move { store.sweep(rules).await.unwrap() }
+        });
+        let mut watch = connection(&config).await;
+        wait_until_blocked_by(&mut watch, router).await;
+        routing.commit().await.unwrap();
+        assert_eq!(sweep.await.unwrap().lost, []);
+        assert_eq!(store.release(&[id], false).await.unwrap().len(), 1);
     })
     .await;
 }

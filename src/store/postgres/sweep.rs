@@ -150,11 +150,13 @@ async fn find_lost(
     }
     let rows = lock_rows(connection, &ids).await?;
     let alive = claim::alive(connection, rows.iter(), now).await?;
+    // A router may have held one since it was found.
+    let held = super::hold::held_of(connection, rows.iter()).await?;
     let requests = dead::requests(connection, &ids).await?;
     let (mut lost, mut swept) = (Vec::new(), Vec::new());
     for row in rows
         .iter()
-        .filter(|row| row.is_open() && !alive.contains(&row.id))
+        .filter(|row| row.is_open() && !alive.contains(&row.id) && !held.contains(&row.id))
     {
         let Some(request) = requests.get(&row.id) else {
             continue;
