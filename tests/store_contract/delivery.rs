@@ -101,7 +101,8 @@ contract! {
         assert_eq!(store.held_counts(3).await.unwrap(), [0, 3, 0]);
 
         let wanted = [paired.head.id, early.head.id];
-        let released = store.release(&wanted, false).await.unwrap();
+        let twice = [paired.head.id, early.head.id, paired.head.id];
+        let released = store.release(&twice, false).await.unwrap();
         assert_eq!(released_ids(&released), wanted);
         let Released::Tier(routed) = &released[0] else { panic!("{released:?}") };
         assert_eq!((routed.pair.as_ref(), &routed.job.head), (Some(&pair), &paired.head));

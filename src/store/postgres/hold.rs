@@ -160,7 +160,7 @@ impl PostgresStore {
             .into_iter()
             .map(|row| (row.id, row))
             .collect();
-        let held: HashMap<Uuid, Option<String>> = sqlx::query!(
+        let mut held: HashMap<Uuid, Option<String>> = sqlx::query!(
             "update held_jobs set released_at = $2
               where job_id = any($1) and (released_at is null or $3) returning job_id, extras",
             &ids,
@@ -174,9 +174,9 @@ impl PostgresStore {
         .collect();
         let requests = dead::requests(&mut transaction, &ids).await?;
         let (mut released, mut gone) = (Vec::with_capacity(ids.len()), Vec::new());
-        // In the order that was asked for.
+        // In the order that was asked for; one that is asked for twice goes once.
         for id in ids {
-            let Some(extras) = held.get(&id) else {
+            let Some(extras) = held.remove(&id) else {
                 continue;
             };
             let known = rows.get(&id).zip(requests.get(&id));
