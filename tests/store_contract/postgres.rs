@@ -83,7 +83,7 @@ async fn partitions_are_made_ahead() {
         assert_eq!(before, 4, "this week, the next two, the default");
         store.ensure_partitions().await.unwrap();
         assert_eq!(count(&mut raw, partitions).await, before);
-        let later = chrono::Utc::now() + chrono::TimeDelta::days(35);
+        let later = chrono::Utc::now() + TimeDelta::days(35);
         let millis = u64::try_from(later.timestamp_millis()).unwrap();
         let early = JobHead {
             id: JobId(uuid::Builder::from_unix_timestamp_millis(millis, &[7; 10]).into_uuid()),
@@ -380,6 +380,8 @@ async fn jobs_that_are_held_meanwhile_are_not_lost() {
                 lost_after_busy: TimeDelta::zero(),
                 is_empty: [true; 3],
                 limit: 9,
+                from: None,
+                looked_at_max: 1_000,
             };
             async move { store.sweep(rules).await.unwrap() }
         });
