@@ -21,7 +21,7 @@ mod operations;
 use std::collections::BTreeMap;
 
 use promptyard::store::Store;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -58,12 +58,26 @@ const SEEN: &[&str] = &[
     "drain: promoted",
 ];
 
-/// The number of sequences: what `PROPTEST_CASES` says, or `usual`.
+/// The number of sequences that `PROPTEST_CASES` asks for.
+fn asked_cases() -> Option<u32> {
+    std::env::var("PROPTEST_CASES").ok()?.parse().ok()
+}
+
+/// The number of sequences: what is asked for, or `usual`.
 fn cases(usual: u32) -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(usual)
+    asked_cases().unwrap_or(usual)
+}
+
+/// Draws sequences: always the same ones unless a number is asked for, so that what a usual run comes upon
+/// is no matter of chance.
+fn runner(config: Config) -> TestRunner {
+    match asked_cases() {
+        Some(_) => TestRunner::new(config),
+        None => {
+            let seed = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+            TestRunner::new_with_rng(config, seed)
+        }
+    }
 }
 
 /// Runs sequences of operations, each with tenants of its own, and shrinks one that fails.
@@ -74,7 +88,7 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
         ..Config::default()
     };
     let seen = std::cell::RefCell::new(BTreeMap::new());
-    let outcome = TestRunner::new(config).run(&operations::sequence(), |sequence| {
+    let outcome = runner(config).run(&operations::sequence(), |sequence| {
         ledger.block_on(async {
             clear_waiting(store).await;
             let mut case = Case::new(store.clone());
