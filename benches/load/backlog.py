@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, fleet: Fleet, rabbit: RabbitMQ, postgres: Post
             before = sample
             if all_sent is None and sample["sent"] >= args.jobs:
                 all_sent = sample["at_s"]
-            if not flooding.is_alive() and sample["sent"] < args.jobs:
+            if flooding.exitcode:
                 raise RuntimeError("the flood's producer ended early")
             if flood_end is None and sample["finished"] >= args.jobs:
                 # The trickle's jobs are among the finished ones, so this only says that it may be over.

@@ -1,6 +1,7 @@
 """A RabbitMQ and a Postgres of our own, in a folder of our own, on free ports; ended by their pids."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,9 +20,15 @@ class Failed(Exception):
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Below the ports that the system gives to clients: one of those might be taken by the time it is used."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def first_of(*paths: str) -> str:
@@ -128,7 +135,7 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": str(self.home / "log"), "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
             "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"), "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.home / "none"),
-            "RABBITMQ_PID_FILE": str(self.home / "pid"),
+            "RABBITMQ_PID_FILE": str(self.home / "pid"), "ERL_CRASH_DUMP": str(self.home / "crash"),
         }
         log = self.home / "out"
         with log.open("wb") as out:
