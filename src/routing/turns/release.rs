@@ -40,8 +40,10 @@ const LEAD_KEPT: Duration = Duration::from_secs(3);
 const COUNTED_MAX: u32 = 10_000;
 /// Jobs released in one transaction.
 const RELEASE_MAX: usize = 512;
-/// Jobs of one tenant that are looked at for one release.
-const LOOKED_AT_MAX: usize = 4096;
+/// Jobs released to a tier at one look, and those of one tenant that are looked at for it. With more, a look
+/// takes so long where ledger and broker are slow that the queues run dry meanwhile, and nobody who comes
+/// gets a turn.
+const LOOKED_AT_MAX: usize = 1024;
 /// Jobs of one tenant whose time has come that go to the router at one look.
 const DUE_MAX: usize = 512;
 

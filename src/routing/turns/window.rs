@@ -9,12 +9,18 @@ const GROWTH_MAX: u64 = 64;
 pub(super) struct Window {
     min: u64,
     size: u64,
+    /// Jobs in the queue after the last look, if its release filled it.
+    filled: u64,
 }
 
 impl Window {
     /// A window of at least `min` jobs.
     pub(super) fn new(min: u64) -> Self {
-        Self { min, size: min }
+        Self {
+            min,
+            size: min,
+            filled: 0,
+        }
     }
 
     /// Jobs that may be in the queue.
@@ -29,8 +35,17 @@ impl Window {
             // Most of it went since the last look: the workers may run dry before the next.
             self.size = (self.size * 2).min(self.min * GROWTH_MAX);
         } else if ready > self.size / 2 || !was_filled {
-            self.size = (self.size - self.size / 20).max(self.min);
+            // A burst that is over must not leave everybody's next job behind a long queue: down by a
+            // quarter a look, but to no less than twice what went.
+            let went = if was_filled {
+                self.filled.saturating_sub(ready)
+            } else {
+                0
+            };
+            let least = self.min.max(2 * went).min(self.size);
+            self.size = (self.size - self.size / 4).max(least);
         }
+        self.filled = self.size.max(ready);
     }
 }
 
@@ -59,6 +74,22 @@ mod tests {
         let (fast, dry) = run(800);
         assert!((800..=3300).contains(&fast.size()), "{fast:?}");
         assert_eq!(dry, 0, "workers never run dry");
+    }
+
+    #[test]
+    fn a_burst_leaves_no_large_window_behind() {
+        let mut window = Window::new(64);
+        for _ in 0..10 {
+            window.observe(0, true);
+        }
+        assert_eq!(window.size(), 4096);
+        let mut ready = 4096;
+        for _ in 0..20 {
+            ready -= 30;
+            window.observe(ready, true);
+            ready = window.size().max(ready);
+        }
+        assert_eq!(window.size(), 64, "though 30 go at each look");
     }
 
     #[test]
