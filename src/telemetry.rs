@@ -101,6 +101,14 @@ pub async fn serve(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> Result<Option<SocketAddr>, TelemetryFault> {
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        // Histograms keep their samples until they are drained, whether anybody reads them or not.
+        loop {
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
+            upkeep.run_upkeep();
+        }
+    });
     if config.listen.is_empty() {
         return Ok(None);
     }
@@ -112,7 +120,6 @@ pub async fn serve(
         .await
         .map_err(listen_fault)?;
     let address = listener.local_addr().map_err(listen_fault)?;
-    let upkeep = handle.clone();
     let pages = Router::new()
         .route("/metrics", get(move || render(handle.clone())))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -122,13 +129,6 @@ pub async fn serve(
         let stop = async move { shutdown.requested().await };
         if let Err(fault) = server.with_graceful_shutdown(stop).await {
             tracing::warn!(%fault, "the metrics server ended");
-        }
-    });
-    tokio::spawn(async move {
-        // Histograms keep their samples until they are drained.
-        loop {
-            tokio::time::sleep(UPKEEP_INTERVAL).await;
-            upkeep.run_upkeep();
         }
     });
     Ok(Some(address))
