@@ -86,7 +86,7 @@ declare! {
     /// Messages that wait in a queue.
     Gauge QUEUE_READY = "promptyard_queue_ready_messages" ["queue"];
 
-    /// Jobs that are held back from a queue until it is their tenant's turn (small, large) or their time (in); counted up to 10000.
+    /// Jobs that are held back from a queue until it is their tenant's turn (small, large) or their time (in); counted up to 1000.
     Gauge HELD_JOBS = "promptyard_held_jobs" ["queue"];
     /// Held jobs that went to their queue.
     Counter RELEASED = "promptyard_held_released_total" [];
