@@ -1,11 +1,13 @@
-//! Those who act on the same jobs at once: routers, workers, an undertaker, and one who comes last.
+//! Those who act on the same jobs at once: routers, workers, and one who comes last; [`crate::tenders`]
+//! has the others.
 
 use std::{collections::HashMap, time::Duration};
 
 use promptyard::{
-    job::{CacheKey, JobId, JobRecord, JobState, Tier},
+    job::{CacheKey, JobId, JobRecord, Tier},
     store::{
-        Admission, Admitted, Claim, Claimant, Claimed, Course, Settled, Settlement, Store, Verdict,
+        Admission, Admitted, Claim, Claimant, Claimed, Course, Released, Settled, Settlement,
+        Store, Verdict,
     },
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -13,7 +15,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::fixture::{LONG, answer, claimant, heartbeat, reason, settlement};
 
 /// Calls that each of them makes.
-const STEPS: usize = 30;
+pub const STEPS: usize = 30;
 pub const ATTEMPTS_MAX: u32 = 4;
 
 /// What one of them was told.
@@ -27,6 +29,30 @@ pub struct Told {
     pub terminal: Vec<JobRecord>,
     /// Jobs that were promoted: they have a message, although they may wait still.
     pub promoted: Vec<JobId>,
+    /// Jobs that were taken back, each once.
+    pub cancelled: Vec<JobId>,
+    /// Jobs that a router was told are held.
+    pub held: Vec<JobId>,
+    /// Jobs that somebody tried to release, and those that were.
+    pub let_go: Vec<JobId>,
+    pub released: Vec<JobId>,
+    /// Jobs of a tier whose message was thought lost.
+    pub lost: Vec<JobId>,
+}
+
+impl Told {
+    pub fn hear(&mut self, part: Self) {
+        self.runs.extend(part.runs);
+        self.words.extend(part.words);
+        self.ended.extend(part.ended);
+        self.terminal.extend(part.terminal);
+        self.promoted.extend(part.promoted);
+        self.cancelled.extend(part.cancelled);
+        self.held.extend(part.held);
+        self.let_go.extend(part.let_go);
+        self.released.extend(part.released);
+        self.lost.extend(part.lost);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -50,11 +76,11 @@ pub struct Said {
 
 /// One who acts: its own chance and memory.
 pub struct Actor {
-    store: Store,
-    chance: StdRng,
+    pub store: Store,
+    pub chance: StdRng,
     name: String,
-    jobs: Vec<Admission>,
-    told: Told,
+    pub jobs: Vec<Admission>,
+    pub told: Told,
 }
 
 impl Actor {
@@ -68,7 +94,7 @@ impl Actor {
         }
     }
 
-    fn lease(&mut self) -> Duration {
+    pub fn lease(&mut self) -> Duration {
         if self.chance.random_bool(0.5) {
             LONG
         } else {
@@ -76,12 +102,12 @@ impl Actor {
         }
     }
 
-    fn job(&mut self) -> &Admission {
+    pub fn job(&mut self) -> &Admission {
         let at = self.chance.random_range(0..self.jobs.len());
         &self.jobs[at]
     }
 
-    fn see(&mut self, record: &JobRecord) {
+    pub fn see(&mut self, record: &JobRecord) {
         if record.state.is_terminal() {
             self.told.terminal.push(record.clone());
         }
@@ -89,8 +115,9 @@ impl Actor {
 
     async fn admit(&mut self, batch: &[Admission], lease: Duration) -> Vec<Admitted> {
         let outcomes = self.store.admit(batch, lease).await.unwrap();
-        for outcome in &outcomes {
+        for (admission, outcome) in batch.iter().zip(&outcomes) {
             match outcome {
+                Admitted::Held => self.told.held.push(admission.head.id),
                 Admitted::Ended(record) => {
                     self.told.ended.push(record.id);
                     self.see(record);
@@ -128,15 +155,23 @@ impl Actor {
 
     /// Settles attempts, all of which end in an answer or as chance has it.
     async fn settle(&mut self, runs: &[Run], all_succeed: bool) {
+        // A worker has one attempt of a job, the latest.
+        let held: HashMap<JobId, u32> = runs.iter().map(|run| (run.job, run.attempt)).collect();
+        let asked: Vec<(JobId, u32)> = held.iter().map(|(job, attempt)| (*job, *attempt)).collect();
+        let gone = self.store.withdrawn(&asked).await.unwrap();
         let mut settlements = Vec::new();
         for run in runs {
             let text = format!("{} of {} by {}", run.attempt, run.job, self.name);
             let kind = if all_succeed {
                 0
             } else {
-                self.chance.random_range(0..10)
+                self.chance.random_range(0..12)
             };
             let verdict = match kind {
+                // Some hear that they are to stop, some go on to the end.
+                _ if gone.contains(&run.job) && held[&run.job] == run.attempt && kind % 2 == 0 => {
+                    Verdict::withdrawn(Some(&answer(&text)))
+                }
                 0..=3 => Verdict::Succeeded(answer(&text)),
                 4..=5 if !run.last => Verdict::Retry(reason("engine_unavailable")),
                 6 => Verdict::Returned,
@@ -148,7 +183,12 @@ impl Actor {
                         .random_bool(0.5)
                         .then(|| Box::new(answer(&text))),
                 },
-                8 => Verdict::Expired(reason("deadline_passed"), None),
+                8 => {
+                    let written = self.chance.random_bool(0.5);
+                    let written = written.then(|| Box::new(answer(&text)));
+                    Verdict::Expired(reason("deadline_passed"), written)
+                }
+                9..=10 => Verdict::Apart(reason("engine_crashed")),
                 _ => Verdict::Spent(reason("engine_crashed")),
             };
             let of_job = self
@@ -243,30 +283,19 @@ impl Actor {
         self.told
     }
 
-    /// Gives jobs up and promotes.
-    pub async fn tend(mut self) -> Told {
-        for _ in 0..STEPS {
-            let lease = self.lease();
-            let limit = self.chance.random_range(1..6);
-            let promoted = self.store.promote_waiting(limit, lease).await.unwrap();
-            self.told
-                .promoted
-                .extend(promoted.iter().map(|routed| routed.job.head.id));
-            if self.chance.random_bool(0.15) {
-                let head = self.job().head.clone();
-                let ending = (head, JobState::Failed, reason("delivery_limit"));
-                let records = self.store.end(&[ending]).await.unwrap();
-                self.see(&records[0]);
-            }
-        }
-        self.told
-    }
-
     /// Brings all jobs to their end: whatever waits for nobody is run, what waits is promoted.
     pub async fn drain(mut self, promoted: &[JobId]) -> Told {
         let jobs = self.jobs.clone();
         for _ in 0..jobs.len() {
             let mut free: HashMap<JobId, Tier> = HashMap::new();
+            let all: Vec<JobId> = jobs.iter().map(|admission| admission.head.id).collect();
+            let mut messages = self.release(&all).await;
+            messages.extend(self.sweep(1000).await);
+            for message in &messages {
+                if let Released::Tier(routed) = message {
+                    free.insert(routed.job.head.id, routed.tier);
+                }
+            }
             let known = self.admit(&jobs, Duration::ZERO).await;
             for (admission, outcome) in jobs.iter().zip(known) {
                 match outcome {
@@ -327,7 +356,8 @@ fn outcome_of(verdict: &Verdict) -> &'static str {
         Verdict::Failed(_) | Verdict::Spent(_) => "failed",
         Verdict::Expired(..) => "expired",
         Verdict::Cancelled(..) => "cancelled",
-        Verdict::Retry(_) | Verdict::Apart(_) => "retried",
+        Verdict::Retry(_) => "retried",
+        Verdict::Apart(_) => "retried apart",
         Verdict::Escalate { .. } => "escalated",
         Verdict::Returned => "returned",
     }

@@ -1,17 +1,20 @@
 //! What must hold after every operation, and in the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use promptyard::{
     job::{JobId, JobRecord, JobState, Tier},
     store::{Claim, Claimant, DeadFilter, RecordFilter},
 };
-use proptest::{prelude::*, test_runner::TestCaseResult};
+use proptest::{
+    prelude::*,
+    test_runner::{TestCaseError, TestCaseResult},
+};
 
 use crate::{
     driver::Case,
     fixture::LONG,
-    model::{Attempt, Lease},
+    model::{Attempt, Job, Lease},
     operations::{End, Pick, Which, Word},
 };
 
@@ -40,6 +43,8 @@ impl Case {
         let code = record.reason.as_ref().map(|reason| &reason.code);
         prop_assert_eq!(code, job.reason.as_ref(), "{:?}", record);
         prop_assert_eq!(record.answer.is_some(), record.state == JobState::Succeeded);
+        let limit = job.head.attempts_max.unwrap_or(u32::MAX);
+        prop_assert!(job.counted() <= limit as usize, "{:?} has too many", job);
         prop_assert_eq!(
             record.finished_at.is_some(),
             record.state.is_terminal(),
@@ -74,7 +79,8 @@ impl Case {
                 before,
                 record
             );
-            if before.is_none_or(|before| before.attempts != record.attempts || before != record) {
+            let is_same = before == Some(record) && record.state != JobState::Cancelled;
+            if !is_same {
                 self.check_attempts(*id).await?;
             }
         }
@@ -96,7 +102,8 @@ impl Case {
                 tier: attempt.tier,
                 worker: attempt.worker.clone(),
                 outcome: expected.outcome,
-                kept: attempt.answer.clone(),
+                wrote: attempt.answer.clone(),
+                counts: expected.counts,
             };
             prop_assert_eq!(&told, expected);
             prop_assert_eq!(
@@ -106,38 +113,35 @@ impl Case {
                 at + 1,
                 id
             );
-            let is_running = job.state == JobState::Running && at + 1 == found.len();
+            let is_latest = at + 1 == found.len();
+            // That of a job that was taken back runs until its worker hears of it.
+            let is_running = is_latest
+                && (job.is_running() || job.state == JobState::Cancelled && job.has_attempt());
             prop_assert_eq!(attempt.outcome == "running", is_running);
             prop_assert_eq!(attempt.finished_at.is_none(), is_running);
         }
         Ok(())
     }
 
-    /// Brings every job to its end, as living workers and a promoter would, and counts what is left.
+    /// Brings every job to its end, as living workers, a releaser, a sweeper and a promoter would, and
+    /// counts what is left.
     pub async fn drain(&mut self) -> TestCaseResult {
         for _ in 0..self.model.jobs.len() + 2 {
-            if self.promote(100, Lease::None).await? > 0 {
-                self.note("drain: promoted");
-            }
-            self.model.end_operation();
-            let open: Vec<JobId> = self
-                .model
-                .jobs
-                .values()
-                .filter(|job| job.is_open())
-                .map(|job| job.head.id)
-                .collect();
-            if open.is_empty() {
-                break;
-            }
-            for id in open {
-                let job = &self.model.jobs[&id];
-                // A job that waits has no message of its own until it is promoted.
-                if job.is_open() && (!job.waits || self.model.leads(job)) {
+            for id in self.published().await? {
+                if self.model.jobs[&id].is_open() {
                     self.finish(id).await?;
                 }
             }
+            if !self.model.jobs.values().any(Job::is_open) {
+                break;
+            }
         }
+        // The workers of jobs that were taken back hear of it.
+        while self.model.jobs.values().any(Job::has_attempt) {
+            self.say(0, End::Cancelled { written: true }).await?;
+        }
+        self.look(100).await?;
+        prop_assert_eq!(self.model.held_counts(), [0; 3]);
         let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
         for id in &ids {
             prop_assert!(!self.model.jobs[id].is_open(), "{} never ends", id);
@@ -173,6 +177,32 @@ impl Case {
         Ok(())
     }
 
+    /// The open jobs that somebody has or has a message of: whatever is held is released.
+    async fn published(&mut self) -> Result<HashSet<JobId>, TestCaseError> {
+        let held = self.model.held.keys().copied();
+        let held: Vec<JobId> = held.filter(|id| self.model.is_unreleased(*id)).collect();
+        let mut published: HashSet<JobId> = self.release(&held, false).await?.into_iter().collect();
+        let (lost, is_changed) = self.sweep([true; 3], (1000, 1000)).await?;
+        self.check(is_changed).await?;
+        published.extend(lost);
+        let promoted = self.promote(100, Lease::None).await?;
+        if !promoted.is_empty() {
+            self.note("drain: promoted");
+        }
+        published.extend(promoted);
+        self.model.end_operation();
+        // While a claim holds, its worker has the job or has put it back on its queue; what was promoted
+        // before has its message.
+        let jobs = self.model.jobs.values();
+        let worked_on = jobs.filter(|job| {
+            self.model.is_alive(job)
+                || job.state == JobState::Routed && !job.waits && job.is_leased
+                || job.waits && self.model.leads(job)
+        });
+        published.extend(worked_on.map(|job| job.head.id));
+        Ok(published)
+    }
+
     /// Runs a job as a worker would whose message was delivered before.
     async fn finish(&mut self, id: JobId) -> TestCaseResult {
         let job = &self.model.jobs[&id];
@@ -188,20 +218,25 @@ impl Case {
         let jobs = &self.model.jobs;
         if let Some(at) = jobs
             .values()
-            .filter(|job| job.state == JobState::Running)
-            .position(|job| job.head.id == id)
+            .filter(|job| job.has_attempt())
+            .position(|job| job.head.id == id && job.is_running())
         {
-            let word = Word {
-                pick: Pick::Fitting(u16::try_from(at).unwrap()),
-                attempt: Which::Latest,
-                end: End::Succeeded,
-                reusable: false,
-                ttl: Lease::Long,
-                twice: false,
-            };
-            is_changed |= self.settle(&word).await?;
+            is_changed |= self.say(at, End::Succeeded).await?;
         }
         self.model.end_operation();
         self.check(is_changed).await
+    }
+
+    /// Settles the open attempt at a position.
+    async fn say(&mut self, at: usize, end: End) -> Result<bool, TestCaseError> {
+        let word = Word {
+            pick: Pick::Fitting(u16::try_from(at).unwrap()),
+            attempt: Which::Latest,
+            end,
+            reusable: false,
+            ttl: Lease::Long,
+            twice: false,
+        };
+        self.settle(&word).await
     }
 }

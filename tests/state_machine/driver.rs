@@ -1,14 +1,14 @@
 //! Does an operation to a ledger and to the model, and compares what came of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use promptyard::{
-    job::{JobHead, JobId, JobRecord, JobState, Tenant, Tier},
-    store::{Admission, Admitted, Claim, Claimant, Claimed, Settled, Settlement, Store, Verdict},
+    job::{JobId, JobRecord, JobState, Tenant, Tier},
+    store::{Admission, Admitted, CancelFilter, Claim, Claimant, Claimed, Store, TenantTerms},
 };
 use proptest::{
     prelude::*,
@@ -16,13 +16,16 @@ use proptest::{
 };
 
 use crate::{
-    fixture::{LONG, answer, claimant, heartbeat, now, reason, settlement},
+    fixture::{LONG, claimant, heartbeat, now, reason},
     model::{Admit, Lease, Model, Take},
-    operations::{End, Entrant, Operation, Which, Who, Word},
+    operations::{Entrant, Operation, Taken, Who},
 };
 
 /// How far ahead a near deadline is.
 pub const NEAR: TimeDelta = TimeDelta::milliseconds(4);
+/// What one leads in at a time, and who would.
+pub const ROLES: [&str; 2] = ["sweep", "release"];
+pub const HOLDERS: [&str; 2] = ["a", "b"];
 
 /// One sequence of operations, with tenants of its own.
 pub struct Case {
@@ -34,39 +37,55 @@ pub struct Case {
     /// All records as they were after the last operation.
     pub records: HashMap<JobId, JobRecord>,
     /// Answers given so far; their texts are numbered.
-    answers: u32,
+    pub answers: u32,
+    /// Jobs that other sequences left held, for each queue.
+    pub held_before: [u32; 3],
+    /// Who leads in what, and whether that holds.
+    pub leaders: HashMap<&'static str, (&'static str, Lease)>,
     /// What was come upon, and how often.
     pub seen: BTreeMap<&'static str, u64>,
 }
 
-fn span(lease: Lease) -> Duration {
+pub fn span(lease: Lease) -> Duration {
     match lease {
         Lease::Long => LONG,
         Lease::None => Duration::ZERO,
     }
 }
 
-/// Takes the jobs that a failed sequence left waiting out of the way of the next one's promotions.
-pub async fn clear_waiting(store: &Store) {
+/// Takes what a failed sequence left out of the way of the next one: jobs that wait, and leads.
+pub async fn clear(store: &Store) {
+    for role in ROLES {
+        for holder in HOLDERS {
+            store.lead(role, holder, Duration::ZERO).await.unwrap();
+        }
+    }
     for _ in 0..100 {
         let promoted = store.promote_waiting(1000, LONG).await.unwrap();
-        let end = |job: JobHead| (job, JobState::Failed, reason("cleared"));
-        let endings: Vec<_> = promoted
-            .into_iter()
-            .map(|routed| end(routed.job.head))
-            .collect();
-        if endings.is_empty() {
+        let ids: Vec<JobId> = promoted.iter().map(|routed| routed.job.head.id).collect();
+        if ids.is_empty() {
             return;
         }
-        store.end(&endings).await.unwrap();
+        let filter = CancelFilter::Jobs(None, ids);
+        store.cancel(&filter, 1000).await.unwrap();
     }
 }
 
 impl Case {
-    pub fn new(store: Store) -> Self {
+    /// The second tenant has a quota.
+    pub async fn new(store: Store) -> Self {
         let name = JobId::now().0.simple().to_string();
         let tenants = ["a", "b"].map(|letter| format!("{letter}-{name}").parse().unwrap());
+        let [_, with_quota]: &[Tenant; 2] = &tenants;
+        let quota = TenantTerms {
+            tokens_per_minute: Some(100),
+            ..TenantTerms::of(with_quota.clone())
+        };
+        store.set_tenant(&quota).await.unwrap();
+        let held_before = store.held_counts(u32::MAX).await.unwrap();
         Self {
+            held_before,
+            leaders: HashMap::new(),
             store,
             model: Model::default(),
             tenants,
@@ -102,7 +121,7 @@ impl Case {
                 let jobs: Vec<Claim> = jobs
                     .iter()
                     .map(|(pick, redelivered)| Claim {
-                        job: self.pick(*pick, |state| !state.is_terminal()),
+                        job: self.pick(*pick, |job| job.is_open()),
                         redelivered: *redelivered,
                     })
                     .collect();
@@ -127,6 +146,47 @@ impl Case {
                 self.promote(*limit, *lease).await?;
                 false
             }
+            Operation::Cancel { of, tenant, limit } => {
+                let tenant = tenant.map(|at| self.tenants[usize::from(at)].clone());
+                let filter = match of {
+                    Taken::Batch(number) => CancelFilter::Batch(tenant, self.batch(*number)),
+                    Taken::Jobs(picks) => {
+                        let ids = picks
+                            .iter()
+                            .map(|pick| self.pick(*pick, |job| job.is_open()));
+                        CancelFilter::Jobs(tenant, ids.collect())
+                    }
+                };
+                self.cancel(&filter, *limit).await?
+            }
+            Operation::Release { jobs, again } => {
+                let is_held = |id| match again {
+                    true => self.model.held.contains_key(&id),
+                    false => self.model.is_unreleased(id),
+                };
+                let ids = jobs
+                    .iter()
+                    .map(|pick| self.pick(*pick, |job| is_held(job.head.id)));
+                let (mut seen, mut ids) = (HashSet::new(), ids.collect::<Vec<JobId>>());
+                // Who asks again for what it did not hear of asks for each once.
+                ids.retain(|id| seen.insert(*id) || !*again);
+                self.release(&ids, *again).await?;
+                false
+            }
+            Operation::Sweep { is_empty, most } => self.sweep(*is_empty, *most).await?.1,
+            Operation::Lead {
+                role,
+                holder,
+                lease,
+            } => {
+                self.lead(usize::from(*role), usize::from(*holder), *lease)
+                    .await?;
+                false
+            }
+            Operation::Look { each } => {
+                self.look(*each).await?;
+                false
+            }
             Operation::Pass => {
                 self.pass().await;
                 false
@@ -137,20 +197,22 @@ impl Case {
     }
 
     async fn admit(&mut self, entrants: &[Entrant], lease: Lease) -> Result<bool, TestCaseError> {
-        let (batch, prompts): (Vec<Admission>, Vec<u8>) = entrants
-            .iter()
-            .map(|entrant| self.admission(entrant))
-            .unzip();
+        let mut named: Vec<(Admission, u8)> = Vec::new();
+        for entrant in entrants {
+            named.push(self.admission(entrant, named.last()));
+        }
+        let (batch, prompts): (Vec<Admission>, Vec<u8>) = named.into_iter().unzip();
         let outcomes = self.store.admit(&batch, span(lease)).await.unwrap();
         prop_assert_eq!(outcomes.len(), batch.len());
         let mut is_changed = false;
         for ((admission, outcome), prompt) in batch.iter().zip(&outcomes).zip(prompts) {
             let was_queued = self.model.jobs.contains_key(&admission.head.id);
+            let was_held = self.model.is_unreleased(admission.head.id);
             let expected = self.model.admit(admission, lease);
             let found = match outcome {
                 Admitted::Queued => Admit::Queued,
                 Admitted::Routed => Admit::Routed,
-                Admitted::Held => unreachable!("no admission here asks for it"),
+                Admitted::Held => Admit::Held,
                 Admitted::Waiting => Admit::Waiting,
                 Admitted::Ended(record) => Admit::Ended(record.id),
                 Admitted::Known(record) => Admit::Known(record.id),
@@ -169,6 +231,8 @@ impl Case {
                 Admitted::Queued => "admit: queued",
                 Admitted::Routed if was_queued => "admit: moved",
                 Admitted::Routed => "admit: routed",
+                Admitted::Held if was_held => "admit: held still",
+                Admitted::Held if was_queued => "admit: moved and held",
                 Admitted::Held => "admit: held",
                 Admitted::Waiting => "admit: waiting",
                 Admitted::Ended(record) if record.answer.is_some() => "admit: hit",
@@ -242,81 +306,6 @@ impl Case {
         Ok(is_changed)
     }
 
-    pub async fn settle(&mut self, word: &Word) -> Result<bool, TestCaseError> {
-        let id = self.pick(word.pick, |state| state == JobState::Running);
-        let job = self.model.jobs.get(&id);
-        let latest = job.map_or(1, |job| u32::try_from(job.attempts.len()).unwrap());
-        let attempt = match word.attempt {
-            Which::Latest => latest,
-            Which::Older => latest.saturating_sub(1),
-            Which::Newer => latest + 1,
-        };
-        self.answers += 1;
-        let generated = answer(&format!("answer {}", self.answers));
-        let (verdict, keeps_lead) = match word.end {
-            End::Succeeded => (Verdict::Succeeded(generated), false),
-            End::Failed => (Verdict::Failed(reason("unservable")), false),
-            End::Spent => (Verdict::Spent(reason("engine_crashed")), false),
-            End::Expired => (Verdict::Expired(reason("deadline_passed"), None), false),
-            End::Retry => (Verdict::Retry(reason("engine_unavailable")), false),
-            End::Escalate {
-                answered,
-                keeps_lead,
-            } => {
-                let answer = answered.then(|| Box::new(generated));
-                let reason = reason("unsure");
-                (
-                    Verdict::Escalate {
-                        to: Tier::Large,
-                        reason,
-                        answer,
-                    },
-                    keeps_lead,
-                )
-            }
-            End::Returned => (Verdict::Returned, false),
-        };
-        let settlement = Settlement {
-            // An escalated job that goes on leading its entry leaves the cache alone.
-            cache_key: job.and_then(|job| job.cache_key).filter(|_| !keeps_lead),
-            reusable: word.reusable,
-            ..settlement(id, attempt, verdict)
-        };
-        let batch = vec![settlement; 1 + usize::from(word.twice)];
-        let outcomes = self.store.settle(&batch, span(word.ttl)).await.unwrap();
-        prop_assert_eq!(outcomes.len(), batch.len());
-        let mut is_changed = false;
-        for (settlement, outcome) in batch.iter().zip(&outcomes) {
-            let expected = self.model.settle(settlement, word.ttl);
-            is_changed |= expected.is_some();
-            match (outcome, expected) {
-                (Settled::Committed { record, shared }, Some(expected)) => {
-                    prop_assert_eq!(record.id, id);
-                    let settled: BTreeSet<JobId> = shared.iter().map(|record| record.id).collect();
-                    prop_assert_eq!(settled, expected);
-                    for record in shared.iter().chain([&**record]) {
-                        self.agrees(record)?;
-                    }
-                    if !shared.is_empty() {
-                        self.note("settle: shared");
-                    }
-                    if record.answer.is_some() && record.reason.is_some() {
-                        self.note("settle: fell back");
-                    }
-                }
-                (Settled::Fenced, None) => self.note("settle: fenced"),
-                (found, expected) => prop_assert!(
-                    false,
-                    "{:?} came to {:?} instead of {:?}",
-                    settlement,
-                    found,
-                    expected
-                ),
-            }
-        }
-        Ok(is_changed)
-    }
-
     async fn end(&mut self, who: Who, expired: bool) -> Result<bool, TestCaseError> {
         let (head, _) = self.head_of(who, 0);
         let state = if expired {
@@ -345,35 +334,6 @@ impl Case {
             (true, false) => "end: let be",
         });
         Ok(is_ended)
-    }
-
-    pub async fn promote(&mut self, limit: usize, lease: Lease) -> Result<usize, TestCaseError> {
-        let free = self.model.promotable();
-        let promoted = self
-            .store
-            .promote_waiting(limit, span(lease))
-            .await
-            .unwrap();
-        prop_assert_eq!(
-            promoted.len(),
-            limit.min(free.len()),
-            "{:?} of {:?}",
-            promoted,
-            free
-        );
-        let mut keys = HashSet::new();
-        for routed in &promoted {
-            let id = routed.job.head.id;
-            let key = free.get(&id).copied();
-            prop_assert!(key.is_some(), "{} does not wait first: {:?}", id, free);
-            prop_assert_eq!(routed.cache_key, key);
-            prop_assert_eq!(Some(routed.tier), self.model.jobs[&id].tier);
-            prop_assert_eq!(&routed.job.head, &self.model.jobs[&id].head);
-            prop_assert!(keys.insert(key), "two for one key");
-            self.model.promote(id, key.unwrap(), lease);
-            self.note("promote: one");
-        }
-        Ok(promoted.len())
     }
 
     /// Sleeps until every deadline that is near is over.

@@ -1,22 +1,25 @@
 //! Many act on the same jobs at once; what they were told must be the story of one ledger.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
+use chrono::TimeDelta;
 use promptyard::{
-    job::{AnswerSource, JobHead, JobId, JobRecord, JobState, Tenant, Tier},
-    store::{Admission, DeadFilter, Store},
+    job::{AnswerSource, JobHead, JobId, JobRecord, JobState, Priority, Tenant, Tier},
+    store::{Admission, Course, DeadFilter, Hold, Store},
 };
 
 use crate::{
-    actors::{ATTEMPTS_MAX, Actor, Run, Told, key_of},
-    fixture::{admission, cache_key, head, route},
+    actors::{ATTEMPTS_MAX, Actor, Told, key_of},
+    fixture::{admission, cache_key, head, now, route},
+    judgement::judge_attempts,
 };
 
 const WORKERS: u64 = 4;
 const ROUTERS: u64 = 2;
+const RELEASERS: u64 = 2;
 
 /// Jobs of one tenant, a third of them alone, the others in small groups that ask the same; some keys
-/// come under two ids.
+/// come under two ids, some are held, some are due soon and some get fewer attempts.
 fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
     (0..48)
         .map(|nr| {
@@ -26,9 +29,15 @@ fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
                 tenant: tenant.clone(),
                 // Jobs 12 apart ask the same, so these are repetitions under another id.
                 key: (nr % 4 == 0).then(|| format!("key {}", nr % 24)),
+                deadline: (nr % 16 == 7).then(|| now() + TimeDelta::milliseconds(20)),
+                attempts_max: (nr % 5 == 0).then_some(2),
                 ..head()
             };
-            admission(head, &prompt, route(Tier::Small, key))
+            let mut course = route(Tier::Small, key);
+            if let Course::Route(route) = &mut course {
+                route.hold = (nr % 6 == 0).then(|| Hold::for_turn(now(), Priority::Normal, 1));
+            }
+            admission(head, &prompt, course)
         })
         .collect()
 }
@@ -48,19 +57,17 @@ pub async fn play(store: &Store, seed: u64) {
         tasks.push(tokio::spawn(actor(&format!("worker-{nr}"), 10 + nr).work()));
     }
     tasks.push(tokio::spawn(actor("undertaker", 20).tend()));
+    tasks.push(tokio::spawn(actor("canceller", 21).take_back()));
+    for nr in 0..RELEASERS {
+        tasks.push(tokio::spawn(actor("releaser", 22 + nr).let_go()));
+    }
+    tasks.push(tokio::spawn(actor("sweeper", 25).clean()));
     let mut told = Told::default();
-    let hear = |told: &mut Told, part: Told| {
-        told.runs.extend(part.runs);
-        told.words.extend(part.words);
-        told.ended.extend(part.ended);
-        told.terminal.extend(part.terminal);
-        told.promoted.extend(part.promoted);
-    };
     for task in tasks {
-        hear(&mut told, task.await.unwrap());
+        told.hear(task.await.unwrap());
     }
     let last = actor("last", 30).drain(&told.promoted).await;
-    hear(&mut told, last);
+    told.hear(last);
     judge(store, &tenant, &jobs, &told, seed).await;
 }
 
@@ -80,6 +87,18 @@ async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, 
         told.ended.len(),
         "seed {seed}: a job was ended twice"
     );
+    let once: HashSet<JobId> = told.released.iter().copied().collect();
+    assert_eq!(
+        once.len(),
+        told.released.len(),
+        "seed {seed}: a job was released twice"
+    );
+    for id in &told.lost {
+        assert!(
+            !told.held.contains(id) || told.let_go.contains(id),
+            "seed {seed}: {id} was held, not lost"
+        );
+    }
     for seen in &told.terminal {
         assert_eq!(
             Some(seen),
@@ -123,7 +142,13 @@ async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, 
             let of = |id| key_of(jobs.iter().find(|job| job.head.id == id).unwrap());
             assert_eq!(of(by), of(id), "seed {seed}: another question's answer");
         }
-        judge_attempts(store, record, told, seed).await;
+        assert_eq!(
+            record.state == JobState::Cancelled,
+            told.cancelled.contains(&id),
+            "seed {seed}: {record:?}"
+        );
+        let attempts_max = admission.head.attempts_max.unwrap_or(ATTEMPTS_MAX);
+        judge_attempts(store, record, told, (attempts_max, seed)).await;
     }
     let letters = DeadFilter {
         tenant: Some(tenant.clone()),
@@ -146,66 +171,4 @@ async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, 
         dead, failed,
         "seed {seed}: one letter for each job whose attempts were spent"
     );
-}
-
-/// Every attempt was given to one worker and came to what that worker was told, or was lost.
-async fn judge_attempts(store: &Store, record: &JobRecord, told: &Told, seed: u64) {
-    let id = record.id;
-    let rows = store.attempts(id).await.unwrap();
-    let mut runs: BTreeMap<u32, &Run> = BTreeMap::new();
-    for run in told.runs.iter().filter(|run| run.job == id) {
-        let earlier = runs.insert(run.attempt, run);
-        assert!(
-            earlier.is_none(),
-            "seed {seed}: {run:?} and {earlier:?} are one attempt"
-        );
-    }
-    let numbers: Vec<u32> = rows.iter().map(|row| row.attempt).collect();
-    assert_eq!(
-        numbers,
-        (1..=record.attempts).collect::<Vec<_>>(),
-        "seed {seed}: {id}"
-    );
-    assert!(
-        runs.keys().eq(&numbers),
-        "seed {seed}: {runs:?} are not {numbers:?}"
-    );
-    let (mut counted, mut before) = (0, "");
-    for row in &rows {
-        let run = runs[&row.attempt];
-        let words = told
-            .words
-            .iter()
-            .filter(|word| word.job == id && word.attempt == row.attempt && word.is_committed);
-        let outcomes: Vec<&str> = words.map(|word| word.outcome).collect();
-        let expected = outcomes.first().copied().unwrap_or("lost");
-        assert!(
-            outcomes.len() <= 1,
-            "seed {seed}: settled {outcomes:?} {row:?}"
-        );
-        assert_eq!(row.outcome, expected, "seed {seed}: {id} {row:?}");
-        assert_eq!(row.worker, run.worker);
-        assert_eq!(
-            run.suspect,
-            before == "lost",
-            "seed {seed}: {run:?} after {before:?}"
-        );
-        counted += u32::from(expected != "returned");
-        assert!(
-            counted <= ATTEMPTS_MAX,
-            "seed {seed}: {id} has {counted} attempts"
-        );
-        let would_count = counted + u32::from(expected == "returned");
-        assert_eq!(
-            run.last,
-            would_count == ATTEMPTS_MAX,
-            "seed {seed}: {run:?}"
-        );
-        let is_end = matches!(expected, "succeeded" | "failed" | "expired");
-        assert!(
-            !is_end || row.attempt == record.attempts,
-            "seed {seed}: {rows:?}"
-        );
-        before = expected;
-    }
 }

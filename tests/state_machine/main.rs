@@ -1,22 +1,29 @@
 //! A job's life against a reference model: whatever is done to a ledger, in whatever order, comes to
 //! what the documents of `store` and [`promptyard::job::JobState`] say.
 //!
-//! [`model`] and [`entries`] say what must come, [`operations`] and [`naming`] what is done, [`driver`]
-//! does it, [`checks`] compares; [`history`] has the [`actors`] do it at once. `PROPTEST_CASES` sets the
+//! [`model`], [`verdicts`], [`holds`] and [`entries`] say what must come, [`operations`] and [`naming`]
+//! what is done, [`driver`], [`settling`] and [`delivering`] do it, [`checks`] compares; [`history`] has
+//! the [`actors`] and [`tenders`] do it at once, [`judgement`] says what then holds. `PROPTEST_CASES` sets the
 //! number of sequences.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 mod actors;
 mod checks;
+mod delivering;
 mod driver;
 mod entries;
 #[path = "../store_contract/fixture.rs"]
 #[expect(dead_code, reason = "the contract suite needs more of it")]
 mod fixture;
 mod history;
+mod holds;
+mod judgement;
 mod model;
 mod naming;
 mod operations;
+mod settling;
+mod tenders;
+mod verdicts;
 
 use std::collections::BTreeMap;
 
@@ -25,7 +32,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{Case, clear_waiting},
+    driver::{Case, clear},
     fixture::contract,
 };
 
@@ -34,6 +41,9 @@ const SEEN: &[&str] = &[
     "admit: queued",
     "admit: routed",
     "admit: moved",
+    "admit: held",
+    "admit: held still",
+    "admit: moved and held",
     "admit: waiting",
     "admit: hit",
     "admit: ended",
@@ -49,11 +59,32 @@ const SEEN: &[&str] = &[
     "claim: spent",
     "claim: unknown",
     "settle: fenced",
+    "settle: closed",
+    "settle: apart",
+    "settle: written in part",
     "settle: shared",
     "settle: fell back",
     "end: ended",
     "end: let be",
     "end: unknown",
+    "cancel: running",
+    "cancel: lost",
+    "cancel: held",
+    "cancel: never run",
+    "cancel: between attempts",
+    "cancel: none",
+    "release: to the router",
+    "release: to a tier",
+    "release: again",
+    "release: ended or running",
+    "sweep: expired",
+    "sweep: lost",
+    "sweep: lost before the router",
+    "sweep: lost by its worker",
+    "lead: taken",
+    "lead: refused",
+    "look: loads",
+    "look: withdrawn",
     "promote: one",
     "drain: promoted",
 ];
@@ -90,8 +121,8 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
     let seen = std::cell::RefCell::new(BTreeMap::new());
     let outcome = runner(config).run(&operations::sequence(), |sequence| {
         ledger.block_on(async {
-            clear_waiting(store).await;
-            let mut case = Case::new(store.clone());
+            clear(store).await;
+            let mut case = Case::new(store.clone()).await;
             for operation in &sequence {
                 case.apply(operation).await?;
             }
@@ -106,7 +137,7 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
         panic!("{fault}");
     }
     let seen = seen.into_inner();
-    if cases >= 40 {
+    if cases >= 100 {
         let missing: Vec<_> = SEEN
             .iter()
             .filter(|what| !seen.contains_key(*what))
@@ -122,7 +153,7 @@ contract! {
     /// Any sequence of operations on a few jobs comes to what the model says, step by step, and leaves
     /// jobs that can all be brought to their end.
     async fn sequences_follow_the_model(store: Store) {
-        let cases = cases(if matches!(store, Store::Postgres(_)) { 60 } else { 100 });
+        let cases = cases(if matches!(store, Store::Postgres(_)) { 40 } else { 100 });
         let ledger = Handle::current();
         let run = tokio::task::spawn_blocking(move || run_sequences(&store, &ledger, cases));
         if let Err(fault) = run.await {
@@ -130,8 +161,8 @@ contract! {
         }
     }
 
-    /// Workers, routers, an undertaker and a promoter that act on the same jobs at once leave a history
-    /// in which every job ended once and every attempt is accounted for.
+    /// Workers, routers, an undertaker, a canceller, releasers and a sweeper that act on the same jobs at
+    /// once leave a history in which every job ended once and every attempt is accounted for.
     async fn histories_are_consistent(store: Store) {
         for round in 0..u64::from(cases(64).div_ceil(16)) {
             history::play(&store, round).await;

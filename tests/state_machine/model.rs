@@ -1,13 +1,13 @@
 //! What the ledger must do, told from its documents alone: jobs in a map and rules in plain sight.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use promptyard::{
     job::{AnswerSource, CacheKey, JobHead, JobId, JobState, Tier},
-    store::{Admission, Claim, Claimant, Course, Settlement, Verdict},
+    store::{Admission, Claim, Claimant, Course, HoldQueue},
 };
 
-use crate::entries::Entry;
+use crate::{entries::Entry, holds::Held};
 
 /// How long a claim, a lead or an answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub struct Job {
     /// It waits for an identical job.
     pub waits: bool,
     pub attempts: Vec<Attempt>,
-    /// The claim of the latest attempt holds by itself.
-    pub is_held: bool,
+    /// The latest claim holds by itself, be its attempt over or not.
+    pub is_leased: bool,
     pub answer: Option<Given>,
     /// The code of the reason.
     pub reason: Option<String>,
@@ -45,8 +45,10 @@ pub struct Attempt {
     pub tier: Tier,
     pub worker: String,
     pub outcome: &'static str,
-    /// An answer that was not sure enough, and the tier that gave it.
-    pub kept: Option<String>,
+    /// It counts against the attempts that the job gets.
+    pub counts: bool,
+    /// What it wrote, where that is not the job's answer.
+    pub wrote: Option<String>,
 }
 
 /// An answer and how the job came by it.
@@ -62,6 +64,7 @@ pub struct Given {
 pub enum Admit {
     Queued,
     Routed,
+    Held,
     Waiting,
     Ended(JobId),
     Known(JobId),
@@ -91,10 +94,12 @@ pub struct Model {
     pub entries: HashMap<CacheKey, Entry>,
     /// Workers whose last sign of life holds.
     alive: HashSet<String>,
+    /// Jobs that are held, or were and are released.
+    pub held: BTreeMap<JobId, Held>,
 }
 
 impl Job {
-    fn new(head: &JobHead, digest: Option<[u8; 32]>) -> Self {
+    pub fn new(head: &JobHead, digest: Option<[u8; 32]>) -> Self {
         Self {
             head: head.clone(),
             digest,
@@ -103,7 +108,7 @@ impl Job {
             cache_key: None,
             waits: false,
             attempts: Vec::new(),
-            is_held: false,
+            is_leased: false,
             answer: None,
             reason: None,
             is_buried: false,
@@ -114,9 +119,19 @@ impl Job {
         !self.state.is_terminal()
     }
 
+    pub fn is_running(&self) -> bool {
+        self.state == JobState::Running
+    }
+
+    /// Its latest attempt is open, although it may have been taken back.
+    pub fn has_attempt(&self) -> bool {
+        let latest = self.attempts.last();
+        latest.is_some_and(|attempt| attempt.outcome == "running")
+    }
+
     /// Ends without an answer, unless an escalated one serves; the reason stays either way. Returns
     /// whether none does.
-    fn end(&mut self, state: JobState, reason: &str) -> bool {
+    pub fn end(&mut self, state: JobState, reason: &str) -> bool {
         self.waits = false;
         self.reason = Some(reason.to_owned());
         self.state = state;
@@ -124,13 +139,13 @@ impl Job {
             .attempts
             .iter()
             .rev()
-            .find(|attempt| attempt.kept.is_some());
+            .find(|attempt| attempt.outcome == "escalated" && attempt.wrote.is_some());
         let Some(attempt) = kept else {
             return true;
         };
         self.state = JobState::Succeeded;
         self.tier = Some(attempt.tier);
-        self.answer = attempt.kept.clone().map(|text| Given {
+        self.answer = attempt.wrote.clone().map(|text| Given {
             text,
             source: AnswerSource::Computed,
             by: None,
@@ -149,26 +164,34 @@ impl Job {
     }
 
     /// The running attempt, if there is one, vanished.
-    fn lose(&mut self) {
+    pub fn lose(&mut self) {
         if self.state == JobState::Running {
             self.attempts.last_mut().unwrap().outcome = "lost";
         }
     }
 
     /// Attempts that count.
-    fn counted(&self) -> usize {
-        let counts = |attempt: &&Attempt| attempt.outcome != "returned";
-        self.attempts.iter().filter(counts).count()
+    pub fn counted(&self) -> usize {
+        self.attempts
+            .iter()
+            .filter(|attempt| attempt.counts)
+            .count()
+    }
+
+    /// Attempts that it gets: the producer may ask for fewer than the fleet gives.
+    fn allowed(&self, claimant: &Claimant) -> usize {
+        let asked = self.head.attempts_max.unwrap_or(u32::MAX);
+        asked.min(claimant.attempts_max) as usize
     }
 }
 
 impl Model {
-    fn owner(&self, head: &JobHead) -> Option<JobId> {
+    pub fn owner(&self, head: &JobHead) -> Option<JobId> {
         let key = (head.tenant.to_string(), head.key.clone()?);
         self.keys.get(&key).copied()
     }
 
-    fn own(&mut self, head: &JobHead) {
+    pub fn own(&mut self, head: &JobHead) {
         if let Some(key) = &head.key {
             self.keys
                 .insert((head.tenant.to_string(), key.clone()), head.id);
@@ -189,15 +212,26 @@ impl Model {
                 return Admit::Waiting;
             }
             let is_queued = id == head.id && job.state == JobState::Queued;
-            if !is_queued || admission.course == Course::Queue {
-                return Admit::Known(id);
+            let is_repeat = admission.course == Course::Queue;
+            if !is_queued || is_repeat {
+                let is_known = is_repeat || !self.is_held(job);
+                return if is_known {
+                    Admit::Known(id)
+                } else {
+                    Admit::Held
+                };
             }
         }
         self.own(head);
-        let mut job = Job::new(head, Some(admission.digest));
+        // One that moves on keeps the envelope it came in.
+        let known = self.jobs.get(&head.id).map(|job| job.head.clone());
+        let mut job = Job::new(known.as_ref().unwrap_or(head), Some(admission.digest));
         let outcome = match &admission.course {
             Course::Queue => Admit::Queued,
-            Course::Schedule(_) => unreachable!("no admission here asks for it"),
+            Course::Schedule(hold) => {
+                self.hold(head, HoldQueue::In, hold);
+                Admit::Held
+            }
             Course::End { state, reason } => {
                 job.end(*state, &reason.code);
                 Admit::Ended(head.id)
@@ -206,17 +240,23 @@ impl Model {
                 job.tier = Some(route.tier);
                 job.cache_key = route.cache_key;
                 job.state = JobState::Routed;
-                self.ask(&mut job, lease)
+                match (self.ask(&mut job, lease), &route.hold) {
+                    (Admit::Routed, Some(hold)) => {
+                        self.hold(head, HoldQueue::Tier(route.tier), hold);
+                        Admit::Held
+                    }
+                    (asked, _) => asked,
+                }
             }
         };
         self.jobs.insert(head.id, job);
         outcome
     }
 
-    fn is_alive(&self, job: &Job) -> bool {
+    pub fn is_alive(&self, job: &Job) -> bool {
         let worker = job.attempts.last().map(|attempt| &attempt.worker);
         job.state == JobState::Running
-            && (job.is_held || worker.is_some_and(|worker| self.alive.contains(worker)))
+            && (job.is_leased || worker.is_some_and(|worker| self.alive.contains(worker)))
     }
 
     /// `is_repeat`: the batch claimed the job before. `is_overdue`: its deadline has passed.
@@ -246,7 +286,7 @@ impl Model {
         }
         let suspect = job.state == JobState::Running;
         job.lose();
-        let is_spent = job.counted() >= claimant.attempts_max as usize;
+        let is_spent = job.counted() >= job.allowed(claimant);
         if is_overdue || is_spent {
             if is_overdue {
                 job.end(JobState::Expired, "deadline_passed");
@@ -261,100 +301,19 @@ impl Model {
         // Of a job that was never routed, the worker chose the tier.
         job.tier = job.tier.or(Some(claimant.tier));
         job.waits = false;
-        job.is_held = lease == Lease::Long;
+        job.is_leased = lease == Lease::Long;
         job.attempts.push(Attempt {
             tier: claimant.tier,
             worker: claimant.worker.clone(),
             outcome: "running",
-            kept: None,
+            counts: true,
+            wrote: None,
         });
         Take::Run {
             attempt: u32::try_from(job.attempts.len()).unwrap(),
             suspect,
-            last: job.counted() >= claimant.attempts_max as usize,
+            last: job.counted() >= job.allowed(claimant),
         }
-    }
-
-    /// The jobs that are settled along with it; `None` where it is fenced.
-    pub fn settle(&mut self, settlement: &Settlement, ttl: Lease) -> Option<BTreeSet<JobId>> {
-        let (id, key) = (settlement.job, settlement.cache_key);
-        let job = self.jobs.get_mut(&id)?;
-        if job.state != JobState::Running || job.attempts.len() != settlement.attempt as usize {
-            return None;
-        }
-        let attempt = job.attempts.last_mut()?;
-        let mut settled = BTreeSet::new();
-        match &settlement.verdict {
-            Verdict::Succeeded(answer) => {
-                attempt.outcome = "succeeded";
-                job.answered(&answer.text, AnswerSource::Computed, None);
-                if let Some(key) = key {
-                    settled = self.share(key, id, &answer.text);
-                    self.keep(key, settlement, &answer.text, ttl);
-                }
-            }
-            Verdict::Failed(reason) => {
-                attempt.outcome = "failed";
-                job.end(JobState::Failed, &reason.code);
-                self.give_up(key, id);
-            }
-            Verdict::Spent(reason) => {
-                attempt.outcome = "failed";
-                job.is_buried = job.end(JobState::Failed, &reason.code);
-                self.give_up(key, id);
-            }
-            Verdict::Expired(reason, _) => {
-                attempt.outcome = "expired";
-                job.end(JobState::Expired, &reason.code);
-                self.give_up(key, id);
-            }
-            Verdict::Retry(_) => {
-                attempt.outcome = "retried";
-                job.state = JobState::Routed;
-            }
-            Verdict::Escalate { to, answer, .. } => {
-                attempt.outcome = "escalated";
-                attempt.kept = answer.as_ref().map(|answer| answer.text.clone());
-                job.state = JobState::Routed;
-                job.tier = Some(*to);
-                self.give_up(key, id);
-            }
-            Verdict::Returned => {
-                attempt.outcome = "returned";
-                job.state = JobState::Routed;
-            }
-            Verdict::Reused(_) => unreachable!("semantic reuse has a suite of its own"),
-            Verdict::Apart(_) | Verdict::Cancelled(..) => {
-                unreachable!("no settlement here says so")
-            }
-        }
-        Some(settled)
-    }
-
-    /// The job that ends, or stays as it is, and whether it was known.
-    pub fn end(&mut self, head: &JobHead, state: JobState, reason: &str) -> (JobId, bool) {
-        let is_known = self.jobs.contains_key(&head.id);
-        let id = if is_known {
-            Some(head.id)
-        } else {
-            self.owner(head)
-        };
-        let Some(id) = id else {
-            self.own(head);
-            let mut job = Job::new(head, None);
-            job.end(state, reason);
-            self.jobs.insert(head.id, job);
-            return (head.id, false);
-        };
-        let job = &self.jobs[&id];
-        if job.is_open() && !self.is_alive(job) {
-            let job = self.jobs.get_mut(&id).unwrap();
-            job.lose();
-            job.end(state, reason);
-            let key = job.cache_key;
-            self.give_up(key, id);
-        }
-        (id, true)
     }
 
     pub fn beat(&mut self, worker: &str, lease: Lease) {

@@ -2,22 +2,23 @@
 
 use chrono::TimeDelta;
 use promptyard::{
-    job::{JobHead, JobId, JobState},
-    store::{Admission, Course},
+    job::{JobHead, JobId, JobState, Priority},
+    store::{Admission, Course, Hold},
 };
 
 use crate::{
     driver::{Case, NEAR},
     fixture::{admission, cache_key, head, now, reason, route},
+    model::Job,
     operations::{Deadline, Entrant, Pick, Way, Who},
 };
 
 impl Case {
     /// The job that `pick` means; one that fits, where there is one.
-    pub fn pick(&self, pick: Pick, fits: impl Fn(JobState) -> bool) -> JobId {
+    pub fn pick(&self, pick: Pick, fits: impl Fn(&Job) -> bool) -> JobId {
         let fitting: Vec<JobId> = match pick {
             Pick::Fitting(_) => {
-                let jobs = self.model.jobs.values().filter(|job| fits(job.state));
+                let jobs = self.model.jobs.values().filter(|job| fits(job));
                 jobs.map(|job| job.head.id).collect()
             }
             Pick::Any(_) | Pick::Unknown => Vec::new(),
@@ -44,22 +45,41 @@ impl Case {
                 },
                 None,
             ),
-            Who::Again(at) | Who::Other(at) if !self.model.jobs.is_empty() => {
+            Who::Again(at) | Who::Other(at) | Who::Rekeyed(at, _)
+                if !self.model.jobs.is_empty() =>
+            {
                 let pick = if at % 2 == 0 {
                     Pick::Fitting(at / 2)
                 } else {
                     Pick::Any(at / 2)
                 };
-                let id = self.pick(pick, |state| state == JobState::Queued);
+                let id = self.pick(pick, |job| job.state == JobState::Queued);
                 let asked = self.prompts.get(&id).copied();
-                (self.model.jobs[&id].head.clone(), asked)
+                let mut head = self.model.jobs[&id].head.clone();
+                if let Who::Rekeyed(_, key) = who {
+                    head.key = Some(format!("k{key}"));
+                }
+                (head, asked)
             }
             _ => (fresh, None),
         }
     }
 
-    pub fn admission(&self, entrant: &Entrant) -> (Admission, u8) {
-        let (mut head, asked) = self.head_of(entrant.who, entrant.tenant);
+    /// The name of a submission of this sequence.
+    pub fn batch(&self, number: u8) -> String {
+        format!("{number} of {}", self.tenants[0])
+    }
+
+    /// `before`: what stands before it in its batch.
+    pub fn admission(
+        &self,
+        entrant: &Entrant,
+        before: Option<&(Admission, u8)>,
+    ) -> (Admission, u8) {
+        let (mut head, asked) = match (entrant.who, before) {
+            (Who::Before, Some((before, prompt))) => (before.head.clone(), Some(*prompt)),
+            (who, _) => self.head_of(who, entrant.tenant),
+        };
         let prompt = match (entrant.who, asked) {
             (Who::Other(_), Some(asked)) => (asked + 1) % 3,
             (_, Some(asked)) => asked,
@@ -72,12 +92,23 @@ impl Case {
                 Deadline::Near => Some(now() + NEAR),
                 Deadline::Far => Some(now() + TimeDelta::hours(1)),
             };
+            head.batch = entrant.batch.map(|number| self.batch(number));
+            head.attempts_max = entrant.attempts_max;
         }
         let course = match entrant.course {
             Way::Queue => Course::Queue,
-            Way::Route { tier, cached } => {
+            Way::Route { tier, cached, held } => {
                 let key = cached.then(|| cache_key(&format!("{} {tier} {prompt}", head.tenant)));
-                route(tier, key)
+                let mut course = route(tier, key);
+                if let Course::Route(route) = &mut course {
+                    let priority = Priority::from_amqp(entrant.prompt * 9);
+                    route.hold = held.then(|| Hold::for_turn(now(), priority, 7));
+                }
+                course
+            }
+            Way::Schedule { later } => {
+                let span = TimeDelta::hours(if later { 1 } else { -1 });
+                Course::Schedule(Hold::until(now() + span, 5))
             }
             Way::Reject => Course::End {
                 state: JobState::Rejected,

@@ -31,8 +31,40 @@ pub enum Operation {
         limit: usize,
         lease: Lease,
     },
+    /// Jobs are taken back: some, or a submission's.
+    Cancel {
+        of: Taken,
+        tenant: Option<u8>,
+        limit: usize,
+    },
+    Release {
+        jobs: Vec<Pick>,
+        again: bool,
+    },
+    /// Looks for what is lost, some jobs at a time.
+    Sweep {
+        is_empty: [bool; 3],
+        /// Most that are put right and most that are looked at.
+        most: (usize, usize),
+    },
+    Lead {
+        role: bool,
+        holder: bool,
+        lease: Lease,
+    },
+    /// Looks at what is held, what counts and who must stop.
+    Look {
+        each: usize,
+    },
     /// Time passes until every deadline that is near is over.
     Pass,
+}
+
+/// What is taken back.
+#[derive(Clone, Debug)]
+pub enum Taken {
+    Jobs(Vec<Pick>),
+    Batch(u8),
 }
 
 /// A job that comes in.
@@ -43,6 +75,9 @@ pub struct Entrant {
     pub prompt: u8,
     pub course: Way,
     pub deadline: Deadline,
+    /// The submission that it is of.
+    pub batch: Option<u8>,
+    pub attempts_max: Option<u32>,
 }
 
 /// Which job comes in or is given up.
@@ -56,12 +91,24 @@ pub enum Who {
     Again(u16),
     /// The same id, but another request.
     Other(u16),
+    /// The same id and request under another key.
+    Rekeyed(u16, u8),
+    /// The same as the one before it in its batch.
+    Before,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Way {
     Queue,
-    Route { tier: Tier, cached: bool },
+    Route {
+        tier: Tier,
+        cached: bool,
+        held: bool,
+    },
+    /// Held until its time comes, which is long from now or is over.
+    Schedule {
+        later: bool,
+    },
     Reject,
 }
 
@@ -76,7 +123,7 @@ pub enum Deadline {
 /// Which job is claimed or settled.
 #[derive(Clone, Copy, Debug)]
 pub enum Pick {
-    /// One that it makes sense for: an open one, a running one.
+    /// One that it makes sense for: an open one, a running one, a held one.
     Fitting(u16),
     Any(u16),
     Unknown,
@@ -108,8 +155,10 @@ pub enum End {
     Succeeded,
     Failed,
     Spent,
-    Expired,
+    Expired { written: bool },
+    Cancelled { written: bool },
     Retry,
+    Apart,
     Escalate { answered: bool, keeps_lead: bool },
     Returned,
 }
@@ -132,6 +181,14 @@ fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(worker, tier, lease)| Operation::Beat { worker, tier, lease }),
         5 => (prop_oneof![Just(1), Just(2), Just(100)], lease())
             .prop_map(|(limit, lease)| Operation::Promote { limit, lease }),
+        2 => cancel(),
+        4 => (prop::collection::vec(pick(), 1..4), prop::bool::weighted(0.4))
+            .prop_map(|(jobs, again)| Operation::Release { jobs, again }),
+        2 => (any::<[bool; 3]>(), prop_oneof![Just((1, 1000)), Just((1000, 2)), Just((1000, 1000))])
+            .prop_map(|(is_empty, most)| Operation::Sweep { is_empty, most }),
+        2 => (any::<bool>(), any::<bool>(), lease())
+            .prop_map(|(role, holder, lease)| Operation::Lead { role, holder, lease }),
+        3 => prop_oneof![Just(1), Just(100)].prop_map(|each| Operation::Look { each }),
         1 => Just(Operation::Pass),
     ]
 }
@@ -139,6 +196,16 @@ fn operation() -> impl Strategy<Value = Operation> {
 fn admit() -> impl Strategy<Value = Operation> {
     (prop::collection::vec(entrant(), 1..4), lease())
         .prop_map(|(entrants, lease)| Operation::Admit(entrants, lease))
+}
+
+fn cancel() -> impl Strategy<Value = Operation> {
+    let of = prop_oneof![
+        5 => prop::collection::vec(pick(), 1..3).prop_map(Taken::Jobs),
+        1 => (0..2_u8).prop_map(Taken::Batch),
+    ];
+    let tenant = prop_oneof![2 => Just(None), 1 => (0..2_u8).prop_map(Some)];
+    let limit = prop_oneof![Just(1), Just(100)];
+    (of, tenant, limit).prop_map(|(of, tenant, limit)| Operation::Cancel { of, tenant, limit })
 }
 
 fn lease() -> impl Strategy<Value = Lease> {
@@ -155,14 +222,17 @@ fn who() -> impl Strategy<Value = Who> {
         2 => (0..3_u8).prop_map(Who::Keyed),
         3 => any::<u16>().prop_map(Who::Again),
         1 => any::<u16>().prop_map(Who::Other),
+        1 => (any::<u16>(), 0..3_u8).prop_map(|(at, key)| Who::Rekeyed(at, key)),
+        2 => Just(Who::Before),
     ]
 }
 
 fn entrant() -> impl Strategy<Value = Entrant> {
     let course = prop_oneof![
         3 => Just(Way::Queue),
-        12 => (tier(), prop::bool::weighted(0.9))
-            .prop_map(|(tier, cached)| Way::Route { tier, cached }),
+        12 => (tier(), prop::bool::weighted(0.9), prop::bool::weighted(0.1))
+            .prop_map(|(tier, cached, held)| Way::Route { tier, cached, held }),
+        2 => any::<bool>().prop_map(|later| Way::Schedule { later }),
         1 => Just(Way::Reject),
     ];
     let deadline = prop_oneof![
@@ -171,17 +241,27 @@ fn entrant() -> impl Strategy<Value = Entrant> {
         2 => Just(Deadline::Near),
         1 => Just(Deadline::Far),
     ];
-    let tenant = prop_oneof![8 => Just(0_u8), 1 => Just(1)];
+    let tenant = prop_oneof![5 => Just(0_u8), 1 => Just(1)];
     let prompt = prop_oneof![4 => Just(0_u8), 1 => Just(1)];
-    (who(), tenant, prompt, course, deadline).prop_map(|(who, tenant, prompt, course, deadline)| {
-        Entrant {
+    let batch = prop_oneof![3 => Just(None), 1 => (0..2_u8).prop_map(Some)];
+    let attempts_max = prop_oneof![
+        6 => Just(None),
+        1 => Just(Some(1)),
+        1 => Just(Some(2)),
+        1 => Just(Some(100)),
+    ];
+    let envelope = (deadline, batch, attempts_max);
+    (who(), tenant, prompt, course, envelope).prop_map(
+        |(who, tenant, prompt, course, (deadline, batch, attempts_max))| Entrant {
             who,
             tenant,
             prompt,
             course,
             deadline,
-        }
-    })
+            batch,
+            attempts_max,
+        },
+    )
 }
 
 fn pick() -> impl Strategy<Value = Pick> {
@@ -213,9 +293,11 @@ fn word() -> impl Strategy<Value = Word> {
         4 => Just(End::Succeeded),
         1 => Just(End::Failed),
         1 => Just(End::Spent),
-        1 => Just(End::Expired),
+        1 => any::<bool>().prop_map(|written| End::Expired { written }),
+        1 => any::<bool>().prop_map(|written| End::Cancelled { written }),
         3 => Just(End::Retry),
-        4 => any::<(bool, bool)>()
+        1 => Just(End::Apart),
+        5 => any::<(bool, bool)>()
             .prop_map(|(answered, keeps_lead)| End::Escalate { answered, keeps_lead }),
         2 => Just(End::Returned),
     ];

@@ -1,0 +1,164 @@
+//! Jobs that are held, lost or overdue, as the model sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use promptyard::{
+    job::{JobHead, JobId, JobState, Tenant, Tier},
+    store::{Hold, HoldQueue},
+};
+
+use crate::model::{Job, Model};
+
+/// A job that is held, or was.
+#[derive(Clone, Debug)]
+pub struct Held {
+    tenant: Tenant,
+    queue: HoldQueue,
+    rank: DateTime<Utc>,
+    tokens: u32,
+    is_released: bool,
+}
+
+/// A place in a tenant's line: rank, job and its tokens.
+type Place = (DateTime<Utc>, JobId, u32);
+
+/// Where the message of a job goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    Router,
+    Tier(Tier),
+}
+
+impl Model {
+    pub fn hold(&mut self, head: &JobHead, queue: HoldQueue, hold: &Hold) {
+        let held = Held {
+            tenant: head.tenant.clone(),
+            queue,
+            rank: hold.rank,
+            tokens: hold.tokens,
+            is_released: false,
+        };
+        self.held.insert(head.id, held);
+    }
+
+    pub fn is_unreleased(&self, id: JobId) -> bool {
+        self.held.get(&id).is_some_and(|held| !held.is_released)
+    }
+
+    /// It is to be published when it is released; nobody has it.
+    pub fn is_held(&self, job: &Job) -> bool {
+        job.is_open() && job.state != JobState::Running && self.is_unreleased(job.head.id)
+    }
+
+    /// The message that brings an open job on which nobody works to its next stage.
+    fn message(&self, job: &Job) -> Option<Message> {
+        match job.state {
+            JobState::Queued => Some(Message::Router),
+            JobState::Routed if !job.waits => job.tier.map(Message::Tier),
+            _ => None,
+        }
+    }
+
+    /// The jobs that are to be published, in this order; `again` those too that were released before.
+    pub fn release(&mut self, jobs: &[JobId], again: bool) -> Vec<(JobId, Message)> {
+        let mut released = Vec::new();
+        for id in jobs.iter().copied() {
+            let Some(held) = self.held.get_mut(&id) else {
+                continue;
+            };
+            if held.is_released && !again {
+                continue;
+            }
+            held.is_released = true;
+            let job = &self.jobs[&id];
+            match self.message(job) {
+                Some(message) => released.push((id, message)),
+                None if job.state == JobState::Running => {}
+                None => drop(self.held.remove(&id)),
+            }
+        }
+        released
+    }
+
+    /// For each tenant the first `each` by rank that could go now.
+    pub fn could_go(&self, queue: HoldQueue, each: usize) -> Vec<(Tenant, JobId, u32)> {
+        let mut of: BTreeMap<&Tenant, BTreeSet<Place>> = BTreeMap::new();
+        for (id, held) in &self.held {
+            if held.queue == queue && !held.is_released && held.rank <= Utc::now() {
+                let line = of.entry(&held.tenant).or_default();
+                line.insert((held.rank, *id, held.tokens));
+            }
+        }
+        let first = |(tenant, line): (&Tenant, BTreeSet<Place>)| {
+            let tenant = tenant.clone();
+            let named = move |(_, id, tokens)| (tenant.clone(), id, tokens);
+            line.into_iter().take(each).map(named).collect::<Vec<_>>()
+        };
+        of.into_iter().flat_map(first).collect()
+    }
+
+    /// How many are held for each queue; those count that have ended since.
+    pub fn held_counts(&self) -> [u32; 3] {
+        HoldQueue::ALL.map(|queue| {
+            let held = self.held.values();
+            let of = held.filter(|held| held.queue == queue && !held.is_released);
+            u32::try_from(of.count()).unwrap()
+        })
+    }
+
+    pub fn held_tenants(&self) -> BTreeSet<(HoldQueue, Tenant)> {
+        let held = self.held.values();
+        let held = held.filter(|held| held.queue != HoldQueue::In && !held.is_released);
+        held.map(|held| (held.queue, held.tenant.clone())).collect()
+    }
+
+    /// For each tenant its released jobs that have not ended and the tokens that count; those of jobs
+    /// that have ended count where the tenant has a quota. What does not count is forgotten.
+    pub fn loads(&mut self, with_quota: &Tenant) -> BTreeMap<Tenant, (u32, u64)> {
+        let jobs = &self.jobs;
+        self.held.retain(|id, held| {
+            let job = &jobs[id];
+            let counts = match held.queue {
+                HoldQueue::In => job.state == JobState::Queued,
+                HoldQueue::Tier(_) => job.is_open() || held.tenant == *with_quota,
+            };
+            !held.is_released || counts
+        });
+        let mut loads: BTreeMap<Tenant, (u32, u64)> = BTreeMap::new();
+        for (id, held) in &self.held {
+            let is_open = self.jobs[id].is_open();
+            if held.is_released && held.queue != HoldQueue::In {
+                let load = loads.entry(held.tenant.clone()).or_default();
+                load.0 += u32::from(is_open);
+                load.1 += u64::from(held.tokens);
+            }
+        }
+        loads
+    }
+
+    /// Jobs whose message may be lost: open, not held, not waiting and not in living hands. `true` where
+    /// a former claim still holds, so that the ledger may wait for its end.
+    pub fn unattended(&self) -> BTreeMap<JobId, (Message, bool)> {
+        let mut found = BTreeMap::new();
+        for (id, job) in &self.jobs {
+            let message = match job.state {
+                JobState::Running if !self.is_alive(job) => job.tier.map(Message::Tier),
+                _ => self.message(job),
+            };
+            if let Some(message) = message.filter(|_| job.is_open() && !self.is_unreleased(*id)) {
+                found.insert(*id, (message, job.is_leased));
+            }
+        }
+        found
+    }
+
+    /// Ends an overdue job that nobody runs.
+    pub fn expire(&mut self, id: JobId) {
+        let job = self.jobs.get_mut(&id).unwrap();
+        job.lose();
+        job.end(JobState::Expired, "deadline_passed");
+        let key = job.cache_key;
+        self.give_up(key, id);
+    }
+}
