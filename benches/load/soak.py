@@ -41,8 +41,10 @@ ENDS = {
     "cancel": {"cancelled", "succeeded"}, "deadline": {"expired", "succeeded"}, "long": {"failed"}, "poison": {"failed"},
 }
 TENANTS = {"acme": 50, "bulk": 40, "free": 10}
-LIMITS = {"acme": ("--weight", "3", "--running-max", "32"), "bulk": ("--tokens-per-minute", "90000")}
+LIMITS = {"acme": ("--weight", "3", "--running-max", "48"), "bulk": ("--tokens-per-minute", "90000")}
 HTTP_THREADS = 24
+# Calls that wait for a client; where the fleet is slow, more would only go on long after the end.
+HTTP_WAITING_MAX = 100
 # Growth from the first to the last tenth that counts as noise: a share, and an amount.
 NOISE = {"memory": (0.10, 8 * MEGABYTE), "files": (0.10, 4), "connections": (0.10, 3), "channels": (0.10, 3), "sessions": (0.10, 4), "latency": (0.5, 0.3)}
 
@@ -71,7 +73,9 @@ class Traffic:
         self.awaited: dict[str, float] = {}
         self.latencies: list[tuple[float, float]] = []
         self.faults: dict[str, int] = {}
-        self.calls: queue.Queue = queue.Queue(10_000)
+        self.calls: queue.Queue = queue.Queue(HTTP_WAITING_MAX)
+        # Calls that were not made since all clients were waiting for answers.
+        self.skipped = 0
         self.numbers = itertools.count()
         self.threads = [threading.Thread(target=self._guard, args=(work,), daemon=True)
                         for work in (self.publish, self.listen, *[self.call] * HTTP_THREADS)]
@@ -137,7 +141,10 @@ class Traffic:
                 kind, poison = "poison", poison + POISON_EVERY_S
             key, body = self.job(kind)
             if kind in ("wait", "http", "cancel"):
-                self.calls.put((kind, key, body))
+                try:
+                    self.calls.put_nowait((kind, key, body))
+                except queue.Full:
+                    self.skipped += 1
             else:
                 with self.lock:
                     self.awaited[key] = time.time()
@@ -166,12 +173,10 @@ class Traffic:
     def call(self) -> None:
         """One client of the HTTP interface, with a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=320)
-        while True:
+        while not self.stop.is_set():
             try:
                 kind, key, body = self.calls.get(timeout=0.5)
             except queue.Empty:
-                if self.stop.is_set():
-                    return
                 continue
             if kind == "wait":
                 status, _ = self.request(connection, "/v1/chat/completions", body, key)
@@ -274,7 +279,7 @@ def run(args: argparse.Namespace, fleet: Fleet, rabbit: RabbitMQ, postgres: Post
     show(watch.look())
     busy = float(postgres.rows("select coalesce(sum(extract(epoch from finished_at - started_at)), 0) from attempts where started_at is not null")[0][0])
     return dict(
-        rate=traffic.rate, capacity=capacity(), accepted=traffic.accepted, faults=traffic.faults, unanswered=len(traffic.awaited),
+        rate=traffic.rate, capacity=capacity(), accepted=traffic.accepted, faults=traffic.faults, skipped=traffic.skipped, unanswered=len(traffic.awaited),
         places_busy=busy / (steady[-1]["at_s"] * 2 * WORKERS * PLACES), latency=latencies([latency for _, latency in traffic.latencies]),
         growth=growth(steady), checks=check(postgres, rabbit, traffic), samples=watch.samples, warnings=fleet.warnings(),
         attempts=dict(postgres.rows("select outcome, count(*) from attempts group by outcome")),
@@ -330,7 +335,7 @@ def tell(args: argparse.Namespace, results: dict) -> bool:
     say(f"{args.minutes:g} minutes, {accepted} jobs accepted ({accepted / args.minutes / 60:.1f}/s), places busy {results['places_busy']:.0%}")
     latency = results["latency"]
     say(f"plain jobs over AMQP: {latency['jobs']} answers, p50 {seconds(latency['p50'])}, p99 {seconds(latency['p99'])}, longest {seconds(latency['max'])}")
-    say(f"attempts {results['attempts']}; answers {results['sources']}; faults of the producers {results['faults']}")
+    say(f"attempts {results['attempts']}; answers {results['sources']}; faults of the producers {results['faults']}; HTTP calls left out {results['skipped']}")
     say(f"warnings in the logs: {results['warnings']}\n")
     rows = [["median of", "first tenth", "last tenth", "change", ""]]
     holds = True
