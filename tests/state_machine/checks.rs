@@ -71,6 +71,7 @@ impl Case {
         for record in records.values() {
             self.agrees(record)?;
         }
+        let mut fallen_back = 0;
         for (id, record) in &records {
             let before = self.records.get(id);
             prop_assert!(
@@ -79,10 +80,16 @@ impl Case {
                 before,
                 record
             );
+            if before != Some(record) && record.answer.is_some() && record.reason.is_some() {
+                fallen_back += 1;
+            }
             let is_same = before == Some(record) && record.state != JobState::Cancelled;
             if !is_same {
                 self.check_attempts(*id).await?;
             }
+        }
+        if fallen_back > 0 {
+            self.note("check: fell back");
         }
         self.records = records;
         Ok(())
@@ -127,19 +134,22 @@ impl Case {
     /// counts what is left.
     pub async fn drain(&mut self) -> TestCaseResult {
         for _ in 0..self.model.jobs.len() + 2 {
+            if !self.model.jobs.values().any(Job::is_open) {
+                break;
+            }
             for id in self.published().await? {
                 if self.model.jobs[&id].is_open() {
                     self.finish(id).await?;
                 }
-            }
-            if !self.model.jobs.values().any(Job::is_open) {
-                break;
             }
         }
         // The workers of jobs that were taken back hear of it.
         while self.model.jobs.values().any(Job::has_attempt) {
             self.say(0, End::Cancelled { written: true }).await?;
         }
+        // What has ended meanwhile is held no more.
+        let held: Vec<JobId> = self.model.held.keys().copied().collect();
+        self.release(&held, false).await?;
         self.look(100).await?;
         prop_assert_eq!(self.model.held_counts(), [0; 3]);
         let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
@@ -186,9 +196,6 @@ impl Case {
         self.check(is_changed).await?;
         published.extend(lost);
         let promoted = self.promote(100, Lease::None).await?;
-        if !promoted.is_empty() {
-            self.note("drain: promoted");
-        }
         published.extend(promoted);
         self.model.end_operation();
         // While a claim holds, its worker has the job or has put it back on its queue; what was promoted

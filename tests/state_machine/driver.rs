@@ -201,6 +201,13 @@ impl Case {
         for entrant in entrants {
             named.push(self.admission(entrant, named.last()));
         }
+        // Postgres takes what stands in a batch twice after all the others: a repeat that moves its job
+        // then waits for one behind it that asks the same, instead of leading it.
+        let mut ids = HashSet::new();
+        let (mut named, repeats): (Vec<_>, Vec<_>) = named
+            .into_iter()
+            .partition(|(one, _)| ids.insert(one.head.id));
+        named.extend(repeats);
         let (batch, prompts): (Vec<Admission>, Vec<u8>) = named.into_iter().unzip();
         let outcomes = self.store.admit(&batch, span(lease)).await.unwrap();
         prop_assert_eq!(outcomes.len(), batch.len());

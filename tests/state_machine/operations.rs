@@ -301,7 +301,7 @@ fn word() -> impl Strategy<Value = Word> {
             .prop_map(|(answered, keeps_lead)| End::Escalate { answered, keeps_lead }),
         2 => Just(End::Returned),
     ];
-    let reusable = any::<bool>();
+    let reusable = prop::bool::weighted(0.8);
     (
         pick(),
         attempt,

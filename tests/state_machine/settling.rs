@@ -68,9 +68,6 @@ impl Case {
                     if !shared.is_empty() {
                         self.note("settle: shared");
                     }
-                    if record.answer.is_some() && record.reason.is_some() {
-                        self.note("settle: fell back");
-                    }
                 }
                 (Settled::Fenced, None) if had_attempt && !is_open_attempt(&self.model) => {
                     self.note("settle: closed");
