@@ -7,7 +7,7 @@
 use std::{fs, path::Path};
 
 use assert_cmd::Command;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The command, run in a folder; its exit code and what it wrote.
 fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
@@ -59,7 +59,7 @@ fn trains_evaluates_scores_and_explains() {
     );
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(
-        out.contains("made-up: exact APGR") && out.contains("promoted"),
+        out.contains("made-up: exact APGR") && out.contains("written: new.weights"),
         "{out}"
     );
     // The same again is the same file.
@@ -121,12 +121,71 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
     write("nan.jsonl", row("NaN").as_bytes());
     write("one.jsonl", vec![row("1"); 60].join("\n").as_bytes());
     write("few.jsonl", row("0").as_bytes());
+    let half: Vec<_> = (0..60)
+        .map(|at| row(["0", "1"][at % 2]).replacen("\"p\"", &format!("\"p {at}\""), 1))
+        .collect();
+    write("half.jsonl", half.join("\n").as_bytes());
     write("broken.jsonl", b"{\"prompt\": 3");
     write(
         "bad.weights",
         b"PYGAIN\r\nno weights at all, and much too short",
     );
     write("present.weights", b"present");
+    write(
+        "text.jsonl",
+        [row("0"), row("\"good\"")].join("\n").as_bytes(),
+    );
+    write("missing.jsonl", br#"{"prompt": "p", "weak_score": 1}"#);
+    write("list.jsonl", b"[1, 2]");
+    write(
+        "latin.jsonl",
+        &[row("0").as_bytes(), b"\n\"caf\xe9\"\n"].concat(),
+    );
+    let named = |id: u32| row("0").replacen('{', &format!("{{\"id\": {id}, "), 1);
+    write(
+        "twice.jsonl",
+        [named(7), named(8), named(7)].join("\n").as_bytes(),
+    );
+    write(
+        "chance.jsonl",
+        row("0").replacen('{', "{\"propensity\": 0, ", 1).as_bytes(),
+    );
+    write("anonymous.jsonl", br#"{"prompt": "p"}"#);
+    let answer = |mean: &str| {
+        format!(
+            r#"{{"id": "a", "right": true, "signals": {{"tokens": 1, "mean_logprob": {mean}, "min_logprob": -1, "p10_logprob": -1, "p50_logprob": -1, "first_logprob": -1, "truncated": false}}}}"#
+        )
+    };
+    write("answers.jsonl", answer("NaN").as_bytes());
+    write(
+        "same.jsonl",
+        [answer("-1"), answer("-2")].join("\n").as_bytes(),
+    );
+    // The bundled weights, damaged in three ways.
+    let whole = fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/models/router/gain.weights"
+    ))
+    .unwrap();
+    let changed = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    write("short.weights", &whole[..whole.len() / 2]);
+    write("changed.weights", &changed(whole.len() - 100));
+    write("version.weights", &changed(8));
+    let score = |from| vec!["router", "score", "--input", from];
+    let calibrate = |from| {
+        vec![
+            "router",
+            "calibrate",
+            "--from",
+            from,
+            "--out",
+            "present.weights",
+        ]
+    };
     let train = |from| {
         vec![
             "router",
@@ -146,11 +205,63 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
         ),
         (train("one.jsonl"), "the same on every prompt"),
         (train("few.jsonl"), "too few"),
-        (train("broken.jsonl"), "line 1: expected an object"),
+        (
+            train("broken.jsonl"),
+            "broken.jsonl: line 1: expected an object",
+        ),
+        (train("text.jsonl"), "line 2: weak_score must be a number"),
+        (
+            train("missing.jsonl"),
+            "line 1: expected an object with a string prompt and numbers weak_score and strong_score: strong_score is missing",
+        ),
+        (train("list.jsonl"), "it is a list"),
+        (
+            train("latin.jsonl"),
+            "latin.jsonl: line 2: it is not valid UTF-8",
+        ),
+        (train("twice.jsonl"), "line 3: its id is that of line 1"),
+        (
+            train("chance.jsonl"),
+            "line 1: propensity must be a number above 0 and up to 1, found 0",
+        ),
+        (train("sqlite:absent.db"), "there is no ledger at absent.db"),
+        (train("."), "it is a directory"),
+        (
+            score("empty.jsonl"),
+            "empty.jsonl: there are no prompts in it",
+        ),
+        (score("absent.jsonl"), "cannot open absent.jsonl"),
+        (
+            score("latin.jsonl"),
+            "latin.jsonl: line 1: expected an object with id",
+        ),
+        (
+            score("broken.jsonl"),
+            "line 1: expected an object with id and a string prompt",
+        ),
+        (
+            score("anonymous.jsonl"),
+            "line 1: expected an object with id and a string prompt: there is no id",
+        ),
+        (
+            calibrate("empty.jsonl"),
+            "0 labelled answers; at least 50 are needed",
+        ),
+        (calibrate("absent.jsonl"), "cannot open absent.jsonl"),
+        (
+            calibrate("latin.jsonl"),
+            "latin.jsonl: line 1: no labelled answer",
+        ),
+        (calibrate("answers.jsonl"), "line 1: no labelled answer"),
+        (calibrate("same.jsonl"), "line 2: its id is that of line 1"),
         (train("absent.jsonl"), "cannot open absent.jsonl"),
         (
             vec!["router", "evaluate", "--input", "empty.jsonl"],
             "there are no labelled prompts",
+        ),
+        (
+            vec!["router", "evaluate", "--input", "half.jsonl", "--cv", "2"],
+            "with a part of the prompts held out: ",
         ),
         (
             vec![
@@ -191,8 +302,110 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
         assert!(err.contains(expected), "{arguments:?}: {err}");
         assert_eq!(err.lines().count(), 1, "{err}");
     }
+    for (weights, expected) in [
+        ("short.weights", "damaged"),
+        ("changed.weights", "damaged"),
+        ("version.weights", "version"),
+        ("empty.jsonl", "damaged"),
+    ] {
+        let set = format!("router.weights={weights}");
+        for arguments in [
+            vec![
+                "router",
+                "score",
+                "--input",
+                "few.jsonl",
+                "--weights",
+                weights,
+            ],
+            vec![
+                "router",
+                "evaluate",
+                "--input",
+                "few.jsonl",
+                "--weights",
+                weights,
+            ],
+            vec!["router", "explain", "x", "--set", &set],
+        ] {
+            let (code, out, err) = run(folder.path(), &arguments);
+            assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
+            assert!(
+                err.contains(weights) && err.contains(expected),
+                "{arguments:?}: {err}"
+            );
+            assert_eq!(err.lines().count(), 1, "{err}");
+        }
+    }
     let present = fs::read(folder.path().join("present.weights")).unwrap();
     assert_eq!(present, b"present");
+    // A table of nothing but faults is a fault.
+    let evaluate = ["router", "evaluate", "--input", "one.jsonl"];
+    let (code, out, err) = run(folder.path(), &evaluate);
+    assert_eq!(code, 1, "{out}");
+    assert!(err.contains("there is no gap to recover"), "{err}");
+}
+
+/// A prompt of a megabyte is a prompt.
+#[test]
+fn long_prompts_are_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = "why is that so? ".repeat(1 << 16);
+    let lines = [
+        json!({"id": 1, "prompt": prompt}),
+        json!({"id": 2, "prompt": ""}),
+    ];
+    let text = lines.map(|line| line.to_string()).join("\n");
+    fs::write(folder.path().join("long.jsonl"), text).unwrap();
+    let (code, out, err) = run(folder.path(), &["router", "score", "--input", "long.jsonl"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out.lines().count(), 2, "{out}");
+}
+
+/// Rows that a ledger collected by chance count by their probabilities, in training and judging.
+#[test]
+fn labels_collected_by_chance_are_weighed() {
+    let folder = tempfile::tempdir().unwrap();
+    // One row in ten is one of the easy prompts, which are in truth ten times as many.
+    let lines = (0..300).map(|at| {
+        let (task, weak, chance) = match at % 10 {
+            0 => ("Name", 1, 0.01),
+            at => ("Multiply", at % 2, 1.0),
+        };
+        json!({"id": at, "prompt": format!("{task} what stands in row {at}"), "weak_score": weak,
+               "strong_score": 1, "propensity": chance})
+        .to_string()
+    });
+    fs::write(
+        folder.path().join("rows.jsonl"),
+        lines.collect::<Vec<_>>().join("\n"),
+    )
+    .unwrap();
+    let evaluate = ["router", "evaluate", "--input", "rows.jsonl", "--json"];
+    let (code, out, err) = run(folder.path(), &evaluate);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    // 30 rows of weight 100, all right, and 270 of weight 1, of which 150 are.
+    let weak = 100.0 * (3_000.0 + 150.0) / 3_270.0;
+    assert!(
+        (report["weak"].as_f64().unwrap() - weak).abs() < 1e-6,
+        "{report}"
+    );
+    let train = [
+        "router",
+        "train",
+        "--from",
+        "rows.jsonl",
+        "--out",
+        "new.weights",
+        "--force",
+    ];
+    let (code, out, err) = run(folder.path(), &train);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(
+        out.contains("fitted to 300 prompts (weighing as 36 of equal weight)"),
+        "{out}"
+    );
 }
 
 /// New weights that rank worse than the present ones are not written.

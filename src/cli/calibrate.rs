@@ -1,18 +1,21 @@
 //! `router calibrate`: labelled answers become confidence weights.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::routing::confidence::fit::{LabelledAnswer, Report, fit};
 
-use super::options::{UsageError, complain, say};
+use super::{
+    jsonl::{Ids, each_text, said},
+    options::{UsageError, complain, say},
+};
 
 /// Fit the small model's confidence to answers that are known to be right or wrong.
 ///
@@ -58,22 +61,22 @@ pub fn calibrate(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<LabelledAnswer>> {
-    let reader: Box<dyn BufRead> = if path == Path::new("-") {
-        Box::new(BufReader::new(std::io::stdin()))
-    } else {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        Box::new(BufReader::new(file))
-    };
-    let mut rows = Vec::new();
-    for (at, line) in reader.lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line)
-            .map_err(|fault| anyhow!("line {}: no labelled answer: {fault}", at + 1))?;
-        rows.push(row);
+    #[derive(Deserialize)]
+    struct Line {
+        id: Option<Value>,
+        #[serde(flatten)]
+        answer: LabelledAnswer,
     }
+    let (mut rows, mut ids) = (Vec::new(), Ids::default());
+    each_text(path, |number, text| {
+        let line: Line = serde_json::from_str(text)
+            .map_err(|fault| anyhow!("line {number}: no labelled answer: {}", said(&fault)))?;
+        if let Some(id) = &line.id {
+            ids.add(number, id)?;
+        }
+        rows.push(line.answer);
+        Ok(())
+    })?;
     Ok(rows)
 }
 

@@ -1,17 +1,57 @@
-//! Commands that read lines of JSON and write one line for each.
+//! Lines of JSON: reading them, and commands that write one line for each.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{BufRead, BufReader, BufWriter, Write},
     path::Path,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Reads a file of JSON lines (`-` is standard input; blank lines are passed over) and hands each to
-/// `take`.
+/// Hands each line of a file (`-` is standard input) that is not blank to `take`, with its number.
+///
+/// # Errors
+/// When the file cannot be read or is not text, or `take` refuses a line; file and line are named.
+pub fn each_text(
+    input: &Path,
+    mut take: impl FnMut(usize, &str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let is_standard = input == Path::new("-");
+    let name = if is_standard {
+        "standard input".to_owned()
+    } else {
+        input.display().to_string()
+    };
+    let mut reader: Box<dyn BufRead> = if is_standard {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        ensure!(!input.is_dir(), "cannot open {name}: it is a directory");
+        let file = File::open(input).with_context(|| format!("cannot open {name}"))?;
+        Box::new(BufReader::new(file))
+    };
+    let (mut bytes, mut number) = (Vec::new(), 0);
+    loop {
+        bytes.clear();
+        number += 1;
+        let read = reader.read_until(b'\n', &mut bytes);
+        if read.with_context(|| format!("{name}: cannot read line {number}"))? == 0 {
+            return Ok(());
+        }
+        let text = std::str::from_utf8(&bytes)
+            .ok()
+            .with_context(|| format!("{name}: line {number}: it is not valid UTF-8"))?;
+        // Some editors put a byte order mark before a text.
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if !text.is_empty() {
+            take(number, text).with_context(|| name.clone())?;
+        }
+    }
+}
+
+/// Reads a file of JSON lines as [`each_text`] does and hands each value to `take`.
 ///
 /// # Errors
 /// When the file cannot be read, or a line is not what `expected` says; the line is named.
@@ -20,22 +60,16 @@ pub fn read_lines<T: DeserializeOwned>(
     expected: &str,
     mut take: impl FnMut(T) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let reader: Box<dyn BufRead> = if input == Path::new("-") {
-        Box::new(BufReader::new(std::io::stdin()))
-    } else {
-        let file = File::open(input).with_context(|| format!("cannot open {}", input.display()))?;
-        Box::new(BufReader::new(file))
-    };
-    for (at, line) in reader.lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line)
-            .with_context(|| format!("line {}: expected {expected}", at + 1))?;
-        take(row).with_context(|| format!("line {}", at + 1))?;
-    }
-    Ok(())
+    each_text(input, |number, text| {
+        let row = serde_json::from_str(text)
+            .map_err(|fault| anyhow!("line {number}: expected {expected}: {}", said(&fault)))?;
+        take(row).with_context(|| format!("line {number}"))
+    })
+}
+
+/// What the parser says of a line, less the number that every line of its own has.
+pub fn said(fault: &serde_json::Error) -> String {
+    fault.to_string().replace(" at line 1 column", " at column")
 }
 
 /// Reads lines as [`read_lines`] does and prints what `answer` makes of each.
@@ -53,4 +87,25 @@ pub fn each_line<T: DeserializeOwned>(
     })?;
     out.flush()?;
     Ok(())
+}
+
+/// The ids of a file's lines: each may stand there once.
+#[derive(Debug, Default)]
+pub struct Ids {
+    /// Hashes of the ids seen, and their lines.
+    seen: HashMap<[u8; 32], usize>,
+}
+
+impl Ids {
+    /// Takes a line's id.
+    ///
+    /// # Errors
+    /// When an earlier line has it.
+    pub fn add(&mut self, number: usize, id: &Value) -> anyhow::Result<()> {
+        let hash = *blake3::hash(id.to_string().as_bytes()).as_bytes();
+        if let Some(earlier) = self.seen.insert(hash, number) {
+            anyhow::bail!("line {number}: its id is that of line {earlier}");
+        }
+        Ok(())
+    }
 }

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Overrides},
     fleet,
     routing::learning::{self, LabelledRow},
+    store::StoredWeights,
 };
 
 use super::options::{Common, init_logs, require_ledger};
@@ -26,7 +27,7 @@ pub struct PairsArgs {
 pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
-    let rows = read_pairs(&config).await?;
+    let (rows, _) = read_pairs(&config).await?;
     let mut out = BufWriter::new(std::io::stdout());
     for row in rows {
         writeln!(out, "{}", row.to_line())?;
@@ -35,16 +36,19 @@ pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the labelled rows of a ledger; none at all is a fault.
-pub async fn read_pairs(config: &Config) -> anyhow::Result<Vec<LabelledRow>> {
+/// Reads the labelled rows of a ledger, of which there must be some, and the weights in use.
+pub async fn read_pairs(
+    config: &Config,
+) -> anyhow::Result<(Vec<LabelledRow>, Option<StoredWeights>)> {
     require_ledger(config)?;
     let store = fleet::open_store(config, false).await?;
     let rows = learning::labelled_rows(&store).await;
+    let active = store.active_weights().await;
     store.close().await;
     let rows = rows?;
     anyhow::ensure!(
         !rows.is_empty(),
         "the ledger holds no job that both tiers answered; set router.shadow_share"
     );
-    Ok(rows)
+    Ok((rows, active?))
 }

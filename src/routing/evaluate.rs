@@ -4,7 +4,8 @@
 //! deciles of the scores, the trapezoid area under quality over share of large, and the
 //! interpolated share at which a part of the gap is recovered. The `exact` figures take every
 //! distinct score as a threshold and cross ties by a straight line, as random order within them
-//! would. One scale for both: 0 at the small model's level, 1 at the large one's.
+//! would. One scale for both: 0 at the small model's level, 1 at the large one's. Prompts count by
+//! their weight, so that rows whose labels were collected by chance speak for those not collected.
 
 use std::cmp::Ordering;
 
@@ -19,6 +20,8 @@ pub struct Judged {
     pub weak: f64,
     /// The large model's score, 0 to 1.
     pub strong: f64,
+    /// How much the prompt counts; above 0.
+    pub weight: f64,
 }
 
 /// The area under the recovered gap, and the percentages of large calls that recover parts of it.
@@ -50,7 +53,7 @@ pub struct Report {
     pub auc_helps: f64,
     /// Probability that a prompt which the small model fails scores above one which it does not.
     pub auc_small_fails: f64,
-    /// Mean distance of the expected from the observed gain over ten bins of equal size.
+    /// Mean distance of the expected from the observed gain over ten bins of as many prompts.
     pub calibration_error: Option<f64>,
     /// Scores below which 0, 10, 25, 50, 75, 90 and 100 % of the prompts lie.
     pub distribution: [f64; 7],
@@ -80,15 +83,12 @@ pub fn evaluate(judged: &[Judged]) -> Result<Report, EvaluateFault> {
     if judged.is_empty() {
         return Err(EvaluateFault::Empty);
     }
-    let total: f64 = judged.iter().map(|one| one.strong - one.weak).sum();
-    if total <= 0.0 {
+    if sum(judged, gain) <= 0.0 {
         return Err(EvaluateFault::NoGap);
     }
-    let mut scores: Vec<f64> = judged.iter().map(|one| one.score).collect();
-    scores.sort_unstable_by(f64::total_cmp);
+    let scores = places(judged);
     let distribution = DISTRIBUTION.map(|share| quantile(&scores, share));
-    let percent =
-        |of: fn(&Judged) -> f64| 100.0 * judged.iter().map(of).sum::<f64>() / judged.len() as f64;
+    let percent = |of: fn(&Judged) -> f64| 100.0 * sum(judged, of) / sum(judged, |_| 1.0);
     Ok(Report {
         prompts: judged.len(),
         weak: percent(|one| one.weak),
@@ -99,40 +99,66 @@ pub fn evaluate(judged: &[Judged]) -> Result<Report, EvaluateFault> {
         auc_small_fails: auc(judged, |one| one.weak < 0.5),
         calibration_error: calibration_error(judged),
         distribution,
-        distinct: scores.chunk_by(|a, b| a == b).count(),
+        distinct: scores.chunk_by(|a, b| a.0 == b.0).count(),
     })
 }
 
-/// Value below which a share of ascending values lies, linearly interpolated as numpy does.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
+fn gain(one: &Judged) -> f64 {
+    one.strong - one.weak
+}
+
+/// The weighted sum of something.
+fn sum(judged: &[Judged], of: impl Fn(&Judged) -> f64) -> f64 {
+    judged.iter().map(|one| one.weight * of(one)).sum()
+}
+
+/// Ascending scores with their places, which lie half of both weights apart: 0, 1, 2 and so on where
+/// all weights are one.
+fn places(judged: &[Judged]) -> Vec<(f64, f64)> {
+    let mut order: Vec<(f64, f64)> = judged.iter().map(|one| (one.score, one.weight)).collect();
+    order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let (mut place, mut before) = (0.0, None);
+    for (_, weight) in &mut order {
+        place += before.map_or(0.0, |before| f64::midpoint(before, *weight));
+        before = Some(std::mem::replace(weight, place));
+    }
+    order
+}
+
+/// Score below which a share of the prompts lies, linearly interpolated as numpy does.
+fn quantile(places: &[(f64, f64)], share: f64) -> f64 {
+    let at = share * places[places.len() - 1].1;
+    let above = places.partition_point(|place| place.1 <= at).max(1);
+    let (low, from) = places[above - 1];
+    match places.get(above) {
+        Some((high, to)) => low + (high - low) * ((at - from) / (to - from)),
+        None => low,
+    }
 }
 
 /// RouteLLM's figures.
-fn deciles(judged: &[Judged], sorted: &[f64]) -> Curve {
+fn deciles(judged: &[Judged], places: &[(f64, f64)]) -> Curve {
     let mut edges: Vec<f64> = (0..=10)
-        .map(|decile| quantile(sorted, f64::from(decile) / 10.0))
+        .map(|decile| quantile(places, f64::from(decile) / 10.0))
         .collect();
     edges.dedup();
-    let weak: f64 = judged.iter().map(|one| one.weak).sum();
-    let total: f64 = judged.iter().map(|one| one.strong - one.weak).sum();
+    let (weak, total) = (sum(judged, |one| one.weak), sum(judged, gain));
+    let prompts = sum(judged, |_| 1.0);
     let mut points: Vec<(f64, f64)> = Vec::with_capacity(edges.len());
     for (at, edge) in edges.iter().enumerate() {
         // The last threshold sends nothing to large.
         let is_last = at + 1 == edges.len();
-        let (mut large, mut quality) = (0_usize, 0.0);
+        let (mut large, mut quality) = (0.0, 0.0);
         for one in judged {
             let to_large = if is_last {
                 one.score > *edge
             } else {
                 one.score >= *edge
             };
-            large += usize::from(to_large);
-            quality += if to_large { one.strong } else { one.weak };
+            large += one.weight * f64::from(u8::from(to_large));
+            quality += one.weight * if to_large { one.strong } else { one.weak };
         }
-        points.push((large as f64 / judged.len() as f64, (quality - weak) / total));
+        points.push((large / prompts, (quality - weak) / total));
     }
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let width = points[points.len() - 1].0 - points[0].0;
@@ -154,12 +180,14 @@ fn deciles(judged: &[Judged], sorted: &[f64]) -> Curve {
 fn exact(judged: &[Judged]) -> Curve {
     let mut order: Vec<&Judged> = judged.iter().collect();
     order.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let total: f64 = judged.iter().map(|one| one.strong - one.weak).sum();
-    let (mut points, mut sum) = (vec![(0.0, 0.0)], 0.0);
+    let (total, prompts) = (sum(judged, gain), sum(judged, |_| 1.0));
+    let mut points = vec![(0.0, 0.0)];
+    let (mut large, mut recovered) = (0.0, 0.0);
     for (at, one) in order.iter().enumerate() {
-        sum += one.strong - one.weak;
+        large += one.weight;
+        recovered += one.weight * gain(one);
         if order.get(at + 1).is_none_or(|next| next.score != one.score) {
-            points.push(((at + 1) as f64 / judged.len() as f64, sum / total));
+            points.push((large / prompts, recovered / total));
         }
     }
     let reach = |goal: f64| {
@@ -200,15 +228,18 @@ fn interpolate(points: &[(f64, f64)], height: f64) -> f64 {
 
 /// Area under the receiver operating characteristic, ties counting half.
 fn auc(judged: &[Judged], is_positive: impl Fn(&Judged) -> bool) -> f64 {
-    let mut order: Vec<(f64, bool)> = judged
-        .iter()
-        .map(|one| (one.score, is_positive(one)))
-        .collect();
-    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut order: Vec<&Judged> = judged.iter().collect();
+    order.sort_by(|a, b| a.score.total_cmp(&b.score));
     let (mut below, mut wins, mut positives) = (0.0, 0.0, 0.0);
-    for tied in order.chunk_by(|a, b| a.0.total_cmp(&b.0) == Ordering::Equal) {
-        let positive = tied.iter().filter(|one| one.1).count() as f64;
-        let negative = tied.len() as f64 - positive;
+    for tied in order.chunk_by(|a, b| a.score.total_cmp(&b.score) == Ordering::Equal) {
+        let (mut positive, mut negative) = (0.0, 0.0);
+        for one in tied {
+            if is_positive(one) {
+                positive += one.weight;
+            } else {
+                negative += one.weight;
+            }
+        }
         wins += positive * (below + negative / 2.0);
         below += negative;
         positives += positive;
@@ -220,25 +251,16 @@ fn auc(judged: &[Judged], is_positive: impl Fn(&Judged) -> bool) -> f64 {
 const CALIBRATION_BINS: usize = 10;
 
 fn calibration_error(judged: &[Judged]) -> Option<f64> {
-    let mut pairs: Vec<(f64, f64)> = judged
+    // How far each is off, by its expected gain.
+    let mut off: Vec<(f64, f64)> = judged
         .iter()
-        .map(|one| {
-            one.expected
-                .map(|expected| (expected, one.strong - one.weak))
-        })
+        .map(|one| Some((one.expected?, one.weight * (one.expected? - gain(one)))))
         .collect::<Option<_>>()?;
-    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let size = pairs.len().div_ceil(CALIBRATION_BINS);
-    let off: f64 = pairs
-        .chunks(size)
-        .map(|bin| {
-            bin.iter()
-                .map(|(expected, gain)| expected - gain)
-                .sum::<f64>()
-                .abs()
-        })
-        .sum();
-    Some(off / pairs.len() as f64)
+    off.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let size = off.len().div_ceil(CALIBRATION_BINS);
+    let bins = off.chunks(size);
+    let bins = bins.map(|bin| bin.iter().map(|(_, off)| off).sum::<f64>().abs());
+    Some(bins.sum::<f64>() / sum(judged, |_| 1.0))
 }
 
 #[cfg(test)]
@@ -258,6 +280,7 @@ mod tests {
                     expected: Some(hardness - 0.5),
                     weak: right(0.9 - 0.7 * hardness, &mut random),
                     strong: right(0.95 - 0.1 * hardness, &mut random),
+                    weight: 1.0,
                 }
             })
             .collect()
@@ -311,6 +334,49 @@ mod tests {
         }
     }
 
+    /// A prompt of weight three counts as three of them do.
+    #[test]
+    fn weights_are_as_many_prompts() {
+        let mut judged = some(6, 400, 40.0);
+        for (at, one) in judged.iter_mut().enumerate() {
+            one.weight = [1.0, 1.0, 3.0][at % 3];
+        }
+        let many: Vec<Judged> = judged
+            .iter()
+            .flat_map(|one| {
+                vec![
+                    Judged {
+                        weight: 1.0,
+                        ..*one
+                    };
+                    one.weight as usize
+                ]
+            })
+            .collect();
+        let (weighted, many) = (
+            evaluate(&judged).expect("gap"),
+            evaluate(&many).expect("gap"),
+        );
+        let of = |report: &Report| {
+            let Report { exact, .. } = report;
+            [
+                report.weak,
+                report.strong,
+                exact.apgr,
+                exact.cpt50,
+                exact.cpt80,
+                report.auc_helps,
+            ]
+        };
+        for (a, b) in of(&weighted).into_iter().zip(of(&many)) {
+            assert!((a - b).abs() < 1e-9, "{weighted:?} {many:?}");
+        }
+        assert!((weighted.deciles.apgr - many.deciles.apgr).abs() < 0.01);
+        for (a, b) in weighted.distribution.iter().zip(many.distribution) {
+            assert!((a - b).abs() <= 1.0 / 40.0, "{weighted:?} {many:?}");
+        }
+    }
+
     #[test]
     fn perfect_random_and_constant_scores() {
         let mut judged = some(4, 2_000, 1e9);
@@ -336,6 +402,7 @@ mod tests {
             expected: None,
             weak: 1.0,
             strong: 1.0,
+            weight: 1.0,
         };
         assert_eq!(evaluate(&[equal; 3]), Err(EvaluateFault::NoGap));
     }

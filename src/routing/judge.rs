@@ -70,6 +70,7 @@ pub fn judge(weights: &Weights, samples: &[&Sample]) -> Vec<Judged> {
                 expected: Some(gain),
                 weak: sample.weak,
                 strong: sample.strong,
+                weight: sample.weight,
             }
         })
         .collect()

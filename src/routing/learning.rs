@@ -1,4 +1,11 @@
 //! Outcomes in the ledger, made into labels.
+//!
+//! Rows are not a fair sample of the jobs: a few of small's sure answers were drawn for a copy, and
+//! all of its doubted ones were escalated. Each row therefore carries the probability with which it
+//! became one, and [`super::samples`] weighs it by that: drawn jobs stand for those that were not
+//! drawn, escalated ones for themselves. What nobody says a probability of is not weighed: feedback
+//! tells how good an answer was, not whether the job is a row. Jobs that never had a chance, such as
+//! those sent straight to large where nothing is explored, no weight can speak for.
 
 use serde_json::{Value, json};
 
@@ -25,7 +32,8 @@ pub struct LabelledRow {
     pub small: f64,
     /// How good large's answer was, 0 to 1.
     pub large: f64,
-    /// Probability with which the job became a row.
+    /// Probability with which the job became a row: that of going to small, times that of being drawn
+    /// for a copy; an escalated job needed no copy.
     pub propensity: f64,
 }
 

@@ -1,9 +1,6 @@
 //! Jobs get a tier.
 //!
 //! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
-//! Jobs get a tier.
-//!
-//! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
 //! queue, and replies for those that need no model (cached, rejected, expired). [`policy`] turns a
 //! score into a tier; [`target`] makes its thresholds, by the pure [`quantile`], [`isotonic`] and
 //! [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the

@@ -202,7 +202,8 @@ fn fit(samples: &[&Sample], recipe: &Recipe) -> Weights {
             words,
             ..fitted.table.read(&sample.features)
         };
-        fitted.parts_of(&sample.features, &said).gain() as f32
+        let gain = fitted.parts_of(&sample.features, &said).gain() as f32;
+        (gain, sample.weight)
     });
     fitted.knots = knots(gains.collect());
     fitted
@@ -211,12 +212,21 @@ fn fit(samples: &[&Sample], recipe: &Recipe) -> Weights {
 /// Most knots of the ranks.
 const KNOTS_MAX: usize = 199;
 
-/// Values between which equal shares of all lie, strictly rising.
-fn knots(mut gains: Vec<f32>) -> Vec<f32> {
-    gains.sort_unstable_by(f32::total_cmp);
+/// Values between which equal shares of all weight lie, strictly rising.
+fn knots(mut gains: Vec<(f32, f64)>) -> Vec<f32> {
+    gains.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let count = KNOTS_MAX.min(gains.len());
+    // How far each lies above the lowest: half of both weights from the one before.
+    let mut heights = vec![0.0];
+    for pair in gains.windows(2) {
+        heights.push(heights[heights.len() - 1] + f64::midpoint(pair[0].1, pair[1].1));
+    }
+    let highest = heights[heights.len() - 1];
     let mut knots: Vec<f32> = (1..=count)
-        .map(|at| gains[at * (gains.len() - 1) / (count + 1)])
+        .map(|at| {
+            let height = at as f64 * highest / (count + 1) as f64;
+            gains[heights.partition_point(|below| *below <= height) - 1].0
+        })
         .collect();
     knots.dedup();
     knots

@@ -159,7 +159,8 @@ pub struct PairRow {
     pub scorer: Option<String>,
     /// Its score then.
     pub score: Option<f64>,
-    /// Probability with which it became a pair.
+    /// Probability with which it became a pair: that of its decision, times that of being drawn for a
+    /// copy where it needed one.
     pub propensity: f64,
     /// True when both answers are the same but for white space at their ends.
     pub agrees: bool,

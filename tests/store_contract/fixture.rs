@@ -143,6 +143,7 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
             threshold: 0.5,
             scorer: "length-1".to_owned(),
             features: json!({"prompt_characters": 12, "questions": 1}),
+            propensity: 1.0,
             ..Decision::default()
         },
         cache_key,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use promptyard::{
+    config::StoreConfig,
     job::{ChatRequest, JobHead, JobId, JobState, RequestLimits, Submission, Tier},
     store::{
         Admission, Admitted, Claimant, Claimed, Course, Decision, Feedback, Route, RouteReason,
@@ -10,11 +11,13 @@ use promptyard::{
     },
 };
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::escalation::escalate;
 use crate::fixture::{
     LONG, admission, admit_one, answer, claim_as, claimant, committed, contract, head, keyed, now,
-    plain, reason, record, run_one, settle_one, settlement, succeed, tenant,
+    plain, reason, record, run_one, settle_one, settlement, succeed, tenant, with_postgres,
+    with_sqlite,
 };
 
 fn tagged(prompt: &str) -> ChatRequest {
@@ -112,6 +115,105 @@ fn word(job: JobId, source: &str, score: f64) -> Feedback {
     }
 }
 
+/// The statements that docs/learning.md shows.
+fn documented() -> Vec<&'static str> {
+    let parts = include_str!("../../docs/learning.md")
+        .split("```sql\n")
+        .skip(1);
+    let ends = parts.map(|part| part.split("```").next().unwrap());
+    ends.map(|statement| statement.trim().trim_end_matches(';'))
+        .collect()
+}
+
+/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `ticket-17`.
+async fn fill(store: &Store) {
+    for (chance, text) in [(0.25, "yes"), (0.5, "no")] {
+        let decision = Decision {
+            shadow: Some(chance),
+            ..decision()
+        };
+        let job = decided(head(), decision);
+        let id = job.head.id;
+        admit_one(store, job).await;
+        succeed(store, id, "no", None).await;
+        let copy = copy_of(id);
+        admit_one(store, copy.clone()).await;
+        succeed_on_large(store, copy.head.id, text).await;
+    }
+    let ticket = JobHead {
+        custom_id: Some("ticket-17".to_owned()),
+        ..head()
+    };
+    let id = ticket.id;
+    escalate(store, ticket).await;
+    succeed_on_large(store, id, "certainly").await;
+}
+
+/// What is asked of a documented statement, and the answer.
+const DOCUMENTED: [(&str, &str); 3] = [
+    (
+        "select count(*) || ' ' || sum(case when large_agrees then 1 else 0 end) || ' '
+                || sum(case when custom_id = 'ticket-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
+                            then 1 else 0 end) || ' ' || sum(case when score = 0.4 and threshold = 0.6
+                                 and propensity = 0.9 and features_version = 3 then 1 else 0 end)",
+        "3 1 1 2",
+    ),
+    (
+        "select count(*) || ' ' || sum(judged) || ' ' || max(tier) || ' '
+                || case when max(score_mean) = 0.5 then 'half' else 'odd' end",
+        "1 1 large half",
+    ),
+    // Weights 4 and 2: the one that agreed stands for a third.
+    (
+        "select sum(pairs) || ' ' || case when abs(max(agree_share) - 1.0 / 3.0) < 1e-9 then 'third' else 'odd' end",
+        "2 third",
+    ),
+];
+
+/// Runs the documented statements on a connection, the first one twice: it changes what it said.
+macro_rules! run_documented {
+    ($raw:expr) => {
+        let statements = documented();
+        assert_eq!(statements.len(), 1 + DOCUMENTED.len());
+        for _ in 0..2 {
+            let done = sqlx::query(statements[0]).execute(&mut $raw).await.unwrap();
+            assert_eq!(done.rows_affected(), 1);
+        }
+        for (statement, (question, expected)) in statements[1..].iter().zip(DOCUMENTED) {
+            let question = format!("{question} from ({statement}) found");
+            let found: String = sqlx::query_scalar(AssertSqlSafe(question))
+                .fetch_one(&mut $raw)
+                .await
+                .unwrap();
+            assert_eq!(found, expected, "{statement}");
+        }
+    };
+}
+
+/// What docs/learning.md tells analysts to type does what it says on Postgres.
+#[tokio::test]
+async fn documented_statements_work_on_postgres() {
+    with_postgres(async |store: Store, config: StoreConfig| {
+        fill(&store).await;
+        let mut raw = crate::postgres::connection(&config).await;
+        run_documented!(raw);
+    })
+    .await;
+}
+
+/// And on SQLite.
+#[tokio::test]
+async fn documented_statements_work_on_sqlite() {
+    with_sqlite(async |store: Store, config: StoreConfig| {
+        fill(&store).await;
+        let mut raw = SqliteConnection::connect(config.url.expose())
+            .await
+            .unwrap();
+        run_documented!(raw);
+    })
+    .await;
+}
+
 const SOON: Duration = Duration::from_secs(60);
 
 contract! {
@@ -186,7 +288,9 @@ contract! {
         assert_eq!(store.due_shadows(9, Duration::ZERO).await.unwrap(), []);
         let pairs = store.pairs(9, true).await.unwrap();
         assert_eq!(pairs.len(), 1);
-        assert_eq!((pairs[0].job, pairs[0].agrees, pairs[0].propensity), (id, true, 0.25));
+        assert_eq!((pairs[0].job, pairs[0].agrees), (id, true));
+        // Sent to small with .9, drawn with .25.
+        assert!((pairs[0].propensity - 0.225).abs() < 1e-12, "{pairs:?}");
         assert_eq!(pairs[0].request, Some(tagged("p")));
         assert_eq!((pairs[0].small_feedback, pairs[0].large_feedback), (None, None));
         let finished = store.finished(&Default::default(), 9).await.unwrap();
@@ -261,6 +365,8 @@ contract! {
         assert_eq!(pairs.len(), 2);
         let of = |id| pairs.iter().find(|pair| pair.job == id).unwrap();
         assert!(!of(differs).agrees && of(agrees).agrees);
+        // Needed no copy: the probability of its decision alone.
+        assert_eq!(of(differs).propensity, 1.0);
         assert_eq!((of(differs).small_feedback, of(differs).large_feedback), (None, Some(1.0)));
         assert!(!of(differs).is_exact && of(differs).request.is_some());
         assert_eq!(store.pairs(1, true).await.unwrap().len(), 1);

@@ -1,7 +1,8 @@
 //! `router evaluate`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -15,19 +16,23 @@ use crate::{
     },
 };
 
-use super::{WeightsArg, read_samples};
+use super::{WeightsArg, read_labelled};
 
 /// Judge scores by labels: APGR, CPT, AUC, calibration, distribution
 ///
-/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain and tags.
-/// APGR and CPT are RouteLLM's; the exact ones take every score as a threshold. With --cv or
-/// --leave-out nothing is read but the labels: weights are fitted to the rest of the prompts and
-/// judged on those held out.
+/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain, tags and
+/// propensity: a row whose labels were collected by chance counts one over its probability (100 at
+/// most), so that figures are those of all jobs. APGR and CPT are RouteLLM's; the exact ones take
+/// every score as a threshold. `length` is the exact APGR of ranking by length alone, `AUC` is for
+/// prompts on which the large model is better, `fails` for those that the small one fails, `ECE` how
+/// far the expected gain is off. With --cv or --leave-out nothing is read but the labels: weights are
+/// fitted to the rest of the prompts and judged on those held out.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// File of labelled prompts; may be given again; `-` is standard input
-    #[arg(long, value_name = "FILE", required = true)]
-    input: Vec<PathBuf>,
+    /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
+    /// postgres://…) for the jobs that both tiers answered; may be given again
+    #[arg(long, value_name = "FILE|URL", required = true)]
+    input: Vec<String>,
     #[command(flatten)]
     weights: WeightsArg,
     /// One row for each of these
@@ -61,8 +66,8 @@ enum LeaveOut {
 }
 
 /// Runs `router evaluate`.
-pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
-    let samples = read_samples(&args.input)?;
+pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
+    let samples = read_labelled(&args.input).await?.samples;
     if samples.is_empty() {
         return Err(EvaluateFault::Empty.into());
     }
@@ -74,7 +79,8 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
         (None, None) => None,
     };
     let judged = match split {
-        Some(split) => judge::cross_validate(&all, split, args.seed, &Recipe::default())?,
+        Some(split) => judge::cross_validate(&all, split, args.seed, &Recipe::default())
+            .context("with a part of the prompts held out")?,
         None => judge::judge(args.weights.open()?.weights(), &all),
     };
     let groups = samples::by(&all, |sample| match args.by {
@@ -101,6 +107,8 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             "ECE",
         ))?;
     }
+    let mut fault_of_all = None;
+    let mut judged_groups = 0;
     for (name, places) in groups {
         let rows: Vec<Judged> = places.iter().map(|at| judged[*at]).collect();
         let by_length: Vec<Judged> = places
@@ -111,15 +119,17 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             })
             .collect();
         match (evaluate::evaluate(&rows), evaluate::evaluate(&by_length)) {
-            (Ok(report), Ok(length)) if args.json => {
-                say(&as_json(&name, &report, &length).to_string())?;
+            (Ok(report), Ok(length)) => {
+                judged_groups += 1;
+                if args.json {
+                    say(&as_json(&name, &report, &length).to_string())?;
+                } else {
+                    show(&name, &report, &length)?;
+                }
             }
-            (Ok(report), Ok(length)) => show(&name, &report, &length)?,
             // A domain without a gap is no fault of the others.
             (Err(fault), _) | (_, Err(fault)) => {
-                if matches!(args.by, By::All) {
-                    return Err(fault.into());
-                }
+                fault_of_all = Some(fault);
                 say(&if args.json {
                     json!({"name": name, "n": rows.len(), "fault": fault.to_string()}).to_string()
                 } else {
@@ -128,13 +138,16 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    match fault_of_all {
+        Some(fault) if judged_groups == 0 => Err(fault.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
     let Report { deciles, exact, .. } = report;
     say(&format!(
-        "{name:<32} {:>6} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4}  {:>6.3} {:>6.3} {:>6}",
+        "{name:<32} {:>6} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4}  {:>6} {:>6} {:>6}",
         report.prompts,
         report.weak,
         report.strong,
@@ -145,11 +158,9 @@ fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
         exact.cpt50,
         exact.cpt80,
         length.exact.apgr,
-        report.auc_helps,
-        report.auc_small_fails,
-        report
-            .calibration_error
-            .map_or_else(|| "-".to_owned(), |error| format!("{error:.3}")),
+        told(report.auc_helps),
+        told(report.auc_small_fails),
+        report.calibration_error.map_or("-".to_owned(), told),
     ))?;
     let levels: Vec<String> = DISTRIBUTION
         .iter()
@@ -158,6 +169,15 @@ fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
         .collect();
     let (levels, distinct) = (levels.join(", "), report.distinct);
     Ok(say(&format!("    scores: {levels}; {distinct} distinct"))?)
+}
+
+/// A figure, if there is one: an area under a curve needs both kinds of prompts.
+fn told(figure: f64) -> String {
+    if figure.is_nan() {
+        "-".to_owned()
+    } else {
+        format!("{figure:.3}")
+    }
 }
 
 fn as_json(name: &str, report: &Report, length: &Report) -> Value {

@@ -7,22 +7,27 @@ mod score;
 mod train;
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     calibrate,
-    pairs::{PairsArgs, pairs},
+    jsonl::{Ids, each_text},
+    options::{Common, complain},
+    pairs::{PairsArgs, pairs, read_pairs},
     promote::{PromoteArgs, promote},
     simulate::{SimulateArgs, simulate},
 };
-use crate::routing::{samples, scorer::Scorer, train::Sample};
+use crate::{
+    config::Overrides,
+    routing::{samples, scorer::Scorer, train::Sample},
+    store::StoredWeights,
+};
 
 /// Fit the router, judge it, or ask it about prompts of your own.
 #[derive(Debug, Subcommand)]
@@ -61,7 +66,7 @@ pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
     match command {
         RouterCommand::Score(args) => score::score(&args),
         RouterCommand::Train(args) => train::train(&args).await,
-        RouterCommand::Evaluate(args) => evaluate::evaluate(&args),
+        RouterCommand::Evaluate(args) => evaluate::evaluate(&args).await,
         RouterCommand::Calibrate(args) => calibrate::calibrate(args),
         RouterCommand::Explain(args) => explain::explain(&args).await,
         RouterCommand::Simulate(args) => simulate(&args),
@@ -70,28 +75,73 @@ pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Opens a file; `-` is standard input.
-fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(std::io::stdin())));
-    }
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(Box::new(BufReader::new(file)))
+/// Labelled prompts of one or more sources.
+#[derive(Default)]
+struct Labelled {
+    samples: Vec<Sample>,
+    /// The weights in use where a ledger is among the sources.
+    active: Option<StoredWeights>,
 }
 
-/// Reads the labelled prompts of files.
-fn read_samples(paths: &[PathBuf]) -> anyhow::Result<Vec<Sample>> {
-    let mut found = Vec::new();
-    for path in paths {
-        for (at, line) in open(path)?.lines().enumerate() {
-            let line =
-                line.with_context(|| format!("{}: cannot read line {}", path.display(), at + 1))?;
-            if !line.trim().is_empty() {
-                let sample = samples::read(at + 1, &line);
-                found.push(sample.with_context(|| path.display().to_string())?);
-            }
-        }
+/// How the URL of a ledger begins.
+const LEDGERS: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
+
+/// Reads labelled prompts of files and of ledgers, each source weighing as much as it has prompts.
+async fn read_labelled(sources: &[String]) -> anyhow::Result<Labelled> {
+    let mut labelled = Labelled::default();
+    for source in sources {
+        let mut samples = if LEDGERS.iter().any(|scheme| source.starts_with(scheme)) {
+            let (samples, active) = read_ledger(source).await?;
+            labelled.active = active.or(labelled.active);
+            samples
+        } else {
+            read_samples(Path::new(source))?
+        };
+        samples::level(&mut samples);
+        labelled.samples.append(&mut samples);
     }
+    Ok(labelled)
+}
+
+/// What the jobs of a ledger teach, those of them that both tiers answered, and the weights in use.
+async fn read_ledger(url: &str) -> anyhow::Result<(Vec<Sample>, Option<StoredWeights>)> {
+    let common = Common {
+        store: Some(url.to_owned()),
+        ..Common::default()
+    };
+    let (rows, active) = read_pairs(&common.load(Overrides::default())?).await?;
+    let lines = rows.iter().map(|row| row.to_line().to_string());
+    let samples = lines
+        .enumerate()
+        .map(|(at, line)| samples::read(at + 1, &line));
+    Ok((samples.collect::<Result<_, _>>()?, active))
+}
+
+/// The weights that routers use where a ledger has some: damaged ones they refuse.
+fn in_use(active: &StoredWeights) -> Scorer {
+    Scorer::from_bytes(&active.weights).unwrap_or_else(|fault| {
+        let version = &active.version;
+        complain(&format!(
+            "the ledger's weights {version} are refused: {fault}; the bundled ones are taken"
+        ));
+        Scorer::bundled()
+    })
+}
+
+/// Reads the labelled prompts of a file; one id stands for one prompt.
+fn read_samples(path: &Path) -> anyhow::Result<Vec<Sample>> {
+    #[derive(Deserialize)]
+    struct Name {
+        id: Option<Value>,
+    }
+    let (mut found, mut ids) = (Vec::new(), Ids::default());
+    each_text(path, |number, line| {
+        found.push(samples::read(number, line)?);
+        if let Ok(Name { id: Some(id) }) = serde_json::from_str(line) {
+            ids.add(number, &id)?;
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 

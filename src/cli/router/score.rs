@@ -1,19 +1,21 @@
 //! `router score`.
 
 use std::{
-    io::{BufRead, BufWriter, Write},
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::routing::features::Features;
 
-use super::{WeightsArg, open};
+use super::{
+    super::jsonl::{Ids, each_text},
+    WeightsArg,
+};
 
 /// Arguments of `router score`.
 #[derive(Debug, Args)]
@@ -26,12 +28,10 @@ pub struct ScoreArgs {
 }
 
 /// A line of the input.
-#[derive(Deserialize)]
 pub struct Row {
     id: Value,
     /// The prompt.
     pub prompt: String,
-    #[serde(default)]
     tags: Vec<String>,
 }
 
@@ -49,20 +49,39 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Does something with every line of a file.
+/// Does something with every line of a file; a file without lines is a fault.
 pub fn for_each(path: &Path, mut act: impl FnMut(Row) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    for (at, line) in open(path)?.lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line).with_context(|| {
-            format!(
-                "line {}: expected an object with id and a string prompt",
-                at + 1
-            )
-        })?;
-        act(row)?;
-    }
+    let mut ids = Ids::default();
+    let mut is_empty = true;
+    each_text(path, |number, line| {
+        let row = read(line).with_context(|| format!("line {number}"))?;
+        ids.add(number, &row.id)?;
+        is_empty = false;
+        act(row)
+    })?;
+    ensure!(!is_empty, "{}: there are no prompts in it", path.display());
     Ok(())
+}
+
+/// Reads a line. What is wrong is told by field and kind: a value may be a prompt.
+fn read(line: &str) -> anyhow::Result<Row> {
+    const EXPECTED: &str = "expected an object with id and a string prompt";
+    let row: Value = serde_json::from_str(line)
+        .ok()
+        .with_context(|| format!("{EXPECTED}: it is not valid JSON"))?;
+    let id = row
+        .get("id")
+        .with_context(|| format!("{EXPECTED}: there is no id"))?;
+    let prompt = row.get("prompt").and_then(Value::as_str);
+    let tags = row.get("tags").map_or(Some(Vec::new()), |tags| {
+        let tags = tags.as_array()?.iter();
+        tags.map(|tag| tag.as_str().map(str::to_owned)).collect()
+    });
+    Ok(Row {
+        id: id.clone(),
+        prompt: prompt
+            .with_context(|| format!("{EXPECTED}: there is no such prompt"))?
+            .to_owned(),
+        tags: tags.context("expected tags to be a list of strings")?,
+    })
 }

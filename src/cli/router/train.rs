@@ -10,11 +10,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    cli::{
-        options::{Common, complain, say},
-        pairs::read_pairs,
-    },
-    config::Overrides,
+    cli::options::{complain, say},
     routing::{
         codec,
         evaluate::{self, Judged},
@@ -23,16 +19,19 @@ use crate::{
         scorer::Scorer,
         train::{self, Recipe, Sample},
     },
+    store::StoredWeights,
 };
 
-use super::read_samples;
+use super::{in_use, read_labelled};
 
 /// Fit the scorer to labelled prompts
 ///
-/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain and tags.
-/// The new weights are written only if, with whole domains held out, they rank at least as well as
-/// the present ones: the mean over the sets of the exact APGR. Where there is only one domain,
-/// five folds take the domains' place.
+/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain, tags and
+/// propensity: a row whose labels were collected by chance counts one over its probability (100 at
+/// most), so that it stands for those that were not collected. The new weights are written only if,
+/// with whole domains held out, they rank at least as well as the present ones: the mean over the
+/// sets of the exact APGR. Where there is only one domain, five folds take the domains' place.
+/// Routers go on with theirs until `router promote`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
@@ -43,7 +42,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "WEIGHTS")]
     out: PathBuf,
     /// Weights to compare with: a file, or `length` for ranking by length alone; by default what
-    /// --out holds already, or the bundled ones
+    /// --out holds already, else those that the ledger has in use, else the bundled ones
     #[arg(long, value_name = "FILE|length")]
     against: Option<PathBuf>,
     /// Write the weights even if they lose
@@ -54,21 +53,13 @@ pub struct TrainArgs {
     seed: u64,
 }
 
-/// How the URL of a ledger begins.
-const LEDGERS: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 /// Folds where there is only one domain.
 const FOLDS: u64 = 5;
 
 /// Runs `router train`.
 pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let mut samples = Vec::new();
-    for from in &args.from {
-        if LEDGERS.iter().any(|scheme| from.starts_with(scheme)) {
-            samples.extend(read_ledger(from).await?);
-        } else {
-            samples.extend(read_samples(&[PathBuf::from(from)])?);
-        }
-    }
+    let labelled = read_labelled(&args.from).await?;
+    let samples = &labelled.samples;
     let all: Vec<&Sample> = samples.iter().collect();
     let recipe = Recipe {
         seed: args.seed,
@@ -84,8 +75,9 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             "five folds, since there is one domain only",
         )
     };
-    let (present, name) = present(args, &all)?;
-    let fresh = judge::cross_validate(&all, split, args.seed, &recipe)?;
+    let (present, name) = present(args, labelled.active.as_ref(), &all)?;
+    let fresh = judge::cross_validate(&all, split, args.seed, &recipe)
+        .context("with a part of the prompts held out")?;
     let (mut new_sum, mut present_sum, mut sets) = (0.0, 0.0, 0);
     for (set, places) in samples::by(&all, |sample| sample.set.clone()) {
         let apgr = |judged: &[Judged]| {
@@ -112,9 +104,19 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bytes = codec::to_bytes(&weights);
     write(&args.out, &bytes)?;
     let version = Scorer::from_bytes(&bytes)?.version().to_owned();
-    let how = if has_lost { "by --force" } else { "promoted" };
+    let how = if has_lost {
+        "written by --force"
+    } else {
+        "written"
+    };
+    let effective = samples::effective(samples);
+    let worth = if effective < 0.99 * all.len() as f64 {
+        format!(" (weighing as {effective:.0} of equal weight)")
+    } else {
+        String::new()
+    };
     say(&format!(
-        "{version} fitted to {} prompts, {how}: {} ({} bytes)",
+        "{version} fitted to {} prompts{worth}, {how}: {} ({} bytes)",
         all.len(),
         args.out.display(),
         bytes.len()
@@ -122,22 +124,12 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the jobs of a ledger teach, those of them that both tiers answered.
-async fn read_ledger(url: &str) -> anyhow::Result<Vec<Sample>> {
-    let common = Common {
-        store: Some(url.to_owned()),
-        ..Common::default()
-    };
-    let rows = read_pairs(&common.load(Overrides::default())?).await?;
-    let lines = rows.iter().map(|row| row.to_line().to_string());
-    let samples = lines
-        .enumerate()
-        .map(|(at, line)| samples::read(at + 1, &line));
-    Ok(samples.collect::<Result<_, _>>()?)
-}
-
 /// The present weights' judgement of the samples, and what to call them.
-fn present(args: &TrainArgs, samples: &[&Sample]) -> anyhow::Result<(Vec<Judged>, String)> {
+fn present(
+    args: &TrainArgs,
+    active: Option<&StoredWeights>,
+    samples: &[&Sample],
+) -> anyhow::Result<(Vec<Judged>, String)> {
     let path = match &args.against {
         Some(path) if path == Path::new("length") => {
             let judged = samples.iter().map(|sample| Judged {
@@ -145,13 +137,19 @@ fn present(args: &TrainArgs, samples: &[&Sample]) -> anyhow::Result<(Vec<Judged>
                 expected: None,
                 weak: sample.weak,
                 strong: sample.strong,
+                weight: sample.weight,
             });
             return Ok((judged.collect(), "length alone".to_owned()));
         }
         Some(path) => Some(path.as_path()),
         None => args.out.exists().then_some(args.out.as_path()),
     };
-    let scorer = Scorer::open(path)?;
+    let scorer = match (path, active) {
+        (None, Some(active)) => in_use(active),
+        _ => Scorer::open(path).context(
+            "cannot compare with the present weights (--against names others, or length)",
+        )?,
+    };
     let name = format!("the present {}", scorer.version());
     Ok((judge::judge(scorer.weights(), samples), name))
 }

@@ -291,12 +291,15 @@ impl SqliteStore {
                       where f.job_id = p.job_id and p.shadow_id is not null) as is_exact,
                     (select avg(f.score) from feedback f
                       where f.job_id = coalesce(p.shadow_id, p.job_id)) as large_feedback
-               from (select job_id, shadow_id, tenant, scorer, score, propensity, agrees from shadow_pairs
+               from (select job_id, shadow_id, tenant, scorer, score, propensity * decision_propensity as propensity,
+                            agrees from shadow_pairs
                      union all
-                     select j.id, null, j.tenant, j.scorer, j.score, 1.0,
+                     select j.id, null, j.tenant, j.scorer, j.score, coalesce(j.propensity, 1.0),
                             trim(t.text, char(32, 9, 13, 10)) = trim(a.text, char(32, 9, 13, 10))
-                       from attempt_answers t join jobs j on j.id = t.job_id join answers a on a.job_id = j.id
-                      where ?2 and j.state = 'succeeded' and j.tier = 'large' and j.source = 'computed'
+                       from attempt_answers t join attempts e on e.job_id = t.job_id and e.attempt = t.attempt
+                       join jobs j on j.id = t.job_id join answers a on a.job_id = j.id
+                      where ?2 and e.outcome = 'escalated' and e.tier = 'small'
+                        and j.state = 'succeeded' and j.tier = 'large' and j.source = 'computed'
                       order by 1 desc limit ?1) p
               order by p.job_id desc",
         )
