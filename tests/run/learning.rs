@@ -80,9 +80,13 @@ fn copies_and_feedback_teach_without_a_trace_in_the_results() {
         explained["feedback"],
         json!([{"source": "api", "score": 0.5}])
     );
-    assert_eq!(explained["other"]["tier"], "large");
+    let other = &explained["other"];
+    assert_eq!(
+        (&other["tier"], &other["measured_on"]),
+        (&json!("large"), &json!("its copy"))
+    );
     assert!(
-        explained["other"]["seconds"].is_number() && explained["shadow"].is_string(),
+        other["seconds"].is_number() && explained["shadow"].is_string(),
         "{explained}"
     );
     assert!(
@@ -227,11 +231,65 @@ fn a_ledger_is_learned_from() {
     yard.write("prompts", (0..300).map(line).collect::<String>());
     yard.run(&run).exits(0);
     let told = yard.run(&train).exits(0);
-    assert!(told.stdout.contains("fitted to 300 prompts"), "{told}");
+    assert!(told.stdout.contains("fitted to 300 prompts, "), "{told}");
+    let judged = [
+        "router",
+        "evaluate",
+        "--input",
+        "sqlite:promptyard.db",
+        "--json",
+    ];
+    let judged = yard.run(&judged).exits(0).json();
+    assert_eq!(judged["n"], 300, "{judged}");
     let score = |text: &str| {
         let weights = ["--set", "router.weights=new.weights", "--json"];
         let told = yard.run(&[&["router", "explain", text], &weights[..]].concat());
         told.exits(0).json()["score"].as_f64().unwrap()
     };
     assert!(score("Multiply riddle 7") > score("Describe riddle 7"));
+    // What was promoted is what prompts are explained by and new weights are compared with.
+    yard.run(&["router", "promote", "new.weights"]).exits(0);
+    let told = yard
+        .run(&["router", "explain", "Multiply riddle 7", "--json"])
+        .exits(0)
+        .json();
+    assert_eq!(told["score"].as_f64(), Some(score("Multiply riddle 7")));
+    assert_eq!(told["costs"].as_array().map(Vec::len), Some(2), "{told}");
+    let again = [
+        "router",
+        "train",
+        "--from",
+        "sqlite:promptyard.db",
+        "--out",
+        "other.weights",
+    ];
+    let told = yard.run(&again);
+    let active = yard.column("select version from router_weights where active");
+    assert!(
+        told.stdout.contains(&format!("the present {}", active[0])),
+        "{told}"
+    );
+    // What cannot be used is not promoted.
+    yard.write("short.weights", "PYGAIN");
+    let refused = yard.run(&["router", "promote", "short.weights"]).exits(1);
+    assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    refused.complains("short.weights is refused");
+    assert_eq!(
+        yard.column("select version from router_weights where active"),
+        active
+    );
+    // Damaged ones are refused in one line, the bundled ones stand in, and nothing else is lost.
+    yard.column("update router_weights set weights = x'00ff' where active returning version");
+    let told = yard
+        .run(&["router", "explain", "Multiply riddle 7", "--json"])
+        .exits(0);
+    assert_ne!(
+        told.json()["score"].as_f64(),
+        Some(score("Multiply riddle 7"))
+    );
+    told.complains("are refused");
+    let again = [&again[..5], &["third.weights", "--force"]].concat();
+    let told = yard.run(&again).exits(0);
+    assert_eq!(told.stderr.lines().count(), 1, "{told}");
+    told.complains("are refused");
 }

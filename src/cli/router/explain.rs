@@ -1,18 +1,20 @@
 //! `router explain`: of a prompt, what moved its score; of a job, why it went where it went.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use clap::Args;
 use serde_json::json;
 
 use crate::{
-    cli::options::{Common, say},
-    config::{Config, Overrides},
-    job::JobId,
+    cli::options::{Common, complain, require_ledger, say},
+    config::{Config, Overrides, RouteTarget, RouterConfig},
+    fleet,
+    job::{JobId, Tier},
     routing::{features::Features, scorer::Scorer},
+    store::{StoreFault, StoredWeights, TierCost},
 };
 
-use super::job;
+use super::{in_use, job};
 
 /// Arguments of `router explain`.
 #[derive(Debug, Args)]
@@ -38,21 +40,64 @@ pub async fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     match args.subject.parse::<JobId>() {
         Ok(id) => job::explain(id, &config, args.top, args.json).await?,
-        Err(_) => explain_prompt(args, &config)?,
+        Err(_) => explain_prompt(args, &config).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
+/// What a ledger tells of a prompt that is no job.
+#[derive(Default)]
+struct Known {
+    active: Option<StoredWeights>,
+    costs: Vec<TierCost>,
+}
+
+/// Asks the ledger, if there is one; a prompt can be explained without.
+async fn ask_ledger(config: &Config) -> Known {
+    if require_ledger(config).is_err() {
+        return Known::default();
+    }
+    let asked = async {
+        let store = fleet::open_store(config, false).await?;
+        let active = store.active_weights().await;
+        let costs = store.tier_costs(job::COST_JOBS).await;
+        store.close().await;
+        Ok::<_, StoreFault>(Known {
+            active: active?,
+            costs: costs?,
+        })
+    };
+    asked.await.unwrap_or_else(|fault| {
+        complain(&format!("the ledger cannot be asked: {fault}"));
+        Known::default()
+    })
+}
+
+/// The threshold that a prompt by itself can be told: other targets make theirs of the traffic.
+fn fixed_threshold(config: &RouterConfig) -> Option<f64> {
+    match config.target {
+        RouteTarget::Threshold => Some(config.threshold),
+        RouteTarget::ThresholdOf(threshold) => Some(threshold),
+        _ => None,
+    }
+}
+
+async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
+    let known = ask_ledger(config).await;
     let config = &config.router;
-    let scorer = Scorer::open(config.weights.as_deref().map(std::path::Path::new))?;
+    let scorer = match (&config.weights, &known.active) {
+        (None, Some(active)) => in_use(active),
+        (path, _) => Scorer::open(path.as_deref().map(Path::new))?,
+    };
     let features = Features::of_text(&args.subject).with_tags(args.tag.iter().map(String::as_str));
     let score = scorer.score(&features);
     let mut shares = scorer.explain(&features);
-    let tier = if score.gain >= config.threshold {
-        "large"
+    let fixed = fixed_threshold(config);
+    let threshold = fixed.unwrap_or(config.threshold);
+    let tier = if score.gain >= threshold {
+        Tier::Large
     } else {
-        "small"
+        Tier::Small
     };
     let rest = shares.split_off(args.top.min(shares.len()));
     if !rest.is_empty() {
@@ -64,23 +109,37 @@ fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
             .iter()
             .map(|(name, share)| json!({"feature": name, "share": share}))
             .collect();
+        let costs: Vec<_> = known.costs.iter().map(job::mean_cost).collect();
         say(&json!({
-            "score": score.gain, "threshold": config.threshold, "tier": tier,
+            "score": score.gain, "threshold": threshold, "target": config.target.to_string(), "tier": tier,
             "expected_gain": score.expected_gain, "small_fails": score.small_fails,
             "familiarity": score.familiarity, "scorer": scorer.version(), "moved_by": moved,
+            "costs": costs,
         })
         .to_string())?;
         return Ok(());
     }
     say(&format!(
-        "score {:.3}, threshold {:.3}: {tier}\nexpected gain {:+.3}, small fails {:.2}, familiarity {:.2} ({})\n",
+        "score {:.3}, threshold {threshold:.3}: {tier}\nexpected gain {:+.3}, small fails {:.2}, familiarity {:.2} ({})",
         score.gain,
-        config.threshold,
         score.expected_gain,
         score.small_fails,
         score.familiarity,
         scorer.version(),
     ))?;
+    if fixed.is_none() {
+        say(&format!(
+            "router.target is {}: the traffic makes its threshold, this one holds until it is known",
+            config.target
+        ))?;
+    }
+    for cost in &known.costs {
+        say(&format!(
+            "{} took {:.2} s and {:.0} tokens a job, of {} lately",
+            cost.tier, cost.seconds_mean, cost.completion_tokens_mean, cost.jobs
+        ))?;
+    }
+    say("")?;
     for (name, share) in shares {
         say(&format!("{share:>+8.4}  {name}"))?;
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Jobs from which costs are measured.
-const COST_JOBS: usize = 2048;
+pub const COST_JOBS: usize = 2048;
 
 /// Tells of a job.
 pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyhow::Result<()> {
@@ -44,12 +44,16 @@ async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Val
     let job = store.job(id).await?;
     let costs = store.tier_costs(COST_JOBS).await?;
     let scorer = scorer_of(store, config, decision.scorer.as_deref()).await?;
+    let other = match ran_elsewhere(store, &decision, &record).await? {
+        Some(ran) => ran,
+        None => other_cost(&record, &costs),
+    };
     Ok(describe(
         &decision,
         &record,
         job.as_ref(),
         scorer.as_ref(),
-        &costs,
+        other,
     ))
 }
 
@@ -73,7 +77,7 @@ fn describe(
     record: &JobRecord,
     job: Option<&Job>,
     scorer: Option<&Scorer>,
-    costs: &[TierCost],
+    other: Value,
 ) -> Value {
     let moved = job.zip(scorer).map(|(job, scorer)| {
         scorer
@@ -100,7 +104,7 @@ fn describe(
         "shadow_of": decision.shadow_of,
         "feedback": decision.feedback.iter().map(|(source, score)| json!({"source": source, "score": score})).collect::<Vec<_>>(),
         "cost": own_cost(record),
-        "other": other_cost(record, costs),
+        "other": other,
     })
 }
 
@@ -117,24 +121,71 @@ fn own_cost(record: &JobRecord) -> Value {
     })
 }
 
-/// What the other tier would take for as many tokens, at the seconds a token that it took lately.
+/// What the other tier did take, where it ran the job as well: as its copy, or before it was escalated.
+async fn ran_elsewhere(
+    store: &Store,
+    decision: &DecisionRecord,
+    record: &JobRecord,
+) -> anyhow::Result<Option<Value>> {
+    if let Some(copy) = decision.shadow {
+        let copy = store.records(&[copy]).await?.pop();
+        let copy = copy.filter(|copy| copy.answer.is_some());
+        return Ok(copy.map(|copy| {
+            let mut cost = own_cost(&copy);
+            cost["tier"] = json!(copy.tier);
+            cost["measured_on"] = json!("its copy");
+            cost
+        }));
+    }
+    let attempts = store.attempts(record.id).await?;
+    let escalated = attempts
+        .iter()
+        .find(|attempt| attempt.outcome == "escalated" && Some(attempt.tier) != record.tier);
+    Ok(escalated.map(|attempt| {
+        let ended = attempt.finished_at;
+        json!({
+            "tier": attempt.tier,
+            "seconds": ended.map(|ended| (ended - attempt.claimed_at).as_seconds_f64()),
+            "completion_tokens": attempt.completion_tokens,
+            "confidence": attempt.confidence,
+            "measured_on": attempt.confidence.map_or(
+                "the attempt that was escalated".to_owned(),
+                |sure| format!("the attempt that was escalated, with a confidence of {sure:.2}"),
+            ),
+        })
+    }))
+}
+
+/// What a tier's jobs take in the mean.
+pub fn mean_cost(cost: &TierCost) -> Value {
+    json!({
+        "tier": cost.tier,
+        "seconds": cost.seconds_mean,
+        "completion_tokens": cost.completion_tokens_mean,
+        "jobs_measured": cost.jobs,
+    })
+}
+
+/// What the other tier would take: the mean of its jobs, more or less as this job's answer is longer
+/// or shorter than its own tier's.
 fn other_cost(record: &JobRecord, costs: &[TierCost]) -> Value {
     let other = match record.tier {
         Some(Tier::Small) => Tier::Large,
         _ => Tier::Small,
     };
-    let Some(cost) = costs.iter().find(|cost| cost.tier == other) else {
+    let of = |tier| costs.iter().find(|cost| Some(cost.tier) == tier);
+    let Some(cost) = of(Some(other)) else {
         return json!({"tier": other, "seconds": null});
     };
-    let usage = record.answer.as_ref().map(|answer| answer.usage);
-    let completion = usage.map_or(cost.completion_tokens_mean, |usage| {
-        f64::from(usage.completion_tokens)
+    let tokens = record.answer.as_ref();
+    let tokens = tokens.map(|answer| f64::from(answer.usage.completion_tokens));
+    let scale = tokens.zip(of(record.tier)).map_or(1.0, |(tokens, own)| {
+        tokens / own.completion_tokens_mean.max(1.0)
     });
-    let seconds_per_token = cost.seconds_mean / cost.completion_tokens_mean.max(1.0);
     json!({
         "tier": other,
-        "seconds": completion * seconds_per_token,
-        "seconds_per_token": seconds_per_token,
+        "seconds": cost.seconds_mean * scale,
+        "completion_tokens": (cost.completion_tokens_mean * scale).round(),
         "jobs_measured": cost.jobs,
     })
 }
@@ -164,22 +215,17 @@ fn to_text(found: &Value, top: usize) -> String {
             word(&found["scorer"])
         ),
         format!(
-            "threshold  {} (base {}), for {} of {}",
+            "threshold  {} (base {}), by the target {} for {}",
             number(&found["threshold"]),
             number(&found["threshold_base"]),
             word(&found["target"]),
-            word(&found["target_scope"])
+            match word(&found["target_scope"]).as_str() {
+                "all" => "all jobs",
+                scope => scope,
+            },
         ),
-        format!(
-            "cost       {} s, {} tokens generated",
-            number(&found["cost"]["seconds"]),
-            found["cost"]["completion_tokens"]
-        ),
-        format!(
-            "other      {} would have taken about {} s",
-            word(&found["other"]["tier"]),
-            number(&found["other"]["seconds"])
-        ),
+        format!("cost       {}", cost_in_words(&found["cost"])),
+        format!("other      {}", other_in_words(&found["other"])),
     ];
     for name in ["shadow", "shadow_of"] {
         if let Some(id) = found[name].as_str() {
@@ -206,4 +252,28 @@ fn to_text(found: &Value, top: usize) -> String {
         ),
     }
     lines.join("\n")
+}
+
+/// What a run took; a job that was answered from the cache took none.
+fn cost_in_words(cost: &Value) -> String {
+    match (cost["seconds"].as_f64(), cost["completion_tokens"].as_u64()) {
+        (Some(seconds), Some(tokens)) => format!("{seconds:.4} s, {tokens} tokens generated"),
+        (None, Some(tokens)) => format!("none of its own, {tokens} tokens reused"),
+        (Some(seconds), None) => format!("{seconds:.4} s, no answer"),
+        (None, None) => "none yet".to_owned(),
+    }
+}
+
+/// What the other tier took or would have taken.
+fn other_in_words(other: &Value) -> String {
+    let tier = other["tier"].as_str().unwrap_or("unknown");
+    match (other["measured_on"].as_str(), other["seconds"].as_f64()) {
+        (Some(on), _) => format!("{tier} took {} ({on})", cost_in_words(other)),
+        (None, Some(seconds)) => format!(
+            "{tier} would have taken about {seconds:.4} s and {:.0} tokens, by {} jobs of late",
+            other["completion_tokens"].as_f64().unwrap_or_default(),
+            other["jobs_measured"]
+        ),
+        (None, None) => format!("{tier}: unknown, none of its jobs ended within the last hour"),
+    }
 }
