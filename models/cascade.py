@@ -30,6 +30,11 @@ def panel(name: str, found: dict, left: float) -> list[str]:
     for curve, (colour, _) in CURVES.items():
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(p["cost"], p["accuracy"]) for p in found["curves"][curve]["points"]))
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    if found["oracle"]:
+        x, y = place(found["oracle"]["cost"], found["oracle"]["accuracy"])
+        out.append(f'<path d="M{x:.1f},{TOP} V{HEIGHT - BOTTOM}" stroke="#777" stroke-dasharray="4 3"/>')
+        out.append(f'<path d="M{x - 4:.1f},{y - 4:.1f} l8,8 m0,-8 l-8,8" stroke="#777" stroke-width="2"/>')
+        out.append(f'<text x="{x + 5:.1f}" y="{HEIGHT - BOTTOM - 6}" fill="#777">oracle</text>')
     for end, label in (("always_small", "always small"), ("always_large", "always large"), ("configured", "as configured")):
         x, y = place(found[end]["cost"], found[end]["accuracy"])
         anchor = "start" if end == "always_small" else "end"

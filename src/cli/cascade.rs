@@ -18,7 +18,7 @@ use crate::{
     fleet,
     job::{ChatRequest, Submission, Tier},
     routing::{
-        cascade::{self, Case, NEVER, Point, Shot},
+        cascade::{self, Bound, Case, NEVER, Point, Shot},
         confidence::fit::{auc, calibration_error},
         features::Features,
         scorer::Scorer,
@@ -34,7 +34,8 @@ use super::{
 /// Routing before generation, escalation after it, and both: quality against cost.
 ///
 /// Both models answer every line of a marked file ("expect", "family"); every pair of thresholds
-/// is then judged on these answers. A job costs the parameters of each model that runs for it
+/// is then judged on these answers, beside the least that any policy could cost which knew them
+/// beforehand. A job costs the parameters of each model that runs for it
 /// times the tokens that this model reads and writes.
 #[derive(Debug, Args)]
 pub struct CascadeArgs {
@@ -238,6 +239,7 @@ struct Found {
     small: Point,
     large: Point,
     configured: Point,
+    oracle: Option<Bound>,
     curves: [(&'static str, Vec<Point>, Option<Point>); 3],
 }
 
@@ -269,6 +271,7 @@ impl Found {
             small: cascade::at(cases, NEVER, 0.0),
             large,
             configured: cascade::at(cases, threshold, escalate_below),
+            oracle: cascade::oracle(cases, accuracy_min),
             curves: curves.map(|(name, points)| {
                 let best = cascade::cheapest(&points, accuracy_min);
                 (name, points, best)
@@ -294,6 +297,7 @@ impl Found {
             "always_small": self.small,
             "always_large": self.large,
             "configured": self.configured,
+            "oracle": self.oracle,
             "curves": curves.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -319,12 +323,21 @@ impl Found {
             let best = best.as_ref().map_or("never".to_owned(), show);
             lines.push(format!("{name:<13} {best}"));
         }
+        let bound = self.oracle.map_or("never".to_owned(), |bound| {
+            format!(
+                "{:.1} % right at {:.0} % of the cost ({:.0} % to large)",
+                100.0 * bound.accuracy,
+                100.0 * bound.cost,
+                100.0 * bound.direct,
+            )
+        });
+        lines.push(format!("oracle        {bound}"));
         lines.push(format!(
             "confidence    AUC {:.3} for \"small is wrong\", ECE {:.3}",
             self.auc, self.ece
         ));
         lines.push(format!(
-            "before, after, both: the cheapest within {within} points of always large"
+            "before, after, both: the cheapest within {within} points of always large; oracle: the same by a policy that knows both answers, which none can undercut"
         ));
         lines.join("\n")
     }

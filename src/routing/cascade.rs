@@ -129,6 +129,65 @@ pub fn cheapest(points: &[Point], accuracy_min: f64) -> Option<Point> {
     enough.min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()
 }
 
+/// The least that any policy can cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bound {
+    /// Mean cost of a job, as a share of what the large model alone costs.
+    pub cost: f64,
+    /// Share of the jobs that end with a right answer.
+    pub accuracy: f64,
+    /// Share of the jobs that go to the large model.
+    pub direct: f64,
+}
+
+/// The least cost at which any policy can be so accurate, however well it chooses; `None` when none
+/// can.
+///
+/// It knows both answers before it chooses, and so pays for one model only: the cheaper one, unless
+/// that is wrong and the other right. A knapsack, of which its fractional form is asked: the cheapest
+/// corrections first, and of the last one the part that is needed, as by a policy that draws lots.
+pub fn oracle(cases: &[Case], accuracy_min: f64) -> Option<Bound> {
+    let share = |is: bool| f64::from(u8::from(is));
+    let (mut total, mut always_large) = (0.0, 0.0);
+    let (mut right, mut cost, mut direct) = (0.0, 0.0, 0.0);
+    // What a correction costs, what it weighs, and how it moves the share of large.
+    let mut corrections = Vec::new();
+    for case in cases {
+        let weight = case.weight;
+        total += weight;
+        always_large += weight * case.large.cost;
+        let takes_large = case.large.cost < case.small.cost;
+        let (cheap, dear) = match takes_large {
+            true => (case.large, case.small),
+            false => (case.small, case.large),
+        };
+        right += weight * share(cheap.right);
+        cost += weight * cheap.cost;
+        direct += weight * share(takes_large);
+        if dear.right && !cheap.right {
+            let to_large = share(!takes_large) - share(takes_large);
+            corrections.push((dear.cost - cheap.cost, weight, to_large));
+        }
+    }
+    corrections.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let enough = accuracy_min * total;
+    for (more, weight, to_large) in corrections {
+        let part = weight.min(enough - right);
+        if part <= 0.0 {
+            break;
+        }
+        right += part;
+        cost += part * more;
+        direct += part * to_large;
+    }
+    // What is missing by rounding alone is not missing.
+    (right >= enough - 1e-9 * total).then_some(Bound {
+        cost: cost / always_large,
+        accuracy: right / total,
+        direct: direct / total,
+    })
+}
+
 fn doubts(cases: &[Case]) -> Vec<f64> {
     let sure = cases.iter().filter_map(|case| case.confidence);
     let above_all = steps(sure).into_iter().chain([NEVER]);
@@ -239,5 +298,56 @@ mod tests {
         }
         assert!(both.is_sorted_by(|a, b| a.cost < b.cost && a.accuracy < b.accuracy));
         assert_eq!(cheapest(&both, 1.1), None);
+    }
+
+    /// Every choice of a model for each case is tried.
+    #[test]
+    fn no_choice_beats_the_oracle() {
+        let mut cases = Vec::new();
+        for at in 0..10_u32 {
+            let mut one = case(0.5, 0.5, at % 3 == 0, at % 5 != 0);
+            one.small.cost = f64::from(1 + at % 2);
+            one.large.cost = f64::from(1 + at * 7 % 10);
+            cases.push(one);
+        }
+        let always_large: f64 = cases.iter().map(|case| case.large.cost).sum();
+        for right_min in 0..=10_u32 {
+            let tried = (0..1_u32 << cases.len()).filter_map(|choice| {
+                let chosen = cases.iter().enumerate().map(|(at, case)| {
+                    if choice >> at & 1 == 1 {
+                        case.large
+                    } else {
+                        case.small
+                    }
+                });
+                let right = chosen.clone().filter(|shot| shot.right).count();
+                let cost: f64 = chosen.map(|shot| shot.cost).sum();
+                (right >= right_min as usize).then_some(cost / always_large)
+            });
+            let least = tried.reduce(f64::min);
+            let bound = oracle(&cases, f64::from(right_min) / 10.0);
+            assert_eq!(bound.is_some(), least.is_some(), "{right_min}");
+            if let (Some(bound), Some(least)) = (bound, least) {
+                assert!(
+                    (bound.cost - least).abs() < 1e-9,
+                    "{right_min}: {bound:?} {least}"
+                );
+                assert!(bound.accuracy * 10.0 > f64::from(right_min) - 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn the_oracle_weighs_cases_and_takes_a_part_of_the_last() {
+        let mut cases = vec![case(0.5, 0.5, true, true), case(0.5, 0.5, false, true)];
+        cases[1].weight = 3.0;
+        let large = at(&cases, 0.0, 0.0).cost;
+        assert_eq!(large, 1.0);
+        let all = oracle(&cases, 1.0).expect("large is right");
+        assert_eq!((all.accuracy, all.direct), (1.0, 0.75));
+        // Half of the traffic right: a third of the second case's.
+        let half = oracle(&cases, 0.5).expect("large is right");
+        assert!((half.accuracy - 0.5).abs() < 1e-9 && (half.direct - 0.25).abs() < 1e-9);
+        assert!(half.cost < all.cost);
     }
 }

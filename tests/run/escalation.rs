@@ -322,6 +322,9 @@ fn the_cascade_is_judged_on_both_models_answers() {
     // The small model makes words up, the large one repeats the prompt, which is what is expected.
     assert_eq!(found["always_small"]["accuracy"], 0.0, "{found}");
     assert_eq!(found["always_large"]["accuracy"], 1.0, "{found}");
+    // Within a point of it: 99 of 100 must go there.
+    let bound = found["oracle"]["direct"].as_f64().unwrap();
+    assert!((bound - 0.99).abs() < 1e-9, "{found}");
     let escalated = found["configured"]["escalated"].as_f64().unwrap();
     assert!(
         (escalated - 0.5).abs() < 1e-9,
