@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use toml::de::DeValue;
 
+use crate::job::{Options, Tenant};
+
 use super::setting::{Given, Setting};
 
 /// Longest latency that can be asked for.
 const LATENCY_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Most entries of `router.targets`.
-const TARGETS_MAX: usize = 256;
 
 /// What decides where jobs go that leave the choice to the router.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,9 +96,11 @@ impl Setting for RouteTarget {
     }
 }
 
-/// Whose jobs a target of `router.targets` is for.
+/// Whose jobs a target is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TargetScope {
+    /// Jobs for which no other target holds.
+    All,
     /// Jobs of a tenant.
     Tenant(String),
     /// Jobs that carry a tag.
@@ -108,6 +110,7 @@ pub enum TargetScope {
 impl fmt::Display for TargetScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::All => f.write_str("all"),
             Self::Tenant(name) => write!(f, "tenant:{name}"),
             Self::Tag(name) => write!(f, "tag:{name}"),
         }
@@ -118,10 +121,30 @@ impl FromStr for TargetScope {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.trim().split_once(':') {
+        let text = text.trim();
+        match text.split_once(':') {
+            None if text == "all" => Ok(Self::All),
             Some(("tenant", name)) if !name.is_empty() => Ok(Self::Tenant(name.to_owned())),
             Some(("tag", name)) if !name.is_empty() => Ok(Self::Tag(name.to_owned())),
-            _ => Err("expected tenant:NAME or tag:NAME".to_owned()),
+            _ => Err("expected all, tenant:NAME or tag:NAME".to_owned()),
+        }
+    }
+}
+
+impl TargetScope {
+    /// Tells a name that no job can have.
+    ///
+    /// # Errors
+    /// What a name must be.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::All => Ok(()),
+            Self::Tenant(name) => name.parse::<Tenant>().map(drop),
+            Self::Tag(name) if Options::is_tag(name) => Ok(()),
+            Self::Tag(_) => Err(format!(
+                "a tag is 1 to {} characters of A-Z a-z 0-9 . _ - : /",
+                Options::TAG_BYTES_MAX
+            )),
         }
     }
 }
@@ -132,6 +155,9 @@ impl FromStr for TargetScope {
 pub struct RouteTargets(BTreeMap<TargetScope, RouteTarget>);
 
 impl RouteTargets {
+    /// Most entries of `router.targets`, and most that the ledger holds.
+    pub const ENTRIES_MAX: usize = 256;
+
     /// Whose target is which, by rising scope.
     pub fn iter(&self) -> impl Iterator<Item = (&TargetScope, RouteTarget)> {
         self.0.iter().map(|(scope, target)| (scope, *target))
@@ -141,7 +167,9 @@ impl RouteTargets {
         let targets: BTreeMap<_, _> = pairs
             .map(|(scope, target)| Some((scope.parse().ok()?, target.parse().ok()?)))
             .collect::<Option<_>>()?;
-        (targets.len() <= TARGETS_MAX).then_some(Self(targets))
+        // The fleet's own is `router.target`.
+        let is_scoped = !targets.contains_key(&TargetScope::All);
+        (is_scoped && targets.len() <= Self::ENTRIES_MAX).then_some(Self(targets))
     }
 }
 
@@ -223,6 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn scopes_are_read_as_they_are_shown_and_checked() {
+        for text in ["all", "tenant:acme", "tag:a:b/c"] {
+            let scope: TargetScope = text.parse().expect("a scope");
+            assert_eq!((scope.to_string().as_str(), scope.check()), (text, Ok(())));
+        }
+        for text in ["tenant:a b", "tag:a b", "tag:é"] {
+            let scope: TargetScope = text.parse().expect("a scope");
+            assert!(scope.check().is_err(), "{text}");
+        }
+        for text in ["", "acme", "tag", "tag:", "all:x"] {
+            assert!(text.parse::<TargetScope>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_target_is_refused() {
         for text in [
             "",
@@ -241,6 +284,7 @@ mod tests {
         }
         for text in [
             "acme=share:1%",
+            "all=share:1%",
             "tenant:=share:1%",
             "tag:a",
             "tag:a=share:200%",

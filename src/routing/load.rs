@@ -85,6 +85,11 @@ impl Default for LatencyShare {
 }
 
 impl LatencyShare {
+    /// Begins at a share, 0 to 1.
+    pub fn at(share: f64) -> Self {
+        Self { share }
+    }
+
     /// Added at each reading while latency is well within the target.
     const RISE: f64 = 0.02;
     /// Left at each reading beyond the target.

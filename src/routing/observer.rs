@@ -1,4 +1,4 @@
-//! Tells the policy what it decides by: load every second, outcomes every minute.
+//! Tells the policy what it decides by: load every second, targets every two, outcomes every minute.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     job::Tier,
     metrics::{ROUTER_SHIFT, SHADOWS},
     shutdown::Shutdown,
-    store::{Store, StoreFault, TierCost},
+    store::{ScopedTarget, Store, StoreFault, TierCost},
 };
 
 use super::{
@@ -24,6 +24,8 @@ const LOAD_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKS_PER_COST: u32 = 10;
 /// Jobs from which costs are measured.
 const COST_JOBS: usize = 2048;
+/// How often targets are read.
+const TARGETS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often outcomes and weights are read.
 const LEARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Most pairs that calibrate a quality, the latest.
@@ -33,40 +35,43 @@ const PAST_MAX: usize = 4096;
 /// Workers unseen for longer run nothing any more.
 const WORKER_AGE: TimeDelta = TimeDelta::seconds(120);
 
-/// The version of the stored weights that were refused last: each is told once.
-pub(super) type Refused = Option<String>;
+/// What was complained of last, so that each fault is told once.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The version of the stored weights that were refused.
+    weights: Option<String>,
+    /// Why the targets cannot be read.
+    targets: Option<String>,
+    /// That nothing is learned for a quality.
+    no_copies: bool,
+}
 
 /// Takes in what an earlier run has decided and learned. A ledger that cannot tell is no reason not
 /// to route: the policy then begins anew.
-pub(super) async fn begin(router: &Router, policy: &Policy) -> Refused {
-    let mut refused = None;
-    adopt_weights(router, policy, &mut refused).await;
-    let scorer = policy.scorer();
-    match router
-        .store
-        .past_decisions(scorer.version(), PAST_MAX)
-        .await
-    {
-        Ok(past) => policy.remember(&past),
-        Err(fault) => tracing::warn!(%fault, "earlier decisions cannot be read; shares begin anew"),
-    }
-    learn(&router.store, policy).await;
-    refused
+pub(super) async fn begin(router: &Router, policy: &Policy) -> Told {
+    let mut told = Told::default();
+    adopt_weights(router, policy, &mut told).await;
+    let targets = read_targets(router, &mut told).await.unwrap_or_default();
+    adopt_targets(router, policy, &targets).await;
+    learn(router, policy, &mut told).await;
+    told
 }
 
 /// Observes until asked to stop.
 pub(super) async fn run(
     router: Router,
     (policy, directory): (Arc<Policy>, Directory),
-    mut refused: Refused,
+    mut told: Told,
     shutdown: Shutdown,
 ) {
     let mut loads = interval(LOAD_INTERVAL);
+    let mut targets = interval(TARGETS_INTERVAL);
     let mut lessons = interval(LEARN_INTERVAL);
-    loads.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    lessons.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for regular in [&mut loads, &mut targets, &mut lessons] {
+        regular.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    targets.reset();
     lessons.reset();
-    let wants_load = policy.wants_load();
     gauge!(ROUTER_SHIFT).set(0.0);
     counter!(SHADOWS).increment(0);
     let (mut looks, mut costs) = (0, Vec::new());
@@ -74,10 +79,18 @@ pub(super) async fn run(
         tokio::select! {
             () = shutdown.requested() => return,
             _ = lessons.tick() => {
-                adopt_weights(&router, &policy, &mut refused).await;
-                learn(&router.store, &policy).await;
+                adopt_weights(&router, &policy, &mut told).await;
+                learn(&router, &policy, &mut told).await;
             }
-            _ = loads.tick(), if wants_load => {
+            _ = targets.tick() => {
+                if let Some(ledger) = read_targets(&router, &mut told).await
+                    && !policy.follows(&ledger)
+                {
+                    adopt_targets(&router, &policy, &ledger).await;
+                    learn(&router, &policy, &mut told).await;
+                }
+            }
+            _ = loads.tick(), if policy.wants_load() => {
                 if looks % LOOKS_PER_COST == 0 {
                     costs = read_costs(&router.store).await.unwrap_or(costs);
                 }
@@ -127,7 +140,7 @@ pub(super) async fn tier_loads(
 
 /// Puts the weights that the ledger calls active in use, unless a file was named. Bytes that are no
 /// weights of this version are refused with one line, and the present model stays.
-async fn adopt_weights(router: &Router, policy: &Policy, refused: &mut Refused) {
+async fn adopt_weights(router: &Router, policy: &Policy, told: &mut Told) {
     if router.config.weights.is_some() {
         return;
     }
@@ -139,7 +152,8 @@ async fn adopt_weights(router: &Router, policy: &Policy, refused: &mut Refused) 
             return;
         }
     };
-    if stored.version == policy.scorer().version() || refused.as_ref() == Some(&stored.version) {
+    if stored.version == policy.scorer().version() || told.weights.as_ref() == Some(&stored.version)
+    {
         return;
     }
     match Scorer::from_bytes(&stored.weights) {
@@ -150,17 +164,60 @@ async fn adopt_weights(router: &Router, policy: &Policy, refused: &mut Refused) 
         }
         Err(fault) => {
             tracing::error!(version = stored.version, %fault, "stored weights are refused; the present ones stay");
-            *refused = Some(stored.version);
+            told.weights = Some(stored.version);
+        }
+    }
+}
+
+/// The targets that the ledger holds; `None` when it cannot tell, and what held before stays.
+async fn read_targets(router: &Router, told: &mut Told) -> Option<Vec<ScopedTarget>> {
+    match router.store.route_targets().await {
+        Ok(targets) => {
+            told.targets = None;
+            Some(targets)
+        }
+        Err(fault) => {
+            let fault = fault.to_string();
+            if told.targets.as_ref() != Some(&fault) {
+                tracing::error!(
+                    fault,
+                    "targets of the ledger cannot be read; the present ones stay"
+                );
+                told.targets = Some(fault);
+            }
+            None
+        }
+    }
+}
+
+/// Puts the ledger's targets in force. Scopes of which nothing is known begin with decisions of late.
+async fn adopt_targets(router: &Router, policy: &Policy, ledger: &[ScopedTarget]) {
+    let scorer = policy.scorer();
+    let past = router.store.past_decisions(scorer.version(), PAST_MAX);
+    let past = past.await.unwrap_or_else(|fault| {
+        tracing::warn!(%fault, "earlier decisions cannot be read; shares begin anew");
+        Vec::new()
+    });
+    for (scope, target) in policy.set_targets(ledger, &past) {
+        match target {
+            Some(target) => tracing::info!(%scope, %target, "another target is in force"),
+            None => tracing::info!(%scope, "has no target of its own any more"),
         }
     }
 }
 
 /// Reads outcomes for targets that are qualities.
-async fn learn(store: &Store, policy: &Policy) {
+async fn learn(router: &Router, policy: &Policy, told: &mut Told) {
     if !policy.wants_pairs() {
         return;
     }
-    let read: Result<_, StoreFault> = store.pairs(PAIRS_MAX, false).await;
+    if router.config.shadow_share == 0.0 && !told.no_copies {
+        tracing::warn!(
+            "a quality is asked for, but router.shadow_share is 0: nothing is learned for it"
+        );
+        told.no_copies = true;
+    }
+    let read: Result<_, StoreFault> = router.store.pairs(PAIRS_MAX, false).await;
     match read {
         Ok(rows) => policy.observe_pairs(&learning::calibration_pairs(
             &rows,

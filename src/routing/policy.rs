@@ -4,9 +4,9 @@
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use crate::{
-    config::RouterConfig,
+    config::{RouteTarget, RouterConfig, TargetScope},
     job::{ChatRequest, JobHead, JobId, ModelChoice, Reason, Tier},
-    store::{Decision, PastDecision, RouteReason},
+    store::{Decision, PastDecision, RouteReason, ScopedTarget},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     isotonic::Pair,
     load::{LoadShift, TierLoad},
     scorer::Scorer,
-    target::Calibrations,
+    target::{self, Calibrations},
 };
 
 /// Bytes of a token, on average: prompts of most languages and code lie near it, and what is judged
@@ -63,16 +63,26 @@ impl Policy {
     /// whose scores meant something else.
     pub fn promote(&self, scorer: Scorer) {
         *self.scorer.write().expect("nobody panics while holding it") = scorer;
-        self.state().calibrations = Calibrations::new(&self.config);
+        self.state().calibrations.forget();
     }
 
-    /// Takes decisions of an earlier run in, the oldest first.
-    pub fn remember(&self, past: &[PastDecision]) {
+    /// True when these targets of the ledger, before those of the configuration, are what holds.
+    pub fn follows(&self, ledger: &[ScopedTarget]) -> bool {
+        let wanted = target::in_force(&self.config, ledger);
+        self.state().calibrations.targets().eq(wanted)
+    }
+
+    /// Puts the targets of the ledger in force, before those of the configuration. A new scope begins
+    /// with what `past` tells of its jobs. Returns what changed: see [`Calibrations::retarget`].
+    pub fn set_targets(
+        &self,
+        ledger: &[ScopedTarget],
+        past: &[PastDecision],
+    ) -> Vec<(TargetScope, Option<RouteTarget>)> {
         let calibrations = &mut self.state().calibrations;
-        for decision in past {
-            let at = calibrations.scope(&decision.tenant, &decision.tags);
-            calibrations.at(at).remember(decision.score);
-        }
+        let changed = calibrations.retarget(target::in_force(&self.config, ledger));
+        calibrations.remember(past);
+        changed
     }
 
     /// True when load has a say.

@@ -126,7 +126,7 @@ impl Router {
             return Ok(());
         };
         let policy = Arc::new(Policy::new(&self.config, scorer));
-        let refused = observer::begin(&self, &policy).await;
+        let told = observer::begin(&self, &policy).await;
         turns::release::begin(&self, &directory, &shutdown).await;
         let tasks = TaskTracker::new();
         tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
@@ -142,7 +142,7 @@ impl Router {
         tasks.spawn(observer::run(
             self.clone(),
             knows.clone(),
-            refused,
+            told,
             shutdown.child(),
         ));
         if self.config.shadow_share > 0.0 {

@@ -1,6 +1,11 @@
 //! Targets turned into thresholds, one calibration for each scope: the whole fleet, tenants, tags.
 
-use crate::config::{RouteTarget, RouteTargets, RouterConfig, TargetScope};
+use std::collections::BTreeMap;
+
+use crate::{
+    config::{RouteTarget, RouterConfig, TargetScope},
+    store::{PastDecision, ScopedTarget},
+};
 
 use super::{
     isotonic::{self, Pair},
@@ -47,6 +52,25 @@ impl Calibration {
             level: ShareLevel::new(share),
             latency,
             quality: None,
+        }
+    }
+
+    /// Takes another target over. What is known of the traffic stays; what was learned of the way to
+    /// the old target goes. A latency begins at the share that was delivered before.
+    fn retarget(&mut self, target: RouteTarget) {
+        let delivered = self.window.level_of(self.thresholds(0.0).base);
+        let earlier = std::mem::replace(self, Self::new(target, self.fallback));
+        self.window = earlier.window;
+        match (earlier.target, target) {
+            (RouteTarget::Latency(_), RouteTarget::Latency(_)) => {
+                self.latency = earlier.latency;
+                self.level = earlier.level;
+            }
+            (_, RouteTarget::Latency(_)) => {
+                self.latency =
+                    delivered.map_or(self.latency, |below| LatencyShare::at(1.0 - below));
+            }
+            _ => {}
         }
     }
 
@@ -99,88 +123,148 @@ impl Calibration {
     }
 }
 
+/// Whose target is which.
+pub type Targets = BTreeMap<TargetScope, RouteTarget>;
+
+/// The targets that hold: the ledger's, then the configuration's.
+pub fn in_force(config: &RouterConfig, ledger: &[ScopedTarget]) -> Targets {
+    let configured = config
+        .targets
+        .iter()
+        .map(|(scope, target)| (scope.clone(), target));
+    let set = ledger.iter().map(|one| (one.scope.clone(), one.target));
+    std::iter::once((TargetScope::All, config.target))
+        .chain(configured)
+        .chain(set)
+        .collect()
+}
+
 /// The calibrations of a router.
 #[derive(Clone, Debug)]
 pub struct Calibrations {
-    all: Calibration,
+    /// By scope, so that the fleet's stands first.
     scoped: Vec<(TargetScope, Calibration)>,
+    fallback: f64,
 }
 
-/// Where a job's calibration stands.
+/// Where a job's calibration stands, until the targets change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScopeAt(Option<usize>);
+pub struct ScopeAt(usize);
 
 impl Calibrations {
     /// One for the fleet and one for each entry of `router.targets`.
     pub fn new(config: &RouterConfig) -> Self {
-        let targets: &RouteTargets = &config.targets;
+        let fallback = config.threshold;
+        let calibration = |(scope, target)| (scope, Calibration::new(target, fallback));
         Self {
-            all: Calibration::new(config.target, config.threshold),
-            scoped: targets
-                .iter()
-                .map(|(scope, target)| (scope.clone(), Calibration::new(target, config.threshold)))
-                .collect(),
+            scoped: in_force(config, &[]).into_iter().map(calibration).collect(),
+            fallback,
         }
+    }
+
+    /// Forgets what was learned; the targets stay.
+    pub fn forget(&mut self) {
+        for (_, calibration) in &mut self.scoped {
+            *calibration = Calibration::new(calibration.target, self.fallback);
+        }
+    }
+
+    /// Puts other targets in force. Scopes that stay keep what they know of their traffic. Returns what
+    /// changed, with `None` for a scope that has no target of its own any more.
+    pub fn retarget(&mut self, mut targets: Targets) -> Vec<(TargetScope, Option<RouteTarget>)> {
+        let mut changed = Vec::new();
+        self.scoped.retain_mut(|(scope, calibration)| {
+            let Some(target) = targets.remove(scope) else {
+                changed.push((scope.clone(), None));
+                return false;
+            };
+            if target != calibration.target {
+                calibration.retarget(target);
+                changed.push((scope.clone(), Some(target)));
+            }
+            true
+        });
+        for (scope, target) in targets {
+            changed.push((scope.clone(), Some(target)));
+            self.scoped
+                .push((scope, Calibration::new(target, self.fallback)));
+        }
+        self.scoped.sort_by(|(a, _), (b, _)| a.cmp(b));
+        changed
+    }
+
+    /// Takes decisions of an earlier run in, the oldest first, where nothing is known of the traffic.
+    pub fn remember(&mut self, past: &[PastDecision]) {
+        let is_unknown: Vec<bool> = self
+            .each()
+            .map(|calibration| calibration.window.is_empty())
+            .collect();
+        for decision in past {
+            let at = self.scope(&decision.tenant, &decision.tags);
+            if is_unknown[at.0] {
+                self.at(at).remember(decision.score);
+            }
+        }
+    }
+
+    /// The targets that hold, by scope.
+    pub fn targets(&self) -> impl Iterator<Item = (TargetScope, RouteTarget)> + '_ {
+        self.scoped
+            .iter()
+            .map(|(scope, calibration)| (scope.clone(), calibration.target))
     }
 
     /// The scope of a job: that of its first tag that has one, its tenant's, or the fleet's.
     pub fn scope(&self, tenant: &str, tags: &[String]) -> ScopeAt {
-        if self.scoped.is_empty() {
-            return ScopeAt(None);
-        }
-        let find = |wanted: &dyn Fn(&TargetScope) -> bool| {
-            self.scoped.iter().position(|(scope, _)| wanted(scope))
+        let find = |wanted: TargetScope| {
+            self.scoped
+                .binary_search_by(|(scope, _)| scope.cmp(&wanted))
+                .ok()
         };
+        if self.scoped.len() == 1 {
+            return ScopeAt(0);
+        }
         let tagged = tags
             .iter()
-            .find_map(|tag| find(&|scope| matches!(scope, TargetScope::Tag(name) if name == tag)));
-        ScopeAt(tagged.or_else(|| {
-            find(&|scope| matches!(scope, TargetScope::Tenant(name) if name == tenant))
-        }))
+            .find_map(|tag| find(TargetScope::Tag(tag.clone())));
+        let own = || find(TargetScope::Tenant(tenant.to_owned()));
+        ScopeAt(tagged.or_else(own).unwrap_or(0))
     }
 
     /// The calibration of a scope.
     pub fn at(&mut self, at: ScopeAt) -> &mut Calibration {
-        match at.0 {
-            Some(at) => &mut self.scoped[at].1,
-            None => &mut self.all,
-        }
+        &mut self.scoped[at.0].1
     }
 
     /// The thresholds of a scope under a shift by load.
     pub fn thresholds(&self, at: ScopeAt, shift: f64) -> Thresholds {
-        match at.0 {
-            Some(at) => self.scoped[at].1.thresholds(shift),
-            None => self.all.thresholds(shift),
-        }
+        self.scoped[at.0].1.thresholds(shift)
     }
 
     /// What a scope is called, and its target, as the ledger keeps them.
     pub fn names(&self, at: ScopeAt) -> (String, String) {
-        match at.0 {
-            Some(at) => {
-                let (scope, calibration) = &self.scoped[at];
-                (scope.to_string(), calibration.target.to_string())
-            }
-            None => ("all".to_owned(), self.all.target.to_string()),
-        }
+        let (scope, calibration) = &self.scoped[at.0];
+        (scope.to_string(), calibration.target.to_string())
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut Calibration> {
-        let scoped = self.scoped.iter_mut().map(|(_, calibration)| calibration);
-        std::iter::once(&mut self.all).chain(scoped)
+        self.scoped.iter_mut().map(|(_, calibration)| calibration)
+    }
+
+    fn any(&self, is_so: impl Fn(RouteTarget) -> bool) -> bool {
+        self.scoped
+            .iter()
+            .any(|(_, calibration)| is_so(calibration.target))
     }
 
     /// True when a target is a quality.
     pub fn want_pairs(&self) -> bool {
-        let of = |calibration: &Calibration| matches!(calibration.target, RouteTarget::Quality(_));
-        of(&self.all) || self.scoped.iter().any(|(_, calibration)| of(calibration))
+        self.any(|target| matches!(target, RouteTarget::Quality(_)))
     }
 
     /// True when a target is a latency.
     pub fn want_load(&self) -> bool {
-        let of = |calibration: &Calibration| matches!(calibration.target, RouteTarget::Latency(_));
-        of(&self.all) || self.scoped.iter().any(|(_, calibration)| of(calibration))
+        self.any(|target| matches!(target, RouteTarget::Latency(_)))
     }
 
     /// Learns the present load of large.
@@ -233,6 +317,62 @@ mod tests {
             named("acme", &["x", "gold", "draft"]),
             "tag:gold threshold:0"
         );
+    }
+
+    /// What is known of the traffic outlives a change of the target; scopes come and go.
+    #[test]
+    fn targets_change_while_windows_stay() {
+        let mut calibrations = Calibrations::new(&config(&[
+            ("target", "share:30%"),
+            ("targets", "tag:draft=share:5%"),
+        ]));
+        let draft = ["draft".to_owned()];
+        for score in 0..200 {
+            for tags in [&[][..], &draft] {
+                let at = calibrations.scope("acme", tags);
+                calibrations.at(at).remember(f64::from(score) / 200.0);
+            }
+        }
+        let base = |calibrations: &Calibrations, tags: &[String]| {
+            let at = calibrations.scope("acme", tags);
+            calibrations.thresholds(at, 0.0).base
+        };
+        assert!((base(&calibrations, &draft) - 0.95).abs() < 0.01);
+        let said = |pairs: &[(&str, &str)]| -> Targets {
+            let parsed = |(scope, target): &(&str, &str)| {
+                (
+                    scope.parse().expect("scope"),
+                    target.parse().expect("target"),
+                )
+            };
+            pairs.iter().map(parsed).collect()
+        };
+        let next = said(&[
+            ("all", "share:30%"),
+            ("tag:draft", "share:50%"),
+            ("tenant:acme", "share:0%"),
+        ]);
+        let changed = calibrations.retarget(next.clone());
+        let names: Vec<String> = changed.iter().map(|(scope, _)| scope.to_string()).collect();
+        assert_eq!(names, ["tag:draft", "tenant:acme"]);
+        assert!((base(&calibrations, &draft) - 0.5).abs() < 0.01);
+        assert!(base(&calibrations, &[]) > 1.0, "the tenant's own holds");
+        assert_eq!(calibrations.retarget(next), []);
+        let changed = calibrations.retarget(said(&[("all", "latency:2s")]));
+        assert_eq!(
+            changed
+                .iter()
+                .filter(|(_, target)| target.is_none())
+                .count(),
+            2
+        );
+        let found = base(&calibrations, &draft);
+        assert!(
+            (found - 0.7).abs() < 0.01,
+            "it goes on where the share was: {found}"
+        );
+        calibrations.forget();
+        assert_eq!(base(&calibrations, &[]), 0.5, "nothing is known");
     }
 
     /// Load moves at most the share it is given, and never what is absolute.

@@ -1,9 +1,12 @@
-//! What the ledger knows for learning: decisions, outcomes of both tiers, feedback, weights.
+//! What the ledger knows for routing: decisions, outcomes of both tiers, feedback, weights, targets.
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::job::{ChatRequest, JobId, Reason, Tenant, Tier};
+use crate::{
+    config::{RouteTarget, TargetScope},
+    job::{ChatRequest, JobId, Reason, Tenant, Tier},
+};
 
 /// Why a job went to its tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,6 +149,42 @@ pub struct TierCost {
     pub prompt_tokens_mean: f64,
     /// Mean tokens of an answer.
     pub completion_tokens_mean: f64,
+}
+
+/// A target that was set while routers run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScopedTarget {
+    /// Whose jobs it is for.
+    pub scope: TargetScope,
+    /// What is to be delivered.
+    pub target: RouteTarget,
+    /// When it was set.
+    pub changed_at: DateTime<Utc>,
+}
+
+impl ScopedTarget {
+    /// Reads a row, which people may have written.
+    pub(super) fn read(
+        scope: &str,
+        target: &str,
+        changed_at: DateTime<Utc>,
+    ) -> Result<Self, String> {
+        let fault = |fault| format!("route_targets: scope {scope:?}, target {target:?}: {fault}");
+        Ok(Self {
+            scope: scope.parse().map_err(fault)?,
+            target: target.parse().map_err(fault)?,
+            changed_at,
+        })
+    }
+
+    /// The target as the command line shows it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "scope": self.scope.to_string(),
+            "target": self.target.to_string(),
+            "changed_at": self.changed_at,
+        })
+    }
 }
 
 /// A job that both tiers answered.

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    DecisionRecord, Feedback, PairRow, PastDecision, Store, StoreFault, StoredWeights, TierCost,
-    measure,
+    DecisionRecord, Feedback, PairRow, PastDecision, ScopedTarget, Store, StoreFault,
+    StoredWeights, TierCost, measure,
 };
-use crate::job::{Job, JobId, Tenant};
+use crate::{
+    config::{RouteTarget, TargetScope},
+    job::{Job, JobId, Tenant},
+};
 
 impl Store {
     /// Keeps words about answers; one flag for each, in order: false when `tenant` has no such job.
@@ -107,5 +110,33 @@ impl Store {
     /// When the database cannot be reached.
     pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreFault> {
         measured!(self, "active_weights", store => store.active_weights())
+    }
+
+    /// The targets that were set while routers run, by scope; they go before the configuration's.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or a row that somebody wrote holds no target.
+    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreFault> {
+        measured!(self, "route_targets", store => store.route_targets())
+    }
+
+    /// Sets a scope's target, in place of an earlier one.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn set_route_target(
+        &self,
+        scope: &TargetScope,
+        target: RouteTarget,
+    ) -> Result<(), StoreFault> {
+        measured!(self, "set_route_target", store => store.set_route_target(scope, target))
+    }
+
+    /// Removes a scope's target, so that it follows the configuration; false when it had none.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreFault> {
+        measured!(self, "unset_route_target", store => store.unset_route_target(scope))
     }
 }

@@ -50,7 +50,8 @@ pub use hold::{
 };
 pub use keys::{ApiKey, KeyDigest, Scope, Scopes, new_key};
 pub use learning::{
-    DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, StoredWeights, TierCost,
+    DecisionRecord, Feedback, PairRow, PastDecision, RouteReason, ScopedTarget, StoredWeights,
+    TierCost,
 };
 
 pub use semantic::{Judgement, KnownQuestion, Likeness, LikenessVerdict, Lookup, Recheck};

@@ -1,9 +1,11 @@
-//! Copies for learning and feedback on RabbitMQ and Postgres, with the roles in processes of their
+//! Copies for learning, feedback and targets on RabbitMQ and Postgres, with the roles in processes of their
 //! own.
+
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Yard, free_port, http, text};
+use crate::harness::{PATIENCE, Yard, free_port, http, text};
 
 /// A copy reaches large through the broker, leaves the producer's results alone, and feedback comes
 /// by HTTP, and by SQL from a role that may do nothing else.
@@ -110,6 +112,69 @@ async fn copies_and_feedback_reach_the_ledger() {
         "{explained}"
     );
     for role in [api, router, worker] {
+        assert!(role.stop().await.success());
+    }
+}
+
+/// Submits jobs, waits for their end and returns how many of them were decided by a target.
+async fn decided_by(yard: &Yard, batch: &str, target: &str) -> i64 {
+    // Both routers take from the queue, so that some of these go to each.
+    let lines: String = (0..JOBS)
+        .map(|at| format!("Question {at} of {batch}\n"))
+        .collect();
+    let arguments = ["submit", "-", "--batch", batch];
+    let done = yard.run(&arguments, lines.as_bytes()).await;
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let count = async |statement: &'static str| -> i64 {
+        let counting = sqlx::query_scalar(statement).bind(batch).bind(target);
+        counting.fetch_one(&yard.pool).await.unwrap()
+    };
+    let ended =
+        "select count(*) from jobs where batch = $1 and finished_at is not null and $2 <> ''";
+    while count(ended).await < JOBS {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    count("select count(*) from jobs where batch = $1 and target_scope || ' ' || target = $2").await
+}
+
+/// Jobs of a submission.
+const JOBS: i64 = 40;
+
+/// Every router of a fleet follows a target that is set while it runs.
+#[tokio::test]
+async fn routers_follow_a_target_without_a_restart() {
+    let mut yard = Yard::new().await;
+    yard.settings = vec!["router.target=threshold:1".to_owned()];
+    let models = ["--small", "scripted:echo", "--large", "scripted:echo"];
+    let worker = yard
+        .start(&[&["work", "--tier", "small,large"], &models[..]].concat())
+        .await;
+    let routers = [yard.start(&["route"]).await, yard.start(&["route"]).await];
+    let follow = async |name: &str, target: &str| {
+        let following = async {
+            for at in 0.. {
+                if decided_by(&yard, &format!("{name}-{at}"), target).await == JOBS {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, following)
+            .await
+            .expect(target);
+    };
+    follow("configured", "all threshold:1").await;
+    for (arguments, name, target) in [
+        (&["set", "all", "threshold:0"][..], "set", "all threshold:0"),
+        (&["unset", "all"], "unset", "all threshold:1"),
+    ] {
+        let arguments = [&["router", "target"], arguments].concat();
+        let done = yard.run(&arguments, b"").await;
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        follow(name, target).await;
+    }
+    let strays = "select count(*) from jobs where (tier = 'large') <> (target = 'threshold:0')";
+    assert_eq!(yard.count(strays).await, 0);
+    for role in routers.into_iter().chain([worker]) {
         assert!(role.stop().await.success());
     }
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     http::{get, post},
     roles::{stop, up},
-    yard::Yard,
+    yard::{Yard, wait_until},
 };
 
 /// Small and large say the same.
@@ -152,6 +152,82 @@ fn a_share_is_delivered_across_restarts() {
           where target_scope = 'all' and share_asked = 0.3",
     );
     assert!((28..=32).contains(&percent), "{percent} % of 480 jobs");
+}
+
+/// Targets change under a running router, go before its configuration, and what is none changes nothing.
+#[test]
+fn targets_are_set_while_a_router_runs() {
+    let yard = Yard::new();
+    let settings = ["--set", "router.target=threshold:1"];
+    let up = up(&yard, &[&AGREEING[..], &settings].concat());
+    let mut asked = 0;
+    let mut tier = |tenant: &str| {
+        asked += 1;
+        let prompt = format!("question {asked}");
+        let body = json!({"prompt": prompt, "promptyard": {"tenant": tenant}});
+        let answered = post(up.api, "/v1/chat/completions", &body).json();
+        answered["promptyard"]["tier"].as_str().unwrap().to_owned()
+    };
+    let target = |arguments: &[&str]| yard.run(&[&["router", "target"], arguments].concat());
+    assert_eq!(tier("acme"), "small");
+    target(&["list"])
+        .exits(0)
+        .complains("the routers' configuration holds");
+    let set = target(&["set", "all", "threshold:0"]).exits(0);
+    assert!(set.stdout.contains("all: threshold:0"), "{set}");
+    wait_until("jobs that go to large", || tier("acme") == "large");
+    target(&["set", "tenant:acme", "share:0%"]).exits(0);
+    wait_until("acme's to go to small", || tier("acme") == "small");
+    assert_eq!(tier("other"), "large", "the rest stays");
+
+    for (scope, wrong, why) in [
+        ("all", "share:130%", "expected threshold"),
+        ("everybody", "share:30%", "expected all, tenant:NAME"),
+        ("tag:a b", "share:30%", "a tag is 1 to 64 characters"),
+    ] {
+        let refused = target(&["set", scope, wrong]).exits(2).complains(why);
+        assert!(refused.stderr.lines().count() <= 3, "{refused}");
+    }
+    let listed = target(&["list", "--json"]).exits(0);
+    let listed: Vec<serde_json::Value> = listed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let shown = |at: usize| (&listed[at]["scope"], &listed[at]["target"]);
+    assert_eq!(listed.len(), 2);
+    assert_eq!(shown(0), (&json!("all"), &json!("threshold:0")));
+    assert_eq!(shown(1), (&json!("tenant:acme"), &json!("share:0%")));
+
+    // Somebody writes what is no target: told once, and what held before holds.
+    yard.execute("update route_targets set target = 'most' where scope = 'tenant:acme'");
+    target(&["list"]).exits(1).complains("tenant:acme");
+    wait_until("the complaint", || {
+        up.said().contains("targets of the ledger cannot be read")
+    });
+    assert_eq!(
+        (tier("acme").as_str(), tier("other").as_str()),
+        ("small", "large")
+    );
+    target(&["unset", "tenant:acme"]).exits(0);
+    wait_until("acme's to go as all do", || tier("acme") == "large");
+    assert_eq!(
+        up.said().matches("cannot be read").count(),
+        1,
+        "{}",
+        up.said()
+    );
+    target(&["unset", "all"]).exits(0);
+    wait_until("the configuration to hold", || tier("acme") == "small");
+    target(&["unset", "all"])
+        .exits(0)
+        .complains("no target was set");
+    let scopes = yard.column("select distinct target_scope || ' ' || target from jobs order by 1");
+    assert_eq!(
+        scopes,
+        ["all threshold:0", "all threshold:1", "tenant:acme share:0%"]
+    );
+    stop(up);
 }
 
 /// The marks of a labelled run are feedback, told once however often it is run.

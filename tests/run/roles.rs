@@ -62,6 +62,11 @@ impl Up {
         self.process.id()
     }
 
+    /// What it said on standard error so far.
+    pub fn said(&self) -> String {
+        self.process.stderr()
+    }
+
     /// Ends it as a power cut would.
     pub fn end(self) {
         self.process.kill();

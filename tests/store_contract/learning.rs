@@ -7,7 +7,7 @@ use promptyard::{
     job::{ChatRequest, JobHead, JobId, JobState, RequestLimits, Submission, Tier},
     store::{
         Admission, Admitted, Claimant, Claimed, Course, Decision, Feedback, Route, RouteReason,
-        Store, StoredWeights, Verdict,
+        ScopedTarget, Store, StoredWeights, Verdict,
     },
 };
 use serde_json::json;
@@ -406,5 +406,33 @@ contract! {
         assert_eq!(store.active_weights().await.unwrap(), Some(first));
         store.put_weights(&second, true).await.unwrap();
         assert_eq!(store.active_weights().await.unwrap(), Some(second));
+    }
+
+    /// Targets can be set, changed and unset.
+    async fn targets_are_set_while_routers_run(store: Store) {
+        let kept = async || {
+            let targets = store.route_targets().await.unwrap();
+            let shown = |one: &ScopedTarget| format!("{} {}", one.scope, one.target);
+            targets.iter().map(shown).collect::<Vec<_>>()
+        };
+        assert_eq!(kept().await, [""; 0]);
+        let before = now();
+        for (scope, target) in [
+            ("tenant:acme", "share:5%"),
+            ("all", "latency:2s"),
+            ("tag:a:b/c", "quality:99.5%"),
+            ("tenant:acme", "threshold:0.25"),
+        ] {
+            let (scope, target) = (scope.parse().unwrap(), target.parse().unwrap());
+            store.set_route_target(&scope, target).await.unwrap();
+        }
+        let all = ["all latency:2000ms", "tag:a:b/c quality:99.5%", "tenant:acme threshold:0.25"];
+        assert_eq!(kept().await, all);
+        let targets = store.route_targets().await.unwrap();
+        assert!(targets.iter().all(|one| one.changed_at >= before), "{targets:?}");
+        let acme = "tenant:acme".parse().unwrap();
+        assert!(store.unset_route_target(&acme).await.unwrap());
+        assert!(!store.unset_route_target(&acme).await.unwrap());
+        assert_eq!(kept().await, all[..2]);
     }
 }

@@ -4,6 +4,7 @@ mod evaluate;
 mod explain;
 mod job;
 mod score;
+mod target;
 mod train;
 
 use std::{
@@ -45,6 +46,11 @@ pub enum RouterCommand {
     Pairs(PairsArgs),
     /// Put weights in the ledger, from which routers take them without a restart
     Promote(PromoteArgs),
+    /// Say what routers are to deliver while they run: they follow within seconds
+    ///
+    /// A target set here goes before router.target and router.targets until it is unset.
+    #[command(subcommand)]
+    Target(target::TargetCommand),
 }
 
 /// Which weights to use.
@@ -72,6 +78,7 @@ pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
         RouterCommand::Simulate(args) => simulate(&args),
         RouterCommand::Pairs(args) => pairs(args).await,
         RouterCommand::Promote(args) => promote(args).await,
+        RouterCommand::Target(command) => target::target(command).await,
     }
 }
 

@@ -25,6 +25,7 @@ mod savings;
 mod semantic;
 mod settle;
 mod sweep;
+mod targets;
 mod tenants;
 mod text;
 mod workers;

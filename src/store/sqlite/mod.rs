@@ -19,6 +19,7 @@ mod savings;
 mod semantic;
 mod settle;
 mod sweep;
+mod targets;
 mod tenants;
 mod workers;
 
