@@ -158,6 +158,8 @@ fn load(args: &RunArgs) -> anyhow::Result<Config> {
         overrides.set("--metrics-listen", "telemetry.listen", address);
     }
     let mut config = args.common.load(overrides)?;
+    // A file is all back-log from its first moment, and is to be routed alike each time.
+    config.router.load_shift_max.get_or_insert(0.0);
     config.worker.drain_s = config.worker.drain_s.min(DRAIN_S);
     if config.telemetry.log == TelemetryConfig::default().log {
         // A person watches a progress bar: only what goes wrong is worth a line.

@@ -127,9 +127,9 @@ settings! {
         target: RouteTarget = RouteTarget::Threshold, "threshold, threshold:0.4, share:30%, quality:99% or latency:2s (ms or s)";
         /// Targets of tenants and tags, `"tenant:acme" = "share:10%"`; a tag's goes before its tenant's, and both before `target`.
         targets: RouteTargets = RouteTargets::default(), "a table of tenant:NAME or tag:NAME to a target";
-        /// Largest share of the jobs that a difference in load may move to the other tier, either way; 0 leaves routes to the prompts alone.
-        load_shift_max: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
-        /// Seconds by which one tier's wait must exceed the other's for the whole of that shift.
+        /// Largest share of the jobs that a back-log may move to the other tier, either way; 0 leaves routes to the prompts alone. By default 0.1, and 0 for `promptyard run`.
+        load_shift_max: Option<f64> = None, "a number from 0 to 0.5", |s| s.is_none_or(|s| (0.0..=0.5).contains(&s));
+        /// Seconds by which one tier's back-log must exceed the other's for the whole of that shift.
         load_wait_s: f64 = 10.0, "a number above 0, up to 3600", |s| *s > 0.0 && *s <= 3600.0;
         /// Share of the jobs routed to small by their score that also run on large, for learning, while it is idle.
         shadow_share: f64 = 0.0, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);

@@ -6,8 +6,13 @@ use toml::de::DeValue;
 
 use crate::job::{Options, Tenant};
 
-use super::setting::{Given, Setting};
+use super::{
+    RouterConfig,
+    setting::{Given, Setting},
+};
 
+/// `router.load_shift_max` of a fleet that does not set it.
+const LOAD_SHIFT_DEFAULT: f64 = 0.1;
 /// Longest latency that can be asked for.
 const LATENCY_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -93,6 +98,13 @@ impl Setting for RouteTarget {
 
     fn show(&self) -> Option<String> {
         self.to_string().show()
+    }
+}
+
+impl RouterConfig {
+    /// The largest share of the jobs that a back-log may move, 0 to 0.5.
+    pub fn load_shift_max(&self) -> f64 {
+        self.load_shift_max.unwrap_or(LOAD_SHIFT_DEFAULT)
     }
 }
 

@@ -28,6 +28,14 @@ impl TierLoad {
         (self.places > 0).then(|| self.waiting as f64 * service_s / f64::from(self.places))
     }
 
+    /// Seconds that its workers need for what is beyond the next job of each place. Up to there a queue
+    /// only keeps them busy, and nobody is helped by another route.
+    pub fn backlog_s(&self) -> Option<f64> {
+        let beyond = self.waiting.saturating_sub(u64::from(self.places));
+        let (beyond, places) = (beyond as f64, f64::from(self.places));
+        (places > 0.0).then_some(beyond * self.service_s? / places)
+    }
+
     /// Seconds until a job that joins the queue now is answered.
     pub fn latency_s(&self) -> Option<f64> {
         Some(self.wait_s()? + self.service_s?)
@@ -37,7 +45,7 @@ impl TierLoad {
 /// The share of jobs that load moves towards small (above 0) or large (below 0).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadShift {
-    /// Smoothed seconds by which large makes its jobs wait longer than small.
+    /// Smoothed seconds by which large's back-log exceeds small's, up to what moves the whole shift.
     lag_s: f64,
     shift: f64,
 }
@@ -48,20 +56,21 @@ impl LoadShift {
         self.shift
     }
 
-    /// Learns of the present loads. The shift is proportional to the difference of the waits,
+    /// Learns of the present loads. The shift is proportional to the difference of the back-logs,
     /// whole (`shift_max`) from `wait_full_s`; it follows with play, as a gear does: small changes
     /// move nothing, and one in the other direction has the play to cross first. The loop over the
     /// queue is then a damped one, while a relay with two thresholds would swing between them.
     pub fn observe(&mut self, small: TierLoad, large: TierLoad, shift_max: f64, wait_full_s: f64) {
-        let lag_s = match (small.wait_s(), large.wait_s()) {
+        let lag_s = match (small.backlog_s(), large.backlog_s()) {
             (Some(small_s), Some(large_s)) => large_s - small_s,
             // A tier without workers or without a measured job tells nothing.
             _ => 0.0,
         };
-        self.lag_s += SMOOTHING * (lag_s - self.lag_s);
-        // So much more that the whole shift is reached in spite of the play.
-        let most = 1.0 / (1.0 - PLAY);
-        let pull = (self.lag_s / wait_full_s).clamp(-most, most) * shift_max;
+        // So much more that the whole shift is reached in spite of the play, and not what lies beyond: a
+        // long back-log would be remembered long after it has gone.
+        let most_s = wait_full_s / (1.0 - PLAY);
+        self.lag_s += SMOOTHING * (lag_s.clamp(-most_s, most_s) - self.lag_s);
+        let pull = self.lag_s / wait_full_s * shift_max;
         let play = PLAY * pull.abs();
         self.shift = self
             .shift
@@ -230,6 +239,14 @@ mod tests {
         let mut yard = Yard::new(0.1, 0.4);
         let shifts = run(&mut yard, 120.0, None);
         assert!(shifts.iter().all(|shift| (shift - 0.2).abs() < 1e-9));
+        // Hours of back-log that are gone at last move nothing half a minute later.
+        let mut load = LoadShift::default();
+        yard.large.waiting = 1_000_000;
+        (0..60).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
+        assert!((load.shift() - 0.2).abs() < 1e-6, "{}", load.shift());
+        yard.large.waiting = 0;
+        (0..30).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
+        assert!(load.shift().abs() < 1e-3, "{}", load.shift());
         // Small is the slow one: large takes over as far as it may.
         let mut yard = Yard::new(0.4, 0.1);
         let shifts = run(&mut yard, 60.0, None);
@@ -238,6 +255,22 @@ mod tests {
             "{:?}",
             &shifts[..3]
         );
+    }
+
+    /// A queue that only keeps the workers busy is no back-log, however long its jobs take.
+    #[test]
+    fn a_queue_of_one_round_moves_nothing() {
+        let tier = |waiting| TierLoad {
+            waiting,
+            running: 8,
+            places: 8,
+            service_s: Some(30.0),
+        };
+        let mut load = LoadShift::default();
+        (0..60).for_each(|_| load.observe(tier(0), tier(8), 0.1, 10.0));
+        assert_eq!(load.shift(), 0.0);
+        (0..60).for_each(|_| load.observe(tier(0), tier(16), 0.1, 10.0));
+        assert!((load.shift() - 0.1).abs() < 1e-6, "{}", load.shift());
     }
 
     /// Without load, workers or measured jobs there is no shift.

@@ -92,7 +92,7 @@ pub(super) async fn run(
             }
             _ = loads.tick(), if policy.wants_load() => {
                 if looks % LOOKS_PER_COST == 0 {
-                    costs = read_costs(&router.store).await.unwrap_or(costs);
+                    read_costs(&router.store, &mut costs).await;
                 }
                 looks += 1;
                 match tier_loads(&router, &directory, &costs).await {
@@ -106,12 +106,16 @@ pub(super) async fn run(
     }
 }
 
-async fn read_costs(store: &Store) -> Option<Vec<TierCost>> {
+/// Reads what jobs cost. The last figure stands of a tier that has none among the latest jobs, as one
+/// that is stuck, or slow beside a fast one.
+async fn read_costs(store: &Store, costs: &mut Vec<TierCost>) {
     match store.tier_costs(COST_JOBS).await {
-        Ok(costs) => Some(costs),
+        Ok(latest) => {
+            costs.retain(|cost| latest.iter().all(|new| new.tier != cost.tier));
+            costs.extend(latest);
+        }
         Err(fault) => {
             tracing::warn!(%fault, "cannot read what jobs cost; the last figures stand");
-            None
         }
     }
 }

@@ -87,14 +87,14 @@ impl Policy {
 
     /// True when load has a say.
     pub fn wants_load(&self) -> bool {
-        self.config.load_shift_max > 0.0 || self.state().calibrations.want_load()
+        self.config.load_shift_max() > 0.0 || self.state().calibrations.want_load()
     }
 
     /// Learns what waits for each tier and what its jobs take. Returns the shift that follows.
     pub fn observe_load(&self, small: TierLoad, large: TierLoad) -> f64 {
         let state = &mut *self.state();
         state.calibrations.observe_load(large);
-        let (most, full_s) = (self.config.load_shift_max, self.config.load_wait_s);
+        let (most, full_s) = (self.config.load_shift_max(), self.config.load_wait_s);
         state.load.observe(small, large, most, full_s);
         state.load.shift()
     }

@@ -100,8 +100,14 @@ impl Calibration {
         }
     }
 
-    /// The threshold moved by a share of the jobs. All to large and all to small stay what they are.
+    /// The threshold moved by a share of the jobs. All to large and all to small stay what they are, a
+    /// quality is not lowered, and a latency has load in it already.
     fn shifted(&self, base: f64, shift: f64) -> Option<f64> {
+        let shift = match self.target {
+            RouteTarget::Quality(_) => shift.min(0.0),
+            RouteTarget::Latency(_) => 0.0,
+            _ => shift,
+        };
         let is_end = base <= 0.0 || base >= 1.0 || matches!(self.share(), Some(0.0 | 1.0));
         if shift == 0.0 || is_end || self.window.sorted().len() < WINDOW_MIN {
             return None;
@@ -290,6 +296,8 @@ impl Calibrations {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
     use super::*;
     use crate::config::{Config, Overrides};
 
@@ -395,6 +403,54 @@ mod tests {
                 (moved.effective - expected).abs() < 0.01,
                 "{target}: {moved:?}"
             );
+        }
+    }
+
+    /// A share that was asked for holds while there is no back-log, and again after one; meanwhile load
+    /// moves it, no further than it may.
+    #[test]
+    fn a_share_holds_before_and_after_a_back_log() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut calibrations = Calibrations::new(&config(&[("target", "share:30%")]));
+        let at = calibrations.scope("default", &[]);
+        let mut deliver = |shift: f64| {
+            let mut large = 0;
+            for _ in 0..2000 {
+                let score = rng.random_range(0.0..1.0);
+                let thresholds = calibrations.thresholds(at, shift);
+                calibrations.at(at).observe(score, score >= thresholds.base);
+                large += u32::from(score >= thresholds.effective);
+            }
+            f64::from(large) / 2000.0
+        };
+        for (shift, share) in [(0.0, 0.3), (0.1, 0.2), (0.0, 0.3), (-0.1, 0.4), (0.0, 0.3)] {
+            let delivered = deliver(shift);
+            assert!(
+                (delivered - share).abs() <= 0.02,
+                "{delivered} under {shift}"
+            );
+        }
+    }
+
+    /// Load may raise a quality, not lower it, and does not move what follows it anyway.
+    #[test]
+    fn promises_of_quality_and_latency_are_not_spilled() {
+        for (target, spills, takes) in [
+            ("threshold:0.4", true, true),
+            ("share:60%", true, true),
+            ("quality:99%", false, true),
+            ("latency:2s", false, false),
+        ] {
+            let mut calibrations =
+                Calibrations::new(&config(&[("target", target), ("threshold", "0.4")]));
+            let at = calibrations.scope("default", &[]);
+            (0..200).for_each(|score| calibrations.at(at).remember(f64::from(score) / 200.0));
+            let (away, there) = (
+                calibrations.thresholds(at, 0.1),
+                calibrations.thresholds(at, -0.1),
+            );
+            assert_eq!(away.effective > away.base, spills, "{target}: {away:?}");
+            assert_eq!(there.effective < there.base, takes, "{target}: {there:?}");
         }
     }
 
