@@ -16,7 +16,12 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{Overrides, RouteTarget},
-    routing::{features::Features, isotonic::Pair, scorer::Scorer, target::Calibrations},
+    routing::{
+        features::Features,
+        isotonic::Pair,
+        scorer::Scorer,
+        target::{Calibrations, KnownPair},
+    },
 };
 
 use super::options::{Common, say};
@@ -109,10 +114,14 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         let mut pairs = Vec::new();
         for row in taught {
             calibrations.at(scope).remember(row.score);
-            pairs.extend(row.labels.map(|(small, large)| Pair {
-                score: row.score,
-                small,
-                large,
+            pairs.extend(row.labels.map(|(small, large)| KnownPair {
+                tenant: "default".to_owned(),
+                tags: Vec::new(),
+                pair: Pair {
+                    score: row.score,
+                    small,
+                    large,
+                },
             }));
         }
         calibrations.observe_pairs(&pairs);

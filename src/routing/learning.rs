@@ -14,7 +14,7 @@ use crate::{
     store::{PairRow, Store, StoreFault},
 };
 
-use super::isotonic::Pair;
+use super::{isotonic::Pair, target::KnownPair};
 
 /// Most labelled rows that are read from a ledger, the latest.
 pub const ROWS_MAX: usize = 100_000;
@@ -106,15 +106,20 @@ pub fn outcomes(row: &PairRow) -> (f64, f64) {
 }
 
 /// The pairs that tell a threshold of `scorer`: those that it scored itself.
-pub fn calibration_pairs(rows: &[PairRow], scorer: &str) -> Vec<Pair> {
-    rows.iter()
+pub fn calibration_pairs(rows: Vec<PairRow>, scorer: &str) -> Vec<KnownPair> {
+    rows.into_iter()
         .filter(|row| row.scorer.as_deref() == Some(scorer))
         .filter_map(|row| {
-            let (small, large) = outcomes(row);
-            Some(Pair {
+            let (small, large) = outcomes(&row);
+            let pair = Pair {
                 score: row.score?,
                 small,
                 large,
+            };
+            Some(KnownPair {
+                tenant: row.tenant.to_string(),
+                tags: row.tags,
+                pair,
             })
         })
         .collect()
@@ -130,6 +135,7 @@ mod tests {
         let row = |agrees, small_feedback, is_exact, large_feedback| PairRow {
             job: JobId::now(),
             tenant: Tenant::default(),
+            tags: Vec::new(),
             scorer: Some("s".to_owned()),
             score: Some(0.5),
             propensity: 1.0,
@@ -153,6 +159,6 @@ mod tests {
             assert_eq!(outcomes(&row), expected, "{row:?}");
         }
         let other = row(true, None, false, None);
-        assert_eq!(calibration_pairs(&[other], "another").len(), 0);
+        assert_eq!(calibration_pairs(vec![other], "another").len(), 0);
     }
 }

@@ -224,7 +224,7 @@ async fn learn(router: &Router, policy: &Policy, told: &mut Told) {
     let read: Result<_, StoreFault> = router.store.pairs(PAIRS_MAX, false).await;
     match read {
         Ok(rows) => policy.observe_pairs(&learning::calibration_pairs(
-            &rows,
+            rows,
             policy.scorer().version(),
         )),
         Err(fault) => tracing::warn!(%fault, "cannot read outcomes; thresholds stay"),

@@ -12,10 +12,9 @@ use crate::{
 use super::{
     directory::Models,
     features::Features,
-    isotonic::Pair,
     load::{LoadShift, TierLoad},
     scorer::Scorer,
-    target::{self, Calibrations},
+    target::{self, Calibrations, KnownPair},
 };
 
 /// Bytes of a token, on average: prompts of most languages and code lie near it, and what is judged
@@ -105,7 +104,7 @@ impl Policy {
     }
 
     /// Learns the jobs of which both tiers' outcomes are known.
-    pub fn observe_pairs(&self, pairs: &[Pair]) {
+    pub fn observe_pairs(&self, pairs: &[KnownPair]) {
         self.state().calibrations.observe_pairs(pairs);
     }
 

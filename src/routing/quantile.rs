@@ -79,20 +79,17 @@ impl Window {
 }
 
 /// Keeps the delivered share at the one asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ShareLevel {
-    level: f64,
+    /// What the misses so far have moved the level by.
+    correction: f64,
 }
 
 impl ShareLevel {
-    /// Begins where a representative window would deliver the share.
-    pub fn new(share: f64) -> Self {
-        Self { level: 1.0 - share }
-    }
-
-    /// The level at which the window is to be read next.
-    pub fn level(&self) -> f64 {
-        self.level
+    /// The level at which the window is to be read next: where a representative window would deliver
+    /// the share, corrected.
+    pub fn level(&self, share: f64) -> f64 {
+        1.0 - share + self.correction
     }
 
     /// Learns what was decided while `share` was asked for.
@@ -100,7 +97,7 @@ impl ShareLevel {
         let miss = f64::from(u8::from(is_large)) - share;
         // Beyond 0 and 1 everything goes one way, which turns it round: it needs no other bound, and
         // one would lose count of the misses.
-        self.level += STEP * miss;
+        self.correction += STEP * miss;
     }
 }
 
@@ -137,10 +134,10 @@ mod tests {
             scores in prop::collection::vec(prop_oneof![Just(0.5), Just(1.0), Just(0.0), 0.0f64..1.0], 400..900),
             share in 0.0f64..1.0,
         ) {
-            let (mut window, mut level) = (Window::default(), ShareLevel::new(share));
+            let (mut window, mut level) = (Window::default(), ShareLevel::default());
             let mut large = 0.0;
             for score in &scores {
-                let threshold = window.threshold(level.level()).unwrap_or(0.5);
+                let threshold = window.threshold(level.level(share)).unwrap_or(0.5);
                 let is_large = *score >= threshold;
                 large += f64::from(u8::from(is_large));
                 level.observe(is_large, share);
@@ -159,12 +156,12 @@ mod tests {
         for share in [0.1, 0.3, 0.5] {
             for seed in 0..10 {
                 let mut rng = StdRng::seed_from_u64(seed);
-                let (mut window, mut level) = (Window::default(), ShareLevel::new(share));
+                let (mut window, mut level) = (Window::default(), ShareLevel::default());
                 let mut deliver = |low: f64, high: f64| {
                     let mut large = 0.0;
                     for _ in 0..1000 {
                         let score = rng.random_range(low..high);
-                        let threshold = window.threshold(level.level()).unwrap_or(0.5);
+                        let threshold = window.threshold(level.level(share)).unwrap_or(0.5);
                         let is_large = score >= threshold;
                         large += f64::from(u8::from(is_large));
                         level.observe(is_large, share);

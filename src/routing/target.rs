@@ -13,9 +13,6 @@ use super::{
     quantile::{ShareLevel, Window},
 };
 
-/// Scores below which the window is too small for load to be told in shares of the jobs.
-const WINDOW_MIN: usize = 32;
-
 /// The thresholds that hold for a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
@@ -40,17 +37,12 @@ pub struct Calibration {
 
 impl Calibration {
     fn new(target: RouteTarget, fallback: f64) -> Self {
-        let latency = LatencyShare::default();
-        let share = match target {
-            RouteTarget::Share(share) => share,
-            _ => latency.share(),
-        };
         Self {
             target,
             fallback,
             window: Window::default(),
-            level: ShareLevel::new(share),
-            latency,
+            level: ShareLevel::default(),
+            latency: LatencyShare::default(),
             quality: None,
         }
     }
@@ -90,8 +82,8 @@ impl Calibration {
             RouteTarget::ThresholdOf(threshold) => threshold,
             RouteTarget::Quality(_) => self.quality.unwrap_or(self.fallback),
             RouteTarget::Share(_) | RouteTarget::Latency(_) => self
-                .window
-                .threshold(self.level.level())
+                .share()
+                .and_then(|share| self.window.threshold(self.level.level(share)))
                 .unwrap_or(self.fallback),
         };
         Thresholds {
@@ -109,7 +101,7 @@ impl Calibration {
             _ => shift,
         };
         let is_end = base <= 0.0 || base >= 1.0 || matches!(self.share(), Some(0.0 | 1.0));
-        if shift == 0.0 || is_end || self.window.sorted().len() < WINDOW_MIN {
+        if shift == 0.0 || is_end || self.window.sorted().len() < isotonic::TRAFFIC_MIN {
             return None;
         }
         self.window.threshold(self.window.level_of(base)? + shift)
@@ -127,6 +119,17 @@ impl Calibration {
         }
         self.window.push(score);
     }
+}
+
+/// A job of which both tiers' outcomes are known.
+#[derive(Clone, Debug)]
+pub struct KnownPair {
+    /// Whose job it was.
+    pub tenant: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// What came of it.
+    pub pair: Pair,
 }
 
 /// Whose target is which.
@@ -282,13 +285,23 @@ impl Calibrations {
         }
     }
 
-    /// Learns the pairs known now: thresholds that keep a quality are calibrated anew.
-    pub fn observe_pairs(&mut self, pairs: &[Pair]) {
-        for calibration in self.each() {
+    /// Learns the pairs known now: thresholds that keep a quality are calibrated anew, by the pairs of
+    /// their scope once it has enough of them, by everybody's until then.
+    pub fn observe_pairs(&mut self, pairs: &[KnownPair]) {
+        let mut own: Vec<Vec<Pair>> = vec![Vec::new(); self.scoped.len()];
+        for known in pairs {
+            own[self.scope(&known.tenant, &known.tags).0].push(known.pair);
+        }
+        let all: Vec<Pair> = pairs.iter().map(|known| known.pair).collect();
+        for (calibration, own) in self.each().zip(own) {
             if let RouteTarget::Quality(quality) = calibration.target {
-                let window = &calibration.window;
-                let below = |threshold| window.level_of(threshold).unwrap_or(1.0);
-                calibration.quality = isotonic::quality_threshold(pairs, quality, below);
+                let told = if own.len() < isotonic::PAIRS_MIN {
+                    &all
+                } else {
+                    &own
+                };
+                let traffic = calibration.window.sorted();
+                calibration.quality = isotonic::quality_threshold(told, quality, traffic);
             }
         }
     }
@@ -383,6 +396,25 @@ mod tests {
         assert_eq!(base(&calibrations, &[]), 0.5, "nothing is known");
     }
 
+    /// What a latency allows holds from the next job on, not once misses have moved the level there.
+    #[test]
+    fn a_latency_follows_its_share_at_once() {
+        let mut calibrations = Calibrations::new(&config(&[("target", "latency:2s")]));
+        let at = calibrations.scope("default", &[]);
+        (0..200).for_each(|score| calibrations.at(at).remember(f64::from(score) / 200.0));
+        let share = |calibrations: &Calibrations| 1.0 - calibrations.thresholds(at, 0.0).base;
+        assert!((share(&calibrations) - 0.5).abs() < 0.01);
+        let swamped = TierLoad {
+            waiting: 1000,
+            running: 4,
+            places: 4,
+            service_s: Some(1.0),
+        };
+        (0..5).for_each(|_| calibrations.observe_load(swamped));
+        let cut = 0.5 * 0.8_f64.powi(5);
+        assert!((share(&calibrations) - cut).abs() < 0.01);
+    }
+
     /// Load moves at most the share it is given, and never what is absolute.
     #[test]
     fn load_moves_a_share_and_no_ends() {
@@ -461,18 +493,48 @@ mod tests {
         let at = calibrations.scope("default", &[]);
         calibrations.observe_pairs(&[]);
         assert_eq!(calibrations.at(at).thresholds(0.0).base, 0.7);
-        let pairs: Vec<Pair> = (0..600)
-            .map(|n| Pair {
-                score: f64::from(n) / 600.0,
-                small: f64::from(u8::from(n < 400)),
-                large: 1.0,
-            })
-            .collect();
-        for pair in &pairs {
-            calibrations.at(at).observe(pair.score, false);
+        let pairs = pairs_of("default", 600, 400);
+        for known in &pairs {
+            calibrations.at(at).observe(known.pair.score, false);
         }
         calibrations.observe_pairs(&pairs);
         let base = calibrations.at(at).thresholds(0.0).base;
         assert!((0.4..0.68).contains(&base), "{base}");
+    }
+
+    /// Pairs of a tenant with evenly spread scores, of which small had the first `right` right.
+    fn pairs_of(tenant: &str, count: u32, right: u32) -> Vec<KnownPair> {
+        let known = |at: u32| KnownPair {
+            tenant: tenant.to_owned(),
+            tags: Vec::new(),
+            pair: Pair {
+                score: f64::from(at) / f64::from(count),
+                small: f64::from(u8::from(at < right)),
+                large: 1.0,
+            },
+        };
+        (0..count).map(known).collect()
+    }
+
+    /// A tenant's quality is told by its own jobs as soon as there are enough of them.
+    #[test]
+    fn a_quality_is_told_by_the_pairs_of_its_scope() {
+        let mut calibrations = Calibrations::new(&config(&[
+            ("target", "quality:95%"),
+            ("targets", "tenant:acme=quality:95%"),
+        ]));
+        let mut bases = |pairs: &[KnownPair]| {
+            calibrations.observe_pairs(pairs);
+            ["acme", "other"].map(|tenant| {
+                let at = calibrations.scope(tenant, &[]);
+                calibrations.thresholds(at, 0.0).base
+            })
+        };
+        let others = pairs_of("other", 600, 400);
+        let few = pairs_of("acme", isotonic::PAIRS_MIN as u32 - 1, 20);
+        let [acme, other] = bases(&[&others[..], &few].concat());
+        assert!(acme > 0.4 && other > acme, "{acme} {other}");
+        let [acme, other] = bases(&[&others[..], &pairs_of("acme", 600, 120)].concat());
+        assert!((0.1..0.3).contains(&acme) && other > 0.6, "{acme} {other}");
     }
 }

@@ -194,6 +194,8 @@ pub struct PairRow {
     pub job: JobId,
     /// Whose it was.
     pub tenant: Tenant,
+    /// Its tags.
+    pub tags: Vec<String>,
     /// Name and version of the scorer that scored it.
     pub scorer: Option<String>,
     /// Its score then.

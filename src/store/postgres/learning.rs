@@ -269,6 +269,7 @@ impl PostgresStore {
         let mut connection = self.pool.acquire().await?;
         let rows = sqlx::query!(
             r#"select p.job_id as "job_id!", p.tenant as "tenant!", p.scorer, p.score,
+                      (select j.tags::text from jobs j where j.id = p.job_id) as tags,
                       p.propensity as "propensity!", p.agrees as "agrees!",
                       (select avg(f.score) from feedback f
                         where f.job_id = p.job_id and p.shadow_id is not null) as small_feedback,
@@ -304,6 +305,7 @@ impl PostgresStore {
                 Ok(PairRow {
                     job: JobId(row.job_id),
                     tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    tags: rules::tags_of(row.tags.as_deref()),
                     scorer: row.scorer,
                     score: row.score,
                     propensity: row.propensity,

@@ -57,6 +57,7 @@ struct CostRow {
 struct PairOf {
     job_id: Uuid,
     tenant: String,
+    tags: Option<String>,
     scorer: Option<String>,
     score: Option<f64>,
     propensity: f64,
@@ -284,7 +285,7 @@ impl SqliteStore {
     async fn pairs_once(&self, limit: usize, for_training: bool) -> Result<Vec<PairRow>, Fault> {
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<PairOf> = sqlx::query_as(
-            "select p.job_id, p.tenant, p.scorer, p.score, p.propensity, p.agrees,
+            "select p.job_id, p.tenant, (select j.tags from jobs j where j.id = p.job_id) as tags, p.scorer, p.score, p.propensity, p.agrees,
                     (select avg(f.score) from feedback f
                       where f.job_id = p.job_id and p.shadow_id is not null) as small_feedback,
                     (select max(f.source = 'expect') from feedback f
@@ -316,6 +317,7 @@ impl SqliteStore {
             pairs.push(PairRow {
                 job: JobId(row.job_id),
                 tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                tags: rules::tags_of(row.tags.as_deref()),
                 scorer: row.scorer,
                 score: row.score,
                 propensity: row.propensity,
