@@ -7,6 +7,7 @@
 use std::{fs, path::Path};
 
 use assert_cmd::Command;
+use promptyard::job::{RequestLimits, Submission};
 use serde_json::{Value, json};
 
 /// The command, run in a folder; its exit code and what it wrote.
@@ -436,4 +437,67 @@ fn weights_that_lose_are_not_promoted() {
         fs::read(folder.path().join("new.weights")).unwrap(),
         present
     );
+}
+
+/// The prompts of an example file, as lines of a set.
+fn example(name: &str, set: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(name);
+    let text = fs::read_to_string(path).unwrap();
+    let limits = RequestLimits::default();
+    let prompt = |line: &str| {
+        let read = match serde_json::from_str(line) {
+            Ok(Value::Object(mut body)) => {
+                // What is right is said to `run` alone.
+                body.retain(|field, _| !["expect", "family"].contains(&field.as_str()));
+                Submission::parse(Value::Object(body).to_string().as_bytes(), &limits)
+            }
+            _ => Submission::from_prompt(line, &limits),
+        };
+        read.unwrap().request.messages.pop().unwrap().content
+    };
+    text.lines()
+        .map(|line| json!({"prompt": prompt(line), "set": set}).to_string() + "\n")
+        .collect()
+}
+
+/// A share of 30 % is delivered within 2 points in domain and within 5 after a shift, on the example
+/// prompts, and on real ones where they are at hand.
+#[test]
+fn a_share_is_delivered_on_example_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("examples.jsonl");
+    let sets = [
+        ("support_1000.jsonl", "support"),
+        ("prompts.jsonl", "prompts"),
+        ("shapes.jsonl", "shapes"),
+    ];
+    let lines = sets.map(|(name, set)| example(name, set)).concat();
+    fs::write(&path, lines).unwrap();
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/router/dev.jsonl");
+    for input in [path, real].iter().filter(|path| path.exists()) {
+        for seed in ["0", "1", "2"] {
+            let arguments = [
+                "router",
+                "simulate",
+                "--target",
+                "share:30%",
+                "--seed",
+                seed,
+                "--input",
+            ];
+            let (code, out, err) = run(
+                folder.path(),
+                &[&arguments[..], &[input.to_str().unwrap()]].concat(),
+            );
+            assert_eq!((code, err.as_str()), (0, ""));
+            let told: Value = serde_json::from_str(&out).unwrap();
+            for (at, set) in told["sets"].as_array().unwrap().iter().enumerate() {
+                let within = if at == 0 { 0.02 } else { 0.05 };
+                let miss = set["share"].as_f64().unwrap() - 0.3;
+                assert!(miss.abs() <= within, "seed {seed}: {set}");
+            }
+        }
+    }
 }

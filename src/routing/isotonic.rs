@@ -5,6 +5,8 @@ use std::ops::Range;
 
 /// Pairs below which no threshold is calibrated.
 pub const PAIRS_MIN: usize = 100;
+/// Most pairs that are looked at, the latest.
+pub const PAIRS_MAX: usize = 10_000;
 /// Scores below which the traffic is not known.
 pub const TRAFFIC_MIN: usize = 32;
 /// Most groups of pairs, which are the candidates for the threshold.
@@ -57,25 +59,43 @@ pub fn isotonic(values: &[f64]) -> Vec<f64> {
 /// a loss do not prove that there is none. Candidates are tried from the lowest on and the first that
 /// fails ends the search, which keeps the confidence for the one that is chosen (fixed-sequence
 /// testing). Beyond the largest score of a pair nothing is known, and everything there stays on large.
-/// `None` while there are fewer than [`PAIRS_MIN`] pairs or large never was right.
+///
+/// `None` while there are fewer than [`PAIRS_MIN`] pairs, or too few to prove the quality even if none of
+/// them lost anything: all jobs would go to large, and no pair would ever come after. `None` as well
+/// where large never was right. A quality that not even [`PAIRS_MAX`] pairs can prove leaves
+/// everything on large.
 pub fn quality_threshold(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Option<f64> {
     let mut pairs: Vec<&Pair> = pairs
         .iter()
         .filter(|pair| pair.score.is_finite() && pair.small.is_finite() && pair.large.is_finite())
         .collect();
+    if quality >= 1.0 {
+        return Some(0.0);
+    }
     if pairs.len() < PAIRS_MIN {
         return None;
     }
     pairs.sort_by(|a, b| a.score.total_cmp(&b.score));
     let gains: Vec<f64> = pairs.iter().map(|pair| pair.large - pair.small).collect();
     let fitted = isotonic(&gains);
+    if pairs.iter().all(|pair| pair.large <= 0.0) {
+        return None;
+    }
     let groups = groups(&pairs, traffic);
-    let weighed = |of: &dyn Fn(usize) -> f64| {
-        let sums = groups.iter().map(|group| group.mean(of) * group.weight);
-        sums.sum::<f64>() / groups.iter().map(|group| group.weight).sum::<f64>()
+    let known: f64 = groups.iter().map(|group| group.weight).sum();
+    let large_mean = if known > 0.0 {
+        let weighed = |group: &Group| group.weight * group.mean(&|at| pairs[at].large);
+        groups.iter().map(weighed).sum::<f64>() / known
+    } else {
+        pairs.iter().map(|pair| pair.large).sum::<f64>() / pairs.len() as f64
     };
-    let allowed = (1.0 - quality) * weighed(&|at| pairs[at].large);
-    if allowed.is_nan() || pairs.iter().all(|pair| pair.large <= 0.0) {
+    let allowed = (1.0 - quality) * large_mean;
+    // So many pairs without a loss have an upper bound, by `Sums::loss_at_most`, of what is allowed.
+    let needed = (1.0 + Z) / allowed;
+    if needed > PAIRS_MAX as f64 {
+        return Some(0.0);
+    }
+    if needed > pairs.len() as f64 + 1.0 {
         return None;
     }
     let mut below = Sums::default();
@@ -262,7 +282,7 @@ mod tests {
     }
 
     /// The threshold by its definition: every candidate's weights and bound from the beginning.
-    fn by_definition(pairs: &[Pair], quality: f64, traffic: &[f64]) -> f64 {
+    fn by_definition(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Option<f64> {
         let mut pairs = pairs.to_vec();
         pairs.sort_by(|a, b| a.score.total_cmp(&b.score));
         let gains: Vec<f64> = pairs.iter().map(|pair| pair.large - pair.small).collect();
@@ -291,7 +311,14 @@ mod tests {
             let sum: f64 = (0..end).map(|at| weights[at] * of(at)).sum();
             sum / weights[..end].iter().sum::<f64>()
         };
-        let allowed = (1.0 - quality) * mean(pairs.len(), &|at| pairs[at].large);
+        let large_mean = match share(pairs.len()) > 0.0 {
+            true => mean(pairs.len(), &|at| pairs[at].large),
+            false => pairs.iter().map(|pair| pair.large).sum::<f64>() / pairs.len() as f64,
+        };
+        let allowed = (1.0 - quality) * large_mean;
+        if allowed * (pairs.len() as f64 + 1.0) < 1.0 + Z {
+            return (allowed * 10_000.0 < 1.0 + Z).then_some(0.0);
+        }
         let holds = |end: &&usize| {
             if share(**end) == 0.0 {
                 return true;
@@ -305,7 +332,7 @@ mod tests {
             sum * (loss + Z * (variance / (count + 1.0)).sqrt()) <= allowed
         };
         let chosen = ends[1..].iter().take_while(holds).last();
-        chosen.map_or(0.0, |end| pairs[end - 1].score.next_up())
+        Some(chosen.map_or(0.0, |end| pairs[end - 1].score.next_up()))
     }
 
     proptest! {
@@ -316,7 +343,7 @@ mod tests {
         fn thresholds_agree_with_their_definition(
             pairs in prop::collection::vec((0u8..60, 0u8..20, 0u8..4), 100..160),
             traffic in prop::collection::vec(0u8..60, 32..200),
-            quality in 0.5f64..0.999,
+            quality in 0.5f64..0.99,
         ) {
             let pairs: Vec<Pair> = pairs
                 .into_iter()
@@ -328,10 +355,8 @@ mod tests {
                 .collect();
             let mut traffic: Vec<f64> = traffic.into_iter().map(|s| f64::from(s) / 60.0).collect();
             traffic.sort_by(f64::total_cmp);
-            if traffic[0] <= pairs.iter().map(|pair| pair.score).fold(0.0, f64::max) {
-                let found = quality_threshold(&pairs, quality, &traffic).expect("enough pairs");
-                prop_assert_eq!(found, by_definition(&pairs, quality, &traffic));
-            }
+            let found = quality_threshold(&pairs, quality, &traffic);
+            prop_assert_eq!(found, by_definition(&pairs, quality, &traffic));
         }
     }
 
@@ -339,6 +364,21 @@ mod tests {
     fn knows_when_it_knows_nothing() {
         let pairs = world(1, PAIRS_MIN - 1);
         assert_eq!(quality_threshold(&pairs, 0.99, &[]), None);
+        // Even if none of so few lost anything, too little is known for some qualities; for others so many
+        // will never be known.
+        let flawless = vec![
+            Pair {
+                score: 0.5,
+                small: 1.0,
+                large: 1.0
+            };
+            150
+        ];
+        let threshold = |quality| quality_threshold(&flawless, quality, &[]);
+        assert!(threshold(0.95) > Some(0.5));
+        assert_eq!(threshold(0.99), None);
+        assert_eq!((threshold(0.9999), threshold(1.0)), (Some(0.0), Some(0.0)));
+        assert_eq!(quality_threshold(&[], 1.0, &[]), Some(0.0));
         let useless = vec![
             Pair {
                 score: 0.5,

@@ -15,7 +15,8 @@ use crate::{
 };
 
 use super::{
-    Router, directory::Directory, learning, load::TierLoad, policy::Policy, scorer::Scorer,
+    Router, directory::Directory, isotonic, learning, load::TierLoad, policy::Policy,
+    scorer::Scorer,
 };
 
 /// How often the queues are looked at.
@@ -28,8 +29,6 @@ const COST_JOBS: usize = 2048;
 const TARGETS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often outcomes and weights are read.
 const LEARN_INTERVAL: Duration = Duration::from_secs(60);
-/// Most pairs that calibrate a quality, the latest.
-const PAIRS_MAX: usize = 10_000;
 /// Decisions of earlier runs that are taken in.
 const PAST_MAX: usize = 4096;
 /// Workers unseen for longer run nothing any more.
@@ -221,7 +220,7 @@ async fn learn(router: &Router, policy: &Policy, told: &mut Told) {
         );
         told.no_copies = true;
     }
-    let read: Result<_, StoreFault> = router.store.pairs(PAIRS_MAX, false).await;
+    let read: Result<_, StoreFault> = router.store.pairs(isotonic::PAIRS_MAX, false).await;
     match read {
         Ok(rows) => policy.observe_pairs(&learning::calibration_pairs(
             rows,

@@ -286,7 +286,7 @@ impl Calibrations {
     }
 
     /// Learns the pairs known now: thresholds that keep a quality are calibrated anew, by the pairs of
-    /// their scope once it has enough of them, by everybody's until then.
+    /// their scope once they tell enough, by everybody's until then.
     pub fn observe_pairs(&mut self, pairs: &[KnownPair]) {
         let mut own: Vec<Vec<Pair>> = vec![Vec::new(); self.scoped.len()];
         for known in pairs {
@@ -295,13 +295,9 @@ impl Calibrations {
         let all: Vec<Pair> = pairs.iter().map(|known| known.pair).collect();
         for (calibration, own) in self.each().zip(own) {
             if let RouteTarget::Quality(quality) = calibration.target {
-                let told = if own.len() < isotonic::PAIRS_MIN {
-                    &all
-                } else {
-                    &own
-                };
                 let traffic = calibration.window.sorted();
-                calibration.quality = isotonic::quality_threshold(told, quality, traffic);
+                let told_by = |pairs| isotonic::quality_threshold(pairs, quality, traffic);
+                calibration.quality = told_by(&own).or_else(|| told_by(&all));
             }
         }
     }

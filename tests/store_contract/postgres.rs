@@ -153,6 +153,7 @@ async fn analysts_see_no_text() {
         for allowed in [
             "select 1 from attempts",
             "select 1 from workers",
+            "select scope, target from route_targets",
             "select 1 from latency",
             "select 1 from route_mix",
             "select 1 from cache_savings",
