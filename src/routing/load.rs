@@ -241,7 +241,7 @@ mod tests {
         assert!(shifts.iter().all(|shift| (shift - 0.2).abs() < 1e-9));
         // Hours of back-log that are gone at last move nothing half a minute later.
         let mut load = LoadShift::default();
-        yard.large.waiting = 1_000_000;
+        (yard.small.waiting, yard.large.waiting) = (0, 1_000_000);
         (0..60).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
         assert!((load.shift() - 0.2).abs() < 1e-6, "{}", load.shift());
         yard.large.waiting = 0;

@@ -2,10 +2,10 @@
 //!
 //! Comes in: bodies from `jobs.in`, in micro-batches. Goes out: admitted jobs on their tier's
 //! queue, and replies for those that need no model (cached, rejected, expired). [`policy`] turns a
-//! score into a tier; [`target`] makes its thresholds, by the pure [`quantile`], [`isotonic`] and
-//! [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the
+//! score into a tier; [`target`] keeps a [`calibration`] for each scope, which makes thresholds by the
+//! pure [`quantile`], [`isotonic`] and [`load`]; [`intake`] reads messages; [`router`] runs the loop; [`undertaker`] closes what the
 //! broker gave up; [`promoter`] revives jobs whose leader was lost; [`observer`] tells the policy of
-//! load and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them; `reuse` finds
+//! load, targets and outcomes; [`shadow`] makes copies for learning and [`learning`] rows of them; `reuse` finds
 //! questions that ask the same, and `recheck` runs such hits again; `copies` makes both kinds of copies; [`lanes`] sends jobs to
 //! the worker that holds their beginning; `turns` holds jobs until it is their tenant's turn, or their
 //! time, and sweeps up after faults.
@@ -17,6 +17,7 @@
 //! are labelled prompts; [`train`] fits weights to them ([`ridge`], [`trees`]); [`judge`] holds
 //! prompts out and [`evaluate`] says how good the ranking is.
 
+pub mod calibration;
 pub mod cascade;
 pub mod codec;
 pub mod confidence;

@@ -90,7 +90,7 @@ pub(super) async fn run(
                 }
             }
             _ = loads.tick(), if policy.wants_load() => {
-                if looks % LOOKS_PER_COST == 0 {
+                if looks % LOOKS_PER_COST == 0 || costs.is_empty() {
                     read_costs(&router.store, &mut costs).await;
                 }
                 looks += 1;

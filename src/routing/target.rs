@@ -1,4 +1,4 @@
-//! Targets turned into thresholds, one calibration for each scope: the whole fleet, tenants, tags.
+//! Whose target is which: a calibration for each scope, the whole fleet, tenants, tags.
 
 use std::collections::BTreeMap;
 
@@ -8,118 +8,10 @@ use crate::{
 };
 
 use super::{
-    isotonic::{self, Pair},
-    load::{LatencyShare, TierLoad},
-    quantile::{ShareLevel, Window},
+    calibration::{Calibration, Thresholds},
+    isotonic::Pair,
+    load::TierLoad,
 };
-
-/// The thresholds that hold for a job.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Thresholds {
-    /// What the target alone gives.
-    pub base: f64,
-    /// What holds, load counted in.
-    pub effective: f64,
-}
-
-/// What a target needs to know of the traffic to become a threshold.
-#[derive(Clone, Debug)]
-pub struct Calibration {
-    target: RouteTarget,
-    /// `router.threshold`: holds where nothing else is known.
-    fallback: f64,
-    window: Window,
-    level: ShareLevel,
-    latency: LatencyShare,
-    /// The threshold that keeps the quality, once enough pairs tell it.
-    quality: Option<f64>,
-}
-
-impl Calibration {
-    fn new(target: RouteTarget, fallback: f64) -> Self {
-        Self {
-            target,
-            fallback,
-            window: Window::default(),
-            level: ShareLevel::default(),
-            latency: LatencyShare::default(),
-            quality: None,
-        }
-    }
-
-    /// Takes another target over. What is known of the traffic stays; what was learned of the way to
-    /// the old target goes. A latency begins at the share that was delivered before.
-    fn retarget(&mut self, target: RouteTarget) {
-        let delivered = self.window.level_of(self.thresholds(0.0).base);
-        let earlier = std::mem::replace(self, Self::new(target, self.fallback));
-        self.window = earlier.window;
-        match (earlier.target, target) {
-            (RouteTarget::Latency(_), RouteTarget::Latency(_)) => {
-                self.latency = earlier.latency;
-                self.level = earlier.level;
-            }
-            (_, RouteTarget::Latency(_)) => {
-                self.latency =
-                    delivered.map_or(self.latency, |below| LatencyShare::at(1.0 - below));
-            }
-            _ => {}
-        }
-    }
-
-    /// The share that is to be delivered now, where the target comes to one.
-    fn share(&self) -> Option<f64> {
-        match self.target {
-            RouteTarget::Share(share) => Some(share),
-            RouteTarget::Latency(_) => Some(self.latency.share()),
-            _ => None,
-        }
-    }
-
-    /// The thresholds under a shift by load.
-    pub fn thresholds(&self, shift: f64) -> Thresholds {
-        let base = match self.target {
-            RouteTarget::Threshold => self.fallback,
-            RouteTarget::ThresholdOf(threshold) => threshold,
-            RouteTarget::Quality(_) => self.quality.unwrap_or(self.fallback),
-            RouteTarget::Share(_) | RouteTarget::Latency(_) => self
-                .share()
-                .and_then(|share| self.window.threshold(self.level.level(share)))
-                .unwrap_or(self.fallback),
-        };
-        Thresholds {
-            base,
-            effective: self.shifted(base, shift).unwrap_or(base),
-        }
-    }
-
-    /// The threshold moved by a share of the jobs. All to large and all to small stay what they are, a
-    /// quality is not lowered, and a latency has load in it already.
-    fn shifted(&self, base: f64, shift: f64) -> Option<f64> {
-        let shift = match self.target {
-            RouteTarget::Quality(_) => shift.min(0.0),
-            RouteTarget::Latency(_) => 0.0,
-            _ => shift,
-        };
-        let is_end = base <= 0.0 || base >= 1.0 || matches!(self.share(), Some(0.0 | 1.0));
-        if shift == 0.0 || is_end || self.window.sorted().len() < isotonic::TRAFFIC_MIN {
-            return None;
-        }
-        self.window.threshold(self.window.level_of(base)? + shift)
-    }
-
-    /// Takes the score of an earlier run in.
-    pub fn remember(&mut self, score: f64) {
-        self.window.push(score);
-    }
-
-    /// Learns a score and on which side of the base threshold it fell.
-    pub fn observe(&mut self, score: f64, is_large: bool) {
-        if let Some(share) = self.share() {
-            self.level.observe(is_large, share);
-        }
-        self.window.push(score);
-    }
-}
 
 /// A job of which both tiers' outcomes are known.
 #[derive(Clone, Debug)]
@@ -174,7 +66,7 @@ impl Calibrations {
     /// Forgets what was learned; the targets stay.
     pub fn forget(&mut self) {
         for (_, calibration) in &mut self.scoped {
-            *calibration = Calibration::new(calibration.target, self.fallback);
+            *calibration = Calibration::new(calibration.target(), self.fallback);
         }
     }
 
@@ -187,7 +79,7 @@ impl Calibrations {
                 changed.push((scope.clone(), None));
                 return false;
             };
-            if target != calibration.target {
+            if target != calibration.target() {
                 calibration.retarget(target);
                 changed.push((scope.clone(), Some(target)));
             }
@@ -206,7 +98,7 @@ impl Calibrations {
     pub fn remember(&mut self, past: &[PastDecision]) {
         let is_unknown: Vec<bool> = self
             .each()
-            .map(|calibration| calibration.window.is_empty())
+            .map(|calibration| calibration.is_new())
             .collect();
         for decision in past {
             let at = self.scope(&decision.tenant, &decision.tags);
@@ -220,7 +112,7 @@ impl Calibrations {
     pub fn targets(&self) -> impl Iterator<Item = (TargetScope, RouteTarget)> + '_ {
         self.scoped
             .iter()
-            .map(|(scope, calibration)| (scope.clone(), calibration.target))
+            .map(|(scope, calibration)| (scope.clone(), calibration.target()))
     }
 
     /// The scope of a job: that of its first tag that has one, its tenant's, or the fleet's.
@@ -253,7 +145,7 @@ impl Calibrations {
     /// What a scope is called, and its target, as the ledger keeps them.
     pub fn names(&self, at: ScopeAt) -> (String, String) {
         let (scope, calibration) = &self.scoped[at.0];
-        (scope.to_string(), calibration.target.to_string())
+        (scope.to_string(), calibration.target().to_string())
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut Calibration> {
@@ -263,7 +155,7 @@ impl Calibrations {
     fn any(&self, is_so: impl Fn(RouteTarget) -> bool) -> bool {
         self.scoped
             .iter()
-            .any(|(_, calibration)| is_so(calibration.target))
+            .any(|(_, calibration)| is_so(calibration.target()))
     }
 
     /// True when a target is a quality.
@@ -278,15 +170,11 @@ impl Calibrations {
 
     /// Learns the present load of large.
     pub fn observe_load(&mut self, large: TierLoad) {
-        for calibration in self.each() {
-            if let RouteTarget::Latency(target) = calibration.target {
-                calibration.latency.observe(large, target);
-            }
-        }
+        self.each()
+            .for_each(|calibration| calibration.observe_load(large));
     }
 
-    /// Learns the pairs known now: thresholds that keep a quality are calibrated anew, by the pairs of
-    /// their scope once they tell enough, by everybody's until then.
+    /// Learns the pairs known now: see [`Calibration::observe_pairs`].
     pub fn observe_pairs(&mut self, pairs: &[KnownPair]) {
         let mut own: Vec<Vec<Pair>> = vec![Vec::new(); self.scoped.len()];
         for known in pairs {
@@ -294,21 +182,18 @@ impl Calibrations {
         }
         let all: Vec<Pair> = pairs.iter().map(|known| known.pair).collect();
         for (calibration, own) in self.each().zip(own) {
-            if let RouteTarget::Quality(quality) = calibration.target {
-                let traffic = calibration.window.sorted();
-                let told_by = |pairs| isotonic::quality_threshold(pairs, quality, traffic);
-                calibration.quality = told_by(&own).or_else(|| told_by(&all));
-            }
+            calibration.observe_pairs(&own, &all);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rand::{RngExt, SeedableRng, rngs::StdRng};
-
     use super::*;
-    use crate::config::{Config, Overrides};
+    use crate::{
+        config::{Config, Overrides},
+        routing::isotonic,
+    };
 
     fn config(settings: &[(&str, &str)]) -> RouterConfig {
         let mut overrides = Overrides::default();
@@ -390,96 +275,6 @@ mod tests {
         );
         calibrations.forget();
         assert_eq!(base(&calibrations, &[]), 0.5, "nothing is known");
-    }
-
-    /// What a latency allows holds from the next job on, not once misses have moved the level there.
-    #[test]
-    fn a_latency_follows_its_share_at_once() {
-        let mut calibrations = Calibrations::new(&config(&[("target", "latency:2s")]));
-        let at = calibrations.scope("default", &[]);
-        (0..200).for_each(|score| calibrations.at(at).remember(f64::from(score) / 200.0));
-        let share = |calibrations: &Calibrations| 1.0 - calibrations.thresholds(at, 0.0).base;
-        assert!((share(&calibrations) - 0.5).abs() < 0.01);
-        let swamped = TierLoad {
-            waiting: 1000,
-            running: 4,
-            places: 4,
-            service_s: Some(1.0),
-        };
-        (0..5).for_each(|_| calibrations.observe_load(swamped));
-        let cut = 0.5 * 0.8_f64.powi(5);
-        assert!((share(&calibrations) - cut).abs() < 0.01);
-    }
-
-    /// Load moves at most the share it is given, and never what is absolute.
-    #[test]
-    fn load_moves_a_share_and_no_ends() {
-        for (target, base) in [
-            ("threshold:0.4", 0.4),
-            ("threshold:0", 0.0),
-            ("threshold:1", 1.0),
-        ] {
-            let mut calibrations = Calibrations::new(&config(&[("target", target)]));
-            let at = calibrations.scope("default", &[]);
-            for score in 0..200 {
-                calibrations.at(at).observe(f64::from(score) / 200.0, false);
-            }
-            let moved = calibrations.at(at).thresholds(0.1);
-            assert_eq!(moved.base, base);
-            let expected = if base == 0.4 { 0.5 } else { base };
-            assert!(
-                (moved.effective - expected).abs() < 0.01,
-                "{target}: {moved:?}"
-            );
-        }
-    }
-
-    /// A share that was asked for holds while there is no back-log, and again after one; meanwhile load
-    /// moves it, no further than it may.
-    #[test]
-    fn a_share_holds_before_and_after_a_back_log() {
-        let mut rng = StdRng::seed_from_u64(7);
-        let mut calibrations = Calibrations::new(&config(&[("target", "share:30%")]));
-        let at = calibrations.scope("default", &[]);
-        let mut deliver = |shift: f64| {
-            let mut large = 0;
-            for _ in 0..2000 {
-                let score = rng.random_range(0.0..1.0);
-                let thresholds = calibrations.thresholds(at, shift);
-                calibrations.at(at).observe(score, score >= thresholds.base);
-                large += u32::from(score >= thresholds.effective);
-            }
-            f64::from(large) / 2000.0
-        };
-        for (shift, share) in [(0.0, 0.3), (0.1, 0.2), (0.0, 0.3), (-0.1, 0.4), (0.0, 0.3)] {
-            let delivered = deliver(shift);
-            assert!(
-                (delivered - share).abs() <= 0.02,
-                "{delivered} under {shift}"
-            );
-        }
-    }
-
-    /// Load may raise a quality, not lower it, and does not move what follows it anyway.
-    #[test]
-    fn promises_of_quality_and_latency_are_not_spilled() {
-        for (target, spills, takes) in [
-            ("threshold:0.4", true, true),
-            ("share:60%", true, true),
-            ("quality:99%", false, true),
-            ("latency:2s", false, false),
-        ] {
-            let mut calibrations =
-                Calibrations::new(&config(&[("target", target), ("threshold", "0.4")]));
-            let at = calibrations.scope("default", &[]);
-            (0..200).for_each(|score| calibrations.at(at).remember(f64::from(score) / 200.0));
-            let (away, there) = (
-                calibrations.thresholds(at, 0.1),
-                calibrations.thresholds(at, -0.1),
-            );
-            assert_eq!(away.effective > away.base, spills, "{target}: {away:?}");
-            assert_eq!(there.effective < there.base, takes, "{target}: {there:?}");
-        }
     }
 
     #[test]

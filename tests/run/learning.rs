@@ -230,6 +230,48 @@ fn targets_are_set_while_a_router_runs() {
     stop(up);
 }
 
+/// As shipped, a back-log of large's moves a part of what comes after it to small, and no more than that.
+#[test]
+fn a_back_log_spills_to_small() {
+    let yard = Yard::new();
+    let settings = [
+        "--small",
+        "scripted:latency_ms=1",
+        "--large",
+        "scripted:model=big,latency_ms=1000",
+        "--set",
+        "large.batch_max=1",
+        "--set",
+        "router.target=share:50%",
+    ];
+    let up = up(&yard, &settings);
+    let submit = |name: &str| {
+        let line = |at: usize| format!("{name} {at} {}\n", "word ".repeat(at * 7919 % 97));
+        yard.write(name, (0..200).map(line).collect::<String>());
+        yard.run(&["submit", name, "--batch", name]).exits(0);
+    };
+    submit("before");
+    wait_until("the shift", || {
+        let shift = up.metric(promptyard::metrics::ROUTER_SHIFT);
+        shift.is_some_and(|shift| shift > 0.09)
+    });
+    submit("after");
+    yard.wait_for(
+        200,
+        "select count(*) from jobs where batch = 'after' and tier is not null",
+    );
+    let spilled = "select count(*) from jobs where route_reason = 'load' and tier = 'small'";
+    let spilled = yard.number(spilled);
+    assert!((5..=40).contains(&spilled), "{spilled} of 200 jobs");
+    let base = "select count(*) from jobs where batch = 'after' and score >= threshold_base";
+    let base = yard.number(base);
+    assert!(
+        (90..=110).contains(&base),
+        "{base} of 200 jobs by the share"
+    );
+    up.end();
+}
+
 /// The marks of a labelled run are feedback, told once however often it is run.
 #[test]
 fn marks_are_kept_as_feedback() {

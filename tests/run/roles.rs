@@ -62,6 +62,14 @@ impl Up {
         self.process.id()
     }
 
+    /// The value of a metric without labels, once it has one.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = get(self.metrics, "/metrics").body;
+        metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
     /// What it said on standard error so far.
     pub fn said(&self) -> String {
         self.process.stderr()
