@@ -223,6 +223,7 @@ impl SqliteStore {
             "drop view if exists shadow_pairs",
             "drop view if exists shadow_costs",
             "drop view if exists escalations",
+            "drop table if exists route_targets",
             "drop table if exists tenants",
             "drop table if exists held_jobs",
             "drop table if exists leaders",
