@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 /// How tokens are chosen. The default is greedy, with one token at most.
@@ -133,6 +133,16 @@ impl ResponseFormat {
         *self == Self::Text
     }
 
+    /// True when an answer has this form as far as reading it tells: one JSON value where a schema is
+    /// asked for, an object where any is. Whether it obeys the schema is for whoever writes it to see to.
+    pub fn is_met_by(&self, answer: &str) -> bool {
+        match self {
+            Self::Text => true,
+            Self::JsonObject => serde_json::from_str::<Map<String, Value>>(answer).is_ok(),
+            Self::JsonSchema { .. } => serde_json::from_str::<IgnoredAny>(answer).is_ok(),
+        }
+    }
+
     /// The value of a body's `response_format`.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).expect("a format has only text keys")
@@ -173,6 +183,33 @@ fn is_zero(number: &f32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_format_is_met_by_what_can_be_read_as_it() {
+        let schema = ResponseFormat::JsonSchema {
+            json_schema: NamedSchema {
+                name: "n".to_owned(),
+                schema: Value::Bool(true),
+                strict: None,
+            },
+        };
+        for (answer, object, any) in [
+            (r#" {"a": [1]} "#, true, true),
+            ("[1]", false, true),
+            (r#"{"a": [1"#, false, false),
+            (r#"{"a": 1} and more"#, false, false),
+            ("```json\n{}\n```", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(
+                ResponseFormat::JsonObject.is_met_by(answer),
+                object,
+                "{answer}"
+            );
+            assert_eq!(schema.is_met_by(answer), any, "{answer}");
+            assert!(ResponseFormat::Text.is_met_by(answer));
+        }
+    }
 
     #[test]
     fn what_is_neutral_is_not_written_and_old_requests_are_read() {

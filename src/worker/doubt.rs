@@ -1,14 +1,17 @@
 //! How sure an answer of the small tier is, and whether that is enough.
+//!
+//! One that has not the form asked for (`response_format`) is wrong for certain: engines of ours write
+//! nothing else unless they are cut off, servers behind [`upstream`](crate::engine::upstream) may.
 
 use chrono::{DateTime, Utc};
 
 use crate::{
     engine::Generation,
-    job::{Reason, RoutedJob},
+    job::{ChatRequest, Reason, RoutedJob},
     routing::confidence::Confidence,
 };
 
-/// Judges the small tier's answers by their own log-probabilities.
+/// Judges the small tier's answers by their form and their own log-probabilities.
 #[derive(Clone, Debug)]
 pub(super) struct Doubter {
     confidence: Confidence,
@@ -25,8 +28,13 @@ impl Doubter {
         }
     }
 
-    /// The probability that an answer is right; `None` where the engine gave no log-probabilities.
-    pub(super) fn confidence(&self, generation: &Generation) -> Option<f32> {
+    /// The probability that an answer is right: none when it has not the form asked for; `None` where
+    /// the engine gave no log-probabilities.
+    pub(super) fn confidence(&self, generation: &Generation, asked: &ChatRequest) -> Option<f32> {
+        let format = &asked.sampling.response_format;
+        if !format.is_met_by(&generation.answer.text) {
+            return Some(0.0);
+        }
         let signals = generation.signals.as_ref()?;
         Some(self.confidence.of(signals) as f32)
     }

@@ -119,7 +119,11 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
-    use crate::job::{FinishReason, Job, JobHead, JobId, RequestLimits, Submission, Tenant, Usage};
+    use crate::{
+        job::{FinishReason, Job, JobHead, JobId, RequestLimits, Submission, Tenant, Usage},
+        routing::confidence::Confidence,
+        worker::doubt::Doubter,
+    };
 
     fn routed(body: &str, tier: Tier) -> RoutedJob {
         let request = Submission::parse(body.as_bytes(), &RequestLimits::default())
@@ -241,6 +245,32 @@ mod tests {
                 (Verdict::Succeeded(generation().answer), Next::Done)
             );
         }
+    }
+
+    #[test]
+    fn an_answer_that_breaks_the_format_asked_for_is_doubted() {
+        let asked = routed(
+            r#"{"prompt":"a","response_format":{"type":"json_object"}}"#,
+            Tier::Small,
+        );
+        let next = |text: &str, escalate_below| {
+            let doubter = Doubter::new(Confidence::generic(), escalate_below);
+            let mut answered = generation();
+            answered.answer.text = text.to_owned();
+            let confidence = doubter.confidence(&answered, &asked.job.request);
+            let doubt = doubter.doubt(confidence, &asked, Utc::now());
+            (
+                confidence,
+                judge(&asked, terms(1, false), Ok(answered), doubt).1,
+            )
+        };
+        assert_eq!(next("perhaps", None), (Some(0.0), Next::Tier(Tier::Large)));
+        assert_eq!(next(r#"{"a":1}"#, None), (None, Next::Done));
+        assert_eq!(
+            next("perhaps", Some(0.0)),
+            (Some(0.0), Next::Done),
+            "a worker that escalates nothing"
+        );
     }
 
     #[test]

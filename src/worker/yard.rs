@@ -418,9 +418,9 @@ impl Yard {
         let own = outcome.as_ref().ok().filter(|_| reused.is_none());
         let signals = own.and_then(|answer| answer.signals);
         let doubter = self.worker.doubter.as_ref();
-        let confidence = doubter
-            .zip(own)
-            .and_then(|(doubter, generation)| doubter.confidence(generation));
+        let confidence = doubter.zip(own).and_then(|(doubter, generation)| {
+            doubter.confidence(generation, &running.routed.job.request)
+        });
         let doubt =
             doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
         let is_reused = reused.is_some();
