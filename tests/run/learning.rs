@@ -217,6 +217,14 @@ fn targets_are_set_while_a_router_runs() {
         "{}",
         up.said()
     );
+    target(&["set", "tag:gold", "share:10%"]).exits(0);
+    let explained = |more: &[&str]| {
+        let explain = ["router", "explain", "seven", "--json"];
+        yard.run(&[&explain, more].concat()).exits(0).json()["target"].clone()
+    };
+    assert_eq!(explained(&[]), "threshold:0");
+    assert_eq!(explained(&["--tag", "other", "--tag", "gold"]), "share:10%");
+    target(&["unset", "tag:gold"]).exits(0);
     target(&["unset", "all"]).exits(0);
     wait_until("the configuration to hold", || tier("acme") == "small");
     target(&["unset", "all"])

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use crate::{
     cli::options::{Common, complain, require_ledger, say},
-    config::{Config, Overrides, RouteTarget, RouterConfig},
+    config::{Config, Overrides, RouteTarget, RouterConfig, TargetScope},
     fleet,
     job::{JobId, Tier},
-    routing::{features::Features, scorer::Scorer},
-    store::{StoreFault, StoredWeights, TierCost},
+    routing::{features::Features, scorer::Scorer, target},
+    store::{ScopedTarget, StoreFault, StoredWeights, TierCost},
 };
 
 use super::{in_use, job};
@@ -50,6 +50,7 @@ pub async fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 struct Known {
     active: Option<StoredWeights>,
     costs: Vec<TierCost>,
+    targets: Vec<ScopedTarget>,
 }
 
 /// Asks the ledger, if there is one; a prompt can be explained without.
@@ -61,10 +62,12 @@ async fn ask_ledger(config: &Config) -> Known {
         let store = fleet::open_store(config, false).await?;
         let active = store.active_weights().await;
         let costs = store.tier_costs(job::COST_JOBS).await;
+        let targets = store.route_targets().await;
         store.close().await;
         Ok::<_, StoreFault>(Known {
             active: active?,
             costs: costs?,
+            targets: targets?,
         })
     };
     asked.await.unwrap_or_else(|fault| {
@@ -73,9 +76,19 @@ async fn ask_ledger(config: &Config) -> Known {
     })
 }
 
+/// The target that holds for a prompt with these tags, of any tenant without a target of its own.
+fn target_of(config: &RouterConfig, ledger: &[ScopedTarget], tags: &[String]) -> RouteTarget {
+    let targets = target::in_force(config, ledger);
+    let of_tag = |tag: &String| targets.get(&TargetScope::Tag(tag.clone()));
+    let own = tags.iter().find_map(of_tag);
+    own.or_else(|| targets.get(&TargetScope::All))
+        .copied()
+        .unwrap_or(config.target)
+}
+
 /// The threshold that a prompt by itself can be told: other targets make theirs of the traffic.
-fn fixed_threshold(config: &RouterConfig) -> Option<f64> {
-    match config.target {
+fn fixed_threshold(config: &RouterConfig, target: RouteTarget) -> Option<f64> {
+    match target {
         RouteTarget::Threshold => Some(config.threshold),
         RouteTarget::ThresholdOf(threshold) => Some(threshold),
         _ => None,
@@ -92,7 +105,8 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
     let features = Features::of_text(&args.subject).with_tags(args.tag.iter().map(String::as_str));
     let score = scorer.score(&features);
     let mut shares = scorer.explain(&features);
-    let fixed = fixed_threshold(config);
+    let target = target_of(config, &known.targets, &args.tag);
+    let fixed = fixed_threshold(config, target);
     let threshold = fixed.unwrap_or(config.threshold);
     let tier = if score.gain >= threshold {
         Tier::Large
@@ -111,7 +125,7 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
             .collect();
         let costs: Vec<_> = known.costs.iter().map(job::mean_cost).collect();
         say(&json!({
-            "score": score.gain, "threshold": threshold, "target": config.target.to_string(), "tier": tier,
+            "score": score.gain, "threshold": threshold, "target": target.to_string(), "tier": tier,
             "expected_gain": score.expected_gain, "small_fails": score.small_fails,
             "familiarity": score.familiarity, "scorer": scorer.version(), "moved_by": moved,
             "costs": costs,
@@ -129,8 +143,7 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
     ))?;
     if fixed.is_none() {
         say(&format!(
-            "router.target is {}: the traffic makes its threshold, this one holds until it is known",
-            config.target
+            "the target is {target}: the traffic makes its threshold, this one holds until it is known"
         ))?;
     }
     for cost in &known.costs {
