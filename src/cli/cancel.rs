@@ -6,13 +6,12 @@ use clap::Args;
 
 use crate::{
     broker::{Broker, Publication},
-    config::Overrides,
     fleet,
     job::{JobId, Tenant},
     store::{CANCEL_SETTLES, CancelFilter},
 };
 
-use super::options::{Common, UsageError, complain, init_logs, require_ledger, say};
+use super::options::{Common, UsageError, complain, open_ledger, say};
 
 /// Jobs taken back in one transaction.
 const STEP: usize = 512;
@@ -40,10 +39,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
         (None, ids) if !ids.is_empty() => CancelFilter::Jobs(args.tenant, ids),
         (None, _) => return Err(UsageError("name jobs, or a --batch".to_owned()).into()),
     };
-    let config = args.common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    let store = fleet::open_store(&config, false).await?;
+    let (config, store) = open_ledger(&args.common).await?;
     let step = match &filter {
         CancelFilter::Jobs(_, ids) => ids.len() + 1,
         CancelFilter::Batch(..) => STEP,

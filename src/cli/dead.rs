@@ -9,14 +9,13 @@ use uuid::Uuid;
 
 use crate::{
     broker::{Broker, letters::redriven},
-    config::Overrides,
     fleet,
     job::Tenant,
     store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
 };
 
 use super::{
-    options::{Common, UsageError, complain, init_logs, read_instant, require_ledger, say},
+    options::{Common, UsageError, complain, open_ledger, read_instant, say},
     status::table,
 };
 
@@ -113,16 +112,8 @@ pub async fn dead(command: DeadCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn open(common: &Common) -> anyhow::Result<(crate::config::Config, Store)> {
-    let config = common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    let store = fleet::open_store(&config, false).await?;
-    Ok((config, store))
-}
-
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let letters = store
         .dead_letters(&args.selection.filter()?, args.limit)
         .await?;
@@ -157,7 +148,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let filter = DeadFilter {
         ids: vec![args.id],
         ..DeadFilter::default()
@@ -192,7 +183,7 @@ async fn select(store: &Store, args: &SelectArgs) -> anyhow::Result<Vec<DeadLett
 }
 
 async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
-    let (config, store) = open(&args.common).await?;
+    let (config, store) = open_ledger(&args.common).await?;
     let letters = select(&store, &args).await?;
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
     // Publishing comes first: should the marking fail, the key of the new job keeps a second
@@ -223,7 +214,7 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let ids: Vec<_> = select(&store, &args)
         .await?
         .iter()

@@ -9,14 +9,12 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    config::Overrides,
-    fleet,
     job::Tenant,
-    store::{ApiKey, KeyDigest, Scopes, Store, new_key},
+    store::{ApiKey, KeyDigest, Scopes, new_key},
 };
 
 use super::{
-    options::{Common, UsageError, complain, init_logs, read_span, require_ledger, say},
+    options::{Common, UsageError, complain, open_ledger, read_span, say},
     status::table,
 };
 
@@ -78,13 +76,6 @@ pub async fn key(command: KeyCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn open(common: &Common) -> anyhow::Result<Store> {
-    let config = common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    Ok(fleet::open_store(&config, false).await?)
-}
-
 async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     let created_at = Utc::now();
     let expires_at = match args.expires.as_deref() {
@@ -95,7 +86,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
             Some(at.ok_or_else(|| UsageError(format!("--expires {text}: too far ahead")))?)
         }
     };
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let secret = new_key();
     let key = ApiKey {
         id: Uuid::now_v7(),
@@ -114,7 +105,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let keys = store.keys().await?;
     store.close().await;
     if args.json {
@@ -166,7 +157,7 @@ fn to_json(key: &ApiKey) -> serde_json::Value {
 }
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let is_new = store.revoke_key(args.id).await?;
     store.close().await;
     if !is_new {

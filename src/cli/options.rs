@@ -7,6 +7,8 @@ use clap::Args;
 
 use crate::{
     config::{Config, LogFormat, Overrides},
+    fleet,
+    store::Store,
     telemetry,
 };
 
@@ -127,6 +129,18 @@ pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Loads the configuration and opens the ledger that it names, for a command that works on one.
+///
+/// # Errors
+/// When the configuration is wrong, or there is no such ledger.
+pub async fn open_ledger(common: &Common) -> anyhow::Result<(Config, Store)> {
+    let config = common.load(Overrides::default())?;
+    init_logs(&config)?;
+    require_ledger(&config)?;
+    let store = fleet::open_store(&config, false).await?;
+    Ok((config, store))
 }
 
 /// Reads a time or an age, given with `flag`.

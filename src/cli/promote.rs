@@ -7,9 +7,9 @@ use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
-use crate::{config::Overrides, fleet, routing::scorer::Scorer, store::StoredWeights};
+use crate::{routing::scorer::Scorer, store::StoredWeights};
 
-use super::options::{Common, init_logs, require_ledger, say};
+use super::options::{Common, open_ledger, say};
 
 /// Arguments of `router promote`.
 #[derive(Debug, Args)]
@@ -23,14 +23,11 @@ pub struct PromoteArgs {
 
 /// Runs `router promote`. Weights that cannot be used are refused, and the present ones stay.
 pub async fn promote(args: PromoteArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
     let weights = std::fs::read(&args.weights)
         .with_context(|| format!("cannot read {}", args.weights.display()))?;
     let scorer = Scorer::from_bytes(&weights)
         .with_context(|| format!("{} is refused", args.weights.display()))?;
-    let store = fleet::open_store(&config, false).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let stored = StoredWeights {
         version: scorer.version().to_owned(),
         created_at: Utc::now(),

@@ -4,15 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{
-    config::Overrides,
-    fleet,
-    job::Tenant,
-    store::{Store, TenantTerms},
-};
+use crate::{job::Tenant, store::TenantTerms};
 
 use super::{
-    options::{Common, UsageError, complain, init_logs, require_ledger, say},
+    options::{Common, UsageError, complain, open_ledger, say},
     status::table,
 };
 
@@ -94,15 +89,8 @@ pub async fn tenant(command: TenantCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn open(common: &Common) -> anyhow::Result<Store> {
-    let config = common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    Ok(fleet::open_store(&config, false).await?)
-}
-
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let terms = store.tenants().await?;
     store.close().await;
     if args.json {
@@ -131,7 +119,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let known = store.tenants().await?;
     let mut terms = known
         .into_iter()
@@ -157,7 +145,7 @@ async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn reset(args: ResetArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let changed = store.forget_tenant(&args.name).await?;
     store.close().await;
     complain(if changed {

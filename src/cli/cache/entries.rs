@@ -6,14 +6,12 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    config::Overrides,
-    fleet,
     job::{JobId, Tenant},
-    store::{CacheFilter, CacheStats, Store},
+    store::{CacheFilter, CacheStats},
 };
 
 use super::super::{
-    options::{Common, UsageError, complain, init_logs, read_instant, require_ledger, say},
+    options::{Common, UsageError, complain, open_ledger, read_instant, say},
     status::table,
 };
 
@@ -55,15 +53,8 @@ pub struct DropArgs {
     common: Common,
 }
 
-async fn open(common: &Common) -> anyhow::Result<Store> {
-    let config = common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    Ok(fleet::open_store(&config, false).await?)
-}
-
 pub(super) async fn stats(args: StatsArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let stats = store.cache_stats().await?;
     store.close().await;
     if args.json {
@@ -122,7 +113,7 @@ pub(super) async fn drop(args: DropArgs) -> anyhow::Result<ExitCode> {
         let message = "name a --tenant, --model, --revision, --before, --job, or --all";
         return Err(UsageError(message.to_owned()).into());
     }
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let outcome = if args.dry_run {
         store.count_cached(&filter).await
     } else {

@@ -5,14 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::super::{
-    options::{Common, UsageError, complain, init_logs, require_ledger, say},
+    options::{Common, UsageError, complain, open_ledger, say},
     status::table,
 };
-use crate::{
-    config::{Overrides, RouteTarget, RouteTargets, TargetScope},
-    fleet,
-    store::Store,
-};
+use crate::config::{RouteTarget, RouteTargets, TargetScope};
 
 /// What is done to targets; one that is set goes before `router.target` and `router.targets`.
 #[derive(Debug, Subcommand)]
@@ -72,15 +68,8 @@ pub async fn target(command: TargetCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn open(common: &Common) -> anyhow::Result<Store> {
-    let config = common.load(Overrides::default())?;
-    init_logs(&config)?;
-    require_ledger(&config)?;
-    Ok(fleet::open_store(&config, false).await?)
-}
-
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let targets = store.route_targets().await?;
     store.close().await;
     if args.json {
@@ -106,7 +95,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let known = store.route_targets().await?;
     let is_known = known.iter().any(|one| one.scope == args.scope);
     if !is_known && known.len() >= RouteTargets::ENTRIES_MAX {
@@ -123,7 +112,7 @@ async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn unset(args: UnsetArgs) -> anyhow::Result<ExitCode> {
-    let store = open(&args.common).await?;
+    let (_, store) = open_ledger(&args.common).await?;
     let changed = store.unset_route_target(&args.scope).await?;
     store.close().await;
     complain(&if changed {
