@@ -176,28 +176,13 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
     write("short.weights", &whole[..whole.len() / 2]);
     write("changed.weights", &changed(whole.len() - 100));
     write("version.weights", &changed(8));
-    let score = |from| vec!["router", "score", "--input", from];
-    let calibrate = |from| {
-        vec![
-            "router",
-            "calibrate",
-            "--from",
-            from,
-            "--out",
-            "present.weights",
-        ]
+    let router = |arguments: &str| {
+        let arguments: Vec<&str> = ["router"].into_iter().chain(arguments.split(' ')).collect();
+        run(folder.path(), &arguments)
     };
-    let train = |from| {
-        vec![
-            "router",
-            "train",
-            "--from",
-            from,
-            "--out",
-            "present.weights",
-            "--force",
-        ]
-    };
+    let score = |from| format!("score --input {from}");
+    let calibrate = |from| format!("calibrate --from {from} --out present.weights");
+    let train = |from| format!("train --from {from} --out present.weights --force");
     let cases = [
         (train("empty.jsonl"), "0 labelled prompts are too few"),
         (
@@ -257,48 +242,28 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
         (calibrate("same.jsonl"), "line 2: its id is that of line 1"),
         (train("absent.jsonl"), "cannot open absent.jsonl"),
         (
-            vec!["router", "evaluate", "--input", "empty.jsonl"],
+            "evaluate --input empty.jsonl".to_owned(),
             "there are no labelled prompts",
         ),
         (
-            vec!["router", "evaluate", "--input", "half.jsonl", "--cv", "2"],
+            "evaluate --input half.jsonl --cv 2".to_owned(),
             "with a part of the prompts held out: ",
         ),
         (
-            vec![
-                "router",
-                "evaluate",
-                "--input",
-                "few.jsonl",
-                "--weights",
-                "bad.weights",
-            ],
+            "evaluate --input few.jsonl --weights bad.weights".to_owned(),
             "bad.weights",
         ),
         (
-            vec![
-                "router",
-                "explain",
-                "x",
-                "--set",
-                "router.weights=bad.weights",
-            ],
+            "explain x --set router.weights=bad.weights".to_owned(),
             "bad.weights",
         ),
         (
-            vec![
-                "router",
-                "score",
-                "--input",
-                "few.jsonl",
-                "--weights",
-                "absent.weights",
-            ],
+            "score --input few.jsonl --weights absent.weights".to_owned(),
             "cannot read the router's weights absent.weights",
         ),
     ];
     for (arguments, expected) in cases {
-        let (code, out, err) = run(folder.path(), &arguments);
+        let (code, out, err) = router(&arguments);
         assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
         assert!(err.contains(expected), "{arguments:?}: {err}");
         assert_eq!(err.lines().count(), 1, "{err}");
@@ -309,27 +274,12 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
         ("version.weights", "version"),
         ("empty.jsonl", "damaged"),
     ] {
-        let set = format!("router.weights={weights}");
         for arguments in [
-            vec![
-                "router",
-                "score",
-                "--input",
-                "few.jsonl",
-                "--weights",
-                weights,
-            ],
-            vec![
-                "router",
-                "evaluate",
-                "--input",
-                "few.jsonl",
-                "--weights",
-                weights,
-            ],
-            vec!["router", "explain", "x", "--set", &set],
+            format!("score --input few.jsonl --weights {weights}"),
+            format!("evaluate --input few.jsonl --weights {weights}"),
+            format!("explain x --set router.weights={weights}"),
         ] {
-            let (code, out, err) = run(folder.path(), &arguments);
+            let (code, out, err) = router(&arguments);
             assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
             assert!(
                 err.contains(weights) && err.contains(expected),
