@@ -30,7 +30,7 @@ const TARGETS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often outcomes and weights are read.
 const LEARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Decisions of earlier runs that are taken in.
-const PAST_MAX: usize = 4096;
+pub const PAST_MAX: usize = 4096;
 /// Workers unseen for longer run nothing any more.
 const WORKER_AGE: TimeDelta = TimeDelta::seconds(120);
 

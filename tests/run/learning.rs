@@ -152,6 +152,15 @@ fn a_share_is_delivered_across_restarts() {
           where target_scope = 'all' and share_asked = 0.3",
     );
     assert!((28..=32).contains(&percent), "{percent} % of 480 jobs");
+    // A prompt is explained by the threshold that this traffic makes.
+    let share = ["--set", "router.target=share:30%"];
+    let explain = ["router", "explain", "word word", "--json"];
+    let told = yard.run(&[&explain[..], &share].concat()).exits(0).json();
+    let threshold = told["threshold"].as_f64().unwrap();
+    let scores = yard.column("select cast(score as text) from jobs where target_scope = 'all'");
+    let reach = scores.iter().map(|score| score.parse::<f64>().unwrap());
+    let above = 100 * reach.filter(|score| *score >= threshold).count() / scores.len();
+    assert!((28..=32).contains(&above), "{above} % reach {threshold}");
 }
 
 /// Targets change under a running router, go before its configuration, and what is none changes nothing.

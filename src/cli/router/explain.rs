@@ -7,11 +7,16 @@ use serde_json::json;
 
 use crate::{
     cli::options::{Common, complain, require_ledger, say},
-    config::{Config, Overrides, RouteTarget, RouterConfig, TargetScope},
+    config::{Config, Overrides, RouterConfig},
     fleet,
-    job::{JobId, Tier},
-    routing::{features::Features, scorer::Scorer, target},
-    store::{ScopedTarget, StoreFault, StoredWeights, TierCost},
+    job::{JobId, Tenant, Tier},
+    routing::{
+        features::Features,
+        isotonic, learning, observer,
+        scorer::Scorer,
+        target::{Calibrations, in_force},
+    },
+    store::{Store, StoreFault, TierCost},
 };
 
 use super::{in_use, job};
@@ -45,69 +50,70 @@ pub async fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a ledger tells of a prompt that is no job.
-#[derive(Default)]
+/// What a router that starts now knows of a prompt that is no job.
 struct Known {
-    active: Option<StoredWeights>,
+    scorer: Scorer,
+    calibrations: Calibrations,
     costs: Vec<TierCost>,
-    targets: Vec<ScopedTarget>,
 }
 
-/// Asks the ledger, if there is one; a prompt can be explained without.
-async fn ask_ledger(config: &Config) -> Known {
-    if require_ledger(config).is_err() {
-        return Known::default();
+impl Known {
+    /// Asks the ledger, if there is one; a prompt can be explained without.
+    async fn of(config: &Config) -> anyhow::Result<Self> {
+        let path = config.router.weights.as_deref().map(Path::new);
+        let mut known = Self {
+            scorer: Scorer::open(path)?,
+            calibrations: Calibrations::new(&config.router),
+            costs: Vec::new(),
+        };
+        if require_ledger(config).is_ok()
+            && let Err(fault) = known.ask(config).await
+        {
+            complain(&format!("the ledger cannot be asked: {fault}"));
+        }
+        Ok(known)
     }
-    let asked = async {
+
+    async fn ask(&mut self, config: &Config) -> Result<(), StoreFault> {
         let store = fleet::open_store(config, false).await?;
-        let active = store.active_weights().await;
-        let costs = store.tier_costs(job::COST_JOBS).await;
-        let targets = store.route_targets().await;
+        let learned = self.learn(&store, &config.router).await;
         store.close().await;
-        Ok::<_, StoreFault>(Known {
-            active: active?,
-            costs: costs?,
-            targets: targets?,
-        })
-    };
-    asked.await.unwrap_or_else(|fault| {
-        complain(&format!("the ledger cannot be asked: {fault}"));
-        Known::default()
-    })
-}
+        learned
+    }
 
-/// The target that holds for a prompt with these tags, of any tenant without a target of its own.
-fn target_of(config: &RouterConfig, ledger: &[ScopedTarget], tags: &[String]) -> RouteTarget {
-    let targets = target::in_force(config, ledger);
-    let of_tag = |tag: &String| targets.get(&TargetScope::Tag(tag.clone()));
-    let own = tags.iter().find_map(of_tag);
-    own.or_else(|| targets.get(&TargetScope::All))
-        .copied()
-        .unwrap_or(config.target)
-}
-
-/// The threshold that a prompt by itself can be told: other targets make theirs of the traffic.
-fn fixed_threshold(config: &RouterConfig, target: RouteTarget) -> Option<f64> {
-    match target {
-        RouteTarget::Threshold => Some(config.threshold),
-        RouteTarget::ThresholdOf(threshold) => Some(threshold),
-        _ => None,
+    /// Takes in weights, targets and outcomes as a router does.
+    async fn learn(&mut self, store: &Store, config: &RouterConfig) -> Result<(), StoreFault> {
+        if config.weights.is_none()
+            && let Some(active) = store.active_weights().await?
+        {
+            self.scorer = in_use(&active);
+        }
+        self.costs = store.tier_costs(job::COST_JOBS).await?;
+        let version = self.scorer.version();
+        let targets = store.route_targets().await?;
+        let past = store.past_decisions(version, observer::PAST_MAX).await?;
+        self.calibrations.retarget(in_force(config, &targets));
+        self.calibrations.remember(&past);
+        if self.calibrations.want_pairs() {
+            let rows = store.pairs(isotonic::PAIRS_MAX, false).await?;
+            let pairs = learning::calibration_pairs(rows, version);
+            self.calibrations.observe_pairs(&pairs);
+        }
+        Ok(())
     }
 }
 
 async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
-    let known = ask_ledger(config).await;
-    let config = &config.router;
-    let scorer = match (&config.weights, &known.active) {
-        (None, Some(active)) => in_use(active),
-        (path, _) => Scorer::open(path.as_deref().map(Path::new))?,
-    };
+    let known = Known::of(config).await?;
+    let scorer = &known.scorer;
     let features = Features::of_text(&args.subject).with_tags(args.tag.iter().map(String::as_str));
     let score = scorer.score(&features);
     let mut shares = scorer.explain(&features);
-    let target = target_of(config, &known.targets, &args.tag);
-    let fixed = fixed_threshold(config, target);
-    let threshold = fixed.unwrap_or(config.threshold);
+    let scope = known
+        .calibrations
+        .scope(Tenant::default().as_str(), &args.tag);
+    let (scope_name, target) = known.calibrations.names(scope);
+    let threshold = known.calibrations.thresholds(scope, 0.0).base;
     let tier = if score.gain >= threshold {
         Tier::Large
     } else {
@@ -125,7 +131,7 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
             .collect();
         let costs: Vec<_> = known.costs.iter().map(job::mean_cost).collect();
         say(&json!({
-            "score": score.gain, "threshold": threshold, "target": target.to_string(), "tier": tier,
+            "score": score.gain, "threshold": threshold, "target": target, "target_scope": scope_name, "tier": tier,
             "expected_gain": score.expected_gain, "small_fails": score.small_fails,
             "familiarity": score.familiarity, "scorer": scorer.version(), "moved_by": moved,
             "costs": costs,
@@ -141,9 +147,9 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
         score.familiarity,
         scorer.version(),
     ))?;
-    if fixed.is_none() {
+    if !target.starts_with("threshold") {
         say(&format!(
-            "the target is {target}: the traffic makes its threshold, this one holds until it is known"
+            "the target of {scope_name} is {target}: this threshold follows from the traffic in the ledger, if there is enough"
         ))?;
     }
     for cost in &known.costs {
