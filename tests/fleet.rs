@@ -27,6 +27,8 @@ mod people;
 mod producer;
 #[path = "broker_contract/proxy.rs"]
 mod proxy;
+#[path = "fleet/release.rs"]
+mod release;
 #[path = "fleet/same_answers.rs"]
 mod same_answers;
 #[path = "fleet/semantic.rs"]

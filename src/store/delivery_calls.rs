@@ -59,6 +59,28 @@ impl Store {
         measured!(self, "release", store => store.release(jobs, again))
     }
 
+    /// Notes that the broker has the messages of released jobs.
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+        measured!(self, "note_published", store => store.note_published(jobs))
+    }
+
+    /// Jobs that were released so long ago, whose next stage has not seen them and whose message nobody is
+    /// known to have published: the router that released them may have died over it. Those released first
+    /// come first, at most `limit` of them.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn unpublished(
+        &self,
+        released_for: Duration,
+        limit: usize,
+    ) -> Result<Vec<JobId>, StoreFault> {
+        measured!(self, "unpublished", store => store.unpublished(released_for, limit))
+    }
+
     /// Forgets released jobs that count against no limit any more, and returns what counts.
     ///
     /// # Errors

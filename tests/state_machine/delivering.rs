@@ -1,6 +1,9 @@
 //! Takes jobs back, releases, promotes and sweeps in a ledger and in the model.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::Duration,
+};
 
 use chrono::{TimeDelta, Utc};
 use promptyard::{
@@ -85,11 +88,34 @@ impl Case {
                 Message::Tier(_) => "release: to a tier",
             });
         }
+        self.look_for_unpublished().await?;
+        // Of every other one it is known that the broker has it.
+        let known = found.iter().map(|(id, _)| *id).skip(1).step_by(2);
+        let known: Vec<JobId> = known.collect();
+        self.store.note_published(&known).await.unwrap();
+        self.model.note_published(&known);
         let in_vain = held.len() > found.iter().filter(|(id, _)| held.contains(id)).count();
         if in_vain {
             self.note("release: ended or running");
         }
         Ok(found.into_iter().map(|(id, _)| id).collect())
+    }
+
+    async fn look_for_unpublished(&mut self) -> TestCaseResult {
+        let unpublished = self
+            .store
+            .unpublished(Duration::ZERO, 10_000)
+            .await
+            .unwrap();
+        let mine = unpublished
+            .into_iter()
+            .filter(|id| self.model.jobs.contains_key(id));
+        let found: BTreeSet<JobId> = mine.collect();
+        prop_assert_eq!(&found, &self.model.unpublished());
+        if !found.is_empty() {
+            self.note("look: unpublished");
+        }
+        Ok(())
     }
 
     /// Returns the jobs whose message is lost, and whether a job was ended.
@@ -260,6 +286,7 @@ impl Case {
                 held
             );
         }
+        self.look_for_unpublished().await?;
         let loads = self.store.tenant_loads().await.unwrap();
         let mine = loads
             .into_iter()

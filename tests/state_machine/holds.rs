@@ -18,6 +18,8 @@ pub struct Held {
     rank: DateTime<Utc>,
     tokens: u32,
     is_released: bool,
+    /// The broker is known to have its message.
+    is_published: bool,
 }
 
 /// A place in a tenant's line: rank, job and its tokens.
@@ -38,6 +40,7 @@ impl Model {
             rank: hold.rank,
             tokens: hold.tokens,
             is_released: false,
+            is_published: false,
         };
         self.held.insert(head.id, held);
     }
@@ -79,6 +82,32 @@ impl Model {
             }
         }
         released
+    }
+
+    pub fn note_published(&mut self, jobs: &[JobId]) {
+        for id in jobs {
+            if let Some(held) = self.held.get_mut(id).filter(|held| held.is_released) {
+                held.is_published = true;
+            }
+        }
+    }
+
+    /// Released jobs that nobody is known to have published and that their next stage has not seen.
+    pub fn unpublished(&self) -> BTreeSet<JobId> {
+        let is_unpublished = |(id, held): &(&JobId, &Held)| {
+            let job = &self.jobs[id];
+            let message = match held.queue {
+                HoldQueue::In => Some(Message::Router),
+                HoldQueue::Tier(_) => job.tier.map(Message::Tier),
+            };
+            held.is_released
+                && !held.is_published
+                && job.attempts.is_empty()
+                && message.is_some()
+                && self.message(job) == message
+        };
+        let held = self.held.iter().filter(is_unpublished);
+        held.map(|(id, _)| *id).collect()
     }
 
     /// For each tenant the first `each` by rank that could go now.

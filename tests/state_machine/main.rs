@@ -84,6 +84,7 @@ const SEEN: &[&str] = &[
     "lead: taken",
     "lead: refused",
     "look: loads",
+    "look: unpublished",
     "look: withdrawn",
     "promote: one",
 ];

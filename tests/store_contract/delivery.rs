@@ -114,6 +114,46 @@ contract! {
         succeed(&store, early.head.id, "yes", None).await;
     }
 
+    /// What was released and is not known to be published is told, until its next stage has seen it.
+    async fn released_jobs_are_unpublished_until_that_is_noted(store: Store) {
+        let unpublished = async |span| store.unpublished(span, 9).await.unwrap();
+        let soon = now() + TimeDelta::milliseconds(30);
+        let later = JobHead { not_before: Some(soon), ..head() };
+        let jobs = [head(), head(), head(), later].map(|head| match head.not_before {
+            Some(start) => admission(head, "a prompt", Course::Schedule(Hold::until(start, 3))),
+            None => held(head, turn(1, 5)),
+        });
+        let [first, second, third, scheduled] = jobs.clone().map(|job| job.head.id);
+        for job in jobs.clone() {
+            assert_eq!(admit_one(&store, job).await, Admitted::Held);
+        }
+        // Held ones are nobody's to publish, whatever is noted of them.
+        store.note_published(&[first]).await.unwrap();
+        assert_eq!(unpublished(Duration::ZERO).await, []);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        for id in [scheduled, first, second, third] {
+            assert_eq!(store.release(&[id], false).await.unwrap().len(), 1);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(unpublished(Duration::ZERO).await, [scheduled, first, second, third]);
+        assert_eq!(store.unpublished(Duration::ZERO, 2).await.unwrap(), [scheduled, first]);
+        assert_eq!(unpublished(LONG).await, [], "not for long");
+        store.note_published(&[second]).await.unwrap();
+        claim_one(&store, third, false).await;
+        assert_eq!(unpublished(Duration::ZERO).await, [scheduled, first]);
+        // It comes to the router, which holds it once more.
+        let mut again = held(jobs[3].head.clone(), turn(0, 3));
+        again.head.id = scheduled;
+        assert_eq!(admit_one(&store, again).await, Admitted::Held);
+        assert_eq!(unpublished(Duration::ZERO).await, [first]);
+        assert_eq!(store.release(&[scheduled], false).await.unwrap().len(), 1);
+        assert_eq!(unpublished(Duration::ZERO).await, [first, scheduled]);
+        // Whoever publishes them does it as for the first time.
+        assert_eq!(store.release(&[first, scheduled], true).await.unwrap().len(), 2);
+        store.note_published(&[first, scheduled]).await.unwrap();
+        assert_eq!(unpublished(Duration::ZERO).await, []);
+    }
+
     /// A job whose time has not come is queued until then, and routed by the message of its release.
     async fn scheduled_jobs_go_to_the_router_in_time(store: Store) {
         let start = now() + TimeDelta::milliseconds(900);

@@ -27,8 +27,11 @@ const LOOK_SOON: Duration = Duration::from_millis(30);
 /// How often what counts against tenants' limits is counted, and what does no more is removed, where nobody
 /// has a limit: with one it is at every look.
 const LOADS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a router keeps the lead without a word.
+/// How long a router keeps the lead without a word; what it released longer ago and is not known to have
+/// published, it left behind.
 const LEAD: Duration = Duration::from_secs(10);
+/// How often to look for that.
+const UNPUBLISHED_INTERVAL: Duration = Duration::from_secs(5);
 /// How often held jobs are counted as far as they may be: where that is far, it takes a while.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 const COUNT_INTERVAL_LONG: Duration = Duration::from_secs(20);
@@ -63,6 +66,8 @@ struct Round {
     filled: [bool; 2],
     /// When it took or kept the lead last.
     led_at: Option<Instant>,
+    /// When it looked for jobs last that were released and perhaps not published.
+    unpublished_at: Option<Instant>,
     /// When what counts against limits was counted last.
     loads_at: Option<Instant>,
 }
@@ -201,10 +206,22 @@ async fn look(
                 .map(|load| (load.tenant.clone(), load.into())),
         );
     }
+    let is_time = |at: Instant| at.elapsed() >= UNPUBLISHED_INTERVAL;
+    if round.unpublished_at.is_none_or(is_time) {
+        round.unpublished_at = Some(Instant::now());
+        let jobs = store.unpublished(LEAD, RELEASE_MAX).await?;
+        if !jobs.is_empty() {
+            tracing::warn!(
+                jobs = jobs.len(),
+                "released, and perhaps never published: published again"
+            );
+        }
+        release(router, directory, jobs, Asked::Again, shutdown).await?;
+    }
     if counts[0] > 0 {
         let due = store.held(HoldQueue::In, DUE_MAX).await?;
         let due = due.into_iter().map(|held| held.job).collect();
-        release(router, directory, due, shutdown).await?;
+        release(router, directory, due, Asked::First, shutdown).await?;
     }
     if !is_held {
         return Ok(is_any);
@@ -220,21 +237,31 @@ async fn look(
         let held = store.held(HoldQueue::Tier(tier), room).await?;
         let chosen = turns.choose(held, room, &terms, &mut loads);
         round.filled[usize::from(tier == Tier::Large)] = chosen.len() >= room;
-        release(router, directory, chosen, shutdown).await?;
+        release(router, directory, chosen, Asked::First, shutdown).await?;
     }
     Ok(is_any)
 }
 
-/// Releases jobs and publishes them. A ledger that is away is asked again, since it may have released
-/// them before its word was lost. What is not published for a crash is found by the sweep.
+/// Whether a release is the first of its jobs.
+#[derive(Clone, Copy, PartialEq)]
+enum Asked {
+    First,
+    /// A router that is gone released them before.
+    Again,
+}
+
+/// Releases jobs, publishes them and notes that. A ledger that is away is asked again, since it may have
+/// released them before its word was lost. Whoever leads next finds what a crash left unpublished, and
+/// publishes again what it left published without the note: the second message does no harm.
 async fn release(
     router: &Router,
     directory: &Directory,
     jobs: Vec<JobId>,
+    asked: Asked,
     shutdown: &Shutdown,
 ) -> Result<(), StoreFault> {
     for part in jobs.chunks(RELEASE_MAX) {
-        let mut again = false;
+        let mut again = asked == Asked::Again;
         let released = loop {
             match router.store.release(part, again).await {
                 Ok(released) => break released,
@@ -251,14 +278,20 @@ async fn release(
         };
         counter!(RELEASED).increment(released.len() as u64);
         let models = directory.models();
-        let messages = released
+        let (ids, messages): (Vec<JobId>, Vec<Publication>) = released
             .iter()
             .map(|released| match released {
-                Released::Router(job) => Publication::to_router(job),
-                Released::Tier(routed) => router.to_tier(routed, &models),
+                Released::Router(job) => (job.head.id, Publication::to_router(job)),
+                Released::Tier(routed) => (routed.job.head.id, router.to_tier(routed, &models)),
             })
+            .unzip();
+        let done = publish_all(&router.broker, messages, shutdown).await;
+        let published: Vec<JobId> = ids
+            .into_iter()
+            .zip(done)
+            .filter_map(|(id, is_done)| is_done.then_some(id))
             .collect();
-        publish_all(&router.broker, messages, shutdown).await;
+        router.store.note_published(&published).await?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
         fault::{Fault, persistent},
         hold::{self, Extras},
         row::{Row, now},
-        rules::{NewJob, after},
+        rules::{NewJob, after, before},
     },
 };
 
@@ -199,6 +199,53 @@ impl PostgresStore {
         Ok(released)
     }
 
+    /// Notes that released jobs' messages are published; see [`crate::store::Store::note_published`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
+        persistent!(self, async {
+            sqlx::query!(
+                "update held_jobs set published_at = $2
+                  where job_id = any($1) and released_at is not null",
+                &ids,
+                now()
+            )
+            .execute(&self.pool)
+            .await?;
+            Ok::<_, Fault>(())
+        })
+    }
+
+    /// Released jobs whose message may be missing; see [`crate::store::Store::unpublished`].
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn unpublished(
+        &self,
+        released_for: Duration,
+        limit: usize,
+    ) -> Result<Vec<JobId>, StoreFault> {
+        persistent!(self, async {
+            let found = sqlx::query_scalar!(
+                "select h.job_id from held_jobs h join jobs j on j.id = h.job_id
+                  where h.released_at <= $1 and h.published_at is null
+                    and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
+                    and j.waits_for is null and j.attempts = 0
+                  order by h.released_at, h.job_id limit $2",
+                before(now(), released_for),
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            Ok::<_, Fault>(found.into_iter().map(JobId).collect())
+        })
+    }
+
     /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
     ///
     /// # Errors
@@ -275,7 +322,8 @@ pub(super) async fn hold(
                 as n (job_id, tenant, queue, rank, tokens, extras)
              on conflict (job_id) do update
             set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, held_at = excluded.held_at, released_at = null",
+                extras = excluded.extras, held_at = excluded.held_at, released_at = null,
+                published_at = null",
         &ids,
         &tenants as &[&str],
         &queues as &[&str],

@@ -14,7 +14,7 @@ use crate::{
         fault::{Fault, persistent},
         hold::{self, Extras},
         row::{Row, now},
-        rules::{NewJob, after},
+        rules::{NewJob, after, before},
     },
 };
 
@@ -181,6 +181,57 @@ impl SqliteStore {
         Ok(released)
     }
 
+    /// Notes that released jobs' messages are published; see [`crate::store::Store::note_published`].
+    ///
+    /// # Errors
+    /// When nothing was written.
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        persistent!(self, async {
+            let mut transaction = self.begin().await?;
+            let now = now();
+            for job in jobs {
+                sqlx::query(
+                    "update held_jobs set published_at = ?2
+                      where job_id = ?1 and released_at is not null",
+                )
+                .bind(job.0)
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            transaction.commit().await?;
+            Ok::<_, Fault>(())
+        })
+    }
+
+    /// Released jobs whose message may be missing; see [`crate::store::Store::unpublished`].
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub async fn unpublished(
+        &self,
+        released_for: Duration,
+        limit: usize,
+    ) -> Result<Vec<JobId>, StoreFault> {
+        persistent!(self, async {
+            let found: Vec<Uuid> = sqlx::query_scalar(
+                "select h.job_id from held_jobs h join jobs j on j.id = h.job_id
+                  where h.released_at <= ?1 and h.published_at is null
+                    and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
+                    and j.waits_for is null and j.attempts = 0
+                  order by h.released_at, h.job_id limit ?2",
+            )
+            .bind(before(now(), released_for))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.readers)
+            .await?;
+            Ok::<_, Fault>(found.into_iter().map(JobId).collect())
+        })
+    }
+
     /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
     ///
     /// # Errors
@@ -248,7 +299,8 @@ pub(super) async fn hold(
          values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              on conflict (job_id) do update
             set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, held_at = excluded.held_at, released_at = null",
+                extras = excluded.extras, held_at = excluded.held_at, released_at = null,
+                published_at = null",
     )
     .bind(job.head.id.0)
     .bind(job.head.tenant.as_str())

@@ -1,0 +1,64 @@
+//! A router dies after it released held jobs and before it published them: the next one does.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use promptyard::{
+    job::{JobId, Tier},
+    store::{HoldQueue, Store},
+};
+use serde_json::json;
+
+use crate::{harness::Yard, producer::Producer};
+
+const JOBS: i64 = 12;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_router_released_is_published_by_the_next() {
+    let mut yard = Yard::new().await;
+    // The sweep would find them as well, long after.
+    yard.settings = ["router.window_jobs=1", "router.lost_after_s=3600"]
+        .map(str::to_owned)
+        .to_vec();
+    let router = yard.start(&["route"]).await;
+    let producer = Producer::new(&yard).await;
+    let messages = (0..JOBS).map(|at| {
+        let body = json!({"model": "small", "prompt": format!("Number {at}?")});
+        let properties = BasicProperties::default().with_message_id(format!("{at}").into());
+        (properties, body.to_string().into_bytes())
+    });
+    producer.publish("jobs.in", messages.collect()).await;
+    let routed = "select count(*) from jobs where state = 'routed'";
+    yard.until_count(routed, JOBS).await;
+    router.kill();
+
+    // What the router would have done last: its word of it to the broker never left.
+    let store = Store::connect(&yard.store).await.unwrap();
+    let held = store
+        .held(HoldQueue::Tier(Tier::Small), JOBS as usize)
+        .await
+        .unwrap();
+    assert!(held.len() as i64 > JOBS / 2, "nobody takes any: {held:?}");
+    let held: Vec<JobId> = held.into_iter().map(|held| held.job).collect();
+    assert_eq!(store.release(&held, false).await.unwrap().len(), held.len());
+
+    let engine = "scripted:latency_ms=5";
+    let worker = yard
+        .start(&["work", "--tier", "small", "--small", engine])
+        .await;
+    let router = yard.start(&["route"]).await;
+    yard.until_ended(JOBS).await;
+    for query in [
+        "select count(*) from jobs where state = 'succeeded'",
+        "select count(*) from attempts",
+    ] {
+        assert_eq!(yard.count(query).await, JOBS, "{query}");
+    }
+    // Nothing is left to be found, and what was published is not published again and again.
+    let unpublished = store.unpublished(Duration::ZERO, 100).await.unwrap();
+    assert_eq!(unpublished, []);
+    assert!(router.stop().await.success());
+    assert!(worker.stop().await.success());
+    yard.queues_are_empty().await;
+    store.close().await;
+}
