@@ -4,21 +4,23 @@
 //! "PYGAIN\r\n" │ format u32 │ features u32 │ body bytes u64 │ BLAKE3 of the body, 32 bytes │ body
 //! ```
 //!
-//! All numbers are little-endian. The hash finds damage; whoever may write the file is trusted
+//! Format 2 has behind what format 1 has how the weights were made and judged ([`Record`]): JSON, and the
+//! prints of their prompts. All numbers are little-endian. The hash finds damage; whoever may write the file is trusted
 //! with more than that, but a body that passes it is still checked before it is used.
 
 use std::path::PathBuf;
 
 use super::{
     features::FEATURES_VERSION,
+    record::Record,
     ridge::HEADS,
     trees::{Forest, LEAF, Node},
     weights::{INPUTS, Weights},
     words::{Cell, Table},
 };
 
-/// Changes whenever the layout does.
-const FORMAT: u32 = 1;
+/// Weights without a record, and with one; another number whenever the layout changes.
+const FORMATS: [u32; 2] = [1, 2];
 /// First bytes; the line ends show a transfer that changed them.
 const MAGIC: &[u8; 8] = b"PYGAIN\r\n";
 /// Bytes before the body.
@@ -27,6 +29,9 @@ const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 32;
 const CELLS_MAX: u32 = 1 << 24;
 /// Most trees, nodes of a tree, and knots.
 const ITEMS_MAX: u32 = 1 << 15;
+/// Most bytes of a record's JSON, and most prompts whose prints it has.
+const RECORD_BYTES_MAX: u32 = 1 << 20;
+const SEEN_MAX: u32 = 1 << 24;
 
 /// Why weights cannot be used. The message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +90,24 @@ pub fn to_bytes(weights: &Weights) -> Vec<u8> {
         body.push(cell.print);
         body.extend(cell.steps.map(|step| step.to_le_bytes()[0]));
     });
+    if let Some(record) = &weights.record {
+        list(&mut body, &json(record), |body, byte| body.push(*byte));
+        list(&mut body, &record.seen, |body, print| {
+            body.extend(print.to_le_bytes());
+        });
+    }
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend(MAGIC);
-    bytes.extend(FORMAT.to_le_bytes());
+    bytes.extend(FORMATS[usize::from(weights.record.is_some())].to_le_bytes());
     bytes.extend(FEATURES_VERSION.to_le_bytes());
     bytes.extend((body.len() as u64).to_le_bytes());
     bytes.extend(blake3::hash(&body).as_bytes());
     bytes.extend(body);
     bytes
+}
+
+fn json(record: &Record) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a record is numbers and text by name")
 }
 
 fn list<T>(body: &mut Vec<u8>, items: &[T], mut write: impl FnMut(&mut Vec<u8>, &T)) {
@@ -148,15 +163,17 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerFault> {
     if header.take::<8>()? != *MAGIC {
         return Err(ScorerFault::Damaged("they do not begin as weights do"));
     }
-    for (what, expected) in [("format", FORMAT), ("features", FEATURES_VERSION)] {
-        let found = header.u32()?;
-        if found != expected {
-            return Err(ScorerFault::WrongVersion {
-                what,
-                expected,
-                found,
-            });
-        }
+    let (format, features) = (header.u32()?, header.u32()?);
+    let wrong = |what, expected, found| ScorerFault::WrongVersion {
+        what,
+        expected,
+        found,
+    };
+    if !FORMATS.contains(&format) {
+        return Err(wrong("format", FORMATS[1], format));
+    }
+    if features != FEATURES_VERSION {
+        return Err(wrong("features", FEATURES_VERSION, features));
     }
     let length = u64::from_le_bytes(header.take()?);
     let hash: [u8; 32] = header.take()?;
@@ -169,7 +186,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerFault> {
     if *blake3::hash(body).as_bytes() != hash {
         return Err(ScorerFault::Damaged("their checksum does not fit"));
     }
-    let weights = Reader(body).weights()?;
+    let weights = Reader(body).weights(format == FORMATS[1])?;
     let hex = blake3::Hash::from_bytes(hash).to_hex();
     Ok((weights, hex[..8].to_owned()))
 }
@@ -208,7 +225,7 @@ impl Reader<'_> {
         Ok(count as usize)
     }
 
-    fn weights(&mut self) -> Result<Weights, ScorerFault> {
+    fn weights(&mut self, has_record: bool) -> Result<Weights, ScorerFault> {
         let mut scalars = [0.0; SCALARS];
         for value in &mut scalars {
             *value = self.f32()?;
@@ -254,8 +271,9 @@ impl Reader<'_> {
             let steps = steps.map(|step| i8::from_le_bytes([step]));
             cells.push(Cell { print, steps });
         }
+        let record = has_record.then(|| self.record()).transpose()?;
         if !self.0.is_empty() {
-            return Err(ScorerFault::Damaged("something follows the table"));
+            return Err(ScorerFault::Damaged("something follows the weights"));
         }
         Ok(Weights {
             table: Table {
@@ -273,7 +291,32 @@ impl Reader<'_> {
             length_center,
             familiar: [low, high],
             knots,
+            record,
         })
+    }
+
+    fn record(&mut self) -> Result<Record, ScorerFault> {
+        let damaged = ScorerFault::Damaged("the record of how they were made cannot be read");
+        let count = self.count(RECORD_BYTES_MAX)?;
+        let Some((text, rest)) = self.0.split_at_checked(count) else {
+            return Err(damaged);
+        };
+        self.0 = rest;
+        let Ok(mut record) = serde_json::from_slice::<Record>(text) else {
+            return Err(damaged);
+        };
+        if json(&record) != text {
+            return Err(damaged);
+        }
+        let count = self.count(SEEN_MAX)?;
+        record.seen.reserve(count.min(self.0.len() / 4));
+        for _ in 0..count {
+            record.seen.push(self.u32()?);
+        }
+        if !record.seen.is_sorted_by(|a, b| a < b) {
+            return Err(ScorerFault::Damaged("the prints of prompts do not rise"));
+        }
+        Ok(record)
     }
 
     fn forest(&mut self) -> Result<Forest, ScorerFault> {
@@ -311,7 +354,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::train::tests::fitted;
+    use crate::routing::{record::tests::record, train::tests::fitted};
 
     #[test]
     fn reads_back_what_it_wrote() {
@@ -321,6 +364,14 @@ mod tests {
         assert_eq!(read, weights);
         assert_eq!(hash.len(), 8);
         assert_eq!(to_bytes(&read), bytes);
+        let recorded = Weights {
+            record: Some(record(&[("a set", 0.612_345_678_901, 1.0 / 3.0)])),
+            ..weights
+        };
+        let bytes = to_bytes(&recorded);
+        let (read, other) = from_bytes(&bytes).expect("sound");
+        assert_eq!((&read, to_bytes(&read)), (&recorded, bytes));
+        assert_ne!(other, hash, "made otherwise, they are others");
     }
 
     #[test]
@@ -330,7 +381,10 @@ mod tests {
 
     #[test]
     fn every_damage_is_found() {
-        let bytes = to_bytes(&fitted(1));
+        let bytes = to_bytes(&Weights {
+            record: Some(record(&[("a", 0.6, 0.5)])),
+            ..fitted(1)
+        });
         for at in [
             0,
             9,
@@ -386,5 +440,12 @@ mod tests {
         assert!(spoil(|w| w.trees.trees[0][0].left = 0).contains("leads nowhere"));
         assert!(spoil(|w| w.trees.trees[0][0].feature = INPUTS as u16).contains("leads nowhere"));
         assert!(spoil(|w| w.table.cells.truncate(3)).contains("power of two"));
+        let unsorted = |w: &mut Weights| {
+            w.record = Some(Record {
+                seen: vec![2, 2],
+                ..record(&[])
+            });
+        };
+        assert!(spoil(unsorted).contains("prints"));
     }
 }

@@ -15,7 +15,7 @@
 //! The score is pure. [`features`] reads a prompt; [`scorer`] applies fitted [`weights`] ([`words`]
 //! by hash, [`trees`] on counts, length for the rest) that [`codec`] reads and writes. [`samples`]
 //! are labelled prompts; [`train`] fits weights to them ([`ridge`], [`trees`]); [`judge`] holds
-//! prompts out and [`evaluate`] says how good the ranking is.
+//! prompts out, [`evaluate`] says how good the ranking is, and [`record`] keeps how weights were made and judged.
 
 pub mod calibration;
 pub mod cascade;
@@ -38,6 +38,7 @@ pub mod promoter;
 pub mod quantile;
 pub mod random;
 mod recheck;
+pub mod record;
 mod reuse;
 pub mod ridge;
 pub mod router;

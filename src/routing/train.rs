@@ -196,6 +196,7 @@ fn fit(samples: &[&Sample], recipe: &Recipe) -> Weights {
         length_center: length_center as f32,
         familiar: recipe.familiar,
         knots: Vec::new(),
+        record: None,
     };
     let gains = samples.iter().zip(unseen).map(|(sample, words)| {
         let said = Said {

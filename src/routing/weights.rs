@@ -2,6 +2,7 @@
 
 use super::{
     features::{Counts, Features},
+    record::Record,
     ridge::Heads,
     trees::Forest,
     words::{Said, Table},
@@ -49,6 +50,8 @@ pub struct Weights {
     pub familiar: [f32; 2],
     /// Gains below which equal shares of unseen training prompts lie, ascending.
     pub knots: Vec<f32>,
+    /// How they were made and judged, if that is known.
+    pub record: Option<Record>,
 }
 
 /// What became of a prompt; the first five parts add up to its gain.

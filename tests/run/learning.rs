@@ -1,6 +1,6 @@
 //! Targets, tags, copies for learning and feedback, in one process on a SQLite file.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     http::{get, post},
@@ -103,7 +103,7 @@ fn copies_and_feedback_teach_without_a_trace_in_the_results() {
         .complains("no job");
     stop(up);
     let labels = yard.run(&["router", "pairs"]).exits(0);
-    let labels: Vec<serde_json::Value> = labels
+    let labels: Vec<Value> = labels
         .stdout
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -198,7 +198,7 @@ fn targets_are_set_while_a_router_runs() {
         assert!(refused.stderr.lines().count() <= 3, "{refused}");
     }
     let listed = target(&["list", "--json"]).exits(0);
-    let listed: Vec<serde_json::Value> = listed
+    let listed: Vec<Value> = listed
         .stdout
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -382,8 +382,31 @@ fn a_ledger_is_learned_from() {
         told.exits(0).json()["score"].as_f64().unwrap()
     };
     assert!(score("Multiply riddle 7") > score("Describe riddle 7"));
+    // What was judged by length alone has not won against what is in use.
+    yard.run(&[&train[..5], &["length.weights", "--against", "length"]].concat())
+        .exits(0);
+    yard.run(&["router", "promote", "length.weights"])
+        .exits(1)
+        .complains("it was compared with length alone, and gain-2-");
+    assert_eq!(yard.column("select count(*) from router_weights"), ["0"]);
     // What was promoted is what prompts are explained by and new weights are compared with.
     yard.run(&["router", "promote", "new.weights"]).exits(0);
+    let told = yard.run(&["router", "promote", "new.weights"]).exits(0);
+    assert!(told.stdout.contains("is in use already"), "{told}");
+    let metrics = yard.column("select metrics from router_weights");
+    let metrics: Value = serde_json::from_str(&metrics[0]).unwrap();
+    assert_eq!(metrics["prompts"], 300, "{metrics}");
+    assert!(metrics["against"].as_str().unwrap().starts_with("gain-2-"));
+    let (_, set) = metrics["sets"].as_object().unwrap().iter().next().unwrap();
+    assert!(set["new"].as_f64() > set["present"].as_f64(), "{metrics}");
+    // The weights that lost to nobody then are out of date now.
+    yard.run(&["router", "promote", "length.weights"])
+        .exits(1)
+        .complains(" is in use; `router train --against` takes the ledger's URL");
+    yard.run(&["router", "promote", "length.weights", "--force"])
+        .exits(0);
+    yard.run(&["router", "promote", "new.weights", "--force"])
+        .exits(0);
     let told = yard
         .run(&["router", "explain", "Multiply riddle 7", "--json"])
         .exits(0)

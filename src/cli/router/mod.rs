@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{
     calibrate,
     jsonl::{Ids, each_text},
-    options::{Common, complain},
+    options::{Common, complain, open_ledger},
     pairs::{PairsArgs, pairs, read_pairs},
     promote::{PromoteArgs, promote},
     simulate::{SimulateArgs, simulate},
@@ -44,7 +44,6 @@ pub enum RouterCommand {
     Simulate(SimulateArgs),
     /// Print what both tiers made of prompts, as the ledger knows it: lines to train on
     Pairs(PairsArgs),
-    /// Put weights in the ledger, from which routers take them without a restart
     Promote(PromoteArgs),
     /// Say what routers are to deliver while they run: they follow within seconds
     ///
@@ -93,11 +92,32 @@ struct Labelled {
 /// How the URL of a ledger begins.
 const LEDGERS: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
 
+/// True for what names a ledger and no file.
+fn is_ledger(source: &str) -> bool {
+    LEDGERS.iter().any(|scheme| source.starts_with(scheme))
+}
+
+/// A ledger named by its URL.
+fn common_of(url: &str) -> Common {
+    Common {
+        store: Some(url.to_owned()),
+        ..Common::default()
+    }
+}
+
+/// The weights that routers of a ledger use, where it has some.
+async fn active_of(url: &str) -> anyhow::Result<Option<Scorer>> {
+    let (_, store) = open_ledger(&common_of(url)).await?;
+    let active = store.active_weights().await;
+    store.close().await;
+    Ok(active?.as_ref().map(in_use))
+}
+
 /// Reads labelled prompts of files and of ledgers, each source weighing as much as it has prompts.
 async fn read_labelled(sources: &[String]) -> anyhow::Result<Labelled> {
     let mut labelled = Labelled::default();
     for source in sources {
-        let mut samples = if LEDGERS.iter().any(|scheme| source.starts_with(scheme)) {
+        let mut samples = if is_ledger(source) {
             let (samples, active) = read_ledger(source).await?;
             labelled.active = active.or(labelled.active);
             samples
@@ -112,11 +132,7 @@ async fn read_labelled(sources: &[String]) -> anyhow::Result<Labelled> {
 
 /// What the jobs of a ledger teach, those of them that both tiers answered, and the weights in use.
 async fn read_ledger(url: &str) -> anyhow::Result<(Vec<Sample>, Option<StoredWeights>)> {
-    let common = Common {
-        store: Some(url.to_owned()),
-        ..Common::default()
-    };
-    let (rows, active) = read_pairs(&common.load(Overrides::default())?).await?;
+    let (rows, active) = read_pairs(&common_of(url).load(Overrides::default())?).await?;
     let lines = rows.iter().map(|row| row.to_line().to_string());
     let samples = lines
         .enumerate()
@@ -125,7 +141,7 @@ async fn read_ledger(url: &str) -> anyhow::Result<(Vec<Sample>, Option<StoredWei
 }
 
 /// The weights that routers use where a ledger has some: damaged ones they refuse.
-fn in_use(active: &StoredWeights) -> Scorer {
+pub(super) fn in_use(active: &StoredWeights) -> Scorer {
     Scorer::from_bytes(&active.weights).unwrap_or_else(|fault| {
         let version = &active.version;
         complain(&format!(

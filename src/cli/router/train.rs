@@ -1,6 +1,7 @@
 //! `router train`.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,16 +14,16 @@ use crate::{
     cli::options::{complain, say},
     routing::{
         codec,
-        evaluate::{self, Judged},
+        evaluate::Judged,
         judge::{self, Split},
+        record::{self, HeldOut, LENGTH, Record},
         samples,
         scorer::Scorer,
         train::{self, Recipe, Sample},
     },
-    store::StoredWeights,
 };
 
-use super::{in_use, read_labelled};
+use super::{active_of, in_use, is_ledger, read_labelled};
 
 /// Fit the scorer to labelled prompts
 ///
@@ -30,8 +31,9 @@ use super::{in_use, read_labelled};
 /// propensity: a row whose labels were collected by chance counts one over its probability (100 at
 /// most), so that it stands for those that were not collected. The new weights are written only if,
 /// with whole domains held out, they rank at least as well as the present ones: the mean over the
-/// sets of the exact APGR. Where there is only one domain, five folds take the domains' place.
-/// Routers go on with theirs until `router promote`.
+/// sets of the exact APGR, on the prompts that the present ones were not fitted to. Where there is
+/// only one domain, five folds take the domains' place. Routers go on with theirs until
+/// `router promote`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
@@ -41,10 +43,11 @@ pub struct TrainArgs {
     /// File for the weights; it is replaced only when all went well
     #[arg(long, value_name = "WEIGHTS")]
     out: PathBuf,
-    /// Weights to compare with: a file, or `length` for ranking by length alone; by default what
-    /// --out holds already, else those that the ledger has in use, else the bundled ones
-    #[arg(long, value_name = "FILE|length")]
-    against: Option<PathBuf>,
+    /// Weights to compare with: a file, a ledger's URL for those in use there, or `length` for ranking
+    /// by length alone; by default what --out holds already, else those that the ledger has in use,
+    /// else the bundled ones
+    #[arg(long, value_name = "FILE|URL|length")]
+    against: Option<String>,
     /// Write the weights even if they lose
     #[arg(long)]
     force: bool,
@@ -65,39 +68,20 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         ..Recipe::default()
     };
-    let weights = train::train(&all, &recipe)?;
-    let domains = samples::by(&all, |sample| format!("{}/{}", sample.set, sample.domain)).len();
-    let (split, manner) = if domains > 1 {
-        (Split::Domains, "domains left out")
+    let mut weights = train::train(&all, &recipe)?;
+    let present = Present::find(args, labelled.active.as_ref().map(in_use)).await?;
+    let record = try_out(&all, &recipe, &present)?;
+    let has_lost = record.has_lost();
+    let verdict = if record.sets.is_empty() {
+        "could not be compared with"
     } else {
-        (
-            Split::Folds(FOLDS),
-            "five folds, since there is one domain only",
-        )
+        "do not rank better than"
     };
-    let (present, name) = present(args, labelled.active.as_ref(), &all)?;
-    let fresh = judge::cross_validate(&all, split, args.seed, &recipe)
-        .context("with a part of the prompts held out")?;
-    let (mut new_sum, mut present_sum, mut sets) = (0.0, 0.0, 0);
-    for (set, places) in samples::by(&all, |sample| sample.set.clone()) {
-        let apgr = |judged: &[Judged]| {
-            let own: Vec<_> = places.iter().map(|at| judged[*at]).collect();
-            evaluate::evaluate(&own).map(|report| report.exact.apgr)
-        };
-        match (apgr(&fresh), apgr(&present)) {
-            (Ok(new), Ok(old)) => {
-                say(&format!(
-                    "{set}: exact APGR {new:.4} ({manner}), {name} {old:.4}"
-                ))?;
-                (new_sum, present_sum, sets) = (new_sum + new, present_sum + old, sets + 1);
-            }
-            (Err(fault), _) | (_, Err(fault)) => say(&format!("{set}: not judged: {fault}"))?,
-        }
-    }
-    let has_lost = sets == 0 || new_sum < present_sum;
+    weights.record = Some(record);
     if has_lost && !args.force {
         complain(&format!(
-            "error: the new weights do not rank better than {name}; nothing was written (--force writes them all the same)"
+            "error: the new weights {verdict} {}; nothing was written (--force writes them all the same)",
+            present.name()
         ));
         return Ok(ExitCode::FAILURE);
     }
@@ -124,34 +108,121 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The present weights' judgement of the samples, and what to call them.
-fn present(
-    args: &TrainArgs,
-    active: Option<&StoredWeights>,
-    samples: &[&Sample],
-) -> anyhow::Result<(Vec<Judged>, String)> {
-    let path = match &args.against {
-        Some(path) if path == Path::new("length") => {
-            let judged = samples.iter().map(|sample| Judged {
-                score: f64::from(sample.features.counts.length),
-                expected: None,
-                weak: sample.weak,
-                strong: sample.strong,
-                weight: sample.weight,
-            });
-            return Ok((judged.collect(), "length alone".to_owned()));
+/// Judges the recipe's weights beside the present ones, and says how each does.
+fn try_out(all: &[&Sample], recipe: &Recipe, present: &Present) -> anyhow::Result<Record> {
+    let domains = samples::by(all, |sample| format!("{}/{}", sample.set, sample.domain)).len();
+    let (held_out, split, manner) = if domains > 1 {
+        (HeldOut::Domains, Split::Domains, "domains left out")
+    } else {
+        (
+            HeldOut::Folds,
+            Split::Folds(FOLDS),
+            "five folds, since there is one domain only",
+        )
+    };
+    let fresh = judge::cross_validate(all, split, recipe.seed, recipe)
+        .context("with a part of the prompts held out")?;
+    let name = present.name();
+    let seen = all.iter().filter(|sample| present.has_seen(sample)).count();
+    if seen > 0 {
+        say(&format!(
+            "{name} was fitted to {seen} of the {} prompts: compared on the others",
+            all.len()
+        ))?;
+    }
+    let is_fair = |sample: &Sample| !present.has_seen(sample);
+    let mut record = Record {
+        prompts: all.len() as u64,
+        seed: recipe.seed,
+        held_out,
+        against: present.version().to_owned(),
+        sets: BTreeMap::new(),
+        seen: record::prints(all),
+    };
+    for (set, outcome) in record::compare(all, &fresh, &present.judge(all), is_fair) {
+        match outcome {
+            Ok(compared) => {
+                let (new, old) = (compared.new, compared.present);
+                say(&format!(
+                    "{set}: exact APGR {new:.4} ({manner}), {name} {old:.4}"
+                ))?;
+                record.sets.insert(set, compared);
+            }
+            Err(fault) => say(&format!("{set}: not judged: {fault}"))?,
         }
-        Some(path) => Some(path.as_path()),
-        None => args.out.exists().then_some(args.out.as_path()),
-    };
-    let scorer = match (path, active) {
-        (None, Some(active)) => in_use(active),
-        _ => Scorer::open(path).context(
-            "cannot compare with the present weights (--against names others, or length)",
-        )?,
-    };
-    let name = format!("the present {}", scorer.version());
-    Ok((judge::judge(scorer.weights(), samples), name))
+    }
+    Ok(record)
+}
+
+/// What new weights are compared with.
+enum Present {
+    Length,
+    Weights(Scorer),
+}
+
+impl Present {
+    /// What was asked for, else what would be replaced: the file, `active`, or the bundled weights.
+    async fn find(args: &TrainArgs, active: Option<Scorer>) -> anyhow::Result<Self> {
+        let path = match args.against.as_deref() {
+            Some(LENGTH) => return Ok(Self::Length),
+            Some(url) if is_ledger(url) => {
+                let active = active_of(url).await?;
+                return Ok(Self::Weights(active.unwrap_or_else(Scorer::bundled)));
+            }
+            Some(path) => Some(Path::new(path)),
+            None => args.out.exists().then_some(args.out.as_path()),
+        };
+        let scorer = match (path, active) {
+            (None, Some(active)) => active,
+            _ => Scorer::open(path).context(
+                "cannot compare with the present weights (--against names others, or length)",
+            )?,
+        };
+        Ok(Self::Weights(scorer))
+    }
+
+    /// As a record names it.
+    fn version(&self) -> &str {
+        match self {
+            Self::Length => LENGTH,
+            Self::Weights(scorer) => scorer.version(),
+        }
+    }
+
+    /// As people are told.
+    fn name(&self) -> String {
+        match self {
+            Self::Length => "length alone".to_owned(),
+            Self::Weights(scorer) => format!("the present {}", scorer.version()),
+        }
+    }
+
+    /// True for a prompt whose labels it was fitted to.
+    fn has_seen(&self, sample: &Sample) -> bool {
+        match self {
+            Self::Length => false,
+            Self::Weights(scorer) => {
+                let record = scorer.weights().record.as_ref();
+                record.is_some_and(|record| record.has_seen(sample))
+            }
+        }
+    }
+
+    fn judge(&self, samples: &[&Sample]) -> Vec<Judged> {
+        match self {
+            Self::Weights(scorer) => judge::judge(scorer.weights(), samples),
+            Self::Length => {
+                let judged = samples.iter().map(|sample| Judged {
+                    score: f64::from(sample.features.counts.length),
+                    expected: None,
+                    weak: sample.weak,
+                    strong: sample.strong,
+                    weight: sample.weight,
+                });
+                judged.collect()
+            }
+        }
+    }
 }
 
 /// Writes a file whole or not at all.
