@@ -26,8 +26,8 @@ pub struct Score {
     pub expected_gain: f64,
     /// Probability that the small model's answer is wrong, 0 to 1.
     pub small_fails: f64,
-    /// Share of the words and runs of words that the weights know, 0 to 1; where it is low,
-    /// length decides.
+    /// Share of the words and runs of words that the weights know, 0 to 1, less where they are few; where it
+    /// is low, length decides.
     pub familiarity: f64,
 }
 

@@ -97,7 +97,7 @@ impl Default for Recipe {
                 penalty: 10.0,
             },
             folds: 4,
-            familiar: [0.33, 0.38],
+            familiar: [0.32, 0.37],
         }
     }
 }

@@ -12,6 +12,9 @@ const VIEWS: usize = 3;
 /// The view whose known share is the prompt's familiarity.
 const FAMILIAR_VIEW: usize = 1;
 
+/// Runs that count as unknown beside a prompt's own: a known word or two are no familiar prompt.
+const UNKNOWN_RUNS: f64 = 3.0;
+
 /// Cells in a row where a word may lie.
 const PROBES: usize = 4;
 
@@ -40,7 +43,8 @@ pub struct Said {
     pub words: Heads,
     /// Sum of the tags' weights.
     pub tags: Heads,
-    /// Share of the words and runs that are known for this shape of answer, 0 to 1.
+    /// Share of the words and runs that are known for this shape of answer, 0 to 1; less where they are
+    /// few.
     pub familiarity: f64,
 }
 
@@ -59,7 +63,7 @@ impl Table {
         }
         let count = features.grams.len().max(1) as f64;
         said.words = said.words.map(|sum| sum / count.sqrt());
-        said.familiarity = known as f64 / count;
+        said.familiarity = known as f64 / (count + UNKNOWN_RUNS);
         said
     }
 
@@ -243,7 +247,8 @@ mod tests {
         let table = corpus.table(&solution, 1 << 12);
         for (features, said) in prompts.iter().zip(&said) {
             let read = table.read(features);
-            assert_eq!(read.familiarity, 1.0);
+            let runs = features.grams.len() as f64;
+            assert_eq!(read.familiarity, runs / (runs + UNKNOWN_RUNS));
             let sums = read.words.iter().zip(read.tags).map(|(a, b)| a + b);
             for (sum, said) in sums.zip(said) {
                 assert!((sum - said).abs() < 0.05, "{sum} {said}");
