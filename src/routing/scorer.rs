@@ -140,8 +140,10 @@ impl Scorer {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
+    use crate::job::{RequestLimits, Submission};
 
     fn of(text: &str) -> Score {
         Scorer::bundled().score(&Features::of_text(text))
@@ -153,6 +155,32 @@ mod tests {
         let long = of(&"zqxa vwkb jjqc bbxz qqwv ".repeat(40));
         assert!(short.familiarity < 0.2 && long.familiarity < 0.2);
         assert!(long.gain > short.gain);
+    }
+
+    /// One known word is no familiar prompt, and what is short and unknown is easy unless it goes on with a
+    /// conversation.
+    #[test]
+    fn few_words_score_low_unless_much_was_said_before() {
+        let of_turns = |turns: &[(&str, &str)]| {
+            let messages = turns
+                .iter()
+                .map(|(role, content)| json!({"role": role, "content": content}));
+            let body = json!({"messages": messages.collect::<Vec<_>>()}).to_string();
+            let read = Submission::parse(body.as_bytes(), &RequestLimits::default());
+            let features = Features::of(&read.expect("valid").request);
+            Scorer::bundled().score(&features).gain
+        };
+        let before = "Zqx vwk jjq bbxz qqwv. ".repeat(40);
+        let asked = "And zqx, vwk?";
+        for greeting in ["hi", "Thanks!", asked] {
+            let alone = of_turns(&[("user", greeting)]);
+            assert_eq!(alone, of(greeting).gain);
+            assert!(alone < 0.1, "{greeting}: {alone}");
+            let instructed = of_turns(&[("system", &before), ("user", greeting)]);
+            assert!(instructed < 0.1, "{greeting}: {instructed}");
+        }
+        let reply = of_turns(&[("user", &before), ("assistant", "No."), ("user", asked)]);
+        assert!(reply > 0.5, "{reply}");
     }
 
     #[test]

@@ -108,8 +108,14 @@ impl Weights {
         let shape = f64::from(self.shapes[choices]);
         let counts = &features.counts;
         let beyond = f64::from(counts.length) - f64::from(self.length_center);
-        // What follows a long conversation is no short prompt.
-        let missing = (SHORT - f64::from(counts.length.max(counts.context))).max(0.0);
+        // What follows a long conversation is no short prompt; behind instructions alone it is.
+        let is_reply = counts.turns >= 3.0_f32.ln();
+        let read = if is_reply {
+            counts.length.max(counts.context)
+        } else {
+            counts.length
+        };
+        let missing = (SHORT - f64::from(read)).max(0.0);
         let length = f64::from(self.length_slope) * beyond - SHORT_SLOPE * missing;
         let small_fails = f64::from(self.fails_mean) + self.fails.predict(&values);
         Parts {
