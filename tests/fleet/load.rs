@@ -163,7 +163,9 @@ async fn every_job_ends_once_whatever_dies() {
         0
     );
 
-    let yard = yard_of_both().await;
+    let mut yard = yard_of_both().await;
+    // What the dead worker had claimed is free again before anybody's patience ends.
+    yard.settings.push("worker.lease_s=20".to_owned());
     let mut fleet = crew(&yard).await;
     submit(&yard).await;
     yard.until_count(ENDED, 100).await;
