@@ -50,13 +50,13 @@ pub struct Record {
     pub against: String,
     /// By set, those in which there was something to compare.
     pub sets: BTreeMap<String, Comparison>,
-    /// [`print`]s of the prompts that they are fitted to, ascending.
+    /// [`print_of`] each of the prompts that they are fitted to, ascending.
     #[serde(skip)]
     pub seen: Vec<u32>,
 }
 
 /// Tells a prompt from others; one in 4 billion is taken for another.
-pub fn print(sample: &Sample) -> u32 {
+pub fn print_of(sample: &Sample) -> u32 {
     sample.group as u32
 }
 
@@ -70,13 +70,13 @@ impl Record {
 
     /// True when the weights are fitted to this prompt, among others.
     pub fn has_seen(&self, sample: &Sample) -> bool {
-        self.seen.binary_search(&print(sample)).is_ok()
+        self.seen.binary_search(&print_of(sample)).is_ok()
     }
 }
 
 /// The prints of samples as a record keeps them.
 pub fn prints(samples: &[&Sample]) -> Vec<u32> {
-    let mut seen: Vec<u32> = samples.iter().map(|sample| print(sample)).collect();
+    let mut seen: Vec<u32> = samples.iter().map(|sample| print_of(sample)).collect();
     seen.sort_unstable();
     seen.dedup();
     seen
