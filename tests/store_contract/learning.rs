@@ -125,7 +125,17 @@ fn documented() -> Vec<&'static str> {
         .collect()
 }
 
-/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `ticket-17`.
+fn weights(version: &str) -> StoredWeights {
+    StoredWeights {
+        version: version.to_owned(),
+        created_at: now(),
+        metrics: json!({"apgr": 0.6}),
+        weights: vec![0, 1, 255],
+    }
+}
+
+/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `ticket-17`; two versions of
+/// weights, the second in use.
 async fn fill(store: &Store) {
     for (chance, text) in [(0.25, "yes"), (0.5, "no")] {
         let decision = Decision {
@@ -147,10 +157,13 @@ async fn fill(store: &Store) {
     let id = ticket.id;
     escalate(store, ticket).await;
     succeed_on_large(store, id, "certainly").await;
+    for version in ["w-1", "w-2"] {
+        store.put_weights(&weights(version), true).await.unwrap();
+    }
 }
 
 /// What is asked of a documented statement, and the answer.
-const DOCUMENTED: [(&str, &str); 3] = [
+const DOCUMENTED: [(&str, &str); 4] = [
     (
         "select count(*) || ' ' || sum(case when large_agrees then 1 else 0 end) || ' '
                 || sum(case when custom_id = 'ticket-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
@@ -167,6 +180,11 @@ const DOCUMENTED: [(&str, &str); 3] = [
     (
         "select sum(pairs) || ' ' || case when abs(max(agree_share) - 1.0 / 3.0) < 1e-9 then 'third' else 'odd' end",
         "2 third",
+    ),
+    (
+        "select count(*) || ' ' || max(case when active then version else '' end) || ' '
+                || sum(case when cast(metrics as text) like '%apgr%0.6%' then 1 else 0 end)",
+        "2 w-2 2",
     ),
 ];
 
@@ -391,12 +409,6 @@ contract! {
     /// One version is in use at most; storing another without promoting it changes nothing.
     async fn one_version_of_the_weights_is_active(store: Store) {
         assert_eq!(store.active_weights().await.unwrap(), None);
-        let weights = |version: &str| StoredWeights {
-            version: version.to_owned(),
-            created_at: now(),
-            metrics: json!({"apgr": 0.6}),
-            weights: vec![0, 1, 255],
-        };
         let (first, second) = (weights("w-1"), weights("w-2"));
         store.put_weights(&first, false).await.unwrap();
         assert_eq!(store.active_weights().await.unwrap(), None);
