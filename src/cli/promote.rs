@@ -92,6 +92,9 @@ fn objection(record: Option<&Record>, present: &str) -> Option<String> {
         LENGTH => "length alone",
         version => version,
     };
+    if record.sets.is_empty() {
+        return Some(format!("it could not be compared with {against}"));
+    }
     if record.has_lost() {
         return Some(format!("it did not rank better than {against}"));
     }
@@ -127,6 +130,8 @@ mod tests {
             "gain-2-present is in use",
         );
         says(compared(LENGTH, 0.6, 0.5), "length alone");
+        let uncompared = objection(Some(&record(&[])), "gain-2-present");
+        says(uncompared, "could not be compared with length alone");
         says(objection(None, "gain-2-present"), "train it again");
     }
 }
