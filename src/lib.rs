@@ -33,18 +33,22 @@
 //! Imports point one way only; `tests/architecture.rs` holds it. ARCHITECTURE.md tells the
 //! invariants and what happens to one prompt.
 
+pub mod affinity;
 pub mod api;
 pub mod batching;
+pub mod bench;
 pub mod broker;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod engine;
 pub mod fleet;
 pub mod job;
 pub mod metrics;
 pub mod prompt;
-pub mod routing;
+pub mod router;
+pub mod scoring;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -11,12 +11,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use promptyard::{
-    config::ModelConfig,
-    engine::{self, Engine, EngineFault, Generate, candle::is_bundled},
-    job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier},
-    routing::confidence::Confidence,
-};
+use promptyard::{config::ModelConfig, engine::{self, Engine, EngineFault, Generate, local::is_bundled}, job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier}, scoring::confidence::Confidence};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -11,11 +11,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use promptyard::{
-    batching::{BLOCK_TOKENS, BlockId},
-    config::WeightKind,
-    engine::candle::{CandleModel, Chunk, ModelFiles, Rows, Workspace},
-};
+use promptyard::{batching::{BLOCK_TOKENS, BlockId}, config::WeightKind, engine::local::{CandleModel, Chunk, ModelFiles, Rows, Workspace}};
 
 const MODELS: [&str; 5] = [
     "tiny-llama",

@@ -5,23 +5,7 @@
 use std::{cell::Cell, time::Duration};
 
 use chrono::Utc;
-use promptyard::{
-    broker::Envelope,
-    config::{RouterConfig, SecretUrl, StoreConfig},
-    job::{
-        Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage,
-    },
-    routing::{
-        directory::Models,
-        intake::{self, IntakeContext},
-        policy::Policy,
-        scorer::Scorer,
-    },
-    store::{
-        Admission, Admitted, Claim, Claimant, Claimed, Course, Settlement, Store, Verdict,
-        WorkerRecord,
-    },
-};
+use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::Models, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, Course, Settlement, Store, Verdict, WorkerRecord}};
 use proptest::{
     prelude::*,
     sample::select,

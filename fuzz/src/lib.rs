@@ -15,14 +15,7 @@ use std::{
 };
 
 use chrono::NaiveDateTime;
-use promptyard::{
-    cli::input::{self, Line, Lines},
-    config::{Config, Overrides, WeightKind},
-    engine::candle::{CandleModel, ModelFiles, Shape},
-    job::{Message, RequestLimits, Role, Submission},
-    prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary},
-    routing::{codec, features::Features, scorer::Scorer},
-};
+use promptyard::{console::input::{self, Line, Lines}, config::{Config, Overrides, WeightKind}, engine::local::{CandleModel, ModelFiles, Shape}, job::{Message, RequestLimits, Role, Submission}, prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary}, scoring::{codec, features::Features, scorer::Scorer}};
 
 /// Longest message of a refusal, in bytes; it quotes no more than a name of the input.
 const MESSAGE_BYTES_MAX: usize = 4096;

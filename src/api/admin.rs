@@ -11,12 +11,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{access::Caller, error::ApiError, read::read_json, server::Api};
 use crate::{
-    broker::letters::redriven,
+    broker::wire::redriven,
     job::{Reason, Tenant},
     store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantTerms},
 };
+
+use super::{access::Caller, error::ApiError, read::read_json, server::Api};
 
 /// Most letters listed, redriven or discarded at once.
 const LETTERS_MAX: usize = 10_000;

@@ -9,17 +9,18 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::{
+    broker::{Publication, publisher::publish_all},
+    job::{JobId, JobRecord, JobState, Reason, Tenant},
+    metrics::observe_end,
+    store::{CANCEL_SETTLES, CancelFilter, Scope},
+};
+
 use super::{
     access::Caller,
     error::ApiError,
     read::read_json,
     server::{Api, job_not_found, job_object},
-};
-use crate::{
-    broker::{Publication, outbox::publish_all},
-    job::{JobId, JobRecord, JobState, Reason, Tenant},
-    metrics::observe_end,
-    store::{CANCEL_SETTLES, CancelFilter, Scope},
 };
 
 /// Most jobs that are named at once.

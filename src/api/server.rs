@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
-    broker::{Broker, Publication, letters::KEY_BYTES_MAX},
+    broker::{Broker, Publication, wire::KEY_BYTES_MAX},
     config::ApiConfig,
     job::{
         ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, JobState, Priority, Reason,

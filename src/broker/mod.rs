@@ -6,9 +6,9 @@
 
 mod counts;
 pub mod embedded;
-pub mod letters;
-pub mod outbox;
+pub mod publisher;
 pub mod rabbitmq;
+pub mod wire;
 
 use std::{collections::BTreeMap, time::Duration};
 

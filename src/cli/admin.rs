@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{config::Overrides, store::Store};
-
-use super::options::{Common, complain, init_logs, say};
+use crate::{
+    config::Overrides,
+    console::options::{Common, complain, init_logs, say},
+    store::Store,
+};
 
 /// Bring the ledger's tables up to date.
 #[derive(Debug, Args)]

@@ -6,12 +6,11 @@ use clap::Args;
 
 use crate::{
     broker::{Broker, Publication},
+    console::options::{Common, UsageError, complain, open_ledger, say},
     fleet,
     job::{JobId, Tenant},
     store::{CANCEL_SETTLES, CancelFilter},
 };
-
-use super::options::{Common, UsageError, complain, open_ledger, say};
 
 /// Jobs taken back in one transaction.
 const STEP: usize = 512;

@@ -21,15 +21,15 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, Publication, letters::Letter, outbox::publish_all},
+    broker::{Broker, Publication, publisher::publish_all, wire::Letter},
     config::Overrides,
+    console::options::{Common, UsageError, complain, init_logs, read_span, require_ledger, say},
     fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
     store::Store,
 };
 
-use super::options::{Common, UsageError, complain, init_logs, read_span, require_ledger, say};
 use check::Verdicts;
 
 /// Of so many messages one is sent twice.

@@ -8,16 +8,14 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, letters::redriven},
+    broker::{Broker, wire::redriven},
+    console::options::{Common, UsageError, complain, open_ledger, read_instant, say},
     fleet,
     job::Tenant,
     store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
 };
 
-use super::{
-    options::{Common, UsageError, complain, open_ledger, read_instant, say},
-    status::table,
-};
+use crate::console::table::table;
 
 /// Most letters redriven or discarded by one command.
 const LETTERS_MAX: usize = 10_000;

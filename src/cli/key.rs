@@ -9,14 +9,12 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    console::options::{Common, UsageError, complain, open_ledger, read_span, say},
     job::Tenant,
     store::{ApiKey, KeyDigest, Scopes, new_key},
 };
 
-use super::{
-    options::{Common, UsageError, complain, open_ledger, read_span, say},
-    status::table,
-};
+use crate::console::table::table;
 
 /// Make, list and revoke keys of the HTTP interface (asked for with `api.keys=true`).
 #[derive(Debug, Subcommand)]

@@ -10,11 +10,10 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::{
+    console::marks::Expectation,
     job::{JobRecord, Tier},
     store::Store,
 };
-
-use super::marks::Expectation;
 
 /// Marked jobs whose attempts are to be written down.
 pub struct Labels {

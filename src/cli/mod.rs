@@ -4,45 +4,17 @@
 //! configuration, 130 interrupted). One file for each command; `options` holds what they share.
 
 mod admin;
-mod bench;
-mod bench_batching;
-mod bench_clean;
-mod bench_device;
-mod bench_endurance;
-mod bench_engine;
-mod bench_lanes;
-mod bench_latency;
-mod bench_perplexity;
-mod bench_prefix;
-mod bench_prune;
-mod bench_reuse;
-mod bench_steps;
-mod bench_tokens;
 mod cache;
-mod calibrate;
 mod cancel;
-mod cascade;
 mod chaos;
 mod dead;
-// Public for what `fuzz` and `tests/fuzz_corpus.rs` hold of it.
-#[doc(hidden)]
-pub mod input;
-mod jsonl;
 mod key;
 mod labels;
-mod marks;
-mod options;
-mod output;
-mod pairs;
-mod progress;
-mod promote;
 mod prompt;
 mod results;
 mod roles;
 mod router;
 mod run;
-mod score_bench;
-mod simulate;
 mod status;
 mod submit;
 mod summary;
@@ -52,7 +24,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub use options::{Common, UsageError};
+use crate::{bench, console::options};
+
+pub use crate::console::options::{Common, UsageError};
 
 /// A marshalling yard for prompts: queue, complexity routing, dynamic batching, durable answers.
 #[derive(Debug, Parser)]

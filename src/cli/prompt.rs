@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::jsonl::each_line;
 use crate::{
-    engine::candle::Embedder,
+    console::jsonl::each_line,
+    engine::Embedder,
     prompt::{
         Specials, Vocabulary,
         clean::clean,

@@ -8,13 +8,12 @@ use clap::Args;
 
 use crate::{
     config::Overrides,
+    console::options::{Common, complain, init_logs, read_instant, require_ledger, say},
     fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
     store::{RecordFilter, Store},
 };
-
-use super::options::{Common, complain, init_logs, read_instant, require_ledger, say};
 
 /// Records of one page.
 const PAGE_MAX: usize = 1000;

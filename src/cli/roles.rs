@@ -6,14 +6,11 @@ use clap::Args;
 
 use crate::{
     config::{Config, Overrides, Tiers},
-    engine,
+    console::options::{Common, Models, init_logs, note_bundled},
     fleet::{Fleet, Roles},
-    job::Tier,
     shutdown::Shutdown,
     telemetry,
 };
-
-use super::options::{Common, Models, complain, init_logs};
 
 /// All roles in one process.
 #[derive(Debug, Args)]
@@ -171,24 +168,4 @@ async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
     fleet.wait().await?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Says in one line which tiers answer from a bundled checkpoint, if any do.
-pub fn note_bundled(config: &Config, tiers: &[Tier]) {
-    let bundled: Vec<_> = tiers
-        .iter()
-        .filter(|tier| {
-            engine::candle::is_bundled(match tier {
-                Tier::Small => &config.small,
-                Tier::Large => &config.large,
-            })
-        })
-        .map(|tier| tier.as_str())
-        .collect();
-    if !bundled.is_empty() {
-        complain(&format!(
-            "note: no model given for {}: using the bundled support-desk checkpoint, which knows questions like those of examples/prompts.jsonl only; choose models with --small and --large",
-            bundled.join(" and ")
-        ));
-    }
 }

@@ -14,8 +14,15 @@ use clap::Args;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
-    broker::{Publication, letters::Letter, outbox::publish_all},
+    broker::{Publication, publisher::publish_all, wire::Letter},
     config::{Config, Overrides, TelemetryConfig},
+    console::{
+        input::{self, Line},
+        marks::Expectation,
+        options::{Common, Models, complain, init_logs, note_bundled, say},
+        output::Output,
+        progress::Progress,
+    },
     fleet::{Fleet, Roles},
     job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
     shutdown::Shutdown,
@@ -23,17 +30,7 @@ use crate::{
     telemetry,
 };
 
-use super::{
-    INTERRUPTED,
-    input::{self, Line},
-    labels::Labels,
-    marks::Expectation,
-    options::{Common, Models, complain, init_logs, say},
-    output::Output,
-    progress::Progress,
-    roles::note_bundled,
-    summary::Summary,
-};
+use super::{INTERRUPTED, labels::Labels, summary::Summary};
 
 /// Lines read ahead of their submission.
 const LINES_AHEAD: usize = 1024;

@@ -3,17 +3,18 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
-use comfy_table::{Table, presets::NOTHING};
 use serde_json::json;
 
 use crate::{
     broker::{Depth, Queue},
     config::Overrides,
+    console::{
+        options::{Common, init_logs, require_ledger, say},
+        table::table,
+    },
     fleet,
     store::{HoldQueue, Overview, WorkerRecord},
 };
-
-use super::options::{Common, init_logs, require_ledger, say};
 
 /// Held jobs are counted up to here.
 const HELD_MAX: u32 = 1_000_000;
@@ -138,11 +139,4 @@ fn to_text(
         overview.completion_tokens_last_minute,
         overview.dead_letters,
     )
-}
-
-/// A table without lines, as other command-line tools print them.
-pub(super) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header);
-    table
 }

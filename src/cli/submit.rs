@@ -6,15 +6,14 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    broker::{Broker, Publication, PublishFault, letters::Letter},
+    broker::{Broker, Publication, PublishFault, wire::Letter},
     config::Overrides,
+    console::{
+        input::{self, Line},
+        options::{Common, complain, init_logs, say},
+    },
     fleet,
     job::{JobId, Priority},
-};
-
-use super::{
-    input::{self, Line},
-    options::{Common, complain, init_logs, say},
 };
 
 /// Most lines published at once.

@@ -7,8 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::marks::Marks;
-use crate::job::{AnswerSource, JobRecord, JobState, Tier, Usage};
+use crate::{
+    console::marks::Marks,
+    job::{AnswerSource, JobRecord, JobState, Tier, Usage},
+};
 
 /// Prompt tokens that savings took off, each by what saved them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

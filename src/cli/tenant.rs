@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{job::Tenant, store::TenantTerms};
-
-use super::{
-    options::{Common, UsageError, complain, open_ledger, say},
-    status::table,
+use crate::{
+    console::options::{Common, UsageError, complain, open_ledger, say},
+    job::Tenant,
+    store::TenantTerms,
 };
+
+use crate::console::table::table;
 
 /// Say what tenants are entitled to: a running fleet follows within seconds.
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,8 @@
 //! answers by rule, for tests and load. `watchdog` opens one again that hangs.
 
 mod admission;
-pub mod candle;
+mod embedder;
+pub mod local;
 mod pulse;
 pub mod scripted;
 mod signals;
@@ -19,6 +20,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
+pub use embedder::{Embedder, EmbedderFault, cosine};
 pub use stop::Stop;
 use watchdog::Watched;
 
@@ -197,7 +199,7 @@ async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, 
             Ok(Arc::new(engine))
         }
         _ => {
-            let engine = candle::CandleEngine::open(tier, config)
+            let engine = local::CandleEngine::open(tier, config)
                 .await
                 .map_err(fault)?;
             Ok(Arc::new(engine))

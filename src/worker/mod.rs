@@ -7,17 +7,17 @@
 //! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
 //! for a fresh job.
 
-mod candidate;
-mod claims;
-mod context;
-mod doubt;
-mod lanes;
-mod order;
-mod run;
+mod batch_order;
+mod cancellation;
+mod claim;
+mod confidence;
+mod disposition;
+mod generate;
+mod role;
+mod run_loop;
+mod semantic_check;
 mod settle;
-mod verdict;
-mod watch;
-mod yard;
+mod work_stealing;
 
-pub use run::{Worker, WorkerFault};
-pub use verdict::{Next, judge};
+pub use disposition::{Next, judge};
+pub use role::{Worker, WorkerFault};

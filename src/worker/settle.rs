@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 
 use crate::{
-    broker::{Broker, Publication, Ticket, outbox::publish_all},
+    broker::{Broker, Publication, Ticket, publisher::publish_all},
     job::{JobId, JobRecord, RoutedJob, Tier},
     metrics::{
         ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
@@ -16,7 +16,7 @@ use crate::{
     store::{Settled, Settlement, Store, StoreFault, Verdict},
 };
 
-use super::verdict::Next;
+use super::disposition::Next;
 
 /// How long to wait before a ledger that failed is asked again.
 const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lapin::BasicProperties;
-use promptyard::routing::{features::Features, scorer::Scorer};
+use promptyard::scoring::{features::Features, scorer::Scorer};
 use serde_json::json;
 
 use crate::{

@@ -17,12 +17,9 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{
-    super::{BrokerFault, Delivery, Queue, Ticket},
-    Shared, link, put_back,
-    topology::is_not_found,
-    wire,
-};
+use crate::broker::{BrokerFault, Delivery, Queue, Ticket};
+
+use super::{Shared, link, properties, put_back, topology::is_not_found};
 
 /// How long the broker may take to end a subscription.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -260,7 +257,9 @@ impl Subscription {
         let topology = &self.shared.topology;
         Delivery {
             queue: self.queue,
-            envelope: wire::envelope(&message.properties, self.queue, |name| topology.strip(name)),
+            envelope: properties::envelope(&message.properties, self.queue, |name| {
+                topology.strip(name)
+            }),
             body: message.data,
             redelivered: message.redelivered,
             ticket: Ticket::Rabbit(RabbitTicket {

@@ -8,9 +8,9 @@
 
 mod consumer;
 mod link;
+mod properties;
 mod publisher;
 mod topology;
-mod wire;
 
 use std::{sync::Arc, time::Duration};
 

@@ -15,13 +15,13 @@ use lapin::{
 use metrics::histogram;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{
-    super::{BrokerFault, Publication, PublishFault, Target, counts::count_published},
-    link::Link,
-    topology::Topology,
-    wire,
+use crate::{
+    broker::{BrokerFault, Publication, PublishFault, Target, counts::count_published},
+    config::BrokerConfig,
+    metrics::PUBLISH_SECONDS,
 };
-use crate::{config::BrokerConfig, metrics::PUBLISH_SECONDS};
+
+use super::{link::Link, properties, topology::Topology};
 
 /// Channels kept for the next batch; more than this many batches at once open their own.
 const IDLE_CHANNELS_MAX: usize = 16;
@@ -137,7 +137,7 @@ impl Publisher {
                 Target::Queue(queue) => Some(queue),
                 Target::Reply(_) => None,
             };
-            let properties = wire::properties(&message.envelope, queue);
+            let properties = properties::properties(&message.envelope, queue);
             let (Some((exchange, key)), Some(properties)) = (address.clone(), properties) else {
                 progress.outcomes[at] = Some(Err(PublishFault::Unroutable));
                 continue;

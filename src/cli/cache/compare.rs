@@ -10,10 +10,10 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::{jsonl::read_lines, options::complain};
 use crate::{
     cache::semantic::{COSINE_MIN, compare},
-    engine::candle::{Embedder, cosine},
+    console::{jsonl::read_lines, options::complain},
+    engine::{Embedder, cosine},
 };
 
 /// Pairs whose texts are embedded together.

@@ -6,13 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
+    console::options::{Common, UsageError, complain, open_ledger, read_instant, say},
+    console::table::table,
     job::{JobId, Tenant},
     store::{CacheFilter, CacheStats},
-};
-
-use super::super::{
-    options::{Common, UsageError, complain, open_ledger, read_instant, say},
-    status::table,
 };
 
 /// Arguments of `cache stats`.

@@ -7,10 +7,10 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::options::say,
-    routing::{
+    console::options::say,
+    scoring::{
+        cross_validation::{self, Split},
         evaluate::{self, DISTRIBUTION, EvaluateFault, Judged, Report},
-        judge::{self, Split},
         samples,
         train::{Recipe, Sample},
     },
@@ -79,9 +79,9 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
         (None, None) => None,
     };
     let judged = match split {
-        Some(split) => judge::cross_validate(&all, split, args.seed, &Recipe::default())
+        Some(split) => cross_validation::cross_validate(&all, split, args.seed, &Recipe::default())
             .context("with a part of the prompts held out")?,
-        None => judge::judge(args.weights.open()?.weights(), &all),
+        None => cross_validation::judge(args.weights.open()?.weights(), &all),
     };
     let groups = samples::by(&all, |sample| match args.by {
         By::All => "all".to_owned(),

@@ -6,16 +6,15 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    cli::options::{Common, complain, require_ledger, say},
     config::{Config, Overrides, RouterConfig},
+    console::options::{Common, complain, require_ledger, say},
     fleet,
     job::{JobId, Tenant, Tier},
-    routing::{
-        features::Features,
-        isotonic, learning, observer,
-        scorer::Scorer,
-        target::{Calibrations, in_force},
+    router::{
+        PAST_DECISIONS_MAX, learning,
+        target::{Calibrations, in_force, isotonic},
     },
+    scoring::{features::Features, scorer::Scorer},
     store::{Store, StoreFault, TierCost},
 };
 
@@ -91,7 +90,7 @@ impl Known {
         self.costs = store.tier_costs(job::COST_JOBS).await?;
         let version = self.scorer.version();
         let targets = store.route_targets().await?;
-        let past = store.past_decisions(version, observer::PAST_MAX).await?;
+        let past = store.past_decisions(version, PAST_DECISIONS_MAX).await?;
         self.calibrations.retarget(in_force(config, &targets));
         self.calibrations.remember(&past);
         if self.calibrations.want_pairs() {

@@ -4,11 +4,11 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::options::{init_logs, require_ledger, say},
     config::Config,
+    console::options::{init_logs, require_ledger, say},
     fleet,
     job::{Job, JobId, JobRecord, Tier},
-    routing::{features::Features, scorer::Scorer},
+    scoring::{features::Features, scorer::Scorer},
     store::{DecisionRecord, Store, TierCost},
 };
 

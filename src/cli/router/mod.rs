@@ -1,9 +1,13 @@
 //! `router`: fits the scorer, judges it, and says what it thinks of prompts of one's own.
 
+mod calibrate;
 mod evaluate;
 mod explain;
 mod job;
+mod pairs;
+mod promote;
 mod score;
+mod simulate;
 mod target;
 mod train;
 
@@ -16,18 +20,20 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    calibrate,
-    jsonl::{Ids, each_text},
-    options::{Common, complain, open_ledger},
+use crate::{
+    config::Overrides,
+    console::{
+        jsonl::{Ids, each_text},
+        options::{Common, complain, open_ledger},
+    },
+    scoring::{samples, scorer::Scorer, train::Sample},
+    store::StoredWeights,
+};
+
+use self::{
     pairs::{PairsArgs, pairs, read_pairs},
     promote::{PromoteArgs, promote},
     simulate::{SimulateArgs, simulate},
-};
-use crate::{
-    config::Overrides,
-    routing::{samples, scorer::Scorer, train::Sample},
-    store::StoredWeights,
 };
 
 /// Fit the router, judge it, or ask it about prompts of your own.
@@ -166,14 +172,4 @@ fn read_samples(path: &Path) -> anyhow::Result<Vec<Sample>> {
         Ok(())
     })?;
     Ok(found)
-}
-
-/// Reads the prompts of a file of lines {"id", "prompt"}.
-pub fn read_prompts(path: &Path) -> anyhow::Result<Vec<String>> {
-    let mut prompts = Vec::new();
-    score::for_each(path, |row| {
-        prompts.push(row.prompt);
-        Ok(())
-    })?;
-    Ok(prompts)
 }

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::super::{
-    options::{Common, UsageError, complain, open_ledger, say},
-    status::table,
+use crate::{
+    config::{RouteTarget, RouteTargets, TargetScope},
+    console::options::{Common, UsageError, complain, open_ledger, say},
+    console::table::table,
 };
-use crate::config::{RouteTarget, RouteTargets, TargetScope};
 
 /// What is done to targets; one that is set goes before `router.target` and `router.targets`.
 #[derive(Debug, Subcommand)]

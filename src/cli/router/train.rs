@@ -11,11 +11,11 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    cli::options::{complain, say},
-    routing::{
+    console::options::{complain, say},
+    scoring::{
         codec,
+        cross_validation::{self, Split},
         evaluate::Judged,
-        judge::{self, Split},
         record::{self, HeldOut, LENGTH, Record},
         samples,
         scorer::Scorer,
@@ -120,7 +120,7 @@ fn try_out(all: &[&Sample], recipe: &Recipe, present: &Present) -> anyhow::Resul
             "five folds, since there is one domain only",
         )
     };
-    let fresh = judge::cross_validate(all, split, recipe.seed, recipe)
+    let fresh = cross_validation::cross_validate(all, split, recipe.seed, recipe)
         .context("with a part of the prompts held out")?;
     let name = present.name();
     let seen = all.iter().filter(|sample| present.has_seen(sample)).count();
@@ -210,7 +210,7 @@ impl Present {
 
     fn judge(&self, samples: &[&Sample]) -> Vec<Judged> {
         match self {
-            Self::Weights(scorer) => judge::judge(scorer.weights(), samples),
+            Self::Weights(scorer) => cross_validation::judge(scorer.weights(), samples),
             Self::Length => {
                 let judged = samples.iter().map(|sample| Judged {
                     score: f64::from(sample.features.counts.length),

@@ -1,0 +1,232 @@
+//! `bench engine --device`: the decoder on a GPU beside the speed of that GPU's memory.
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use anyhow::{Context, anyhow};
+use candle_core::{DType, Device, Tensor};
+use comfy_table::CellAlignment;
+use serde_json::{Value, json};
+
+use crate::{
+    batching::BLOCK_TOKENS,
+    config::WeightKind,
+    console::options::say,
+    console::table::table,
+    engine::local::{DeviceModel, ModelFiles},
+};
+
+use super::{
+    engine::{EngineBenchArgs, Speed},
+    median,
+};
+
+/// Floats of the tensor that is copied to find the memory's speed: beyond any cache.
+const FLOATS: usize = 64 << 20;
+/// Copies in a measurement.
+const COPIES: usize = 8;
+
+/// One combination's figures, one for each round.
+struct Case {
+    kind: WeightKind,
+    sequences: usize,
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+    /// Part of the memory's speed at which weights, keys and values are read.
+    of_bandwidth: Vec<f64>,
+}
+
+/// Measures every combination in turn on an open device.
+pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::Result<ExitCode> {
+    let (mut cases, mut bandwidths) = (Vec::new(), Vec::new());
+    for kind in &args.weights {
+        // One model at a time: a GPU's memory may hold no second.
+        let mut model = open(args, *kind, device).map_err(|fault| anyhow!(fault))?;
+        let mut own: Vec<Case> = args
+            .concurrency
+            .iter()
+            .map(|sequences| Case {
+                kind: *kind,
+                sequences: *sequences,
+                prefill: Vec::new(),
+                decode: Vec::new(),
+                of_bandwidth: Vec::new(),
+            })
+            .collect();
+        for _ in 0..args.rounds {
+            let bandwidth = bandwidth(device, FLOATS).context("cannot measure the memory")?;
+            for case in &mut own {
+                measure(args, case, &mut model, bandwidth).map_err(|fault| anyhow!(fault))?;
+            }
+            bandwidths.push(bandwidth);
+        }
+        cases.extend(own);
+    }
+    let bandwidth = median(bandwidths);
+    say(&if args.json {
+        as_json(args, &cases, bandwidth).to_string()
+    } else {
+        as_text(args, &cases, bandwidth)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<DeviceModel, String> {
+    let most = args.concurrency.iter().max().copied().unwrap_or(1);
+    // The model takes the smallest cache that holds what is asked for; it knows what a block takes.
+    let blocks = most * args.steps(most, 1).blocks_each();
+    let files = ModelFiles::Directory(args.model.clone());
+    let opened = |kv_bytes_max| {
+        if args.random_weights {
+            let config = fs::read(args.model.join("config.json"))
+                .map_err(|fault| format!("cannot read config.json: {fault}"))?;
+            DeviceModel::random(&config, kind, device, kv_bytes_max)
+        } else {
+            DeviceModel::read(&files, 0, kind, device, kv_bytes_max)
+        }
+    };
+    let model = opened(0)?;
+    if model.kv_blocks() >= blocks {
+        return Ok(model);
+    }
+    let bytes = blocks * model.kv_bytes_per_block();
+    drop(model);
+    opened(bytes)
+}
+
+fn measure(
+    args: &EngineBenchArgs,
+    case: &mut Case,
+    model: &mut DeviceModel,
+    bandwidth: f64,
+) -> Result<(), String> {
+    let steps = args.steps(case.sequences, model.shape().vocabulary);
+    // Logits come to the host, so that a step has ended when it returns.
+    let Speed {
+        prefill,
+        step_seconds,
+    } = steps.time(|chunks, _| model.forward(chunks).map(|_| ()))?;
+    let context = args.prompt_tokens + args.output_tokens / 2;
+    let kv = case.sequences * context * model.kv_bytes_per_block() / BLOCK_TOKENS;
+    let bytes_per_weight = match case.kind {
+        WeightKind::F32 => 4,
+        WeightKind::Bf16 => 2,
+        WeightKind::Q8 => 1,
+    };
+    let read = model.shape().parameters() * bytes_per_weight + kv as u64;
+    case.prefill.push(prefill);
+    case.decode.push(case.sequences as f64 / step_seconds);
+    case.of_bandwidth
+        .push(read as f64 / step_seconds / bandwidth);
+    Ok(())
+}
+
+/// Bytes read and written in a second by a plain copy.
+fn bandwidth(device: &Device, floats: usize) -> candle_core::Result<f64> {
+    let from = Tensor::zeros(floats, DType::F32, device)?;
+    // The first one may load a kernel.
+    from.affine(1.0, 0.0)?;
+    device.synchronize()?;
+    let begun = Instant::now();
+    for _ in 0..COPIES {
+        from.affine(1.0, 0.0)?;
+    }
+    device.synchronize()?;
+    let bytes = COPIES * 2 * floats * size_of::<f32>();
+    Ok(bytes as f64 / begun.elapsed().as_secs_f64())
+}
+
+fn as_json(args: &EngineBenchArgs, cases: &[Case], bandwidth: f64) -> Value {
+    let cases: Vec<Value> = cases
+        .iter()
+        .map(|case| {
+            json!({
+                "weights": case.kind.to_string(),
+                "concurrency": case.sequences,
+                "prefill_tokens_per_second": median(case.prefill.clone()),
+                "decode_tokens_per_second": median(case.decode.clone()),
+                "share_of_bandwidth": median(case.of_bandwidth.clone()),
+            })
+        })
+        .collect();
+    json!({
+        "model": args.model.display().to_string(),
+        "device": args.device.to_string(),
+        "prompt_tokens": args.prompt_tokens,
+        "output_tokens": args.output_tokens,
+        "rounds": args.rounds,
+        "limits": {"bytes_per_second": bandwidth},
+        "cases": cases,
+    })
+}
+
+fn as_text(args: &EngineBenchArgs, cases: &[Case], bandwidth: f64) -> String {
+    let mut table = table(&[
+        "weights",
+        "sequences",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "of bandwidth",
+    ]);
+    for case in cases {
+        table.add_row([
+            case.kind.to_string(),
+            case.sequences.to_string(),
+            format!("{:.0}", median(case.prefill.clone())),
+            format!("{:.0}", median(case.decode.clone())),
+            format!("{:.0} %", 100.0 * median(case.of_bandwidth.clone())),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!(
+        "{}; memory {:.0} GB/s\n{}",
+        args.device,
+        bandwidth / 1e9,
+        table.trim_fmt()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::bench::device::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: EngineBenchArgs,
+    }
+
+    /// What a GPU will run, on candle's CPU device: every figure is a number above 0.
+    #[test]
+    fn measures_every_combination_on_a_device() {
+        let model = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/models/tiny-llama"
+        );
+        let words =
+            "bench --concurrency 1,3 --prompt-tokens 33 --output-tokens 2 --rounds 1 --model";
+        let args = Alone::parse_from(words.split(' ').chain([model])).args;
+        let mut opened =
+            open(&args, WeightKind::F32, &Device::Cpu).expect("the fixture is a model");
+        let bandwidth = bandwidth(&Device::Cpu, 1 << 16).expect("a copy");
+        for sequences in [1, 3] {
+            let mut case = Case {
+                kind: WeightKind::F32,
+                sequences,
+                prefill: Vec::new(),
+                decode: Vec::new(),
+                of_bandwidth: Vec::new(),
+            };
+            measure(&args, &mut case, &mut opened, bandwidth).expect("computed");
+            let figures = [&case.prefill, &case.decode, &case.of_bandwidth];
+            assert!(
+                figures
+                    .iter()
+                    .all(|figure| figure[0] > 0.0 && figure[0].is_finite())
+            );
+        }
+    }
+}

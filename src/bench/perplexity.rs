@@ -1,0 +1,388 @@
+//! `bench perplexity`: what a model's arithmetic costs in quality, on text that people wrote.
+
+use std::{fs, ops::Range, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use chrono::Local;
+use clap::Args;
+use comfy_table::CellAlignment;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    config::WeightKind,
+    console::table::table,
+    console::{jsonl::read_lines, options::say},
+    engine::local::{CandleModel, ModelFiles},
+    job::{Message, Role},
+    prompt::{ChatTemplate, Specials, Vocabulary},
+};
+
+/// Tokens of a window where the model's context allows as many.
+const WINDOW_TOKENS: usize = 512;
+
+/// Arguments of `bench perplexity`.
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    /// Hugging Face directory of the model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text to predict: a .txt file is one document; each line of a .jsonl file is {"text": …}, or
+    /// {"messages": […]} of which the last, the assistant's, is predicted after the others
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// What products are computed in: f32, bf16 (several: f32,bf16); all are compared to f32
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
+    weights: Vec<WeightKind>,
+    /// Tokens that are computed together [default: 512, or the model's context if that is shorter]
+    #[arg(long)]
+    window_tokens: Option<usize>,
+    /// Tokens from the beginning of a window to that of the next; what they share is context to the
+    /// later one [default: half a window]
+    #[arg(long)]
+    stride_tokens: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line of a .jsonl file.
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Line {
+    Text { text: String },
+    Conversation { messages: Vec<Message> },
+}
+
+/// Tokens to predict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Document {
+    tokens: Vec<u32>,
+    /// The first that counts; those before are only read.
+    scored_from: usize,
+}
+
+/// A piece of a document, computed at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Window {
+    tokens: Range<usize>,
+    /// The first position of the document that this window predicts.
+    scored_from: usize,
+}
+
+/// What one kind of weights makes of all documents.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Sum of the negative logarithms of the right tokens' probabilities.
+    surprise: f64,
+    /// The likeliest token at each position that counts.
+    likeliest: Vec<u32>,
+}
+
+impl Tally {
+    /// Takes the logits of one position and the token that follows.
+    fn add(&mut self, logits: &[f32], token: u32) {
+        let mut best = 0;
+        for (at, logit) in logits.iter().enumerate() {
+            if *logit > logits[best] {
+                best = at;
+            }
+        }
+        let most = f64::from(logits[best]);
+        let sum: f64 = logits
+            .iter()
+            .map(|logit| (f64::from(*logit) - most).exp())
+            .sum();
+        self.surprise += most + sum.ln() - f64::from(logits[token as usize]);
+        self.likeliest.push(best as u32);
+    }
+
+    fn perplexity(&self) -> f64 {
+        (self.surprise / self.likeliest.len() as f64).exp()
+    }
+
+    /// Positions at which the likeliest token is another than the reference's.
+    fn flips(&self, reference: &Self) -> usize {
+        let pairs = self.likeliest.iter().zip(&reference.likeliest);
+        pairs.filter(|(ours, theirs)| ours != theirs).count()
+    }
+}
+
+/// Runs `bench perplexity`.
+pub fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
+    let files = ModelFiles::Directory(args.model.clone());
+    let open = |kind| {
+        CandleModel::read(&files, 0, kind)
+            .map_err(|fault| anyhow!("cannot open {}: {fault}", args.model.display()))
+    };
+    let mut model = open(WeightKind::F32)?;
+    let documents = read_documents(args, &files)?;
+    let (window, stride) = window_and_stride(args, model.context_tokens())?;
+    let reference = measure(&model, &documents, window, stride)?;
+    ensure!(
+        !reference.likeliest.is_empty(),
+        "{} has no token to predict",
+        args.text.display()
+    );
+    let mut tallies = Vec::new();
+    for kind in &args.weights {
+        if *kind != WeightKind::F32 {
+            model = open(*kind)?;
+            tallies.push((*kind, measure(&model, &documents, window, stride)?));
+        }
+    }
+    let head = json!({
+        "model": args.model.display().to_string(),
+        "text": args.text.display().to_string(),
+        "documents": documents.len(),
+        "tokens": reference.likeliest.len(),
+        "window_tokens": window,
+        "stride_tokens": stride,
+    });
+    tallies.insert(0, (WeightKind::F32, reference));
+    report(args.json, head, &tallies)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn window_and_stride(
+    args: &PerplexityArgs,
+    context_tokens: usize,
+) -> anyhow::Result<(usize, usize)> {
+    let window = args
+        .window_tokens
+        .unwrap_or(WINDOW_TOKENS.min(context_tokens));
+    let stride = args.stride_tokens.unwrap_or(window / 2);
+    ensure!(
+        (2..=context_tokens).contains(&window),
+        "--window-tokens is {window}; expected 2 to {context_tokens}, the model's context"
+    );
+    ensure!(
+        (1..window).contains(&stride),
+        "--stride-tokens is {stride}; expected 1 to {}, less than a window",
+        window - 1
+    );
+    Ok((window, stride))
+}
+
+fn read_documents(args: &PerplexityArgs, files: &ModelFiles) -> anyhow::Result<Vec<Document>> {
+    let language = |fault: String| anyhow!("cannot open {}: {fault}", args.model.display());
+    let vocabulary = files.require("tokenizer.json").map_err(language)?;
+    let vocabulary = Vocabulary::from_json(&vocabulary)?;
+    let template = ChatTemplate::from_files(
+        files
+            .read("tokenizer_config.json")
+            .map_err(language)?
+            .as_deref(),
+        files
+            .read("chat_template.jinja")
+            .map_err(language)?
+            .as_deref(),
+    )?;
+    let plain = |text: &str| -> anyhow::Result<Document> {
+        Ok(Document {
+            tokens: vocabulary.encode(text, Specials::Add)?,
+            // Nothing predicts the first token.
+            scored_from: 1,
+        })
+    };
+    if args.text.extension().is_none_or(|kind| kind != "jsonl") {
+        let text = fs::read_to_string(&args.text)
+            .with_context(|| format!("cannot read {}", args.text.display()))?;
+        return Ok(vec![plain(&text)?]);
+    }
+    let mut documents = Vec::new();
+    let expected = "{\"text\": …} or {\"messages\": […]}";
+    read_lines(&args.text, expected, |line: Line| {
+        documents.push(match line {
+            Line::Text { text } => plain(&text)?,
+            Line::Conversation { messages } => conversation(&vocabulary, &template, &messages)?,
+        });
+        Ok(())
+    })?;
+    Ok(documents)
+}
+
+/// A conversation as the model was trained on it; only the last answer counts.
+fn conversation(
+    vocabulary: &Vocabulary,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> anyhow::Result<Document> {
+    let Some((last, before)) = messages.split_last() else {
+        bail!("there are no messages");
+    };
+    ensure!(
+        last.role == Role::Assistant,
+        "the last message is the {}'s; expected the assistant's",
+        last.role.as_str()
+    );
+    let now = Local::now().naive_local();
+    let prompt = template.render_at(before, true, now)?;
+    let whole = template.render_at(messages, false, now)?;
+    let answer = whole.strip_prefix(&prompt).context(
+        "the chat template renders the answered conversation otherwise than the open one",
+    )?;
+    let mut tokens = vocabulary.encode(&prompt, template.specials())?;
+    let scored_from = tokens.len().max(1);
+    tokens.extend(vocabulary.encode(answer, Specials::Written)?);
+    Ok(Document {
+        tokens,
+        scored_from,
+    })
+}
+
+/// Pieces that together predict each token that counts once, all but the first with at least
+/// `window - stride` tokens of context.
+fn windows(document: &Document, window: usize, stride: usize) -> Vec<Window> {
+    let (length, mut scored_from) = (document.tokens.len(), document.scored_from);
+    let mut pieces = Vec::new();
+    for begin in (0..length).step_by(stride) {
+        let end = length.min(begin + window);
+        if scored_from < end {
+            pieces.push(Window {
+                tokens: begin..end,
+                scored_from,
+            });
+            scored_from = end;
+        }
+        if end == length {
+            break;
+        }
+    }
+    pieces
+}
+
+fn measure(
+    model: &CandleModel,
+    documents: &[Document],
+    window: usize,
+    stride: usize,
+) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
+    for document in documents {
+        for piece in windows(document, window, stride) {
+            let tokens = &document.tokens[piece.tokens.clone()];
+            let logits = model.logits(tokens).map_err(|fault| anyhow!(fault))?;
+            // The row of a token predicts the next one.
+            let first = piece.scored_from - piece.tokens.start;
+            for (row, token) in logits.rows().skip(first - 1).zip(&tokens[first..]) {
+                tally.add(row, *token);
+            }
+        }
+    }
+    Ok(tally)
+}
+
+/// Says each kind's perplexity beside that of the first, which is the reference.
+fn report(
+    as_json: bool,
+    mut head: serde_json::Value,
+    tallies: &[(WeightKind, Tally)],
+) -> anyhow::Result<()> {
+    let (_, reference) = &tallies[0];
+    let positions = reference.likeliest.len() as f64;
+    let over = |tally: &Tally| tally.perplexity() / reference.perplexity() - 1.0;
+    if as_json {
+        let lines = tallies.iter().map(|(kind, tally)| {
+            json!({
+                "weights": kind.to_string(),
+                "perplexity": tally.perplexity(),
+                "perplexity_over_f32": over(tally),
+                "flips": tally.flips(reference),
+                "flip_share": tally.flips(reference) as f64 / positions,
+            })
+        });
+        head["weights"] = lines.collect();
+        say(&head.to_string())?;
+        return Ok(());
+    }
+    let mut table = table(&["weights", "perplexity", "over f32", "argmax flips", "share"]);
+    for (kind, tally) in tallies {
+        table.add_row([
+            kind.to_string(),
+            format!("{:.5}", tally.perplexity()),
+            format!("{:+.3} %", 100.0 * over(tally)),
+            tally.flips(reference).to_string(),
+            format!("{:.3} %", 100.0 * tally.flips(reference) as f64 / positions),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    say(&format!(
+        "{} tokens predicted in {} documents, windows of {} tokens every {}\n{}",
+        head["tokens"],
+        head["documents"],
+        head["window_tokens"],
+        head["stride_tokens"],
+        table.trim_fmt()
+    ))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::bench::perplexity::*;
+
+    /// Three tokens with probabilities 1/2, 1/4 and 1/4.
+    const LOGITS: [f32; 3] = [0.0, -std::f32::consts::LN_2, -std::f32::consts::LN_2];
+
+    #[test]
+    fn perplexity_is_the_inverse_of_the_mean_probability() {
+        let mut tally = Tally::default();
+        tally.add(&LOGITS, 0);
+        assert!((tally.perplexity() - 2.0).abs() < 1e-6);
+        tally.add(&LOGITS, 2);
+        // The geometric mean of 2 and 4.
+        assert!((tally.perplexity() - 8.0f64.sqrt()).abs() < 1e-6);
+        // What is added to all logits changes nothing.
+        let mut shifted = Tally::default();
+        shifted.add(&LOGITS.map(|logit| logit + 300.0), 0);
+        assert!((shifted.perplexity() - 2.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn a_flip_is_another_likeliest_token() {
+        let (mut ours, mut theirs) = (Tally::default(), Tally::default());
+        for (left, right) in [
+            ([3.0, 2.0], [3.1, 1.9]),
+            ([3.0, 2.0], [2.0, 3.0]),
+            ([1.0, 1.0], [1.0, 1.0]),
+        ] {
+            ours.add(&left, 0);
+            theirs.add(&right, 0);
+        }
+        assert_eq!(ours.flips(&theirs), 1);
+        assert_eq!(ours.flips(&ours), 0);
+    }
+
+    proptest! {
+        /// Whatever the sizes, each token that counts is predicted once, in order, from context.
+        #[test]
+        fn windows_predict_each_token_once(
+            length in 0usize..200,
+            first in 1usize..200,
+            window in 2usize..50,
+            stride in 1usize..50,
+        ) {
+            let stride = stride.min(window - 1);
+            let document = Document {
+                tokens: vec![0; length],
+                scored_from: first,
+            };
+            let mut next = first;
+            for piece in windows(&document, window, stride) {
+                prop_assert!(piece.tokens.len() <= window && piece.tokens.end <= length);
+                prop_assert_eq!(piece.scored_from, next);
+                prop_assert!(piece.tokens.contains(&piece.scored_from));
+                let context = piece.scored_from - piece.tokens.start;
+                prop_assert!(context >= 1);
+                prop_assert!(piece.tokens.start == 0 || context >= window - stride);
+                next = piece.tokens.end;
+            }
+            prop_assert_eq!(next.max(first), length.max(first));
+        }
+    }
+}

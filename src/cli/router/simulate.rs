@@ -1,0 +1,175 @@
+//! `router simulate`: what a target would deliver on prompts of one's own.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Args;
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    config::{Overrides, RouteTarget},
+    console::options::{Common, say},
+    router::target::{Calibrations, KnownPair, isotonic::Pair},
+    scoring::{features::Features, scorer::Scorer},
+};
+
+/// Arguments of `router simulate`.
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// File of JSON lines with prompt, and if known set, weak_score and strong_score; `-` is standard
+    /// input. Sets come one after another, as shifts of the traffic do
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// What is to be delivered: share:30% or quality:99%; else router.target
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Shuffles the prompts within each set
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    prompt: String,
+    #[serde(default)]
+    set: Option<String>,
+    weak_score: Option<f64>,
+    strong_score: Option<f64>,
+}
+
+/// A prompt with what is known of it.
+#[derive(Clone, Copy)]
+struct Scored {
+    score: f64,
+    labels: Option<(f64, f64)>,
+}
+
+/// What was delivered on one set.
+#[derive(Default)]
+struct Delivered {
+    jobs: u32,
+    large: u32,
+    /// Sums over the labelled: reached by the route, by large alone.
+    reached: f64,
+    by_large: f64,
+}
+
+impl Delivered {
+    fn add(&mut self, row: Scored, is_large: bool) {
+        self.jobs += 1;
+        self.large += u32::from(is_large);
+        if let Some((small, large)) = row.labels {
+            self.reached += if is_large { large } else { small };
+            self.by_large += large;
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let quality = (self.by_large > 0.0).then(|| self.reached / self.by_large);
+        json!({
+            "jobs": self.jobs,
+            "share": f64::from(self.large) / f64::from(self.jobs.max(1)),
+            "quality_kept": quality,
+        })
+    }
+}
+
+/// Runs `router simulate`.
+pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+    let mut overrides = Overrides::default();
+    if let Some(target) = &args.target {
+        overrides.set("--target", "router.target", target);
+    }
+    let config = args.common.load(overrides)?.router;
+    let scorer = Scorer::open(config.weights.as_deref().map(Path::new))?;
+    let mut sets = read(&args.input, &scorer)?;
+    let mut rng = StdRng::seed_from_u64(args.seed);
+    for (_, rows) in &mut sets {
+        rows.shuffle(&mut rng);
+    }
+    let mut calibrations = Calibrations::new(&config);
+    let scope = calibrations.scope("default", &[]);
+    if let RouteTarget::Quality(_) = config.target {
+        // Half of what is labelled teaches the threshold, the other half judges it.
+        let mut taught = Vec::new();
+        for (_, rows) in &mut sets {
+            taught.extend(rows.split_off(rows.len() / 2));
+        }
+        taught.shuffle(&mut rng);
+        let mut pairs = Vec::new();
+        for row in taught {
+            calibrations.at(scope).remember(row.score);
+            pairs.extend(row.labels.map(|(small, large)| KnownPair {
+                tenant: "default".to_owned(),
+                tags: Vec::new(),
+                pair: Pair {
+                    score: row.score,
+                    small,
+                    large,
+                },
+            }));
+        }
+        calibrations.observe_pairs(&pairs);
+    }
+    let (mut told, mut all) = (Vec::new(), Delivered::default());
+    for (name, rows) in sets {
+        let mut delivered = Delivered::default();
+        for row in rows {
+            let is_large = row.score >= calibrations.thresholds(scope, 0.0).base;
+            calibrations.at(scope).observe(row.score, is_large);
+            delivered.add(row, is_large);
+            all.add(row, is_large);
+        }
+        let mut line = delivered.to_json();
+        line["set"] = json!(name);
+        line["threshold"] = json!(calibrations.thresholds(scope, 0.0).base);
+        told.push(line);
+    }
+    let target = config.target.to_string();
+    say(
+        &json!({"target": target, "scorer": scorer.version(), "seed": args.seed, "all": all.to_json(), "sets": told})
+            .to_string(),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads prompts by set, the sets in order of their first line.
+fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<Scored>)>> {
+    let reader: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Box::new(BufReader::new(file))
+    };
+    let mut places = BTreeMap::new();
+    let mut sets: Vec<(String, Vec<Scored>)> = Vec::new();
+    for (at, line) in reader.lines().enumerate() {
+        let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let row: Row = serde_json::from_str(&line)
+            .with_context(|| format!("line {}: expected an object with a string prompt", at + 1))?;
+        let set = row.set.unwrap_or_else(|| "all".to_owned());
+        let place = *places.entry(set.clone()).or_insert(sets.len());
+        if place == sets.len() {
+            sets.push((set, Vec::new()));
+        }
+        sets[place].1.push(Scored {
+            score: scorer.score(&Features::of_text(&row.prompt)).gain,
+            labels: row.weak_score.zip(row.strong_score),
+        });
+    }
+    anyhow::ensure!(!sets.is_empty(), "{} holds no prompts", path.display());
+    Ok(sets)
+}

@@ -1,0 +1,185 @@
+//! Answers beside what was expected of them: accuracy by family and by tier.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::job::JobRecord;
+
+/// What a line of a marked file says beside its request: `"expect"` and, if given, `"family"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expectation {
+    /// The one right answer.
+    pub answer: String,
+    /// The kind of question.
+    pub family: String,
+}
+
+impl Expectation {
+    /// Takes the two fields out of a line, so that the request is left.
+    ///
+    /// # Errors
+    /// The name of a field that is not a string.
+    pub fn take(line: &mut Map<String, Value>) -> Result<Option<Self>, &'static str> {
+        let family = line.shift_remove("family");
+        let Some(answer) = line.shift_remove("expect") else {
+            return if family.is_none() {
+                Ok(None)
+            } else {
+                Err("expect")
+            };
+        };
+        let Value::String(answer) = answer else {
+            return Err("expect");
+        };
+        let family = match family {
+            None => "all".to_owned(),
+            Some(Value::String(family)) => family,
+            Some(_) => return Err("family"),
+        };
+        Ok(Some(Self { answer, family }))
+    }
+
+    /// True when the answer, or what follows the last `#` in it, is the expected one; space around
+    /// it does not count. A model that shows its working puts `#` before its answer.
+    pub fn is_met(&self, text: &str) -> bool {
+        let last = text.rsplit('#').next().unwrap_or(text);
+        [text, last]
+            .iter()
+            .any(|answer| answer.trim() == self.answer.trim())
+    }
+}
+
+/// Right answers of marked ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    right: u64,
+    marked: u64,
+}
+
+impl Share {
+    fn add(&mut self, is_right: bool) {
+        self.right += u64::from(is_right);
+        self.marked += 1;
+    }
+
+    fn percent(self) -> f64 {
+        (1000.0 * self.right as f64 / self.marked as f64).round() / 10.0
+    }
+
+    fn to_json(self) -> Value {
+        json!({"right": self.right, "marked": self.marked, "percent": self.percent()})
+    }
+}
+
+/// The marks of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    all: Share,
+    families: BTreeMap<String, Share>,
+    tiers: BTreeMap<&'static str, Share>,
+}
+
+impl Marks {
+    /// Marks a terminal record; a job without an answer is wrong.
+    pub fn add(&mut self, record: &JobRecord, expectation: &Expectation) {
+        let answer = record.answer.as_ref();
+        let is_right = answer.is_some_and(|answer| expectation.is_met(&answer.text));
+        self.all.add(is_right);
+        self.families
+            .entry(expectation.family.clone())
+            .or_default()
+            .add(is_right);
+        if let Some(tier) = record.tier {
+            self.tiers.entry(tier.as_str()).or_default().add(is_right);
+        }
+    }
+
+    /// True when no line said what was expected.
+    pub fn is_empty(&self) -> bool {
+        self.all.marked == 0
+    }
+
+    /// The marks as JSON.
+    pub fn to_json(&self) -> Value {
+        let families: Map<_, _> = self
+            .families
+            .iter()
+            .map(|(name, share)| (name.clone(), share.to_json()))
+            .collect();
+        let tiers: Map<_, _> = self
+            .tiers
+            .iter()
+            .map(|(name, share)| ((*name).to_owned(), share.to_json()))
+            .collect();
+        json!({"all": self.all.to_json(), "families": families, "tiers": tiers})
+    }
+
+    /// The marks in lines for people.
+    pub fn to_lines(&self) -> Vec<(&'static str, String)> {
+        let show =
+            |name: &str, share: &Share| format!("{name} {} % of {}", share.percent(), share.marked);
+        let families: Vec<_> = self
+            .families
+            .iter()
+            .map(|(name, share)| show(name, share))
+            .collect();
+        let tiers: Vec<_> = self
+            .tiers
+            .iter()
+            .map(|(name, share)| show(name, share))
+            .collect();
+        vec![
+            (
+                "right",
+                format!("{} ({})", show("all", &self.all), tiers.join(", ")),
+            ),
+            ("families", families.join(", ")),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::console::marks::*;
+
+    fn take(
+        line: &str,
+    ) -> (
+        Result<Option<Expectation>, &'static str>,
+        Map<String, Value>,
+    ) {
+        let Ok(Value::Object(mut line)) = serde_json::from_str(line) else {
+            panic!("an object")
+        };
+        (Expectation::take(&mut line), line)
+    }
+
+    #[test]
+    fn takes_its_fields_and_leaves_the_request() {
+        let (taken, rest) = take(r#"{"prompt":"a","expect":"b","family":"f"}"#);
+        let expectation = taken.expect("strings").expect("given");
+        assert_eq!(
+            (expectation.answer.as_str(), expectation.family.as_str()),
+            ("b", "f")
+        );
+        assert_eq!(Value::Object(rest), json!({"prompt": "a"}));
+        assert_eq!(take(r#"{"prompt":"a"}"#).0, Ok(None));
+        assert_eq!(take(r#"{"expect":7}"#).0, Err("expect"));
+        assert_eq!(take(r#"{"family":"f"}"#).0, Err("expect"));
+    }
+
+    #[test]
+    fn marks_the_answer_or_what_follows_the_last_sign() {
+        let expectation = Expectation {
+            answer: "42".into(),
+            family: "sum".into(),
+        };
+        for right in ["42", " 42 ", " 40+2=42 # 42", "# 1 # 42"] {
+            assert!(expectation.is_met(right), "{right}");
+        }
+        for wrong in ["", "4 2", "42 # 41", "the answer is 42"] {
+            assert!(!expectation.is_met(wrong), "{wrong}");
+        }
+    }
+}

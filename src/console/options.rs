@@ -1,0 +1,242 @@
+//! Options that every command shares, and how they become the configuration.
+
+use std::{io::Write, path::PathBuf};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+
+use crate::{
+    config::{Config, LogFormat, Overrides},
+    engine, fleet,
+    job::Tier,
+    store::Store,
+    telemetry,
+};
+
+/// Wrong usage or configuration: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Where broker, ledger and settings are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Common {
+    /// TOML file with settings; see `promptyard config show`
+    #[arg(long, env = "PROMPTYARD_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Where jobs wait: `embedded`, or an amqp:// URL of RabbitMQ
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// The ledger: sqlite:PATH or a postgres:// URL
+    #[arg(long, value_name = "URL", conflicts_with = "ledger")]
+    pub store: Option<String>,
+    /// The ledger as a SQLite file: short for --store sqlite:FILE
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+    /// Any setting: --set router.threshold=0.4 (repeatable)
+    #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
+    pub set: Vec<String>,
+    /// Log lines for people (text) or collectors (json)
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged, such as info,promptyard=debug
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The models of a process that runs them.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Models {
+    /// The small model: a Hugging Face directory, a hub name, or an OpenAI-compatible server's URL
+    #[arg(long, value_name = "DIR|NAME|URL")]
+    pub small: Option<String>,
+    /// The large model, likewise
+    #[arg(long, value_name = "DIR|NAME|URL")]
+    pub large: Option<String>,
+}
+
+impl Models {
+    /// Adds the models to what the command line says.
+    pub fn apply(&self, overrides: &mut Overrides) {
+        for (flag, path, model) in [
+            ("--small", "small.model", &self.small),
+            ("--large", "large.model", &self.large),
+        ] {
+            if let Some(model) = model {
+                overrides.set(flag, path, model);
+            }
+        }
+    }
+}
+
+impl Common {
+    /// Loads the configuration; a command's own flags come in `overrides`.
+    ///
+    /// # Errors
+    /// A [`UsageError`] that lists every fault.
+    pub fn load(&self, mut overrides: Overrides) -> Result<Config, UsageError> {
+        if let Some(url) = &self.broker {
+            overrides.set("--broker", "broker.url", url);
+        }
+        if let Some(url) = &self.store {
+            overrides.set("--store", "store.url", url);
+        }
+        if let Some(path) = &self.ledger {
+            overrides.set(
+                "--ledger",
+                "store.url",
+                format!("sqlite:{}", path.display()),
+            );
+        }
+        if let Some(format) = self.log_format {
+            let name = if format == LogFormat::Json {
+                "json"
+            } else {
+                "text"
+            };
+            overrides.set("--log-format", "telemetry.log_format", name);
+        }
+        if let Some(filter) = &self.log {
+            overrides.set("--log", "telemetry.log", filter);
+        }
+        for assignment in &self.set {
+            let Some((path, value)) = assignment.split_once('=') else {
+                return Err(UsageError(format!(
+                    "--set {assignment}: expected section.field=value"
+                )));
+            };
+            overrides.set("--set", path, value);
+        }
+        Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|faults| {
+            let lines: Vec<_> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
+            UsageError(format!(
+                "the configuration has {} fault(s):{}",
+                lines.len(),
+                lines.concat()
+            ))
+        })
+    }
+}
+
+/// Fails when the ledger is a file that is not there: a command that only reads makes none.
+///
+/// # Errors
+/// When the file is missing.
+pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
+    match config.sqlite_path() {
+        Some(path) if !path.exists() => Err(anyhow::anyhow!(
+            "there is no ledger at {}; `run` and `up` make one, --ledger and --store name another",
+            path.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Loads the configuration and opens the ledger that it names, for a command that works on one.
+///
+/// # Errors
+/// When the configuration is wrong, or there is no such ledger.
+pub async fn open_ledger(common: &Common) -> anyhow::Result<(Config, Store)> {
+    let config = common.load(Overrides::default())?;
+    init_logs(&config)?;
+    require_ledger(&config)?;
+    let store = fleet::open_store(&config, false).await?;
+    Ok((config, store))
+}
+
+/// Reads a time or an age, given with `flag`.
+///
+/// # Errors
+/// A [`UsageError`] that names the flag.
+pub fn read_instant(flag: &str, text: &str) -> Result<DateTime<Utc>, UsageError> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    read_age(text)
+        .and_then(|age| Utc::now().checked_sub_signed(age))
+        .ok_or_else(|| {
+            UsageError(format!(
+                "{flag} {text}: expected a time such as 2026-01-31T12:00:00Z or an age such as 15m"
+            ))
+        })
+}
+
+/// Reads a length of time, given with `flag`.
+///
+/// # Errors
+/// A [`UsageError`] that names the flag.
+pub fn read_span(flag: &str, text: &str) -> Result<TimeDelta, UsageError> {
+    read_age(text)
+        .filter(|span| *span > TimeDelta::zero())
+        .ok_or_else(|| UsageError(format!("{flag} {text}: expected a span such as 12h or 90d")))
+}
+
+fn read_age(text: &str) -> Option<TimeDelta> {
+    let (at, unit) = text.char_indices().last()?;
+    let count: i64 = text[..at].parse().ok()?;
+    match unit {
+        's' => TimeDelta::try_seconds(count),
+        'm' => TimeDelta::try_minutes(count),
+        'h' => TimeDelta::try_hours(count),
+        'd' => TimeDelta::try_days(count),
+        _ => None,
+    }
+}
+
+/// Sends log lines out; a filter that cannot be read is wrong usage.
+///
+/// # Errors
+/// A [`UsageError`].
+pub fn init_logs(config: &Config) -> Result<(), UsageError> {
+    telemetry::init_logs(&config.telemetry).map_err(|fault| UsageError(fault.to_string()))
+}
+
+/// Writes a line to standard error; one that nobody reads is no fault.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn say(line: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{line}")
+}
+
+/// Says in one line which tiers answer from a bundled checkpoint, if any do.
+pub fn note_bundled(config: &Config, tiers: &[Tier]) {
+    let bundled: Vec<_> = tiers
+        .iter()
+        .filter(|tier| {
+            engine::local::is_bundled(match tier {
+                Tier::Small => &config.small,
+                Tier::Large => &config.large,
+            })
+        })
+        .map(|tier| tier.as_str())
+        .collect();
+    if !bundled.is_empty() {
+        complain(&format!(
+            "note: no model given for {}: using the bundled support-desk checkpoint, which knows questions like those of examples/prompts.jsonl only; choose models with --small and --large",
+            bundled.join(" and ")
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::console::options::*;
+
+    #[test]
+    fn instants_are_times_or_ages() {
+        let read = |text| read_instant("--since", text);
+        let noon = read("2026-01-31T12:00:00Z").expect("a time");
+        assert_eq!(noon.to_rfc3339(), "2026-01-31T12:00:00+00:00");
+        let age = Utc::now() - read("15m").expect("an age");
+        assert!((899..=901).contains(&age.num_seconds()));
+        for wrong in ["", "m", "15", "15w", "99999999999999999d", "é"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Checkpoints by their name on the hub, kept in the cache that Hugging Face's tools share.
+//!
+//! `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are read as those tools read them: the cache and
+//! its rules belong to the machine, not to this program's configuration.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{ApiBuilder, ApiRepo},
+};
+
+use super::files::ModelFiles;
+
+/// Files of a repository that are of use; weights in other formats are passed over.
+fn is_wanted(name: &str) -> bool {
+    let described = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    let weights = name.starts_with("model")
+        && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+    !name.contains('/') && (described.contains(&name) || name == "chat_template.jinja" || weights)
+}
+
+/// Finds a checkpoint in the cache, or downloads it there.
+///
+/// # Errors
+/// One line that says why it cannot be had and what helps.
+pub(super) fn fetch(model: &str) -> Result<ModelFiles, String> {
+    fetch_with(model, &Cache::from_env(), is_offline())
+}
+
+fn fetch_with(model: &str, cache: &Cache, is_offline: bool) -> Result<ModelFiles, String> {
+    let (name, revision) = model.split_once('@').unwrap_or((model, "main"));
+    let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
+    let cached = cache.repo(repo.clone()).get("config.json");
+    if let Some(files) = cached.as_deref().and_then(Path::parent).and_then(complete) {
+        return Ok(files);
+    }
+    if is_offline {
+        return Err(format!(
+            "it is not in {} and HF_HUB_OFFLINE is set; download it beforehand or name a directory",
+            cache.path().display()
+        ));
+    }
+    let api = ApiBuilder::from_env()
+        .with_cache_dir(cache.path().clone())
+        .with_progress(false)
+        .build();
+    let api = api.map_err(|fault| fault.to_string())?.repo(repo);
+    let folder = download(&api).map_err(|fault| {
+        format!(
+            "it is not in {} and the hub does not give it ({fault}); name a directory, or see that the hub can be reached",
+            cache.path().display()
+        )
+    })?;
+    complete(&folder)
+        .ok_or_else(|| "the hub has no safetensors weights with a tokenizer.json for it".to_owned())
+}
+
+fn download(api: &ApiRepo) -> Result<PathBuf, String> {
+    let short = |fault: hf_hub::api::sync::ApiError| {
+        // Such errors quote whole responses; the first line says enough.
+        let text = fault.to_string();
+        text.lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(160)
+            .collect::<String>()
+    };
+    let siblings = api.info().map_err(short)?.siblings;
+    let mut folder = None;
+    for file in siblings.iter().filter(|file| is_wanted(&file.rfilename)) {
+        let path = api.get(&file.rfilename).map_err(short)?;
+        folder = path.parent().map(Path::to_owned);
+    }
+    folder.ok_or_else(|| "its repository has no model files".to_owned())
+}
+
+/// The directory as a checkpoint, when nothing that is needed is missing.
+fn complete(folder: &Path) -> Option<ModelFiles> {
+    let files = ModelFiles::Directory(folder.to_owned());
+    let described = folder.join("tokenizer.json").is_file();
+    (described && files.weight_files().is_ok()).then_some(files)
+}
+
+/// As `huggingface_hub` reads the variable.
+fn is_offline() -> bool {
+    let value = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::engine::local::hub::*;
+
+    #[test]
+    fn offline_it_takes_what_the_cache_has_and_says_what_it_lacks() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let cache = Cache::new(folder.path().to_owned());
+        let fault = fetch_with("owner/name", &cache, true).expect_err("nothing is cached");
+        assert!(
+            fault.contains("HF_HUB_OFFLINE") && !fault.contains('\n'),
+            "{fault}"
+        );
+
+        let repo = folder.path().join("models--owner--name");
+        let snapshot = repo.join("snapshots/0123");
+        fs::create_dir_all(&snapshot).expect("folders");
+        fs::create_dir_all(repo.join("refs")).expect("folders");
+        fs::write(repo.join("refs/main"), "0123").expect("a reference");
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/tiny-qwen2");
+        for name in ["config.json", "tokenizer.json"] {
+            fs::copy(from.join(name), snapshot.join(name)).expect("copied");
+        }
+        fetch_with("owner/name", &cache, true).expect_err("the weights are still missing");
+        fs::copy(
+            from.join("model.safetensors"),
+            snapshot.join("model.safetensors"),
+        )
+        .expect("copied");
+        let files = fetch_with("owner/name", &cache, true).expect("all is there");
+        assert!(matches!(files, ModelFiles::Directory(found) if found == snapshot));
+    }
+
+    #[test]
+    fn only_what_is_of_use_is_downloaded() {
+        for name in [
+            "config.json",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "chat_template.jinja",
+        ] {
+            assert!(is_wanted(name), "{name}");
+        }
+        for name in [
+            "pytorch_model.bin",
+            "original/config.json",
+            "consolidated.safetensors",
+            "README.md",
+        ] {
+            assert!(!is_wanted(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The thread's loop, with something in the model's place that fails when told to.
+
+use std::{sync::mpsc::sync_channel, thread};
+
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    engine::Generation,
+    job::{FinishReason, Message, Role, Sampling},
+    prompt::Specials,
+};
+
+use super::*;
+
+/// Repeats the last token it saw; fails on what the test chose.
+struct Faulty {
+    panics_on: u32,
+    errs_on: u32,
+    no_number_on: u32,
+}
+
+impl Forward for Faulty {
+    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
+        let mut values = Vec::new();
+        for chunk in chunks {
+            assert!(!chunk.tokens.contains(&self.panics_on), "told to");
+            if chunk.tokens.contains(&self.errs_on) {
+                return Err("told to err".to_owned());
+            }
+            let last = chunk.tokens[chunk.tokens.len() - 1];
+            if chunk.rows == Rows::Last {
+                let filler = if last == self.no_number_on {
+                    f32::NAN
+                } else {
+                    0.0
+                };
+                let mut row = vec![filler; 384];
+                row[last as usize] = 5.0;
+                values.extend(row);
+            }
+        }
+        Ok(Logits::new(values, 384))
+    }
+}
+
+fn vocabulary() -> Vocabulary {
+    let json = include_bytes!("../../../../tests/fixtures/models/tiny-qwen2/tokenizer.json");
+    Vocabulary::from_json(json).expect("the fixture is a tokenizer")
+}
+
+fn token(text: &str) -> u32 {
+    let tokens = vocabulary()
+        .encode(text, Specials::Written)
+        .expect("encodes");
+    assert_eq!(tokens.len(), 1, "{text} is one token");
+    tokens[0]
+}
+
+const LIMITS: Limits = Limits {
+    batch_max: 2,
+    waiting_max: 8,
+    step_tokens_max: 16,
+    kv_blocks: 8,
+    step_seconds_max: None,
+};
+
+type Answer = oneshot::Receiver<Result<Generation, EngineFault>>;
+
+/// Hands in prompts before the thread starts, then closes the engine once all are answered.
+fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineFault>> {
+    let (requests, receiver) = sync_channel(LIMITS.waiting_max);
+    let answers: Vec<Answer> = prompts
+        .iter()
+        .map(|prompt| send(&requests, prompt))
+        .collect();
+    let thread = thread::spawn(move || runner(receiver).run());
+    let answers = answers
+        .into_iter()
+        .map(|answer| answer.blocking_recv().expect("answered"))
+        .collect();
+    drop(requests);
+    thread
+        .join()
+        .expect("the thread ends when the engine is closed");
+    answers
+}
+
+fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    let message = Message {
+        role: Role::User,
+        content: prompt.to_owned(),
+    };
+    let request = Generate {
+        messages: vec![message],
+        sampling: Sampling {
+            max_completion_tokens: 4,
+            ..Sampling::default()
+        },
+        seed_default: 0,
+        terms: Default::default(),
+    };
+    let prompt = language().prompt(&request).expect("encodes");
+    let ticket = Ticket {
+        request,
+        prompt,
+        grammar: None,
+        reply,
+        place: Arc::new(Semaphore::new(1))
+            .try_acquire_owned()
+            .expect("free"),
+    };
+    requests.send(ticket).expect("room");
+    answer
+}
+
+fn language() -> Language {
+    Language {
+        template: ChatTemplate::plain(),
+        vocabulary: vocabulary(),
+        eos: Vec::new(),
+    }
+}
+
+fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
+    let model = Faulty {
+        panics_on: token("X"),
+        errs_on: token("Y"),
+        no_number_on: token("Z"),
+    };
+    let info = EngineInfo {
+        model: "faulty".to_owned(),
+        revision: "1".to_owned(),
+        context_tokens: Some(32),
+        batch_max: LIMITS.batch_max,
+        parameters: None,
+    };
+    Runner::new(
+        model,
+        Arc::new(language()),
+        info,
+        Tier::Small,
+        (LIMITS, PrefixSharing::Tenant),
+        (receiver, Arc::new(Pulse::new())),
+    )
+}
+
+fn text(outcome: &Result<Generation, EngineFault>) -> &str {
+    &outcome.as_ref().expect("an answer").answer.text
+}
+
+#[test]
+fn a_panic_fails_those_that_ran_and_those_that_waited_are_answered() {
+    for (poison, expected) in [("X", "panic"), ("Y", "told to err")] {
+        let outcomes = run(&["a", poison, "b", "c"]);
+        assert!(
+            matches!(&outcomes[0], Err(EngineFault::Crashed(_))),
+            "ran beside it"
+        );
+        let Err(EngineFault::Crashed(fault)) = &outcomes[1] else {
+            panic!("it crashed");
+        };
+        assert!(fault.contains(expected), "{fault}");
+        assert_eq!(text(&outcomes[2]), "bbbb");
+        assert_eq!(text(&outcomes[3]), "cccc");
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_fail_their_own_request_only() {
+    let outcomes = run(&["a", "Z", "b"]);
+    assert_eq!(text(&outcomes[0]), "aaaa");
+    assert!(
+        matches!(&outcomes[1], Err(EngineFault::Crashed(fault)) if fault.contains("not finite"))
+    );
+    assert_eq!(text(&outcomes[2]), "bbbb");
+}
+
+#[test]
+fn requests_given_up_leave_their_places_to_others() {
+    let (requests, receiver) = sync_channel(LIMITS.waiting_max);
+    for _ in 0..4 {
+        drop(send(&requests, "X"));
+    }
+    let kept = send(&requests, "a");
+    let thread = thread::spawn(move || runner(receiver).run());
+    assert_eq!(text(&kept.blocking_recv().expect("answered")), "aaaa");
+    drop(requests);
+    thread.join().expect("the thread ends");
+}
+
+#[test]
+fn a_sequence_given_up_while_it_runs_is_dropped_at_the_next_step() {
+    let (requests, receiver) = sync_channel(LIMITS.waiting_max);
+    let (given_up, kept) = (send(&requests, "a"), send(&requests, "b"));
+    let mut runner = runner(receiver);
+    assert!(runner.receive());
+    runner.step().expect("computed");
+    assert_eq!(runner.sequences.len(), 2);
+    drop(given_up);
+    runner.step().expect("computed");
+    assert_eq!(runner.sequences.len(), 1);
+    drop((requests, kept));
+}
+
+#[test]
+fn closing_the_engine_tells_those_that_run() {
+    let (requests, receiver) = sync_channel(LIMITS.waiting_max);
+    let answer = send(&requests, "a");
+    let mut runner = runner(receiver);
+    assert!(runner.receive());
+    runner.step().expect("computed");
+    drop(requests);
+    runner.run();
+    assert_eq!(
+        answer.blocking_recv().expect("told"),
+        Err(EngineFault::Closed)
+    );
+}
+
+#[test]
+fn the_context_limits_prompt_and_answer() {
+    let outcomes = run(&[&"a ".repeat(40), &"a".repeat(30)]);
+    assert!(
+        matches!(&outcomes[0], Err(EngineFault::ContextTooLong { prompt_tokens, context_tokens: 32, .. }) if *prompt_tokens >= 32),
+        "{:?}",
+        outcomes[0]
+    );
+    let answer = &outcomes[1].as_ref().expect("an answer").answer;
+    assert_eq!(answer.finish_reason, FinishReason::Length);
+    let usage = answer.usage;
+    assert!(
+        usage.prompt_tokens + usage.completion_tokens <= 32,
+        "{usage:?}"
+    );
+}

@@ -1,0 +1,137 @@
+//! Which models the fleet serves, as its workers' heartbeats tell it.
+
+use std::{
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    affinity::Assignment,
+    job::Tier,
+    shutdown::Shutdown,
+    store::{Store, StoreFault, WorkerRecord},
+};
+
+/// Workers unseen for longer no longer count as serving their model.
+const WORKER_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often the directory is read again.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A snapshot of the served models.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Models {
+    /// The latest worker first.
+    workers: Vec<WorkerRecord>,
+    /// Who takes which lanes, small first.
+    assignments: [Option<Assignment>; 2],
+}
+
+impl Models {
+    /// A snapshot of these workers, the latest first.
+    pub fn of(workers: Vec<WorkerRecord>) -> Self {
+        let now = Utc::now();
+        let assignments = Tier::ALL.map(|tier| Assignment::of(&workers, tier, now));
+        Self {
+            workers,
+            assignments,
+        }
+    }
+
+    /// Who takes which of a tier's lanes, where several workers share it.
+    pub fn assignment(&self, tier: Tier) -> Option<&Assignment> {
+        self.assignments[usize::from(tier == Tier::Large)].as_ref()
+    }
+
+    /// The longest context of a tier in tokens, by its latest worker, where it is known.
+    pub fn context_tokens(&self, tier: Tier) -> Option<u32> {
+        self.workers
+            .iter()
+            .find(|worker| worker.tier == tier)
+            .and_then(|worker| worker.context_tokens)
+    }
+
+    /// Jobs that a tier's workers run and can run at once, of those seen since an instant.
+    pub fn places(&self, tier: Tier, since: DateTime<Utc>) -> (u32, u32) {
+        self.workers
+            .iter()
+            .filter(|worker| worker.tier == tier && !worker.draining && worker.seen_at >= since)
+            .fold((0, 0), |(running, places), worker| {
+                (running + worker.running, places + worker.batch_max)
+            })
+    }
+
+    /// The name and revision that a tier serves, by its latest worker.
+    pub fn of_tier(&self, tier: Tier) -> Option<(&str, &str)> {
+        self.workers
+            .iter()
+            .find(|worker| worker.tier == tier)
+            .map(|worker| (worker.model.as_str(), worker.revision.as_str()))
+    }
+
+    /// The tier whose latest worker serves a model of this name.
+    pub fn tier_of(&self, name: &str) -> Option<Tier> {
+        Tier::ALL
+            .into_iter()
+            .find(|tier| self.of_tier(*tier).is_some_and(|(model, _)| model == name))
+    }
+
+    /// The names of the served models, small first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        Tier::ALL
+            .into_iter()
+            .filter_map(|tier| self.of_tier(tier).map(|(model, _)| model))
+    }
+}
+
+/// The served models, kept up to date.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    store: Store,
+    models: Arc<RwLock<Arc<Models>>>,
+}
+
+impl Directory {
+    /// Reads the directory for the first time.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn open(store: Store) -> Result<Self, StoreFault> {
+        let directory = Self {
+            store,
+            models: Arc::default(),
+        };
+        directory.refresh().await?;
+        Ok(directory)
+    }
+
+    /// The models served now.
+    pub fn models(&self) -> Arc<Models> {
+        self.models
+            .read()
+            .expect("nobody panics while holding it")
+            .clone()
+    }
+
+    /// Reads the directory again at intervals until asked to stop.
+    pub async fn keep_fresh(self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+            }
+            if let Err(fault) = self.refresh().await {
+                tracing::warn!(%fault, "cannot read which models are served; the last answer stands");
+            }
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), StoreFault> {
+        let mut workers = self.store.workers(WORKER_AGE_MAX).await?;
+        workers.sort_by_key(|worker| std::cmp::Reverse(worker.seen_at));
+        *self.models.write().expect("nobody panics while holding it") =
+            Arc::new(Models::of(workers));
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! Questions that ask the same in other words are given each other's answers, where requests allow it.
+//!
+//! Comes in: admissions whose requests ask for semantic reuse. Goes out: the same, each with its
+//! embedding and with the nearest question that has an answer, judged ([`Reuse::consult`]). The
+//! ledger keeps the questions; this process holds those with an answer in an index, which it
+//! brings up to date at short intervals. Any failure is a miss: the job then runs as any other.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::{counter, gauge, histogram};
+use tokio::time::Instant;
+
+use crate::{
+    cache::semantic::{Encoder, Index, Question, compare},
+    config::CacheConfig,
+    engine::Embedder,
+    job::JobId,
+    metrics::{SEMANTIC_LOOKUPS, SEMANTIC_QUESTIONS, SEMANTIC_SECONDS},
+    scoring::random::Random,
+    shutdown::Shutdown,
+    store::{Admission, Course, KnownQuestion, Likeness, LikenessVerdict, Lookup, Store},
+};
+
+/// How often new answers are looked for.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(250);
+/// A row may become visible so much later than its time says: clocks differ and commits take a while.
+const OVERLAP: TimeDelta = TimeDelta::seconds(10);
+/// How often all of them are read again, so that what the ledger has removed goes here as well.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
+/// Near questions that are judged, the nearest first.
+const NEAR_MAX: usize = 8;
+/// Likeness below which a question is not worth a word in the ledger.
+const NEAR_COSINE_MIN: f32 = 0.7;
+/// Texts that are embedded at once.
+const TEXTS_TOGETHER: usize = 64;
+
+/// Finds, for questions that come in, those that ask the same.
+#[derive(Debug)]
+pub(super) struct Reuse {
+    pub(super) encoder: Arc<dyn Encoder>,
+    config: CacheConfig,
+    index: RwLock<Index>,
+}
+
+impl Reuse {
+    /// Nothing is known before the first [`Reuse::keep_fresh`].
+    pub(super) fn new(encoder: Arc<dyn Encoder>, config: CacheConfig) -> Self {
+        let index = RwLock::new(Index::new(encoder.width(), config.questions_max));
+        Self {
+            encoder,
+            config,
+            index,
+        }
+    }
+
+    /// Revision of the encoder, and the likeness that questions must have.
+    pub(super) fn asked(&self) -> (&str, f32) {
+        (self.encoder.revision(), self.config.cosine_min as f32)
+    }
+
+    /// Looks up the questions of these admissions. Takes the time of embedding them.
+    pub(super) async fn consult(
+        self: &Arc<Self>,
+        mut admissions: Vec<Admission>,
+    ) -> Vec<Admission> {
+        let begun = Instant::now();
+        let questions: Vec<String> = admissions
+            .iter_mut()
+            .filter_map(|admission| Some(lookup_of(admission)?.question.clone()))
+            .collect();
+        let reuse = self.clone();
+        let embedded = tokio::task::spawn_blocking(move || reuse.embed(&questions)).await;
+        let vectors = match embedded {
+            Ok(Ok(vectors)) => vectors,
+            Ok(Err(fault)) => {
+                tracing::warn!(
+                    fault,
+                    "questions are not embedded; they are answered as others"
+                );
+                HashMap::new()
+            }
+            Err(fault) => {
+                tracing::error!(%fault, "the encoder crashed; questions are answered as others");
+                HashMap::new()
+            }
+        };
+        let index = self.index.read().expect("nobody panics while holding it");
+        for admission in &mut admissions {
+            let id = admission.head.id;
+            let Some(lookup) = lookup_of(admission) else {
+                continue;
+            };
+            let outcome = match vectors.get(&lookup.question) {
+                Some(vector) => {
+                    lookup.embedding.clone_from(vector);
+                    lookup.nearest = self.judge(&index, lookup, id, Utc::now());
+                    match &lookup.nearest {
+                        Some(Likeness {
+                            verdict: LikenessVerdict::Miss(veto),
+                            ..
+                        }) => veto,
+                        Some(_) => "near",
+                        None => "none",
+                    }
+                }
+                None => "failure",
+            };
+            counter!(SEMANTIC_LOOKUPS, "outcome" => outcome).increment(1);
+        }
+        histogram!(SEMANTIC_SECONDS).record(begun.elapsed().as_secs_f64());
+        admissions
+    }
+
+    /// A vector for each text; equal texts are embedded once.
+    fn embed(&self, texts: &[String]) -> Result<HashMap<String, Vec<f32>>, String> {
+        let mut unique: Vec<&str> = texts.iter().map(String::as_str).collect();
+        unique.sort_unstable();
+        unique.dedup();
+        let mut vectors = HashMap::with_capacity(unique.len());
+        for some in unique.chunks(TEXTS_TOGETHER) {
+            let embedded = self.encoder.encode(some)?;
+            vectors.extend(some.iter().map(|text| (*text).to_owned()).zip(embedded));
+        }
+        Ok(vectors)
+    }
+
+    /// The nearest question whose answer serves, or else the nearest one and why its answer does not.
+    fn judge(
+        &self,
+        index: &Index,
+        lookup: &Lookup,
+        job: JobId,
+        now: DateTime<Utc>,
+    ) -> Option<Likeness> {
+        let limits = (NEAR_MAX, NEAR_COSINE_MIN);
+        let near = index.nearest(&lookup.scope, &lookup.embedding, limits, now);
+        let mut nearest: Option<Likeness> = None;
+        for (question, cosine) in near {
+            let cosine_min = question.cosine_min.max(self.config.cosine_min as f32);
+            let comparison = compare(&lookup.question, &question.text, Some(cosine), cosine_min);
+            let verdict = match comparison.veto {
+                Some(veto) => LikenessVerdict::Miss(veto.as_str()),
+                None if self.config.semantic_check => LikenessVerdict::Candidate,
+                None => LikenessVerdict::Hit,
+            };
+            let is_miss = comparison.veto.is_some();
+            if is_miss && nearest.is_some() {
+                continue;
+            }
+            nearest = Some(Likeness {
+                entry: question.entry,
+                question: question.text.to_string(),
+                cosine,
+                cosine_min,
+                verdict,
+                recheck: (!is_miss && self.draws(job)).then_some(self.config.recheck_share),
+            });
+            if !is_miss {
+                break;
+            }
+        }
+        nearest
+    }
+
+    /// Whether a job's hit is run again: drawn from its id, so that a message that comes twice is
+    /// decided alike.
+    fn draws(&self, job: JobId) -> bool {
+        let (high, low) = job.0.as_u64_pair();
+        Random::new(high ^ low.rotate_left(32)).unit() < self.config.recheck_share
+    }
+
+    /// Takes in what has changed in the ledger, at intervals, until asked to stop.
+    pub(super) async fn keep_fresh(self: Arc<Self>, store: Store, shutdown: Shutdown) {
+        let mut since = DateTime::<Utc>::UNIX_EPOCH;
+        let mut reloaded = Instant::now();
+        loop {
+            if reloaded.elapsed() >= RELOAD_INTERVAL {
+                (since, reloaded) = (DateTime::<Utc>::UNIX_EPOCH, Instant::now());
+            }
+            let limit = self.config.questions_max;
+            match store
+                .known_questions(self.encoder.revision(), since, limit)
+                .await
+            {
+                Ok(known) => since = self.take(known, since),
+                Err(fault) => {
+                    tracing::warn!(%fault, "new answers are not known yet; questions are judged by the known ones");
+                }
+            }
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Puts questions into the index; all of them into an empty one when they are all there are. Returns
+    /// the instant from which the next ones are to be read.
+    fn take(&self, known: Vec<KnownQuestion>, since: DateTime<Utc>) -> DateTime<Utc> {
+        let latest = known.iter().map(|question| question.changed_at).max();
+        let mut fresh = None;
+        let mut held;
+        let index: &mut Index = if since == DateTime::<Utc>::UNIX_EPOCH {
+            fresh.insert(Index::new(self.encoder.width(), self.config.questions_max))
+        } else {
+            held = self.index.write().expect("nobody panics while holding it");
+            &mut held
+        };
+        // The latest come first, and are to stay the longest.
+        for known in known.into_iter().rev() {
+            let question = Question {
+                entry: known.entry,
+                text: known.question.into(),
+                cosine_min: known.cosine_min,
+                expires_at: known.expires_at,
+            };
+            index.put(known.scope, question, &known.embedding);
+        }
+        gauge!(SEMANTIC_QUESTIONS).set(index.len() as f64);
+        if let Some(fresh) = fresh {
+            *self.index.write().expect("nobody panics while holding it") = fresh;
+        }
+        latest.map_or(since, |latest| since.max(latest - OVERLAP))
+    }
+}
+
+impl Encoder for Embedder {
+    fn revision(&self) -> &str {
+        self.revision()
+    }
+
+    fn width(&self) -> usize {
+        self.width()
+    }
+
+    fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+        self.embed(texts).map_err(|fault| fault.to_string())
+    }
+}
+
+/// Whether an admission asks for semantic reuse.
+pub(super) fn asks(admission: &Admission) -> bool {
+    matches!(&admission.course, Course::Route(route) if route.lookup.is_some())
+}
+
+fn lookup_of(admission: &mut Admission) -> Option<&mut Lookup> {
+    match &mut admission.course {
+        Course::Route(route) => route.lookup.as_deref_mut(),
+        _ => None,
+    }
+}
