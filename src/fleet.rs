@@ -18,19 +18,19 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    api::{Api, ApiFault},
-    broker::{Broker, BrokerFault},
+    api::{Api, ServeError},
+    broker::{Broker, BrokerError},
     cache::semantic::Encoder,
     config::{CacheConfig, Config},
-    engine::{self, Embedder, EmbedderFault, Engine, EngineInfo, OpenFault, local::is_bundled},
+    engine::{self, Embedder, EmbedderError, Engine, EngineInfo, OpenError, local::is_bundled},
     job::{JobId, Tier},
     metrics::{CACHE_BYTES, CACHE_ENTRIES, CACHE_REMOVED, QUEUE_READY},
-    router::{Router, RouterFault},
-    scoring::confidence::{Confidence, ConfidenceFault},
+    router::{Router, RouterError},
+    scoring::confidence::{Confidence, ConfidenceError},
     shutdown::Shutdown,
-    store::{CacheLimits, Store, StoreFault},
-    telemetry::{self, Readiness, TelemetryFault},
-    worker::{Worker, WorkerFault},
+    store::{CacheLimits, Store, StoreError},
+    telemetry::{self, Readiness, TelemetryError},
+    worker::{Worker, WorkerError},
 };
 
 /// How often queue depths are read for the metrics.
@@ -42,34 +42,34 @@ const CACHE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a fleet could not start or ended by itself.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each variant passes on the fault of a stage")]
-pub enum FleetFault {
+#[expect(missing_docs, reason = "each variant passes on the error of a stage")]
+pub enum FleetError {
     #[error(transparent)]
-    Broker(#[from] BrokerFault),
+    Broker(#[from] BrokerError),
     #[error(transparent)]
-    Store(#[from] StoreFault),
+    Store(#[from] StoreError),
     #[error(transparent)]
-    Engine(#[from] OpenFault),
+    Engine(#[from] OpenError),
     #[error(transparent)]
-    Embedder(#[from] EmbedderFault),
+    Embedder(#[from] EmbedderError),
     #[error(transparent)]
-    Router(#[from] RouterFault),
+    Router(#[from] RouterError),
     #[error(transparent)]
-    Worker(#[from] WorkerFault),
+    Worker(#[from] WorkerError),
     #[error(transparent)]
-    Api(#[from] ApiFault),
+    Api(#[from] ServeError),
     #[error(transparent)]
-    Confidence(#[from] ConfidenceFault),
+    Confidence(#[from] ConfidenceError),
     #[error(transparent)]
-    Telemetry(#[from] TelemetryFault),
+    Telemetry(#[from] TelemetryError),
     #[error("the {role} role panicked; see the log")]
     Panicked { role: &'static str },
 }
 
 /// Opens the embedder beside the runtime's threads: it reads files, and may download them.
-async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetFault> {
+async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetError> {
     let opened = tokio::task::spawn_blocking(move || Embedder::open(&model)).await;
-    let embedder = opened.map_err(|_| FleetFault::Panicked { role: "embedder" })??;
+    let embedder = opened.map_err(|_| FleetError::Panicked { role: "embedder" })??;
     Ok(Arc::new(embedder))
 }
 
@@ -78,7 +78,7 @@ async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetFault> {
 async fn open_embedders(
     config: &Config,
     roles: &Roles,
-) -> Result<(Option<Arc<Embedder>>, Option<Arc<Embedder>>), FleetFault> {
+) -> Result<(Option<Arc<Embedder>>, Option<Arc<Embedder>>), FleetError> {
     let for_context = match &config.worker.embedder {
         Some(model) if !roles.tiers.is_empty() => Some(open_embedder(model.clone()).await?),
         _ => None,
@@ -112,7 +112,7 @@ pub struct Roles {
 ///
 /// # Errors
 /// When one of them cannot be reached, or the ledger's tables do not fit.
-pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), FleetFault> {
+pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), FleetError> {
     let store = open_store(config, migrate).await?;
     let broker = Broker::connect(&config.broker, &embedded_path(config)).await?;
     Ok((broker, store))
@@ -123,7 +123,7 @@ pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), 
 ///
 /// # Errors
 /// When it cannot be reached, or its tables do not fit.
-pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreFault> {
+pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreError> {
     let open = async {
         let store = Store::connect(&config.store).await?;
         if migrate {
@@ -131,19 +131,19 @@ pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreFa
             return Ok(store);
         }
         match (store.check_schema().await, &store) {
-            (Err(StoreFault::Schema { .. }), Store::Sqlite(_)) => {
+            (Err(StoreError::Schema { .. }), Store::Sqlite(_)) => {
                 store.migrate().await?;
             }
             (outcome, _) => outcome?,
         }
         Ok(store)
     };
-    open.await.map_err(|fault| match fault {
+    open.await.map_err(|error| match error {
         // SQLite's own words do not say which file they are about.
-        StoreFault::Storage { message } => StoreFault::Storage {
+        StoreError::Storage { message } => StoreError::Storage {
             message: format!("{}: {message}", config.store.url.masked()),
         },
-        fault => fault,
+        error => error,
     })
 }
 
@@ -159,7 +159,7 @@ pub fn embedded_path(config: &Config) -> PathBuf {
 ///
 /// # Errors
 /// When the weights cannot be used.
-pub fn confidence(config: &Config, served: &EngineInfo) -> Result<Confidence, ConfidenceFault> {
+pub fn confidence(config: &Config, served: &EngineInfo) -> Result<Confidence, ConfidenceError> {
     let confidence = match &config.worker.confidence {
         Some(path) => Confidence::read(Path::new(path))?,
         None if is_bundled(&config.small) => Confidence::bundled()?,
@@ -190,7 +190,7 @@ pub struct Fleet {
     pub api_address: Option<SocketAddr>,
     /// Where metrics and health are served.
     pub metrics_address: Option<SocketAddr>,
-    tasks: JoinSet<(&'static str, Result<(), FleetFault>)>,
+    tasks: JoinSet<(&'static str, Result<(), FleetError>)>,
     roles_stop: Shutdown,
     /// Ends the pages for metrics and health, which tell that the roles drain until they have.
     pages_stop: Shutdown,
@@ -208,7 +208,7 @@ impl Fleet {
         roles: &Roles,
         metrics: Option<PrometheusHandle>,
         shutdown: &Shutdown,
-    ) -> Result<Self, FleetFault> {
+    ) -> Result<Self, FleetError> {
         let (broker, store) = connect(config, roles.migrate).await?;
         store.ensure_partitions().await?;
         let mut fleet = Self {
@@ -222,11 +222,11 @@ impl Fleet {
             pages_stop: Shutdown::new(),
             first_fault: None,
         };
-        if let Err(fault) = fleet.start_roles(config, roles, metrics).await {
+        if let Err(error) = fleet.start_roles(config, roles, metrics).await {
             fleet.roles_stop.request();
-            // The fault that stopped the start is the one to tell.
+            // The error that stopped the start is the one to tell.
             let _ = fleet.wait().await;
-            return Err(fault);
+            return Err(error);
         }
         Ok(fleet)
     }
@@ -236,7 +236,7 @@ impl Fleet {
         config: &Config,
         roles: &Roles,
         metrics: Option<PrometheusHandle>,
-    ) -> Result<(), FleetFault> {
+    ) -> Result<(), FleetError> {
         let mut workers = Vec::new();
         let (for_context, for_cache) = open_embedders(config, roles).await?;
         for tier in &roles.tiers {
@@ -276,7 +276,7 @@ impl Fleet {
             );
             let (address, server) = api.serve(self.roles_stop.clone()).await?;
             self.api_address = Some(address);
-            let ended = server.map(|end| end.map_err(|_| FleetFault::Panicked { role: "api" }));
+            let ended = server.map(|end| end.map_err(|_| FleetError::Panicked { role: "api" }));
             self.spawn("api", ended);
         }
         if roles.router {
@@ -311,11 +311,11 @@ impl Fleet {
     fn spawn(
         &mut self,
         role: &'static str,
-        task: impl Future<Output = Result<(), FleetFault>> + Send + 'static,
+        task: impl Future<Output = Result<(), FleetError>> + Send + 'static,
     ) {
         self.tasks.spawn(async move {
             let caught = std::panic::AssertUnwindSafe(task).catch_unwind().await;
-            (role, caught.unwrap_or(Err(FleetFault::Panicked { role })))
+            (role, caught.unwrap_or(Err(FleetError::Panicked { role })))
         });
     }
 
@@ -347,16 +347,16 @@ impl Fleet {
         })
     }
 
-    /// Waits until a role ends by itself: with a fault, or because it was told to stop.
+    /// Waits until a role ends by itself: with a error, or because it was told to stop.
     /// Cancel-safe.
     ///
     /// # Errors
-    /// The fault it ended with.
-    pub async fn ended(&mut self) -> Result<(), FleetFault> {
+    /// The error it ended with.
+    pub async fn ended(&mut self) -> Result<(), FleetError> {
         match self.tasks.join_next().await {
             Some(Ok((role, outcome))) => {
-                if let Err(fault) = &outcome {
-                    self.tell(role, fault);
+                if let Err(error) = &outcome {
+                    self.tell(role, error);
                 }
                 outcome
             }
@@ -364,32 +364,32 @@ impl Fleet {
         }
     }
 
-    /// The first fault is the caller's to report. One that stops all roles comes from each of them,
+    /// The first error is the caller's to report. One that stops all roles comes from each of them,
     /// so only what says something else is worth a line of its own.
-    fn tell(&mut self, role: &'static str, fault: &FleetFault) {
-        let words = fault.to_string();
+    fn tell(&mut self, role: &'static str, error: &FleetError) {
+        let words = error.to_string();
         match &self.first_fault {
             None => {
-                tracing::info!(role, %fault, "a role ended; the others are stopped");
+                tracing::info!(role, %error, "a role ended; the others are stopped");
                 self.first_fault = Some(words);
             }
             Some(first) if *first == words => {}
-            Some(_) => tracing::error!(role, %fault, "a role ended"),
+            Some(_) => tracing::error!(role, %error, "a role ended"),
         }
     }
 
-    /// Waits for every role to end, then closes broker and ledger. A role that ends with a fault
+    /// Waits for every role to end, then closes broker and ledger. A role that ends with a error
     /// stops the others.
     ///
     /// # Errors
-    /// The first fault of a role.
-    pub async fn wait(mut self) -> Result<(), FleetFault> {
+    /// The first error of a role.
+    pub async fn wait(mut self) -> Result<(), FleetError> {
         let mut outcome = Ok(());
         while !self.tasks.is_empty() {
-            if let Err(fault) = self.ended().await {
+            if let Err(error) = self.ended().await {
                 self.roles_stop.request();
                 if outcome.is_ok() {
-                    outcome = Err(fault);
+                    outcome = Err(error);
                 }
             }
         }
@@ -402,8 +402,8 @@ impl Fleet {
     /// Asks the roles to drain and waits for them.
     ///
     /// # Errors
-    /// The first fault of a role.
-    pub async fn stop(self) -> Result<(), FleetFault> {
+    /// The first error of a role.
+    pub async fn stop(self) -> Result<(), FleetError> {
         self.roles_stop.request();
         self.wait().await
     }
@@ -430,8 +430,8 @@ async fn tend_cache(store: &Store, limits: CacheLimits) {
         Ok(Some(upkeep)) => upkeep,
         // Another process is at it.
         Ok(None) => return,
-        Err(fault) => {
-            tracing::warn!(%fault, "the cache cannot be tended");
+        Err(error) => {
+            tracing::warn!(%error, "the cache cannot be tended");
             return;
         }
     };
@@ -460,11 +460,11 @@ async fn upkeep(broker: Broker, store: Store, limits: CacheLimits, shutdown: Shu
                 Ok(depths) => for depth in depths {
                     gauge!(QUEUE_READY, "queue" => depth.queue.name()).set(depth.ready as f64);
                 },
-                Err(fault) => tracing::warn!(%fault, "cannot read the queues' depths"),
+                Err(error) => tracing::warn!(%error, "cannot read the queues' depths"),
             },
             _ = cache.tick() => tend_cache(&store, limits).await,
-            _ = partitions.tick() => if let Err(fault) = store.ensure_partitions().await {
-                tracing::error!(%fault, "cannot make partitions ahead; rows go to the default one");
+            _ = partitions.tick() => if let Err(error) = store.ensure_partitions().await {
+                tracing::error!(%error, "cannot make partitions ahead; rows go to the default one");
             },
         }
     }

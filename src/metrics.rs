@@ -87,16 +87,16 @@ declare! {
     Gauge QUEUE_READY = "promptyard_queue_ready_messages" ["queue"];
 
     /// Jobs that are held back from a queue until it is their tenant's turn (small, large) or their time (in); counted up to 1000.
-    Gauge HELD_JOBS = "promptyard_held_jobs" ["queue"];
+    Gauge DEFERRED_JOBS = "promptyard_deferred_jobs" ["queue"];
     /// Held jobs that went to their queue.
-    Counter RELEASED = "promptyard_held_released_total" [];
+    Counter RELEASED = "promptyard_deferred_released_total" [];
     /// What sweeps put right: messages sent again because they seemed lost, jobs ended after their deadline (expired), attempts closed for a worker that was gone (attempt).
-    Counter SWEPT = "promptyard_swept_total" ["what"];
+    Counter RESCUED = "promptyard_rescued_total" ["what"];
     /// Jobs the router has seen, by outcome (routed, held, waiting, cache, semantic, rejected, expired, cancelled, known).
     Counter ADMITTED = "promptyard_router_jobs_total" ["outcome"];
     /// Jobs routed to each tier.
     Counter ROUTED = "promptyard_router_tier_total" ["tier"];
-    /// Jobs brought to a tier, by place (lane: that of the worker which holds the beginning; shared: whoever is free).
+    /// Jobs brought to a tier, by place (affinity queue: that of the worker which holds the beginning; shared: whoever is free).
     Counter PLACED = "promptyard_router_placed_total" ["tier", "place"];
     /// The router's scores.
     Histogram SCORE = "promptyard_router_score_ratio" [] in SCORES;
@@ -128,7 +128,7 @@ declare! {
     /// Seconds of a ledger call, by method.
     Histogram STORE_SECONDS = "promptyard_store_call_seconds" ["call"] in CALL_SECONDS;
     /// Ledger calls that failed, by method.
-    Counter STORE_FAULTS = "promptyard_store_faults_total" ["call"];
+    Counter STORE_ERRORS = "promptyard_store_faults_total" ["call"];
 
     /// Attempts that ended, by tier and outcome (succeeded, reused, failed, expired, retried, escalated, returned, cancelled, fenced).
     Counter ATTEMPTS = "promptyard_worker_attempts_total" ["tier", "outcome"];
@@ -142,7 +142,7 @@ declare! {
     Histogram JOB_SECONDS = "promptyard_job_latency_seconds" ["source"] in LATENCY_SECONDS;
     /// Jobs a worker runs now.
     Gauge RUNNING = "promptyard_worker_running_jobs" ["tier"];
-    /// Jobs taken from lanes of other workers: they had more to do, or were gone.
+    /// Jobs taken from affinity queues of other workers: they had more to do, or were gone.
     Counter STOLEN = "promptyard_worker_stolen_total" ["tier"];
     /// Replies that could not be delivered because the reply queue is gone.
     Counter REPLIES_LOST = "promptyard_replies_undeliverable_total" [];

@@ -24,7 +24,7 @@ use crate::{
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum TelemetryFault {
+pub enum TelemetryError {
     /// The log filter is not one.
     #[error("telemetry.log is not a filter: {0}")]
     Filter(String),
@@ -47,13 +47,13 @@ pub enum TelemetryFault {
 ///
 /// # Errors
 /// When the filter cannot be read.
-pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryFault> {
+pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     // lapin logs returned messages with their bodies, which hold answers: no filter brings it back.
     let bodies_off = "lapin::returned_messages=off"
         .parse()
         .expect("the directive is valid");
     let filter = EnvFilter::try_new(&config.log)
-        .map_err(|fault| TelemetryFault::Filter(fault.to_string()))?
+        .map_err(|error| TelemetryError::Filter(error.to_string()))?
         .add_directive(bodies_off);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer()
@@ -71,18 +71,18 @@ pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryFault> {
 ///
 /// # Errors
 /// When a recorder is installed already.
-pub fn init_metrics() -> Result<PrometheusHandle, TelemetryFault> {
+pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let recorder_fault =
-        |fault: &dyn std::fmt::Display| TelemetryFault::Recorder(fault.to_string());
+        |error: &dyn std::fmt::Display| TelemetryError::Recorder(error.to_string());
     let mut builder = PrometheusBuilder::new();
     for metric in metrics::ALL.iter().filter(|m| !m.buckets.is_empty()) {
         builder = builder
             .set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), metric.buckets)
-            .map_err(|fault| recorder_fault(&fault))?;
+            .map_err(|error| recorder_fault(&error))?;
     }
     let handle = builder
         .install_recorder()
-        .map_err(|fault| recorder_fault(&fault))?;
+        .map_err(|error| recorder_fault(&error))?;
     metrics::describe();
     Ok(handle)
 }
@@ -100,7 +100,7 @@ pub async fn serve(
     handle: PrometheusHandle,
     readiness: Readiness,
     shutdown: Shutdown,
-) -> Result<Option<SocketAddr>, TelemetryFault> {
+) -> Result<Option<SocketAddr>, TelemetryError> {
     let upkeep = handle.clone();
     tokio::spawn(async move {
         // Histograms keep their samples until they are drained, whether anybody reads them or not.
@@ -112,9 +112,9 @@ pub async fn serve(
     if config.listen.is_empty() {
         return Ok(None);
     }
-    let listen_fault = |fault: std::io::Error| TelemetryFault::Listen {
+    let listen_fault = |error: std::io::Error| TelemetryError::Listen {
         address: config.listen.clone(),
-        message: fault.to_string(),
+        message: error.to_string(),
     };
     let listener = TcpListener::bind(&config.listen)
         .await
@@ -127,8 +127,8 @@ pub async fn serve(
     tokio::spawn(async move {
         let server = axum::serve(listener, pages);
         let stop = async move { shutdown.requested().await };
-        if let Err(fault) = server.with_graceful_shutdown(stop).await {
-            tracing::warn!(%fault, "the metrics server ended");
+        if let Err(error) = server.with_graceful_shutdown(stop).await {
+            tracing::warn!(%error, "the metrics server ended");
         }
     });
     Ok(Some(address))

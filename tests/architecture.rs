@@ -120,7 +120,7 @@ fn imports_point_downwards() {
 /// The reader of imports finds nested groups, so the rule cannot pass by blindness.
 #[test]
 fn the_reader_sees_nested_imports() {
-    let source = "use crate::{\n    broker::{Broker, letters::{Letter}},\n    job::Tier,\n    store,\n};\nfn f() { crate::cli::x() }";
+    let source = "use crate::{\n    broker::{Broker, letters::{WireMessage}},\n    job::Tier,\n    store,\n};\nfn f() { crate::cli::x() }";
     let found: Vec<_> = imports(source).into_iter().collect();
     assert_eq!(found, ["broker", "cli", "job", "store"]);
 }

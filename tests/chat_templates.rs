@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use chrono::NaiveDateTime;
 use promptyard::{
     job::Message,
-    prompt::{ChatTemplate, PromptFault, SpecialTokens},
+    prompt::{ChatTemplate, PromptError, SpecialTokens},
 };
 use serde::Deserialize;
 
@@ -45,7 +45,7 @@ fn renderings_and_refusals_are_those_of_transformers() {
         let rendered = template.render_at(&case.messages, case.add_generation_prompt, golden.now);
         let expected = match (case.rendered, case.fault) {
             (Some(rendered), None) => Ok(rendered),
-            (None, Some(fault)) => Err(PromptFault::Refused(fault)),
+            (None, Some(fault)) => Err(PromptError::Refused(fault)),
             _ => panic!("a case has a rendering or a fault"),
         };
         assert_eq!(

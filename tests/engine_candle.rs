@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use promptyard::{config::ModelConfig, engine::{self, Engine, EngineFault, Generate, local::is_bundled}, job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier}, scoring::confidence::Confidence};
+use promptyard::{config::ModelConfig, engine::{self, Engine, EngineError, Generate, local::is_bundled}, job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier}, scoring::confidence::Confidence};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -192,7 +192,7 @@ async fn the_context_bounds_prompt_and_answer() {
     assert_eq!(cut.finish_reason, FinishReason::Length);
     assert_eq!(cut.usage.prompt_tokens + cut.usage.completion_tokens, 64);
     let long = engine.generate(request(&"word ".repeat(200), 5)).await;
-    let Err(EngineFault::ContextTooLong {
+    let Err(EngineError::ContextTooLong {
         model,
         prompt_tokens,
         context_tokens,
@@ -222,13 +222,13 @@ async fn a_full_queue_refuses_and_given_up_requests_make_room() {
         assert!(waiting.len() < 20, "the queue is bounded");
     };
     assert!(
-        matches!(refused, Err(EngineFault::Unavailable { .. })),
+        matches!(refused, Err(EngineError::Unavailable { .. })),
         "{refused:?}"
     );
     drop(waiting);
     let served = loop {
         match engine.generate(request("y", 3)).await {
-            Err(EngineFault::Unavailable { .. }) => tokio::task::yield_now().await,
+            Err(EngineError::Unavailable { .. }) => tokio::task::yield_now().await,
             outcome => break outcome,
         }
     };
@@ -240,7 +240,7 @@ async fn the_template_may_refuse() {
     let engine = open(&config(&fixture("tiny-mistral"))).await;
     let mut twice = request("a", 5);
     twice.messages.push(twice.messages[0].clone());
-    let Err(EngineFault::Unservable(why)) = engine.generate(twice).await else {
+    let Err(EngineError::Unservable(why)) = engine.generate(twice).await else {
         panic!("Mistral's template refuses two user turns in a row");
     };
     assert!(why.contains("roles must alternate"), "{why}");

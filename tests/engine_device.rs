@@ -12,7 +12,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use promptyard::{batching::BlockId, config::{DeviceKind, WeightKind}, engine::local::{Chunk, DeviceModel, ModelFiles, Rows, open_device}};
+use promptyard::{batching::BlockId, config::{DeviceKind, WeightKind}, engine::local::{Chunk, GpuModel, ModelFiles, Rows, open_device}};
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
 /// Largest difference of a logit; logits reach 20, and both sides compute in f32.
@@ -34,9 +34,9 @@ fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn model(name: &str, kind: WeightKind, device: &Device) -> DeviceModel {
-    let files = ModelFiles::Directory(fixtures().join("models").join(name));
-    DeviceModel::read(&files, 0, kind, device, KV_BYTES).unwrap()
+fn model(name: &str, kind: WeightKind, device: &Device) -> GpuModel {
+    let files = ModelFiles::ModelRegistry(fixtures().join("models").join(name));
+    GpuModel::read(&files, 0, kind, device, KV_BYTES).unwrap()
 }
 
 fn cases(name: &str) -> Vec<Case> {
@@ -74,7 +74,7 @@ fn argmax(logits: &[f32]) -> u32 {
 struct Pool(Vec<BlockId>);
 
 impl Pool {
-    fn new(model: &DeviceModel) -> Self {
+    fn new(model: &GpuModel) -> Self {
         let count = model.kv_blocks();
         // A step that shares no factor with the count visits every block once.
         let step = (count / 2..).find(|step| gcd(*step, count) == 1).unwrap();
@@ -140,7 +140,7 @@ const CUTS: [(&str, Cut); 4] = [
     ("latecomers", |step, at| if step < at * 4 { 0 } else { 33 }),
 ];
 
-fn run(model: &mut DeviceModel, cases: &[Case], pool: &mut Pool, cut: Cut) -> Vec<Sequence> {
+fn run(model: &mut GpuModel, cases: &[Case], pool: &mut Pool, cut: Cut) -> Vec<Sequence> {
     let mut sequences: Vec<Sequence> = cases.iter().map(|case| Sequence::new(case, pool)).collect();
     for step in 0.. {
         if sequences.iter().all(Sequence::is_done) {
@@ -182,7 +182,7 @@ fn run(model: &mut DeviceModel, cases: &[Case], pool: &mut Pool, cut: Cut) -> Ve
 }
 
 /// All prompts in one step, every row.
-fn logits(model: &mut DeviceModel, cases: &[Case]) -> Vec<Vec<Vec<f32>>> {
+fn logits(model: &mut GpuModel, cases: &[Case]) -> Vec<Vec<Vec<f32>>> {
     let mut pool = Pool::new(model);
     let blocks: Vec<Vec<BlockId>> = cases
         .iter()

@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc};
 use futures::future::join_all;
 use promptyard::{
     config::ModelConfig,
-    engine::{self, Engine, EngineFault, Generate},
+    engine::{self, Engine, EngineError, Generate},
     job::{
         Answer, FinishReason, Message, NamedSchema, ResponseFormat, Role, Sampling, Tier,
         TokenLogprob,
@@ -136,7 +136,7 @@ async fn penalties_and_biases_change_what_is_chosen() {
     let mut sampling = asked;
     sampling.logit_bias = [(384, 1.0)].into();
     let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-    let EngineFault::Unservable(why) = fault else {
+    let EngineError::Unservable(why) = fault else {
         panic!("{fault:?}");
     };
     assert_eq!(
@@ -197,7 +197,7 @@ async fn forms_are_refused_without_the_feature() {
     let mut sampling = greedy(5);
     sampling.response_format = ResponseFormat::JsonObject;
     let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-    assert!(matches!(fault, EngineFault::Unservable(why) if why.contains("`structured`")));
+    assert!(matches!(fault, EngineError::Unservable(why) if why.contains("`structured`")));
     let _ = NamedSchema::NAME_BYTES_MAX;
 }
 
@@ -333,7 +333,7 @@ mod structured {
             let mut sampling = greedy(20);
             sampling.response_format = format(schema);
             let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-            let EngineFault::Unservable(why) = fault else {
+            let EngineError::Unservable(why) = fault else {
                 panic!("{schema}: {fault:?}");
             };
             assert!(

@@ -11,7 +11,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use promptyard::{batching::{BLOCK_TOKENS, BlockId}, config::WeightKind, engine::local::{CandleModel, Chunk, ModelFiles, Rows, Workspace}};
+use promptyard::{batching::{BLOCK_TOKENS, BlockId}, config::WeightKind, engine::local::{CpuModel, Chunk, ModelFiles, Rows, Workspace}};
 
 const MODELS: [&str; 5] = [
     "tiny-llama",
@@ -39,13 +39,13 @@ fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn model(name: &str) -> CandleModel {
+fn model(name: &str) -> CpuModel {
     model_in(name, WeightKind::F32)
 }
 
-fn model_in(name: &str, kind: WeightKind) -> CandleModel {
-    let files = ModelFiles::Directory(fixtures().join("models").join(name));
-    CandleModel::read(&files, 0, kind).unwrap()
+fn model_in(name: &str, kind: WeightKind) -> CpuModel {
+    let files = ModelFiles::ModelRegistry(fixtures().join("models").join(name));
+    CpuModel::read(&files, 0, kind).unwrap()
 }
 
 fn cases(name: &str) -> Vec<Case> {
@@ -139,7 +139,7 @@ const BLOCKS: u32 = 64;
 
 /// Runs all sequences together; `chunk` says how many prompt tokens each may compute in a step.
 fn run(
-    model: &CandleModel,
+    model: &CpuModel,
     workspace: &mut Workspace,
     sequences: &mut [Sequence],
     mut chunk: impl FnMut(usize, usize) -> usize,
@@ -179,7 +179,7 @@ fn run(
     }
 }
 
-fn run_alone(model: &CandleModel, case: &Case) -> Sequence {
+fn run_alone(model: &CpuModel, case: &Case) -> Sequence {
     let mut alone = [Sequence::new(case)];
     give_blocks(&mut alone);
     run(

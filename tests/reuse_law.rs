@@ -5,7 +5,7 @@
 use std::{cell::Cell, time::Duration};
 
 use chrono::Utc;
-use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::Models, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, Course, Settlement, Store, Verdict, WorkerRecord}};
+use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::Models, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Settlement, Store, AttemptOutcome, WorkerRecord}};
 use proptest::{
     prelude::*,
     sample::select,
@@ -194,7 +194,7 @@ impl Asked {
             context_tokens: None,
             running: 0,
             draining: false,
-            takes_lanes: false,
+            takes_affinity_queues: false,
             lease_until: Utc::now(),
             seen_at: Utc::now(),
         };
@@ -242,7 +242,7 @@ fn fields<const N: usize>(fields: [(&str, Option<Value>); N], backwards: bool) -
 /// Admits a job and answers it, if a model is to run for it; returns how it came by its answer.
 async fn answer(store: &Store, admission: Admission) -> AnswerSource {
     let job = admission.head.id;
-    let Course::Route(route) = &admission.course else {
+    let AdmissionDecision::Route(route) = &admission.decision else {
         panic!("{admission:?}")
     };
     let (tier, cache_key) = (route.tier, route.cache_key);
@@ -276,7 +276,7 @@ async fn answer(store: &Store, admission: Admission) -> AnswerSource {
     let settlement = Settlement {
         job,
         attempt,
-        verdict: Verdict::Succeeded(Answer {
+        verdict: AttemptOutcome::Succeeded(Answer {
             text: "so".to_owned(),
             finish_reason: FinishReason::Stop,
             usage: Usage::default(),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use chrono::NaiveDateTime;
-use promptyard::{console::input::{self, Line, Lines}, config::{Config, Overrides, WeightKind}, engine::local::{CandleModel, ModelFiles, Shape}, job::{Message, RequestLimits, Role, Submission}, prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary}, scoring::{codec, features::Features, scorer::Scorer}};
+use promptyard::{console::input::{self, Line, Lines}, config::{Config, Overrides, WeightKind}, engine::local::{CpuModel, ModelFiles, Shape}, job::{Message, RequestLimits, Role, Submission}, prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary}, scoring::{codec, features::Features, scorer::Scorer}};
 
 /// Longest message of a refusal, in bytes; it quotes no more than a name of the input.
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -317,9 +317,9 @@ pub fn safetensors_header(bytes: &[u8]) {
         assert!(shape.head > 0 && shape.heads.is_multiple_of(shape.kv_heads));
         assert!(shape.parameters() > 0);
     }
-    let files = ModelFiles::Directory(scratch.folder.clone());
+    let files = ModelFiles::ModelRegistry(scratch.folder.clone());
     let _ = files.weight_files();
-    match CandleModel::read(&files, 64, WeightKind::F32) {
+    match CpuModel::read(&files, 64, WeightKind::F32) {
         Ok(model) => assert!(model.weight_bytes() > 0 && model.kv_bytes_per_block() > 0),
         Err(fault) => assert!(!fault.is_empty()),
     }

@@ -44,7 +44,7 @@ create table semantic_lookups (
     job_id uuid primary key,
     tenant text not null,
     entry bytea not null,
-    verdict text not null check (verdict in ('hit', 'candidate', 'miss')),
+    outcome text not null check (outcome in ('hit', 'candidate', 'miss')),
     veto text,
     cosine real not null,
     cosine_min real not null,
@@ -52,16 +52,16 @@ create table semantic_lookups (
     recheck_propensity double precision,
     recheck_id uuid,
     made_at timestamptz,
-    judged_at timestamptz,
+    rechecked_at timestamptz,
     agrees boolean
 );
 create index semantic_lookups_open on semantic_lookups (job_id)
-    where recheck_propensity is not null and judged_at is null;
+    where recheck_propensity is not null and rechecked_at is null;
 comment on table semantic_lookups is 'For each question that asked for semantic reuse and had a near one: whose answer it was given, or why not.';
 comment on column semantic_lookups.job_id is 'The job that asked.';
 comment on column semantic_lookups.tenant is 'Whose job it is.';
 comment on column semantic_lookups.entry is 'The cache entry of the nearest question; jobs.answered_by names the job that computed it.';
-comment on column semantic_lookups.verdict is 'hit: its answer was given; candidate: the job''s own model was asked first whether it fits (jobs.source tells the end); miss: it was not.';
+comment on column semantic_lookups.outcome is 'hit: its answer was given; candidate: the job''s own model was asked first whether it fits (jobs.source tells the end); miss: it was not.';
 comment on column semantic_lookups.veto is 'Why not: cosine (not near enough) or the guard that forbade it; gone when the answer had just been removed; exact when the very same request had an answer.';
 comment on column semantic_lookups.cosine is 'Likeness of the two questions.';
 comment on column semantic_lookups.cosine_min is 'The likeness that the entry asked for at that time.';
@@ -69,14 +69,14 @@ comment on column semantic_lookups.looked_at is 'When it was decided.';
 comment on column semantic_lookups.recheck_propensity is 'Set when the hit was drawn to be run again: the probability of that.';
 comment on column semantic_lookups.recheck_id is 'The job that runs it again.';
 comment on column semantic_lookups.made_at is 'When that job was made.';
-comment on column semantic_lookups.judged_at is 'When its answer was compared, or when it was seen that there is none.';
+comment on column semantic_lookups.rechecked_at is 'When its answer was compared, or when it was seen that there is none.';
 comment on column semantic_lookups.agrees is 'Whether both answers say the same; null when there was none to compare.';
 
 create view semantic_reuse as
 select date_trunc('hour', l.looked_at) as hour, l.tenant,
        count(*) as near_questions,
        count(*) filter (where j.source = 'semantic') as hits,
-       count(*) filter (where l.verdict = 'miss') as misses,
+       count(*) filter (where l.outcome = 'miss') as misses,
        count(*) filter (where l.agrees is not null) as rechecks,
        count(*) filter (where not l.agrees) as disagreements,
        (count(*) filter (where not l.agrees))::float8

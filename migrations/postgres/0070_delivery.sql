@@ -2,11 +2,11 @@
 alter table jobs
     add column not_before timestamptz,
     add column attempts_max integer,
-    add column swept_at timestamptz;
+    add column rescued_at timestamptz;
 comment on column jobs.deadline is 'After this instant it is not started any more, and stopped if it runs.';
 comment on column jobs.not_before is 'Before this instant it is not routed; state queued until then.';
 comment on column jobs.attempts_max is 'Attempts that its producer allows, where it says so.';
-comment on column jobs.swept_at is 'When its message was last sent again because it seemed lost.';
+comment on column jobs.rescued_at is 'When its message was last sent again because it seemed lost.';
 
 -- Finding jobs whose deadline has passed, and the unfinished jobs of a submission.
 create index jobs_due on jobs (deadline) where deadline is not null and finished_at is null;
@@ -36,27 +36,27 @@ comment on column tenants.running_max is 'Most jobs that are with the workers at
 comment on column tenants.requests_per_minute is 'Most requests that the HTTP interface accepts within a minute.';
 comment on column tenants.changed_at is 'When the row last changed.';
 
-create table held_jobs (
+create table deferred_jobs (
     job_id uuid primary key,
     tenant text not null,
     queue text not null check (queue in ('in', 'small', 'large')),
     rank timestamptz not null,
     tokens integer not null,
     extras text,
-    held_at timestamptz not null,
+    deferred_at timestamptz not null,
     released_at timestamptz
 );
-create index held_jobs_waiting on held_jobs (queue, tenant, rank, job_id) where released_at is null;
-create index held_jobs_released on held_jobs (tenant, released_at) where released_at is not null;
-comment on table held_jobs is 'Jobs that are held back from a queue until it is their tenant''s turn, or their time.';
-comment on column held_jobs.job_id is 'The job.';
-comment on column held_jobs.tenant is 'Whose job it is.';
-comment on column held_jobs.queue is 'The queue it goes to: small or large, or in for jobs that are not to begin yet.';
-comment on column held_jobs.rank is 'Order within the tenant, and the instant before which it does not go: high priority counts as a minute earlier.';
-comment on column held_jobs.tokens is 'Prompt tokens (estimated) and answer tokens (as asked for).';
-comment on column held_jobs.extras is 'What its message carries beside the job; may hold prompt text.';
-comment on column held_jobs.held_at is 'Since when it is held.';
-comment on column held_jobs.released_at is 'When it went; the row stays while the job counts against its tenant''s limits.';
+create index deferred_jobs_waiting on deferred_jobs (queue, tenant, rank, job_id) where released_at is null;
+create index deferred_jobs_released on deferred_jobs (tenant, released_at) where released_at is not null;
+comment on table deferred_jobs is 'Jobs that are held back from a queue until it is their tenant''s turn, or their time.';
+comment on column deferred_jobs.job_id is 'The job.';
+comment on column deferred_jobs.tenant is 'Whose job it is.';
+comment on column deferred_jobs.queue is 'The queue it goes to: small or large, or in for jobs that are not to begin yet.';
+comment on column deferred_jobs.rank is 'Order within the tenant, and the instant before which it does not go: high priority counts as a minute earlier.';
+comment on column deferred_jobs.tokens is 'Prompt tokens (estimated) and answer tokens (as asked for).';
+comment on column deferred_jobs.extras is 'What its message carries beside the job; may hold prompt text.';
+comment on column deferred_jobs.deferred_at is 'Since when it is held.';
+comment on column deferred_jobs.released_at is 'When it went; the row stays while the job counts against its tenant''s limits.';
 
 create table leaders (
     role text primary key,
@@ -104,7 +104,7 @@ do $$
 begin
     if exists (select from pg_roles where rolname = 'promptyard_analyst') then
         grant select on tenants, leaders, cancelled_batches to promptyard_analyst;
-        grant select (job_id, tenant, queue, rank, tokens, held_at, released_at) on held_jobs to promptyard_analyst;
+        grant select (job_id, tenant, queue, rank, tokens, deferred_at, released_at) on deferred_jobs to promptyard_analyst;
         grant select (id, name, tenant, scopes, created_at, expires_at, revoked_at) on api_keys to promptyard_analyst;
     end if;
 end $$;

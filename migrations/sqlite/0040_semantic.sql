@@ -31,7 +31,7 @@ create table semantic_lookups (
     job_id blob primary key,
     tenant text not null,
     entry blob not null,
-    verdict text not null check (verdict in ('hit', 'candidate', 'miss')),
+    outcome text not null check (outcome in ('hit', 'candidate', 'miss')),
     veto text,
     cosine real not null,
     cosine_min real not null,
@@ -39,17 +39,17 @@ create table semantic_lookups (
     recheck_propensity real,
     recheck_id blob,
     made_at text,
-    judged_at text,
+    rechecked_at text,
     agrees integer
 );
 create index semantic_lookups_open on semantic_lookups (job_id)
-    where recheck_propensity is not null and judged_at is null;
+    where recheck_propensity is not null and rechecked_at is null;
 
 create view semantic_reuse as
 select strftime('%Y-%m-%dT%H:00:00Z', l.looked_at) as hour, l.tenant,
        count(*) as near_questions,
        count(*) filter (where j.source = 'semantic') as hits,
-       count(*) filter (where l.verdict = 'miss') as misses,
+       count(*) filter (where l.outcome = 'miss') as misses,
        count(*) filter (where l.agrees is not null) as rechecks,
        count(*) filter (where not l.agrees) as disagreements,
        cast(count(*) filter (where not l.agrees) as real)

@@ -1,2 +1,2 @@
 -- Whether a worker takes jobs from its tier's lanes.
-alter table workers add column takes_lanes integer not null default 0;
+alter table workers add column takes_affinity_queues integer not null default 0;

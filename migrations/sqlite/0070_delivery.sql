@@ -1,7 +1,7 @@
 -- When a job may begin, how often it may be tried, and when its message was last sent again.
 alter table jobs add column not_before text;
 alter table jobs add column attempts_max integer;
-alter table jobs add column swept_at text;
+alter table jobs add column rescued_at text;
 
 -- Finding jobs whose deadline has passed, and the unfinished jobs of a submission.
 create index jobs_due on jobs (deadline) where deadline is not null and finished_at is null;
@@ -44,18 +44,18 @@ create table tenants (
 ) without rowid;
 
 -- Jobs that are held back from a queue until it is their tenant's turn, or their time.
-create table held_jobs (
+create table deferred_jobs (
     job_id blob primary key,
     tenant text not null,
     queue text not null check (queue in ('in', 'small', 'large')),
     rank text not null,
     tokens integer not null,
     extras text,
-    held_at text not null,
+    deferred_at text not null,
     released_at text
 ) without rowid;
-create index held_jobs_waiting on held_jobs (queue, tenant, rank, job_id) where released_at is null;
-create index held_jobs_released on held_jobs (tenant, released_at) where released_at is not null;
+create index deferred_jobs_waiting on deferred_jobs (queue, tenant, rank, job_id) where released_at is null;
+create index deferred_jobs_released on deferred_jobs (tenant, released_at) where released_at is not null;
 
 -- Who does what only one process does at a time.
 create table leaders (

@@ -11,4 +11,4 @@ pub mod prefix;
 
 pub use assignment::Assignment;
 pub use placement::Placement;
-pub use prefix::{Beginning, shared_blocks};
+pub use prefix::{PromptPrefix, shared_blocks};

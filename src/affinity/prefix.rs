@@ -1,20 +1,20 @@
-//! A request's beginning, as a chain of hashes: equal hashes mean equal text up to there.
+//! A request's prompt prefix, as a chain of hashes: equal hashes mean equal text up to there.
 
 use crate::job::{ChatRequest, Tenant};
 
 /// Bytes of text that one hash stands for beyond the one before it: some sixty tokens, two blocks of the
 /// engine's cache.
 pub const BLOCK_BYTES: usize = 256;
-/// Longest beginning that is looked at, in blocks.
+/// Longest prompt prefix that is looked at, in blocks.
 pub const BLOCKS_MAX: usize = 256;
 
 /// The hashes of a request's first, first two, … blocks; text that fills no whole block is left out.
-pub type Beginning = Vec<u64>;
+pub type PromptPrefix = Vec<u64>;
 
-/// The beginning of a tenant's request: what engines compute alike for all requests that share it. Text
-/// that is cleaned or pruned before it is sent keeps its beginning mostly, and a wrong guess costs
+/// The prompt prefix of a tenant's request: what engines compute alike for all requests that share it. Text
+/// that is cleaned or pruned before it is sent keeps its prompt prefix mostly, and a wrong guess costs
 /// a computation, never an answer.
-pub fn of(tenant: &Tenant, request: &ChatRequest) -> Beginning {
+pub fn of(tenant: &Tenant, request: &ChatRequest) -> PromptPrefix {
     let mut chain = Chain::new(tenant);
     for message in &request.messages {
         for part in [message.role.as_str(), "\0", &message.content, "\0"] {
@@ -26,7 +26,7 @@ pub fn of(tenant: &Tenant, request: &ChatRequest) -> Beginning {
     chain.blocks
 }
 
-/// The number of blocks that two beginnings have in common.
+/// The number of blocks that two prompt prefixes have in common.
 pub fn shared_blocks(a: &[u64], b: &[u64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -36,7 +36,7 @@ struct Chain {
     hasher: blake3::Hasher,
     /// Bytes of the block in the making.
     filled: usize,
-    blocks: Beginning,
+    blocks: PromptPrefix,
 }
 
 impl Chain {

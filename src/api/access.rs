@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{error::ApiError, server::Api};
 use crate::{
     job::{JobRecord, Tenant},
-    store::{ApiKey, KeyDigest, Scope, Scopes, Store, StoreFault},
+    store::{ApiKey, KeyDigest, Scope, Scopes, Store, StoreError},
 };
 
 /// How long a key that was looked up counts as good or bad: a revoked one works on for so long.
@@ -116,7 +116,7 @@ impl Access {
         })
     }
 
-    async fn find(&self, digest: KeyDigest, store: &Store) -> Result<Option<ApiKey>, StoreFault> {
+    async fn find(&self, digest: KeyDigest, store: &Store) -> Result<Option<ApiKey>, StoreError> {
         let now = Instant::now();
         if let Some((key, at)) = self.state().keys.get(&digest)
             && now - *at < KEY_AGE
@@ -151,7 +151,7 @@ impl Access {
         })
     }
 
-    async fn refresh(&self, store: &Store) -> Result<(), StoreFault> {
+    async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
         let now = Instant::now();
         let is_fresh = |state: &State| state.terms_read_at.is_some_and(|at| now - at < TERMS_AGE);
         if is_fresh(&self.state()) {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     broker::wire::redriven,
     job::{Reason, Tenant},
-    store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantTerms},
+    store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantLimits},
 };
 
 use super::{access::Caller, error::ApiError, read::read_json, server::Api};
@@ -154,7 +154,7 @@ pub(super) async fn list_tenants(
     caller.needs(Scope::Admin)?;
     caller.needs_all_tenants()?;
     let terms = api.store().tenants().await?;
-    let data: Vec<_> = terms.iter().map(TenantTerms::to_json).collect();
+    let data: Vec<_> = terms.iter().map(TenantLimits::to_json).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
@@ -173,12 +173,12 @@ pub(super) async fn set_tenant(
         "an object with weight, tokens_per_minute, running_max, requests_per_minute, numbers above 0",
     )
     .await?;
-    let terms = TenantTerms {
+    let terms = TenantLimits {
         weight: said.weight.unwrap_or(1.0),
         tokens_per_minute: said.tokens_per_minute,
         running_max: said.running_max,
         requests_per_minute: said.requests_per_minute,
-        ..TenantTerms::of(tenant)
+        ..TenantLimits::of(tenant)
     };
     terms.check().map_err(ApiError::invalid)?;
     api.store().set_tenant(&terms).await?;
@@ -198,7 +198,7 @@ pub(super) async fn forget_tenant(
 }
 
 fn read_tenant(name: String) -> Result<Tenant, ApiError> {
-    Tenant::try_from(name).map_err(|fault| {
-        ApiError::invalid(Reason::new("invalid_value", format!("tenant: {fault}")))
+    Tenant::try_from(name).map_err(|error| {
+        ApiError::invalid(Reason::new("invalid_value", format!("tenant: {error}")))
     })
 }

@@ -83,8 +83,8 @@ impl Answers {
             for some in ids.chunks(IDS_MAX) {
                 match store.records(some).await {
                     Ok(records) => self.deliver(records),
-                    Err(fault) => {
-                        tracing::warn!(%fault, "cannot look for answers");
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot look for answers");
                         wait = STORE_RETRY_WAIT;
                         break;
                     }

@@ -1,4 +1,4 @@
-//! OpenAI's error shape, and how each fault of ours looks in it.
+//! OpenAI's error shape, and how each error of ours looks in it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{broker::PublishFault, job::Reason, store::StoreFault};
+use crate::{broker::PublishError, job::Reason, store::StoreError};
 
 /// Seconds that a refused producer is asked to wait.
 const RETRY_AFTER_S: u64 = 1;
@@ -41,7 +41,7 @@ impl ApiError {
         self
     }
 
-    /// A request whose body is at fault.
+    /// A request whose body is at error.
     pub fn invalid(reason: Reason) -> Self {
         let status = match reason.code.as_str() {
             "body_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
@@ -73,9 +73,9 @@ impl ApiError {
     }
 }
 
-impl From<StoreFault> for ApiError {
-    fn from(fault: StoreFault) -> Self {
-        tracing::error!(%fault, "the ledger failed a request");
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(%error, "the ledger failed a request");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "ledger_unavailable",
@@ -84,16 +84,16 @@ impl From<StoreFault> for ApiError {
     }
 }
 
-impl From<PublishFault> for ApiError {
-    fn from(fault: PublishFault) -> Self {
-        match fault {
-            PublishFault::Refused => Self::new(
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Refused => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue_full",
                 "the queue is full; try again later",
             ),
-            fault => {
-                tracing::error!(%fault, "the broker failed a request");
+            error => {
+                tracing::error!(%error, "the broker failed a request");
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "broker_unavailable",

@@ -15,4 +15,4 @@ mod read;
 pub mod server;
 mod tls;
 
-pub use server::{Api, ApiFault};
+pub use server::{Api, ServeError};

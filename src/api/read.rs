@@ -1,4 +1,4 @@
-//! Small JSON bodies of ours; faults never quote what was sent.
+//! Small JSON bodies of ours; errors never quote what was sent.
 
 use std::time::Duration;
 
@@ -38,8 +38,8 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     expected: &str,
 ) -> Result<T, ApiError> {
     let bytes = read_bytes(body, BODY_BYTES_MAX).await?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|fault| {
-        let (line, column) = (fault.line(), fault.column());
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
         let message = format!("the body is not valid JSON at line {line} column {column}");
         ApiError::invalid(Reason::new("invalid_json", message))
     })?;

@@ -29,7 +29,7 @@ use crate::{
     },
     metrics::{HTTP_REQUESTS, HTTP_SECONDS},
     shutdown::Shutdown,
-    store::{Admission, Admitted, AttemptRecord, Course, Scope, Store},
+    store::{Admission, AdmissionDecision, Admitted, AttemptRecord, Scope, Store},
 };
 
 use super::{
@@ -50,7 +50,7 @@ const JOB_ID: &str = "x-promptyard-job-id";
 
 /// Why the interface could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum ApiFault {
+pub enum ServeError {
     /// The address cannot be had.
     #[error("cannot listen on {address}: {message}; choose another api.listen")]
     Address {
@@ -109,15 +109,15 @@ impl Api {
     pub async fn serve(
         self,
         shutdown: Shutdown,
-    ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), ApiFault> {
-        let fault = |fault: std::io::Error| ApiFault::Address {
+    ) -> Result<(SocketAddr, tokio::task::JoinHandle<()>), ServeError> {
+        let error = |error: std::io::Error| ServeError::Address {
             address: self.config.listen.clone(),
-            message: fault.to_string(),
+            message: error.to_string(),
         };
         let listener = TcpListener::bind(&self.config.listen)
             .await
-            .map_err(fault)?;
-        let address = listener.local_addr().map_err(fault)?;
+            .map_err(error)?;
+        let address = listener.local_addr().map_err(error)?;
         let tls = self.tls()?;
         if !self.config.keys && !address.ip().is_loopback() {
             tracing::warn!(%address, "the HTTP interface is open to whoever reaches it; see api.keys");
@@ -149,11 +149,11 @@ impl Api {
                         let server = axum::serve(listener, routes);
                         server.with_graceful_shutdown(stop).await
                     }
-                    Err(fault) => Err(fault),
+                    Err(error) => Err(error),
                 },
             };
-            if let Err(fault) = served {
-                tracing::error!(%fault, "the HTTP server ended");
+            if let Err(error) = served {
+                tracing::error!(%error, "the HTTP server ended");
             }
             looking.request();
         });
@@ -161,13 +161,13 @@ impl Api {
     }
 
     /// What to speak TLS with, if that is configured.
-    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, ApiFault> {
+    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, ServeError> {
         let read = match (&self.config.tls_cert, &self.config.tls_key) {
             (None, None) => return Ok(None),
             (Some(certificate), Some(key)) => tls::read(certificate, key),
             _ => Err("api.tls_cert and api.tls_key go together".to_owned()),
         };
-        read.map(Some).map_err(ApiFault::Tls)
+        read.map(Some).map_err(ServeError::Tls)
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -245,18 +245,18 @@ impl Api {
         };
         let publication = Publication::to_router(&job);
         let outcome = self.broker.publish(vec![publication]).await.pop();
-        let Some(Err(fault)) = outcome else {
+        let Some(Err(error)) = outcome else {
             return Ok(record);
         };
         if head.key.is_none() {
             // Nobody can submit this job again, so it must not stay open. With a key its producer
             // can: the row waits for that.
-            let reason = Reason::new("not_queued", format!("the job was not accepted: {fault}"));
+            let reason = Reason::new("not_queued", format!("the job was not accepted: {error}"));
             self.store
                 .end(&[(head, JobState::Rejected, reason)])
                 .await?;
         }
-        Err(fault.into())
+        Err(error.into())
     }
 
     async fn enqueue(&self, head: &JobHead, request: &ChatRequest) -> Result<JobRecord, ApiError> {
@@ -265,7 +265,7 @@ impl Api {
             head: head.clone(),
             digest: *blake3::hash(&canonical).as_bytes(),
             request: Some(request.clone()),
-            course: Course::Queue,
+            decision: AdmissionDecision::Queue,
         };
         match self.store.admit(&[admission], Duration::ZERO).await?.pop() {
             Some(Admitted::Known(record) | Admitted::Ended(record)) => Ok(*record),

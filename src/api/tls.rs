@@ -33,23 +33,23 @@ pub(super) struct TlsListener {
 /// # Errors
 /// One line that names the file.
 pub(super) fn read(certificate: &str, key: &str) -> Result<Arc<ServerConfig>, String> {
-    let told = |path: &str, fault: String| format!("{path}: {fault}");
-    let pem = |path: &str| fs::read(path).map_err(|fault| told(path, fault.to_string()));
+    let told = |path: &str, error: String| format!("{path}: {error}");
+    let pem = |path: &str| fs::read(path).map_err(|error| told(path, error.to_string()));
     let chain = CertificateDer::pem_slice_iter(&pem(certificate)?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|fault| told(certificate, fault.to_string()))?;
+        .map_err(|error| told(certificate, error.to_string()))?;
     if chain.is_empty() {
         return Err(told(certificate, "no certificate in it".to_owned()));
     }
     let secret =
-        PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|fault| told(key, fault.to_string()))?;
+        PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| told(key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|fault| fault.to_string())?
+        .map_err(|error| error.to_string())?
         .with_no_client_auth()
         .with_single_cert(chain, secret)
-        .map_err(|fault| told(key, fault.to_string()))?;
+        .map_err(|error| told(key, error.to_string()))?;
     Ok(Arc::new(config))
 }
 
@@ -77,8 +77,8 @@ async fn accept(
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
-            Err(fault) => {
-                tracing::debug!(%fault, "a connection was not accepted");
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not accepted");
                 sleep(ACCEPT_WAIT).await;
                 continue;
             }
@@ -90,7 +90,7 @@ async fn accept(
                     // Closed when the server stops.
                     let _ = ready.send((stream, peer)).await;
                 }
-                Ok(Err(fault)) => tracing::debug!(%fault, "a handshake failed"),
+                Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
                 Err(_) => tracing::debug!("a handshake took too long"),
             }
             drop(place);

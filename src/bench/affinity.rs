@@ -98,22 +98,23 @@ fn ways<'a>(workers: usize) -> Vec<(&'static str, Way<'a>)> {
     };
     let mut placement = Placement::default();
     let placed = move |request: &Traced| {
-        let beginning: Vec<u64> = request
+        let prefix: Vec<u64> = request
             .hash_ids
             .iter()
             .take(request.input_length / TRACE_BLOCK)
             .flat_map(|id| (0..PARTS).map(move |part| id * PARTS + part))
             .take(BLOCKS_MAX)
             .collect();
-        let lane = placement.place(&beginning, &assignment, request.timestamp / 1e3);
+        let affinity_queue = placement.place(&prefix, &assignment, request.timestamp / 1e3);
         // What shares nothing goes to whoever is free; here one after the other.
-        lane.and_then(|lane| assignment.owner(lane))
+        affinity_queue
+            .and_then(|affinity_queue| assignment.owner(affinity_queue))
             .unwrap_or(request.input_length % workers)
     };
     vec![
         ("one queue, in turn", Box::new(in_turn) as Way<'a>),
         ("hash of the first block", Box::new(by_hash)),
-        ("lanes", Box::new(placed)),
+        ("affinity_queues", Box::new(placed)),
     ]
 }
 

@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    config::WeightKind, console::options::say, console::table::table, engine::local::CandleModel,
+    config::WeightKind, console::options::say, console::table::table, engine::local::CpuModel,
 };
 
 use super::{
@@ -85,7 +85,7 @@ pub fn bench_batching(args: &BatchingBenchArgs) -> anyhow::Result<ExitCode> {
     for _ in 0..args.rounds {
         for ((way, _), seconds) in Way::ALL.into_iter().zip(&mut seconds) {
             let begun = Instant::now();
-            serve(&model, &lines, way, args.width).map_err(|fault| anyhow!(fault))?;
+            serve(&model, &lines, way, args.width).map_err(|error| anyhow!(error))?;
             seconds.push(begun.elapsed().as_secs_f64());
         }
     }
@@ -138,7 +138,7 @@ fn lines(args: &BatchingBenchArgs, vocabulary: usize) -> Vec<Line> {
         .collect()
 }
 
-fn serve(model: &CandleModel, lines: &[Line], way: Way, width: usize) -> Result<(), String> {
+fn serve(model: &CpuModel, lines: &[Line], way: Way, width: usize) -> Result<(), String> {
     match way {
         Way::Alone => continuous(model, lines, 1),
         Way::Continuous => continuous(model, lines, width),

@@ -17,7 +17,7 @@ use crate::{
     console::{
         input,
         marks::Expectation,
-        options::{Common, Models, UsageError, complain, init_logs, say},
+        options::{Common, ModelArgs, UsageError, complain, init_logs, say},
     },
     engine::{self, EngineInfo, Generate, Generation},
     fleet,
@@ -54,7 +54,7 @@ pub struct CascadeArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     #[command(flatten)]
     common: Common,
 }

@@ -12,7 +12,7 @@ use crate::{
     config::WeightKind,
     console::options::say,
     console::table::table,
-    engine::local::{DeviceModel, ModelFiles},
+    engine::local::{GpuModel, ModelFiles},
 };
 
 use super::{
@@ -40,7 +40,7 @@ pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::R
     let (mut cases, mut bandwidths) = (Vec::new(), Vec::new());
     for kind in &args.weights {
         // One model at a time: a GPU's memory may hold no second.
-        let mut model = open(args, *kind, device).map_err(|fault| anyhow!(fault))?;
+        let mut model = open(args, *kind, device).map_err(|error| anyhow!(error))?;
         let mut own: Vec<Case> = args
             .concurrency
             .iter()
@@ -55,7 +55,7 @@ pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::R
         for _ in 0..args.rounds {
             let bandwidth = bandwidth(device, FLOATS).context("cannot measure the memory")?;
             for case in &mut own {
-                measure(args, case, &mut model, bandwidth).map_err(|fault| anyhow!(fault))?;
+                measure(args, case, &mut model, bandwidth).map_err(|error| anyhow!(error))?;
             }
             bandwidths.push(bandwidth);
         }
@@ -70,18 +70,18 @@ pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::R
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<DeviceModel, String> {
+fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<GpuModel, String> {
     let most = args.concurrency.iter().max().copied().unwrap_or(1);
     // The model takes the smallest cache that holds what is asked for; it knows what a block takes.
     let blocks = most * args.steps(most, 1).blocks_each();
-    let files = ModelFiles::Directory(args.model.clone());
+    let files = ModelFiles::ModelRegistry(args.model.clone());
     let opened = |kv_bytes_max| {
         if args.random_weights {
             let config = fs::read(args.model.join("config.json"))
-                .map_err(|fault| format!("cannot read config.json: {fault}"))?;
-            DeviceModel::random(&config, kind, device, kv_bytes_max)
+                .map_err(|error| format!("cannot read config.json: {error}"))?;
+            GpuModel::random(&config, kind, device, kv_bytes_max)
         } else {
-            DeviceModel::read(&files, 0, kind, device, kv_bytes_max)
+            GpuModel::read(&files, 0, kind, device, kv_bytes_max)
         }
     };
     let model = opened(0)?;
@@ -96,7 +96,7 @@ fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<Dev
 fn measure(
     args: &EngineBenchArgs,
     case: &mut Case,
-    model: &mut DeviceModel,
+    model: &mut GpuModel,
     bandwidth: f64,
 ) -> Result<(), String> {
     let steps = args.steps(case.sequences, model.shape().vocabulary);

@@ -17,9 +17,7 @@ use crate::{
     config::{DeviceKind, WeightKind},
     console::options::say,
     console::table::table,
-    engine::local::{
-        CandleModel, Chunk, MachineLimits, ModelFiles, Part, Profile, Rows, open_device,
-    },
+    engine::local::{Chunk, CpuModel, MachineLimits, ModelFiles, Part, Profile, Rows, open_device},
 };
 
 use super::{device::bench_device, median};
@@ -91,14 +89,14 @@ struct Round {
 /// A combination of weights and concurrency.
 struct Case<'a> {
     kind: WeightKind,
-    model: &'a CandleModel,
+    model: &'a CpuModel,
     sequences: usize,
     rounds: Vec<Round>,
 }
 
 /// Runs `bench engine`.
 pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
-    let device = open_device(args.device).map_err(|fault| anyhow!(fault))?;
+    let device = open_device(args.device).map_err(|error| anyhow!(error))?;
     if let Some(device) = device {
         return bench_device(args, &device);
     }
@@ -122,7 +120,7 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     for _ in 0..args.rounds {
         let limit = MachineLimits::measure();
         for case in &mut cases {
-            let round = measure(args, case, &limit).map_err(|fault| anyhow!(fault))?;
+            let round = measure(args, case, &limit).map_err(|error| anyhow!(error))?;
             case.rounds.push(round);
         }
         limits.push(limit);
@@ -148,15 +146,15 @@ pub(super) fn open_model(
     kind: WeightKind,
     is_random: bool,
     tokens: usize,
-) -> anyhow::Result<CandleModel> {
+) -> anyhow::Result<CpuModel> {
     let model = if is_random {
         let path = folder.join("config.json");
         let config = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        CandleModel::random(&config, kind)
+        CpuModel::random(&config, kind)
     } else {
-        CandleModel::read(&ModelFiles::Directory(folder.to_owned()), 0, kind)
+        CpuModel::read(&ModelFiles::ModelRegistry(folder.to_owned()), 0, kind)
     };
-    let model = model.map_err(|fault| anyhow!("cannot open {}: {fault}", folder.display()))?;
+    let model = model.map_err(|error| anyhow!("cannot open {}: {error}", folder.display()))?;
     let most = model.context_tokens();
     if tokens > most {
         bail!("prompt and output have up to {tokens} tokens together; the model takes {most}");
@@ -291,7 +289,7 @@ fn shares(case: &Case<'_>) -> Vec<(&'static str, f64)> {
 
 fn as_json(
     args: &EngineBenchArgs,
-    models: &[(WeightKind, CandleModel, f64)],
+    models: &[(WeightKind, CpuModel, f64)],
     cases: &[Case<'_>],
     limit: &MachineLimits,
 ) -> Value {
@@ -342,7 +340,7 @@ fn as_json(
 
 fn as_text(
     args: &EngineBenchArgs,
-    models: &[(WeightKind, CandleModel, f64)],
+    models: &[(WeightKind, CpuModel, f64)],
     cases: &[Case<'_>],
     limit: &MachineLimits,
 ) -> String {

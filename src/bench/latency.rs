@@ -13,7 +13,7 @@ use crate::{
     console::options::say,
     engine::{
         self, Generate,
-        local::{CandleModel, Chunk, ModelFiles, Rows},
+        local::{Chunk, CpuModel, ModelFiles, Rows},
     },
     job::{Message, Role, Sampling, Tier},
     prompt::{ChatTemplate, Vocabulary},
@@ -68,9 +68,9 @@ pub async fn bench_latency(args: &LatencyBenchArgs) -> anyhow::Result<ExitCode> 
     plain.extend(others.1);
     let longest = 64 + WARM_STEPS + 4 * args.long_tokens;
     let model = open_model(&args.model, args.weights, false, longest)?;
-    let unlimited = among_decodes(args, &model, None).map_err(|fault| anyhow!(fault))?;
+    let unlimited = among_decodes(args, &model, None).map_err(|error| anyhow!(error))?;
     let limit = args.step_times * unlimited.usual;
-    let limited = among_decodes(args, &model, Some(limit)).map_err(|fault| anyhow!(fault))?;
+    let limited = among_decodes(args, &model, Some(limit)).map_err(|error| anyhow!(error))?;
     let (engine_ms, plain_ms) = (1e3 * median(through_engine), 1e3 * median(plain));
     let over = limited
         .joined
@@ -173,7 +173,7 @@ async fn lone(args: &LatencyBenchArgs, first: First) -> anyhow::Result<(Vec<f64>
     let early = (first == First::Plain).then(|| Plain::open(args));
     let engine = engine::open(Tier::Small, &config).await?;
     let plain = early.unwrap_or_else(|| Plain::open(args));
-    let plain = plain.map_err(|fault| anyhow!(fault))?;
+    let plain = plain.map_err(|error| anyhow!(error))?;
     let (mut through_engine, mut plainly) = (Vec::new(), Vec::new());
     for at in 0..args.requests {
         let content = format!("Request {at}: what is the capital of France, and of {at} others?");
@@ -194,7 +194,7 @@ async fn lone(args: &LatencyBenchArgs, first: First) -> anyhow::Result<(Vec<f64>
             let begun = Instant::now();
             let text = plain.generate(&messages, args.output_tokens);
             text.map(|text| (text, begun.elapsed().as_secs_f64()))
-                .map_err(|fault| anyhow!(fault))
+                .map_err(|error| anyhow!(error))
         };
         // Either goes first every other time, so that no drift favours one.
         let early = (at % 2 == 1).then(plain_once).transpose()?;
@@ -217,23 +217,23 @@ async fn lone(args: &LatencyBenchArgs, first: First) -> anyhow::Result<(Vec<f64>
 
 /// What anybody would write first: template, tokens, one forward pass a token, text.
 struct Plain {
-    model: CandleModel,
+    model: CpuModel,
     vocabulary: Vocabulary,
     template: ChatTemplate,
 }
 
 impl Plain {
     fn open(args: &LatencyBenchArgs) -> Result<Self, String> {
-        let files = ModelFiles::Directory(args.model.clone());
+        let files = ModelFiles::ModelRegistry(args.model.clone());
         let template = ChatTemplate::from_files(
             files.read("tokenizer_config.json")?.as_deref(),
             files.read("chat_template.jinja")?.as_deref(),
         );
         let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
         Ok(Self {
-            model: CandleModel::read(&files, 0, args.weights)?,
-            vocabulary: vocabulary.map_err(|fault| fault.to_string())?,
-            template: template.map_err(|fault| fault.to_string())?,
+            model: CpuModel::read(&files, 0, args.weights)?,
+            vocabulary: vocabulary.map_err(|error| error.to_string())?,
+            template: template.map_err(|error| error.to_string())?,
         })
     }
 
@@ -242,7 +242,7 @@ impl Plain {
             .template
             .render(messages)
             .and_then(|text| self.vocabulary.encode(&text, self.template.specials()));
-        let mut input = prompt.map_err(|fault| fault.to_string())?;
+        let mut input = prompt.map_err(|error| error.to_string())?;
         let blocks = tables(1, input.len() + tokens).remove(0);
         let mut workspace = self.model.workspace(blocks.len());
         let (mut from, mut answer) = (0, Vec::new());
@@ -266,14 +266,14 @@ impl Plain {
         }
         self.vocabulary
             .decode(&answer)
-            .map_err(|fault| fault.to_string())
+            .map_err(|error| error.to_string())
     }
 }
 
 /// Steps before the long prompt comes and until it is read.
 fn among_decodes(
     args: &LatencyBenchArgs,
-    model: &CandleModel,
+    model: &CpuModel,
     step_seconds_max: Option<f64>,
 ) -> Result<Steps, String> {
     let vocabulary = model.shape().vocabulary as u32;

@@ -29,7 +29,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    broker::{Broker, Publication, Queue, Target, wire::Letter},
+    broker::{Broker, Publication, Queue, Target, wire::WireMessage},
     config::{Config, Overrides, RouterConfig},
     console::options::{Common, complain, init_logs, say},
     fleet,
@@ -194,13 +194,13 @@ async fn measure_hop(config: &Config, jobs: usize) -> anyhow::Result<Measured> {
         taken += batch.len();
         let broker = broker.clone();
         tasks.spawn(async move {
-            let (tickets, messages): (Vec<_>, Vec<_>) = batch
+            let (ackers, messages): (Vec<_>, Vec<_>) = batch
                 .into_iter()
                 .map(|delivery| {
                     let target = Target::Queue(Queue::Tier(Tier::Small));
                     let (envelope, body) = (delivery.envelope, delivery.body);
                     (
-                        delivery.ticket,
+                        delivery.acker,
                         Publication {
                             target,
                             envelope,
@@ -210,7 +210,7 @@ async fn measure_hop(config: &Config, jobs: usize) -> anyhow::Result<Measured> {
                 })
                 .unzip();
             let all_out = broker.publish(messages).await.iter().all(Result::is_ok);
-            let acked = broker.ack(tickets).await;
+            let acked = broker.ack(ackers).await;
             drop(permit);
             all_out && acked.is_ok_and(|dead| dead == 0)
         });
@@ -277,11 +277,11 @@ async fn fill(broker: &Broker, jobs: usize) -> anyhow::Result<()> {
     let filler = "The order was placed on Monday and has not arrived; the customer asks for news. ";
     for from in (0..jobs).step_by(FILL_MAX) {
         let letters = (from..jobs.min(from + FILL_MAX)).map(|at| {
-            let prompt = format!("{}What should we answer to ticket {at}?", filler.repeat(4));
+            let prompt = format!("{}What should we answer to acker {at}?", filler.repeat(4));
             let body = json!({"messages": [{"role": "user", "content": prompt}], "temperature": 0});
-            Publication::from(Letter {
+            Publication::from(WireMessage {
                 key: Some(format!("bench-{at}")),
-                ..Letter::new(body.to_string().into_bytes())
+                ..WireMessage::new(body.to_string().into_bytes())
             })
         });
         for outcome in broker.publish(letters.collect()).await {

@@ -13,7 +13,7 @@ use crate::{
     config::WeightKind,
     console::table::table,
     console::{jsonl::read_lines, options::say},
-    engine::local::{CandleModel, ModelFiles},
+    engine::local::{CpuModel, ModelFiles},
     job::{Message, Role},
     prompt::{ChatTemplate, Specials, Vocabulary},
 };
@@ -110,10 +110,10 @@ impl Tally {
 
 /// Runs `bench perplexity`.
 pub fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
-    let files = ModelFiles::Directory(args.model.clone());
+    let files = ModelFiles::ModelRegistry(args.model.clone());
     let open = |kind| {
-        CandleModel::read(&files, 0, kind)
-            .map_err(|fault| anyhow!("cannot open {}: {fault}", args.model.display()))
+        CpuModel::read(&files, 0, kind)
+            .map_err(|error| anyhow!("cannot open {}: {error}", args.model.display()))
     };
     let mut model = open(WeightKind::F32)?;
     let documents = read_documents(args, &files)?;
@@ -165,7 +165,7 @@ fn window_and_stride(
 }
 
 fn read_documents(args: &PerplexityArgs, files: &ModelFiles) -> anyhow::Result<Vec<Document>> {
-    let language = |fault: String| anyhow!("cannot open {}: {fault}", args.model.display());
+    let language = |error: String| anyhow!("cannot open {}: {error}", args.model.display());
     let vocabulary = files.require("tokenizer.json").map_err(language)?;
     let vocabulary = Vocabulary::from_json(&vocabulary)?;
     let template = ChatTemplate::from_files(
@@ -253,7 +253,7 @@ fn windows(document: &Document, window: usize, stride: usize) -> Vec<Window> {
 }
 
 fn measure(
-    model: &CandleModel,
+    model: &CpuModel,
     documents: &[Document],
     window: usize,
     stride: usize,
@@ -262,7 +262,7 @@ fn measure(
     for document in documents {
         for piece in windows(document, window, stride) {
             let tokens = &document.tokens[piece.tokens.clone()];
-            let logits = model.logits(tokens).map_err(|fault| anyhow!(fault))?;
+            let logits = model.logits(tokens).map_err(|error| anyhow!(error))?;
             // The row of a token predicts the next one.
             let first = piece.scored_from - piece.tokens.start;
             for (row, token) in logits.rows().skip(first - 1).zip(&tokens[first..]) {

@@ -20,7 +20,7 @@ use crate::{
     config::WeightKind,
     console::options::say,
     console::table::table,
-    engine::local::{CandleModel, Chunk, Rows},
+    engine::local::{Chunk, CpuModel, Rows},
 };
 
 use super::{
@@ -106,7 +106,7 @@ pub fn bench_prefix(args: &PrefixBenchArgs) -> anyhow::Result<ExitCode> {
                 args.random_weights,
                 args.prompt_tokens,
             )?;
-            Some(first_token(args, &model).map_err(|fault| anyhow!(fault))?)
+            Some(first_token(args, &model).map_err(|error| anyhow!(error))?)
         }
         None => None,
     };
@@ -263,7 +263,7 @@ fn found_by_plain_lru(requests: &[Traced], blocks: usize) -> usize {
 }
 
 /// Seconds to the first token without and with a found beginning, and the median of their ratios.
-fn first_token(args: &PrefixBenchArgs, model: &CandleModel) -> Result<(f64, f64, f64), String> {
+fn first_token(args: &PrefixBenchArgs, model: &CpuModel) -> Result<(f64, f64, f64), String> {
     let vocabulary = model.shape().vocabulary as u32;
     let tokens: Vec<u32> = (0..args.prompt_tokens as u32)
         .map(|at| at * 7_919 % vocabulary)

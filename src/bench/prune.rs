@@ -38,7 +38,7 @@ pub struct PruneBenchArgs {
     /// Questions with paragraphs: SQuAD's JSON, or DPR's JSON lines; may be repeated
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
-    /// Directory or hub name of a BERT sentence encoder; without one words alone decide
+    /// ModelRegistry or hub name of a BERT sentence encoder; without one words alone decide
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
     /// Put each paragraph's title, where the data has one, before it on a line of its own

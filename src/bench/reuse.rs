@@ -10,10 +10,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    broker::{Publication, wire::Letter},
+    broker::{Publication, wire::WireMessage},
     config::{Config, Overrides, SecretUrl},
     console::options::note_bundled,
-    console::options::{Common, Models, complain, init_logs, say},
+    console::options::{Common, ModelArgs, complain, init_logs, say},
     fleet::{Fleet, Roles},
     job::{AnswerSource, JobId, JobRecord, Tenant, Tier},
     shutdown::Shutdown,
@@ -34,7 +34,7 @@ pub struct ReuseBenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     #[command(flatten)]
     common: Common,
 }
@@ -130,9 +130,9 @@ async fn measure(config: &Config, jobs: usize) -> anyhow::Result<[Times; 2]> {
 async fn ask(fleet: &Fleet, at: usize, kind: &str) -> anyhow::Result<(f64, JobRecord)> {
     let body = json!({"prompt": format!("Where is order A{:04} now?", at), "max_tokens": 16});
     let key = format!("{kind}-{at}");
-    let letter = Publication::from(Letter {
+    let letter = Publication::from(WireMessage {
         key: Some(key.clone()),
-        ..Letter::new(body.to_string().into_bytes())
+        ..WireMessage::new(body.to_string().into_bytes())
     });
     let begun = Instant::now();
     for outcome in fleet.broker.publish(vec![letter]).await {

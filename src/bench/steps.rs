@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     batching::{BLOCK_TOKENS, BlockId, Limits, Plan, Request, Scheduler, SequenceId},
-    engine::local::{CandleModel, Chunk, Rows, Workspace},
+    engine::local::{Chunk, CpuModel, Rows, Workspace},
 };
 
 /// A request: its prompt, and how many tokens its answer has.
@@ -34,7 +34,7 @@ pub(super) fn tables(sequences: usize, tokens: usize) -> Vec<Vec<BlockId>> {
 
 /// A model and the engine's scheduler, stepped by hand.
 pub(super) struct Stepper<'a> {
-    model: &'a CandleModel,
+    model: &'a CpuModel,
     workspace: Workspace,
     pub(super) scheduler: Scheduler,
     /// Tokens that are still to be generated.
@@ -43,7 +43,7 @@ pub(super) struct Stepper<'a> {
 }
 
 impl<'a> Stepper<'a> {
-    pub(super) fn new(model: &'a CandleModel, limits: Limits) -> Self {
+    pub(super) fn new(model: &'a CpuModel, limits: Limits) -> Self {
         Self {
             model,
             workspace: model.workspace(limits.kv_blocks),
@@ -112,7 +112,7 @@ impl<'a> Stepper<'a> {
 }
 
 /// Serves requests by the engine's scheduler, up to `width` side by side.
-pub(super) fn continuous(model: &CandleModel, lines: &[Line], width: usize) -> Result<(), String> {
+pub(super) fn continuous(model: &CpuModel, lines: &[Line], width: usize) -> Result<(), String> {
     let longest = lines
         .iter()
         .map(|line| line.prompt.len() + line.output_tokens)
@@ -134,7 +134,7 @@ pub(super) fn continuous(model: &CandleModel, lines: &[Line], width: usize) -> R
 
 /// Serves one batch as a plain server does: every prompt is padded to the longest, all are computed
 /// together, and all go on until the longest answer has ended.
-pub(super) fn padded(model: &CandleModel, batch: &[Line]) -> Result<(), String> {
+pub(super) fn padded(model: &CpuModel, batch: &[Line]) -> Result<(), String> {
     let prompt_tokens = batch
         .iter()
         .map(|line| line.prompt.len())

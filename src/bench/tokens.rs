@@ -18,7 +18,7 @@ use comfy_table::CellAlignment;
 use serde_json::{Value, json};
 
 use crate::{
-    console::options::{Models, complain, say},
+    console::options::{ModelArgs, complain, say},
     console::table::table,
 };
 
@@ -27,14 +27,14 @@ use crate::{
 pub struct TokensBenchArgs {
     /// Prompts as for `run`; lines that say what is right in "expect" tell the accuracy
     file: PathBuf,
-    /// Directory or hub name of a BERT sentence encoder: adds semantic reuse, and pruning asks it as well
+    /// ModelRegistry or hub name of a BERT sentence encoder: adds semantic reuse, and pruning asks it as well
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     /// Set any setting: section.field=value
     #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
     set: Vec<String>,

@@ -4,27 +4,27 @@ use std::collections::BTreeMap;
 
 use metrics::counter;
 
-use super::{Delivery, PublishFault, Target};
+use super::{Delivery, PublishError, Target};
 use crate::metrics::{DELIVERED, PUBLISHED};
 
 /// Labels of [`crate::metrics::PUBLISHED`].
-fn labels(target: &Target, outcome: &Result<(), PublishFault>) -> (&'static str, &'static str) {
+fn labels(target: &Target, outcome: &Result<(), PublishError>) -> (&'static str, &'static str) {
     let queue = match target {
         Target::Queue(queue) => queue.name(),
         Target::Reply(_) => "reply",
     };
     let outcome = match outcome {
         Ok(()) => "confirmed",
-        Err(PublishFault::Refused) => "refused",
-        Err(PublishFault::Unroutable) => "unroutable",
-        Err(PublishFault::TimedOut(_)) => "timed_out",
-        Err(PublishFault::Unreachable(_)) => "unreachable",
+        Err(PublishError::Refused) => "refused",
+        Err(PublishError::Unroutable) => "unroutable",
+        Err(PublishError::TimedOut(_)) => "timed_out",
+        Err(PublishError::Unreachable(_)) => "unreachable",
     };
     (queue, outcome)
 }
 
 /// Counts the outcomes of a batch, by queue.
-pub(super) fn count_published(targets: &[Target], outcomes: &[Result<(), PublishFault>]) {
+pub(super) fn count_published(targets: &[Target], outcomes: &[Result<(), PublishError>]) {
     let mut counts = BTreeMap::new();
     for (target, outcome) in targets.iter().zip(outcomes) {
         *counts.entry(labels(target, outcome)).or_insert(0) += 1;

@@ -1,6 +1,6 @@
 //! Jobs wait here: named durable queues with confirmed publishing and explicit acknowledgement.
 //!
-//! Comes in: messages to publish. Goes out: deliveries, each settled exactly once by its ticket.
+//! Comes in: messages to publish. Goes out: deliveries, each settled exactly once by its acker.
 //! Two backends pass one contract suite (`tests/broker_contract.rs`): [`rabbitmq`] for a fleet and
 //! [`embedded`] for one process. A broker never looks into a body and never counts attempts.
 
@@ -20,8 +20,8 @@ use crate::{
     shutdown::Shutdown,
 };
 
-use embedded::{EmbeddedBroker, EmbeddedConsumer, EmbeddedTicket};
-use rabbitmq::{RabbitBroker, RabbitConsumer, RabbitTicket};
+use embedded::{EmbeddedAcker, EmbeddedBroker, EmbeddedConsumer};
+use rabbitmq::{RabbitAcker, RabbitBroker, RabbitConsumer};
 
 /// How long to wait before a broker that is away is subscribed to again.
 const SUBSCRIBE_WAIT: Duration = Duration::from_millis(500);
@@ -52,12 +52,12 @@ impl Delay {
 /// Their number is fixed, and workers come to them: no queue belongs to a worker, so none can be
 /// left behind with jobs in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lane(u8);
+pub struct AffinityQueue(u8);
 
-impl Lane {
+impl AffinityQueue {
     /// Lanes of each tier.
     pub const COUNT: usize = 8;
-    /// Every lane of a tier, in order.
+    /// Every affinity queue of a tier, in order.
     pub const ALL: [Self; Self::COUNT] = {
         let mut all = [Self(0); Self::COUNT];
         let mut at = 0;
@@ -102,7 +102,7 @@ pub enum Queue {
     /// Routed jobs of a tier, for its workers.
     Tier(Tier),
     /// Routed jobs of a tier, for the worker that holds their beginnings.
-    Lane(Tier, Lane),
+    Affinity(Tier, AffinityQueue),
     /// What the broker gave up on: expired, rejected or delivered too often.
     Dead,
     /// Routed jobs that rest; when their time is over the broker moves them to [`Queue::In`].
@@ -111,8 +111,8 @@ pub enum Queue {
 
 impl Queue {
     /// Every queue.
-    pub const ALL: [Self; 7 + 2 * Lane::COUNT] = {
-        let mut all = [Self::In; 7 + 2 * Lane::COUNT];
+    pub const ALL: [Self; 7 + 2 * AffinityQueue::COUNT] = {
+        let mut all = [Self::In; 7 + 2 * AffinityQueue::COUNT];
         all[1] = Self::Tier(Tier::Small);
         all[2] = Self::Tier(Tier::Large);
         all[3] = Self::Dead;
@@ -120,9 +120,10 @@ impl Queue {
         all[5] = Self::Retry(Delay::S10);
         all[6] = Self::Retry(Delay::S60);
         let mut at = 0;
-        while at < Lane::COUNT {
-            all[7 + at] = Self::Lane(Tier::Small, Lane::ALL[at]);
-            all[7 + Lane::COUNT + at] = Self::Lane(Tier::Large, Lane::ALL[at]);
+        while at < AffinityQueue::COUNT {
+            all[7 + at] = Self::Affinity(Tier::Small, AffinityQueue::ALL[at]);
+            all[7 + AffinityQueue::COUNT + at] =
+                Self::Affinity(Tier::Large, AffinityQueue::ALL[at]);
             at += 1;
         }
         all
@@ -134,8 +135,12 @@ impl Queue {
             Self::In => "jobs.in",
             Self::Tier(Tier::Small) => "jobs.small",
             Self::Tier(Tier::Large) => "jobs.large",
-            Self::Lane(Tier::Small, lane) => Lane::SMALL[lane.index()],
-            Self::Lane(Tier::Large, lane) => Lane::LARGE[lane.index()],
+            Self::Affinity(Tier::Small, affinity_queue) => {
+                AffinityQueue::SMALL[affinity_queue.index()]
+            }
+            Self::Affinity(Tier::Large, affinity_queue) => {
+                AffinityQueue::LARGE[affinity_queue.index()]
+            }
             Self::Dead => "jobs.dead",
             Self::Retry(Delay::S1) => "jobs.retry.1s",
             Self::Retry(Delay::S10) => "jobs.retry.10s",
@@ -146,7 +151,7 @@ impl Queue {
     /// The tier whose routed jobs it holds, if it does.
     pub fn tier(self) -> Option<Tier> {
         match self {
-            Self::Tier(tier) | Self::Lane(tier, _) => Some(tier),
+            Self::Tier(tier) | Self::Affinity(tier, _) => Some(tier),
             Self::In | Self::Dead | Self::Retry(_) => None,
         }
     }
@@ -163,7 +168,7 @@ pub enum Target {
     /// One of the fleet's queues.
     Queue(Queue),
     /// A producer's reply queue, by its full name; a broker that has no such queue answers
-    /// [`PublishFault::Unroutable`].
+    /// [`PublishError::Unroutable`].
     Reply(String),
 }
 
@@ -210,7 +215,7 @@ pub struct Publication {
 /// Why a message was not published. In every case the message is not in the queue, or is not
 /// known to be there; publishing it again is safe since jobs carry idempotency keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishFault {
+pub enum PublishError {
     /// The queue is full: try again later, and tell the producer so.
     #[error("the queue is full")]
     Refused,
@@ -227,7 +232,7 @@ pub enum PublishFault {
 
 /// Why the broker cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum BrokerFault {
+pub enum BrokerError {
     /// No connection; the message holds no password.
     #[error("cannot reach the broker at {url}: {message}")]
     Unreachable {
@@ -279,26 +284,26 @@ pub struct Delivery {
     /// True when it may have been delivered before.
     pub redelivered: bool,
     /// Settles it.
-    pub ticket: Ticket,
+    pub acker: Acker,
 }
 
 /// Settles one delivery through [`Broker::ack`], [`Broker::requeue`] or [`Broker::reject`].
-/// One that is dropped leaves its message held until its consumer and the other tickets are gone.
+/// One that is dropped leaves its message held until its consumer and the other ackers are gone.
 #[derive(Debug)]
-pub enum Ticket {
+pub enum Acker {
     /// Of RabbitMQ.
-    Rabbit(RabbitTicket),
+    Rabbit(RabbitAcker),
     /// Of the embedded broker.
-    Embedded(EmbeddedTicket),
+    Embedded(EmbeddedAcker),
 }
 
-impl Ticket {
+impl Acker {
     /// False when the connection that delivered it is gone: the broker will deliver the message
     /// again, so work on it now would be done twice.
     pub fn is_live(&self) -> bool {
         match self {
-            Self::Rabbit(ticket) => ticket.is_live(),
-            Self::Embedded(ticket) => ticket.is_live(),
+            Self::Rabbit(acker) => acker.is_live(),
+            Self::Embedded(acker) => acker.is_live(),
         }
     }
 }
@@ -342,7 +347,7 @@ impl Broker {
     pub async fn connect(
         config: &BrokerConfig,
         embedded_path: &std::path::Path,
-    ) -> Result<Self, BrokerFault> {
+    ) -> Result<Self, BrokerError> {
         if config.url.expose() == "embedded" {
             EmbeddedBroker::open(config, embedded_path)
                 .await
@@ -354,7 +359,7 @@ impl Broker {
 
     /// Publishes messages with pipelined confirms and waits for all of them. One outcome for each
     /// message, in order; `Ok` means that the broker has made it durable.
-    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishFault>> {
+    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishError>> {
         each!(self, broker => broker.publish(messages).await)
     }
 
@@ -362,7 +367,7 @@ impl Broker {
     ///
     /// # Errors
     /// When the broker cannot be reached, or (embedded) another process consumes.
-    pub async fn consume(&self, queues: &[Queue], prefetch: u16) -> Result<Consumer, BrokerFault> {
+    pub async fn consume(&self, queues: &[Queue], prefetch: u16) -> Result<Consumer, BrokerError> {
         Ok(match self {
             Self::Rabbit(broker) => Consumer::Rabbit(broker.consume(queues, prefetch).await?),
             Self::Embedded(broker) => Consumer::Embedded(broker.consume(queues, prefetch).await?),
@@ -379,11 +384,11 @@ impl Broker {
         queues: &[Queue],
         prefetch: u16,
         shutdown: &Shutdown,
-    ) -> Result<Option<Consumer>, BrokerFault> {
+    ) -> Result<Option<Consumer>, BrokerError> {
         loop {
             match self.consume(queues, prefetch).await {
-                Err(fault @ BrokerFault::Unreachable { .. }) => {
-                    tracing::warn!(%fault, "cannot subscribe yet");
+                Err(error @ BrokerError::Unreachable { .. }) => {
+                    tracing::warn!(%error, "cannot subscribe yet");
                 }
                 outcome => return outcome.map(Some),
             }
@@ -399,16 +404,16 @@ impl Broker {
     ///
     /// # Errors
     /// When the broker cannot be reached; the messages will come again.
-    pub async fn ack(&self, tickets: Vec<Ticket>) -> Result<usize, BrokerFault> {
-        each!(self, broker => broker.ack(tickets).await)
+    pub async fn ack(&self, ackers: Vec<Acker>) -> Result<usize, BrokerError> {
+        each!(self, broker => broker.ack(ackers).await)
     }
 
     /// Puts deliveries back at once, to be delivered again.
     ///
     /// # Errors
     /// When the broker cannot be reached; the messages will come again anyway.
-    pub async fn requeue(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        each!(self, broker => broker.requeue(tickets).await)
+    pub async fn requeue(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        each!(self, broker => broker.requeue(ackers).await)
     }
 
     /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`. What lies there
@@ -416,15 +421,15 @@ impl Broker {
     ///
     /// # Errors
     /// When the broker cannot be reached; the messages will come again.
-    pub async fn reject(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        each!(self, broker => broker.reject(tickets).await)
+    pub async fn reject(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        each!(self, broker => broker.reject(ackers).await)
     }
 
     /// How full each queue is.
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerFault> {
+    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerError> {
         each!(self, broker => broker.depths().await)
     }
 
@@ -442,7 +447,7 @@ impl Broker {
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    pub async fn delete_queues(&self) -> Result<(), BrokerFault> {
+    pub async fn delete_queues(&self) -> Result<(), BrokerError> {
         each!(self, broker => broker.delete_queues().await)
     }
 

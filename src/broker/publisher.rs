@@ -9,7 +9,7 @@ use metrics::counter;
 
 use crate::{metrics::REPLIES_LOST, shutdown::Shutdown};
 
-use super::{Broker, Publication, PublishFault, Target};
+use super::{Broker, Publication, PublishError, Target};
 
 /// Shortest and longest wait between tries.
 const WAIT_MIN: Duration = Duration::from_millis(50);
@@ -36,22 +36,22 @@ pub async fn publish_all(
         let outcomes = broker
             .publish(pending.iter().map(|(_, m)| m.clone()).collect())
             .await;
-        let mut fault = None;
+        let mut error = None;
         let mut outcomes = outcomes.into_iter();
         pending.retain(|(at, message)| {
-            let outcome = outcomes.next().unwrap_or(Err(PublishFault::Unroutable));
+            let outcome = outcomes.next().unwrap_or(Err(PublishError::Unroutable));
             match (outcome, &message.target) {
                 (Ok(()), _) => done[*at] = true,
-                (Err(PublishFault::Unroutable), Target::Reply(_)) => {
+                (Err(PublishError::Unroutable), Target::Reply(_)) => {
                     counter!(REPLIES_LOST).increment(1);
                     done[*at] = true;
                 }
-                (Err(other), _) => fault = Some(other),
+                (Err(other), _) => error = Some(other),
             }
             !done[*at]
         });
-        let Some(fault) = fault else { break };
-        tracing::warn!(%fault, messages = pending.len(), "not published; trying again");
+        let Some(error) = error else { break };
+        tracing::warn!(%error, messages = pending.len(), "not published; trying again");
         let wait = waits.next().unwrap_or(WAIT_MAX);
         tokio::select! {
             () = shutdown.requested() => break,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::job::{Job, JobHead, JobId, JobRecord, RoutedJob};
 
-use super::{Delay, Envelope, Lane, Publication, Queue, Target};
+use super::{AffinityQueue, Delay, Envelope, Publication, Queue, Target};
 
 /// The job's id, when the producer has chosen it already (a UUIDv7).
 pub const HEADER_JOB_ID: &str = "promptyard-job-id";
@@ -29,7 +29,7 @@ pub const KEY_BYTES_MAX: usize = 255;
 
 /// A body on its way to the router, with what its producer says beside it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Letter {
+pub struct WireMessage {
     /// The job's id.
     pub id: JobId,
     /// The producer's idempotency key.
@@ -42,7 +42,7 @@ pub struct Letter {
     pub body: Vec<u8>,
 }
 
-impl Letter {
+impl WireMessage {
     /// A letter with a fresh id and nothing but a body.
     pub fn new(body: Vec<u8>) -> Self {
         Self {
@@ -55,8 +55,8 @@ impl Letter {
     }
 }
 
-impl From<Letter> for Publication {
-    fn from(letter: Letter) -> Self {
+impl From<WireMessage> for Publication {
+    fn from(letter: WireMessage) -> Self {
         let mut headers = BTreeMap::from([(HEADER_JOB_ID.to_owned(), letter.id.to_string())]);
         let optional = [
             (HEADER_BATCH, letter.batch),
@@ -84,8 +84,8 @@ impl Publication {
     }
 
     /// A routed job for the worker that holds its beginning.
-    pub fn to_lane(routed: &RoutedJob, lane: Lane) -> Self {
-        Self::of_routed(routed, Queue::Lane(routed.tier, lane))
+    pub fn to_affinity_queue(routed: &RoutedJob, affinity_queue: AffinityQueue) -> Self {
+        Self::of_routed(routed, Queue::Affinity(routed.tier, affinity_queue))
     }
 
     /// A routed job that rests before it is tried again: between half of the delay and all of it, so that
@@ -158,9 +158,9 @@ pub fn redriven(letter: Uuid, body: &[u8]) -> Publication {
             },
             request: job.request,
         }),
-        Err(_) => Publication::from(Letter {
+        Err(_) => Publication::from(WireMessage {
             key,
-            ..Letter::new(body.to_vec())
+            ..WireMessage::new(body.to_vec())
         }),
     }
 }

@@ -36,7 +36,7 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<ExitCode> {
 /// Check or show the configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Report every fault of the file, the environment and the flags
+    /// Report every error of the file, the environment and the flags
     Check(ConfigArgs),
     /// Print every setting as TOML, with secrets masked
     Show(ConfigArgs),

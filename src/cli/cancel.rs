@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     broker::{Broker, Publication},
-    console::options::{Common, UsageError, complain, open_ledger, say},
+    console::options::{Common, UsageError, complain, open_database, say},
     fleet,
     job::{JobId, Tenant},
     store::{CANCEL_SETTLES, CancelFilter},
@@ -38,7 +38,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
         (None, ids) if !ids.is_empty() => CancelFilter::Jobs(args.tenant, ids),
         (None, _) => return Err(UsageError("name jobs, or a --batch".to_owned()).into()),
     };
-    let (config, store) = open_ledger(&args.common).await?;
+    let (config, store) = open_database(&args.common).await?;
     let step = match &filter {
         CancelFilter::Jobs(_, ids) => ids.len() + 1,
         CancelFilter::Batch(..) => STEP,

@@ -21,9 +21,9 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, Publication, publisher::publish_all, wire::Letter},
+    broker::{Broker, Publication, publisher::publish_all, wire::WireMessage},
     config::Overrides,
-    console::options::{Common, UsageError, complain, init_logs, read_span, require_ledger, say},
+    console::options::{Common, UsageError, complain, init_logs, read_span, require_database, say},
     fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
@@ -96,7 +96,7 @@ pub async fn chaos(args: ChaosArgs) -> anyhow::Result<ExitCode> {
     }
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
-    require_ledger(&config)?;
+    require_database(&config)?;
     let (broker, store) = fleet::connect(&config, false).await?;
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
     complain(&format!("seed {seed}"));
@@ -140,10 +140,10 @@ async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Ve
             "promptyard": {"tenant": args.tenant, "cache": cache},
         });
         let letter = || {
-            Publication::from(Letter {
+            Publication::from(WireMessage {
                 key: Some(one.key.clone()),
                 batch: Some(format!("chaos-{name}")),
-                ..Letter::new(body.to_string().into_bytes())
+                ..WireMessage::new(body.to_string().into_bytes())
             })
         };
         let count = if at % TWICE_EVERY == 0 { 2 } else { 1 };

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     broker::{Broker, wire::redriven},
-    console::options::{Common, UsageError, complain, open_ledger, read_instant, say},
+    console::options::{Common, UsageError, complain, open_database, read_instant, say},
     fleet,
     job::Tenant,
     store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
@@ -111,7 +111,7 @@ pub async fn dead(command: DeadCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let letters = store
         .dead_letters(&args.selection.filter()?, args.limit)
         .await?;
@@ -146,7 +146,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let filter = DeadFilter {
         ids: vec![args.id],
         ..DeadFilter::default()
@@ -181,7 +181,7 @@ async fn select(store: &Store, args: &SelectArgs) -> anyhow::Result<Vec<DeadLett
 }
 
 async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
-    let (config, store) = open_ledger(&args.common).await?;
+    let (config, store) = open_database(&args.common).await?;
     let letters = select(&store, &args).await?;
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
     // Publishing comes first: should the marking fail, the key of the new job keeps a second
@@ -196,9 +196,9 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     for (letter, outcome) in letters.iter().zip(outcomes) {
         match outcome {
             Ok(()) => published.push(letter.id),
-            Err(fault) => {
+            Err(error) => {
                 failed += 1;
-                complain(&format!("letter {} not redriven: {fault}", letter.id));
+                complain(&format!("letter {} not redriven: {error}", letter.id));
             }
         }
     }
@@ -212,7 +212,7 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let ids: Vec<_> = select(&store, &args)
         .await?
         .iter()

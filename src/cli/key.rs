@@ -9,7 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_ledger, read_span, say},
+    console::options::{Common, UsageError, complain, open_database, read_span, say},
     job::Tenant,
     store::{ApiKey, KeyDigest, Scopes, new_key},
 };
@@ -84,7 +84,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
             Some(at.ok_or_else(|| UsageError(format!("--expires {text}: too far ahead")))?)
         }
     };
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let secret = new_key();
     let key = ApiKey {
         id: Uuid::now_v7(),
@@ -103,7 +103,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let keys = store.keys().await?;
     store.close().await;
     if args.json {
@@ -155,7 +155,7 @@ fn to_json(key: &ApiKey) -> serde_json::Value {
 }
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let is_new = store.revoke_key(args.id).await?;
     store.close().await;
     if !is_new {

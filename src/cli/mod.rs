@@ -72,7 +72,7 @@ enum Command {
     /// Fit the router, judge it, or ask it about prompts of your own
     #[command(subcommand)]
     Router(router::RouterCommand),
-    /// Look at kept answers, remove them, or judge semantic reuse on pairs of your own
+    /// StealRound at kept answers, remove them, or judge semantic reuse on pairs of your own
     #[command(subcommand)]
     Cache(cache::CacheCommand),
     /// Clean up and prune prompts of your own
@@ -110,20 +110,20 @@ pub async fn main() -> ExitCode {
         Command::Prompt(command) => prompt::prompt(command),
         Command::Bench(command) => bench::bench(command).await,
     };
-    outcome.unwrap_or_else(|fault| {
-        if is_broken_pipe(&fault) {
+    outcome.unwrap_or_else(|error| {
+        if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        options::complain(&format!("error: {fault:#}"));
-        ExitCode::from(if fault.is::<UsageError>() { 2 } else { 1 })
+        options::complain(&format!("error: {error:#}"));
+        ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
 }
 
-/// True when whoever read our output has stopped reading: no fault of ours.
-fn is_broken_pipe(fault: &anyhow::Error) -> bool {
-    fault
+/// True when whoever read our output has stopped reading: no error of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
         .downcast_ref::<std::io::Error>()
-        .is_some_and(|fault| fault.kind() == std::io::ErrorKind::BrokenPipe)
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// The command tree, for documentation and tests.

@@ -51,7 +51,7 @@ pub struct PruneArgs {
     /// File of JSON lines with id, question and context; `-` is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Directory or hub name of a BERT sentence encoder; without one words alone decide, and less is cut
+    /// ModelRegistry or hub name of a BERT sentence encoder; without one words alone decide, and less is cut
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::{
     config::Overrides,
-    console::options::{Common, complain, init_logs, read_instant, require_ledger, say},
+    console::options::{Common, complain, init_logs, read_instant, require_database, say},
     fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
@@ -53,7 +53,7 @@ pub async fn results(args: ResultsArgs) -> anyhow::Result<ExitCode> {
     let since = since
         .map(|text| read_instant("--since", text))
         .transpose()?;
-    require_ledger(&config)?;
+    require_database(&config)?;
     let store = fleet::open_store(&config, false).await?;
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     config::{Config, Overrides, Tiers},
-    console::options::{Common, Models, init_logs, note_bundled},
+    console::options::{Common, ModelArgs, init_logs, note_bundled},
     fleet::{Fleet, Roles},
     shutdown::Shutdown,
     telemetry,
@@ -18,7 +18,7 @@ pub struct UpArgs {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     /// Address of the HTTP interface
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
@@ -43,7 +43,7 @@ pub struct WorkArgs {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     /// Tiers to serve: small, large or small,large
     #[arg(long, value_name = "TIERS")]
     tier: Option<Tiers>,

@@ -14,19 +14,19 @@ use clap::Args;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
-    broker::{Publication, publisher::publish_all, wire::Letter},
+    broker::{Publication, publisher::publish_all, wire::WireMessage},
     config::{Config, Overrides, TelemetryConfig},
     console::{
         input::{self, Line},
         marks::Expectation,
-        options::{Common, Models, complain, init_logs, note_bundled, say},
+        options::{Common, ModelArgs, complain, init_logs, note_bundled, say},
         output::Output,
         progress::Progress,
     },
     fleet::{Fleet, Roles},
     job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
     shutdown::Shutdown,
-    store::{Admission, Admitted, Course, Feedback},
+    store::{Admission, AdmissionDecision, Admitted, Feedback},
     telemetry,
 };
 
@@ -70,7 +70,7 @@ pub struct RunArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    models: Models,
+    models: ModelArgs,
     #[command(flatten)]
     common: Common,
     /// Serve /metrics, /healthz and /readyz at this address meanwhile
@@ -295,10 +295,10 @@ impl Run {
                     // A job that is known but open is published again, should its message be
                     // lost; if it is not, the second one does nothing.
                     self.repeated |= known.contains_key(&slot);
-                    letters.push(Publication::from(Letter {
+                    letters.push(Publication::from(WireMessage {
                         key: Some(line.key),
                         custom_id: Some(line.custom_id),
-                        ..Letter::new(body)
+                        ..WireMessage::new(body)
                     }));
                     self.awaited.insert(slot.clone(), asked);
                     self.order.push_back(slot);
@@ -339,11 +339,11 @@ impl Run {
             let records = self.fleet.store.records_by_key(&tenant, &keys).await;
             let records = match records {
                 Ok(records) => records,
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, "cannot look for answers; trying again");
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, "cannot look for answers; trying again");
                     Vec::new()
                 }
-                Err(fault) => return Err(fault.into()),
+                Err(error) => return Err(error.into()),
             };
             for record in records
                 .into_iter()
@@ -417,7 +417,7 @@ fn refusal(line: &Line, reason: Reason) -> Admission {
         },
         request: None,
         digest: line.digest,
-        course: Course::End {
+        decision: AdmissionDecision::End {
             state: JobState::Rejected,
             reason,
         },

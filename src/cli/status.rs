@@ -9,15 +9,15 @@ use crate::{
     broker::{Depth, Queue},
     config::Overrides,
     console::{
-        options::{Common, init_logs, require_ledger, say},
+        options::{Common, init_logs, require_database, say},
         table::table,
     },
     fleet,
-    store::{HoldQueue, Overview, WorkerRecord},
+    store::{DeferredQueue, Overview, WorkerRecord},
 };
 
 /// Held jobs are counted up to here.
-const HELD_MAX: u32 = 1_000_000;
+const DEFERRED_MAX: u32 = 1_000_000;
 /// Workers unseen for longer are not shown.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(3600);
 
@@ -35,12 +35,12 @@ pub struct StatusArgs {
 pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     init_logs(&config)?;
-    require_ledger(&config)?;
+    require_database(&config)?;
     let (broker, store) = fleet::connect(&config, false).await?;
     let depths = broker.depths().await?;
     let workers = store.workers(WORKER_AGE_MAX).await?;
     let overview = store.overview().await?;
-    let held = store.held_counts(HELD_MAX).await?;
+    let held = store.deferred_counts(DEFERRED_MAX).await?;
     broker.close().await;
     store.close().await;
     let text = if args.json {
@@ -58,7 +58,7 @@ fn to_json(
     overview: &Overview,
     held: [u32; 3],
 ) -> serde_json::Value {
-    let held = HoldQueue::ALL.into_iter().zip(held);
+    let held = DeferredQueue::ALL.into_iter().zip(held);
     json!({
         "held": held.map(|(queue, count)| (queue.as_str().to_owned(), json!(count)))
             .collect::<serde_json::Map<_, _>>(),
@@ -93,7 +93,7 @@ fn to_text(
 ) -> String {
     let mut queues = table(&["QUEUE", "READY", "CONSUMERS"]);
     // Lanes are of interest while something waits in them.
-    let is_shown = |depth: &&Depth| depth.ready > 0 || !matches!(depth.queue, Queue::Lane(..));
+    let is_shown = |depth: &&Depth| depth.ready > 0 || !matches!(depth.queue, Queue::Affinity(..));
     for depth in depths.iter().filter(is_shown) {
         queues.add_row([
             depth.queue.name().to_owned(),

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    broker::{Broker, Publication, PublishFault, wire::Letter},
+    broker::{Broker, Publication, PublishError, wire::WireMessage},
     config::Overrides,
     console::{
         input::{self, Line},
@@ -73,9 +73,9 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         for (number, outcome) in numbers.into_iter().zip(broker.publish(messages).await) {
             match outcome {
                 Ok(()) => sent += 1,
-                Err(fault) => {
+                Err(error) => {
                     failed += 1;
-                    complain(&format!("line {number} not submitted: {}", hint(&fault)));
+                    complain(&format!("line {number} not submitted: {}", hint(&error)));
                 }
             }
         }
@@ -88,23 +88,23 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
 
 fn publication(line: Line, batch: &str, priority: Priority) -> Result<Publication, String> {
     let body = line.body.map_err(|reason| reason.to_string())?;
-    let mut publication = Publication::from(Letter {
+    let mut publication = Publication::from(WireMessage {
         key: Some(format!("{batch}:{}", line.key))
             .filter(|key| key.len() <= 255)
             .or(Some(line.key)),
         custom_id: Some(line.custom_id),
         batch: Some(batch.to_owned()),
-        ..Letter::new(body)
+        ..WireMessage::new(body)
     });
     publication.envelope.priority = priority;
     Ok(publication)
 }
 
-fn hint(fault: &PublishFault) -> String {
-    match fault {
-        PublishFault::Refused => {
-            format!("{fault}: submit the file again later under the same --batch")
+fn hint(error: &PublishError) -> String {
+    match error {
+        PublishError::Refused => {
+            format!("{error}: submit the file again later under the same --batch")
         }
-        fault => fault.to_string(),
+        error => error.to_string(),
     }
 }

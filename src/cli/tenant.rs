@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_ledger, say},
+    console::options::{Common, UsageError, complain, open_database, say},
     job::Tenant,
-    store::TenantTerms,
+    store::TenantLimits,
 };
 
 use crate::console::table::table;
@@ -91,7 +91,7 @@ pub async fn tenant(command: TenantCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let terms = store.tenants().await?;
     store.close().await;
     if args.json {
@@ -120,12 +120,12 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let known = store.tenants().await?;
     let mut terms = known
         .into_iter()
         .find(|terms| terms.tenant == args.name)
-        .unwrap_or_else(|| TenantTerms::of(args.name));
+        .unwrap_or_else(|| TenantLimits::of(args.name));
     terms.weight = args.weight.unwrap_or(terms.weight);
     for (limit, said) in [
         (&mut terms.tokens_per_minute, args.tokens_per_minute),
@@ -146,7 +146,7 @@ async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn reset(args: ResetArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let changed = store.forget_tenant(&args.name).await?;
     store.close().await;
     complain(if changed {

@@ -1,4 +1,4 @@
-//! Defaults < file < environment < flags, with every fault reported at once.
+//! Defaults < file < environment < flags, with every error reported at once.
 
 use std::{fmt, fs, path::Path};
 
@@ -6,16 +6,16 @@ use toml::de::{DeTable, DeValue};
 
 use super::{Config, setting::Given};
 
-/// One fault of the configuration, with the place where it stands.
+/// One error of the configuration, with the place where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigFault {
+pub struct ConfigError {
     /// `FILE:LINE`, a variable's name or a flag.
     pub place: String,
     /// What is wrong and what was expected.
     pub message: String,
 }
 
-impl fmt::Display for ConfigFault {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.message)
     }
@@ -44,41 +44,41 @@ impl Config {
     /// in `_FILE` names a file with the setting's value, as secret stores hand them over.
     ///
     /// # Errors
-    /// Every fault of the file, the environment and the flags.
+    /// Every error of the file, the environment and the flags.
     pub fn load(
         file: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
         overrides: &Overrides,
-    ) -> Result<Self, Vec<ConfigFault>> {
+    ) -> Result<Self, Vec<ConfigError>> {
         let mut config = Self::default();
-        let mut faults = Vec::new();
+        let mut errors = Vec::new();
         if let Some(path) = file {
             let place = path.display().to_string();
             match fs::read_to_string(path) {
-                Ok(text) => config.apply_file(&place, &text, &mut faults),
-                Err(fault) => faults.push(ConfigFault {
+                Ok(text) => config.apply_file(&place, &text, &mut errors),
+                Err(error) => errors.push(ConfigError {
                     place,
-                    message: format!("cannot read the file: {fault}"),
+                    message: format!("cannot read the file: {error}"),
                 }),
             }
         }
-        config.apply_environment(variables, &mut faults);
+        config.apply_environment(variables, &mut errors);
         for (flag, path, value) in &overrides.entries {
             if let Err(message) = config.apply_path(path, &Given::Text(value)) {
-                faults.push(ConfigFault {
+                errors.push(ConfigError {
                     place: flag.clone(),
                     message,
                 });
             }
         }
-        if faults.is_empty() {
+        if errors.is_empty() {
             Ok(config)
         } else {
-            Err(faults)
+            Err(errors)
         }
     }
 
-    fn apply_file(&mut self, place: &str, text: &str, faults: &mut Vec<ConfigFault>) {
+    fn apply_file(&mut self, place: &str, text: &str, errors: &mut Vec<ConfigError>) {
         let at = |offset: usize| {
             let line = text[..offset.min(text.len())].matches('\n').count() + 1;
             format!("{place}:{line}")
@@ -86,9 +86,9 @@ impl Config {
         let mut found = Vec::new();
         let mut tell = |offset: usize, message: String| found.push((offset, message));
         let (table, syntax) = DeTable::parse_recoverable(text);
-        for fault in syntax {
-            let offset = fault.span().map_or(0, |span| span.start);
-            tell(offset, fault.message().to_owned());
+        for error in syntax {
+            let offset = error.span().map_or(0, |span| span.start);
+            tell(offset, error.message().to_owned());
         }
         for (name, value) in table.get_ref() {
             let name_at = name.span().start;
@@ -116,7 +116,7 @@ impl Config {
         }
         // The parser's tables are sorted by name; people read files from the top.
         found.sort_by_key(|(offset, _)| *offset);
-        faults.extend(found.into_iter().map(|(offset, message)| ConfigFault {
+        errors.extend(found.into_iter().map(|(offset, message)| ConfigError {
             place: at(offset),
             message,
         }));
@@ -125,7 +125,7 @@ impl Config {
     fn apply_environment(
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
-        faults: &mut Vec<ConfigFault>,
+        errors: &mut Vec<ConfigError>,
     ) {
         let mut variables: Vec<_> = variables
             .into_iter()
@@ -140,7 +140,7 @@ impl Config {
             let outcome = match (Self::path_of(&variable), of_file) {
                 (Some((section, field)), _) => self.apply(section, &field, &Given::Text(&value)),
                 (None, Some((section, field))) => fs::read_to_string(&value)
-                    .map_err(|fault| format!("cannot read {value}: {fault}"))
+                    .map_err(|error| format!("cannot read {value}: {error}"))
                     .and_then(|text| {
                         // Editors and secret stores end files with a line break.
                         let text = text.trim_end_matches(['\r', '\n']);
@@ -151,7 +151,7 @@ impl Config {
                 }
             };
             if let Err(message) = outcome {
-                faults.push(ConfigFault {
+                errors.push(ConfigError {
                     place: variable,
                     message,
                 });
@@ -195,7 +195,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigFault>> {
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("yard.toml");
         fs::write(&path, text).expect("write");
@@ -232,12 +232,12 @@ mod tests {
 
     #[test]
     fn reports_every_fault_with_its_line() {
-        let faults = load(
+        let errors = load(
             "[router]\nprefetch = \"many\"\nthreshold = 2.0\nprefech = 1\n\n[rooter]\nx = 1\n[broker]\nurl = \"http://x\"\n",
             &[("PROMPTYARD_WORKER_ATTEMPTS_MAX", "0"), ("PROMPTYARD_NO_SUCH", "1")],
         )
-        .expect_err("five faults of the file, two of the environment");
-        let lines: Vec<_> = faults
+        .expect_err("five errors of the file, two of the environment");
+        let lines: Vec<_> = errors
             .iter()
             .map(|f| {
                 f.place
@@ -256,13 +256,13 @@ mod tests {
         ] {
             assert!(
                 lines.iter().any(|l| l == place),
-                "{place} missing in {faults:?}"
+                "{place} missing in {errors:?}"
             );
         }
         assert!(lines.iter().any(|l| l == "PROMPTYARD_WORKER_ATTEMPTS_MAX"));
         assert!(lines.iter().any(|l| l == "PROMPTYARD_NO_SUCH"));
-        assert_eq!(faults.len(), 7);
-        assert!(faults[0].message.contains("expected"), "{faults:?}");
+        assert_eq!(errors.len(), 7);
+        assert!(errors[0].message.contains("expected"), "{errors:?}");
     }
 
     #[test]
@@ -273,12 +273,12 @@ mod tests {
         let path = path.display().to_string();
         let config = load("", &[("PROMPTYARD_STORE_URL_FILE", &path)]).expect("valid");
         assert_eq!(config.store.url.expose(), "postgres://me:hunter2@host/db");
-        let faults = load("", &[("PROMPTYARD_STORE_URL_FILE", "/no/such/file")]);
-        let faults = faults.expect_err("there is no such file");
-        assert_eq!(faults[0].place, "PROMPTYARD_STORE_URL_FILE");
-        let faults = load("", &[("PROMPTYARD_NOTHING_FILE", &path)]);
+        let errors = load("", &[("PROMPTYARD_STORE_URL_FILE", "/no/such/file")]);
+        let errors = errors.expect_err("there is no such file");
+        assert_eq!(errors[0].place, "PROMPTYARD_STORE_URL_FILE");
+        let errors = load("", &[("PROMPTYARD_NOTHING_FILE", &path)]);
         assert!(
-            faults.expect_err("no such setting")[0]
+            errors.expect_err("no such setting")[0]
                 .message
                 .contains("no such setting")
         );
@@ -295,14 +295,14 @@ mod tests {
         assert_eq!(config.router.batch_max, 3);
         assert_eq!(config.router.linger_ms, 15);
         assert_eq!(config.router.threshold, 1.0);
-        let faults = load("[router]\nprefetch = 0xfffff", &[]).expect_err("too large");
-        assert!(faults[0].message.ends_with("found 0xfffff"), "{faults:?}");
+        let errors = load("[router]\nprefetch = 0xfffff", &[]).expect_err("too large");
+        assert!(errors[0].message.ends_with("found 0xfffff"), "{errors:?}");
     }
 
     #[test]
     fn syntax_faults_carry_their_line() {
-        let faults = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
-        assert!(faults[0].place.ends_with("yard.toml:2"), "{faults:?}");
+        let errors = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
+        assert!(errors[0].place.ends_with("yard.toml:2"), "{errors:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Comes in: a TOML file, `PROMPTYARD_*` variables and `section.field=value` flags, in rising
 //! precedence over the defaults. Goes out: one section for each stage; no stage reads the
-//! environment itself. All faults are collected, so that one run of `promptyard config check`
+//! environment itself. All errors are collected, so that one run of `promptyard config check`
 //! shows them all ([`Config::load`]).
 
 mod addresses;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 pub use addresses::PrivateAddresses;
 pub use device::DeviceKind;
-pub use load::{ConfigFault, Overrides};
+pub use load::{ConfigError, Overrides};
 use setting::{Given, settings};
 pub use setting::{LogFormat, PrefixSharing, Secret, SecretUrl, Setting, Tiers, WeightKind};
 pub use target::{RouteTarget, RouteTargets, TargetScope};
@@ -133,14 +133,14 @@ settings! {
         load_wait_s: f64 = 10.0, "a number above 0, up to 3600", |s| *s > 0.0 && *s <= 3600.0;
         /// Share of the jobs routed to small by their score that also run on large, for learning, while it is idle.
         shadow_share: f64 = 0.0, "a number from 0 to 1", |s| (0.0..=1.0).contains(s);
-        /// Whether jobs go to the worker that holds their beginning, where several workers share a tier; workers empty the lanes for it whatever this says.
-        lanes: bool = true, "true or false";
+        /// Whether jobs go to the worker that holds their beginning, where several workers share a tier; workers empty the affinity queues for it whatever this says.
+        affinity_queues: bool = true, "true or false";
         /// Jobs that may wait in a tier's queues, more where its workers are fast; what comes beyond them is held in the ledger, where tenants take turns. 0 for no such limit.
         window_jobs: u64 = 64, "0 to 65536", |n| *n <= 65_536;
         /// Jobs that may be held in the ledger; beyond them the router takes no more, so that its queue fills and refuses.
-        held_max: u32 = 5_000_000, "a whole number from 1", |n| *n >= 1;
+        deferred_max: u32 = 5_000_000, "a whole number from 1", |n| *n >= 1;
         /// Seconds without a sign of a job after which its message counts as lost and is sent again; six times as long while its queue is not empty.
-        lost_after_s: u64 = 120, "a whole number from 1", |n| *n >= 1;
+        stuck_after_s: u64 = 120, "a whole number from 1", |n| *n >= 1;
         /// Share of the jobs that are sent to the other tier than their score says, for learning.
         explore_share: f64 = 0.0, "a number from 0 to 0.5", |s| (0.0..=0.5).contains(s);
     }

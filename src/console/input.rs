@@ -224,7 +224,7 @@ impl<R: BufRead> Iterator for Lines<R> {
             let line = match self.read_line() {
                 Ok(Some(line)) => line,
                 Ok(None) => return None,
-                Err(fault) => return Some(Err(fault)),
+                Err(error) => return Some(Err(error)),
             };
             self.number += 1;
             if !line.is_empty() {

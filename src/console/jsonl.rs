@@ -62,14 +62,14 @@ pub fn read_lines<T: DeserializeOwned>(
 ) -> anyhow::Result<()> {
     each_text(input, |number, text| {
         let row = serde_json::from_str(text)
-            .map_err(|fault| anyhow!("line {number}: expected {expected}: {}", said(&fault)))?;
+            .map_err(|error| anyhow!("line {number}: expected {expected}: {}", said(&error)))?;
         take(row).with_context(|| format!("line {number}"))
     })
 }
 
 /// What the parser says of a line, less the number that every line of its own has.
-pub fn said(fault: &serde_json::Error) -> String {
-    fault.to_string().replace(" at line 1 column", " at column")
+pub fn said(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column", " at column")
 }
 
 /// Reads lines as [`read_lines`] does and prints what `answer` makes of each.

@@ -46,7 +46,7 @@ pub struct Common {
 
 /// The models of a process that runs them.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Models {
+pub struct ModelArgs {
     /// The small model: a Hugging Face directory, a hub name, or an OpenAI-compatible server's URL
     #[arg(long, value_name = "DIR|NAME|URL")]
     pub small: Option<String>,
@@ -55,7 +55,7 @@ pub struct Models {
     pub large: Option<String>,
 }
 
-impl Models {
+impl ModelArgs {
     /// Adds the models to what the command line says.
     pub fn apply(&self, overrides: &mut Overrides) {
         for (flag, path, model) in [
@@ -73,7 +73,7 @@ impl Common {
     /// Loads the configuration; a command's own flags come in `overrides`.
     ///
     /// # Errors
-    /// A [`UsageError`] that lists every fault.
+    /// A [`UsageError`] that lists every error.
     pub fn load(&self, mut overrides: Overrides) -> Result<Config, UsageError> {
         if let Some(url) = &self.broker {
             overrides.set("--broker", "broker.url", url);
@@ -107,10 +107,10 @@ impl Common {
             };
             overrides.set("--set", path, value);
         }
-        Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|faults| {
-            let lines: Vec<_> = faults.iter().map(|fault| format!("\n  {fault}")).collect();
+        Config::load(self.config.as_deref(), std::env::vars(), &overrides).map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(|error| format!("\n  {error}")).collect();
             UsageError(format!(
-                "the configuration has {} fault(s):{}",
+                "the configuration has {} error(s):{}",
                 lines.len(),
                 lines.concat()
             ))
@@ -122,7 +122,7 @@ impl Common {
 ///
 /// # Errors
 /// When the file is missing.
-pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
+pub fn require_database(config: &Config) -> anyhow::Result<()> {
     match config.sqlite_path() {
         Some(path) if !path.exists() => Err(anyhow::anyhow!(
             "there is no ledger at {}; `run` and `up` make one, --ledger and --store name another",
@@ -136,10 +136,10 @@ pub fn require_ledger(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the configuration is wrong, or there is no such ledger.
-pub async fn open_ledger(common: &Common) -> anyhow::Result<(Config, Store)> {
+pub async fn open_database(common: &Common) -> anyhow::Result<(Config, Store)> {
     let config = common.load(Overrides::default())?;
     init_logs(&config)?;
-    require_ledger(&config)?;
+    require_database(&config)?;
     let store = fleet::open_store(&config, false).await?;
     Ok((config, store))
 }
@@ -188,10 +188,10 @@ fn read_age(text: &str) -> Option<TimeDelta> {
 /// # Errors
 /// A [`UsageError`].
 pub fn init_logs(config: &Config) -> Result<(), UsageError> {
-    telemetry::init_logs(&config.telemetry).map_err(|fault| UsageError(fault.to_string()))
+    telemetry::init_logs(&config.telemetry).map_err(|error| UsageError(error.to_string()))
 }
 
-/// Writes a line to standard error; one that nobody reads is no fault.
+/// Writes a line to standard error; one that nobody reads is no error.
 pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -18,7 +18,7 @@ pub struct Row {
     pub tags: Vec<String>,
 }
 
-/// Does something with every line of a file; a file without lines is a fault.
+/// Does something with every line of a file; a file without lines is a error.
 pub fn for_each(path: &Path, mut act: impl FnMut(Row) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut ids = Ids::default();
     let mut is_empty = true;

@@ -9,7 +9,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{EngineFault, Generation};
+use super::{EngineError, Generation};
 
 /// Requests that may wait for each that may run. A worker takes no more from the broker than it
 /// can start, so few ever wait here.
@@ -44,8 +44,8 @@ impl Places {
     /// Begins the work as soon as its turn comes; dropping the future stops it.
     pub(super) fn begin(
         &self,
-        work: impl Future<Output = Result<Generation, EngineFault>> + Send + 'static,
-    ) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+        work: impl Future<Output = Result<Generation, EngineError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let place = Place(self.accepted.clone());
         if self.accepted.fetch_add(1, Ordering::AcqRel) >= self.accepted_max {
             return std::future::ready(Err(queue_full())).boxed();
@@ -56,14 +56,14 @@ impl Places {
             let _running = running
                 .acquire_owned()
                 .await
-                .map_err(|_| EngineFault::Closed)?;
+                .map_err(|_| EngineError::Closed)?;
             work.await
         }));
         async {
             task.await
-                .unwrap_or_else(|fault| match fault.try_into_panic() {
-                    Ok(_) => Err(EngineFault::Crashed("panic".to_owned())),
-                    Err(_) => Err(EngineFault::Closed),
+                .unwrap_or_else(|error| match error.try_into_panic() {
+                    Ok(_) => Err(EngineError::Crashed("panic".to_owned())),
+                    Err(_) => Err(EngineError::Closed),
                 })
         }
         .boxed()
@@ -71,8 +71,8 @@ impl Places {
 }
 
 /// What a request hears that finds as many waiting as may.
-pub(super) fn queue_full() -> EngineFault {
-    EngineFault::Unavailable {
+pub(super) fn queue_full() -> EngineError {
+    EngineError::Unavailable {
         message: "as many requests wait as may".to_owned(),
         retry_after_ms: None,
     }

@@ -22,7 +22,7 @@ const TEXT_TOKENS_DEFAULT: usize = 256;
 
 /// Why there are no embeddings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EmbedderFault {
+pub enum EmbedderError {
     /// The checkpoint cannot be had or is not understood.
     #[error("cannot open the embedder {model}: {message}")]
     Open {
@@ -133,9 +133,9 @@ impl Embedder {
     /// Opens a checkpoint: a directory, or a name on the hub.
     ///
     /// # Errors
-    /// [`EmbedderFault::Open`] when it cannot be had, or is no BERT encoder with mean or first-token pooling.
-    pub fn open(model: &str) -> Result<Self, EmbedderFault> {
-        let open = |message: String| EmbedderFault::Open {
+    /// [`EmbedderError::Open`] when it cannot be had, or is no BERT encoder with mean or first-token pooling.
+    pub fn open(model: &str) -> Result<Self, EmbedderError> {
+        let open = |message: String| EmbedderError::Open {
             model: model.to_owned(),
             message,
         };
@@ -194,7 +194,7 @@ impl Embedder {
             name,
             revision: digest[..32].to_owned(),
             vocabulary: Vocabulary::from_json(&files.require("tokenizer.json")?)
-                .map_err(|fault| fault.to_string())?,
+                .map_err(|error| error.to_string())?,
             words: reader.get(
                 "embeddings.word_embeddings.weight",
                 &[config.vocab_size, config.hidden_size],
@@ -232,9 +232,9 @@ impl Embedder {
     /// One unit vector for each text, in order. A text longer than the model takes is cut.
     ///
     /// # Errors
-    /// [`EmbedderFault::Failed`].
-    pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, EmbedderFault> {
-        let failed = |fault: String| EmbedderFault::Failed(fault);
+    /// [`EmbedderError::Failed`].
+    pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        let failed = |error: String| EmbedderError::Failed(error);
         let mut vectors = Vec::with_capacity(texts.len());
         let (mut pack, mut packed) = (Vec::new(), 0);
         for text in texts {
@@ -242,7 +242,7 @@ impl Embedder {
             if packed + tokens.len() > PACK_TOKENS_MAX && !pack.is_empty() {
                 vectors.extend(
                     self.forward(&pack)
-                        .map_err(|fault| failed(fault.to_string()))?,
+                        .map_err(|error| failed(error.to_string()))?,
                 );
                 pack.clear();
                 packed = 0;
@@ -253,14 +253,14 @@ impl Embedder {
         if !pack.is_empty() {
             vectors.extend(
                 self.forward(&pack)
-                    .map_err(|fault| failed(fault.to_string()))?,
+                    .map_err(|error| failed(error.to_string()))?,
             );
         }
         Ok(vectors)
     }
 
     /// The cosines of questions and texts; see [`Similarity`].
-    fn compare(&self, questions: &[&str], texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedderFault> {
+    fn compare(&self, questions: &[&str], texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedderError> {
         let (questions, texts) = (self.embed(questions)?, self.embed(texts)?);
         let row = |question: &Vec<f32>| texts.iter().map(|text| cosine(question, text)).collect();
         Ok(questions.iter().map(row).collect())
@@ -270,7 +270,7 @@ impl Embedder {
         let mut tokens = self
             .vocabulary
             .encode(text, Specials::Add)
-            .map_err(|fault| fault.to_string())?;
+            .map_err(|error| error.to_string())?;
         if tokens.len() > self.text_tokens_max {
             // The last token closes the text and stays.
             let last = tokens.last().copied();
@@ -352,7 +352,7 @@ impl Similarity for Embedder {
     fn cosines(&self, questions: &[&str], texts: &[&str]) -> Option<Vec<Vec<f32>>> {
         self.compare(questions, texts)
             .inspect_err(
-                |fault| tracing::warn!(%fault, "paragraphs are compared by their words alone"),
+                |error| tracing::warn!(%error, "paragraphs are compared by their words alone"),
             )
             .ok()
     }
@@ -382,7 +382,7 @@ fn parse<T: for<'de> Deserialize<'de>>(
     };
     serde_json::from_slice(&content)
         .map(Some)
-        .map_err(|fault| format!("{name} is not understood: {fault}"))
+        .map_err(|error| format!("{name} is not understood: {error}"))
 }
 
 /// Tensors by their names in Hugging Face's BERT.
@@ -398,7 +398,7 @@ impl Reader<'_> {
     }
 
     fn places(&self) -> Result<Tensor, String> {
-        let (config, text) = (self.config, |fault: candle_core::Error| fault.to_string());
+        let (config, text) = (self.config, |error: candle_core::Error| error.to_string());
         let positions = self.get(
             "embeddings.position_embeddings.weight",
             &[config.max_position_embeddings, config.hidden_size],
@@ -426,7 +426,7 @@ impl Reader<'_> {
             weight: weight
                 .t()
                 .and_then(|weight| weight.contiguous())
-                .map_err(|fault| fault.to_string())?,
+                .map_err(|error| error.to_string())?,
             bias: self.get(&format!("{name}.bias"), &[to])?,
         })
     }

@@ -20,7 +20,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-pub use embedder::{Embedder, EmbedderFault, cosine};
+pub use embedder::{Embedder, EmbedderError, cosine};
 pub use stop::Stop;
 use watchdog::Watched;
 
@@ -89,7 +89,7 @@ pub struct Generation {
 
 /// Why there is no answer; the variants say what the caller does next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EngineFault {
+pub enum EngineError {
     /// Never on this model; a model with a longer context may take it.
     #[error(
         "the prompt has {prompt_tokens} tokens; {model} takes {context_tokens} with at least one for the answer"
@@ -127,7 +127,7 @@ pub enum EngineFault {
 /// Why an engine cannot be opened: one line with what was found and what helps.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open the {tier} model {model}: {message}")]
-pub struct OpenFault {
+pub struct OpenError {
     /// The tier it was meant for.
     pub tier: Tier,
     /// The directory, hub name or URL.
@@ -143,8 +143,8 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Starts generating at once; the future waits for the answer. Dropping the future gives the
     /// sequence up within a step. Up to [`EngineInfo::batch_max`] requests run side by side, more
-    /// wait in a bounded queue; a full queue gives [`EngineFault::Unavailable`].
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>>;
+    /// wait in a bounded queue; a full queue gives [`EngineError::Unavailable`].
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>>;
 
     /// False while the engine could not serve a request; drives `/readyz`.
     fn is_ready(&self) -> bool;
@@ -160,8 +160,8 @@ pub trait Engine: Send + Sync + fmt::Debug {
 /// name ([`candle`]); without one the checkpoint bundled with the binary is used.
 ///
 /// # Errors
-/// [`OpenFault`] in one line when the model cannot be had or is not understood.
-pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenFault> {
+/// [`OpenError`] in one line when the model cannot be had or is not understood.
+pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenError> {
     let engine = open_once(tier, config).await?;
     if config.step_hang_s == 0 {
         return Ok(engine);
@@ -175,9 +175,9 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
     Ok(Watched::over(engine, tier, limit, reopen))
 }
 
-async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenFault> {
+async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenError> {
     let model = config.model.as_deref();
-    let fault = |message: String| OpenFault {
+    let error = |message: String| OpenError {
         tier,
         model: match model {
             // It may hold a password.
@@ -189,19 +189,19 @@ async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, 
     };
     match model {
         Some(script) if script.starts_with("scripted:") => {
-            let engine = scripted::ScriptedEngine::from_script(script, config).map_err(fault)?;
+            let engine = scripted::ScriptedEngine::from_script(script, config).map_err(error)?;
             Ok(Arc::new(engine))
         }
         Some(url) if is_url(url) => {
             let engine = upstream::UpstreamEngine::connect(tier, url, config)
                 .await
-                .map_err(fault)?;
+                .map_err(error)?;
             Ok(Arc::new(engine))
         }
         _ => {
-            let engine = local::CandleEngine::open(tier, config)
+            let engine = local::LocalEngine::open(tier, config)
                 .await
-                .map_err(fault)?;
+                .map_err(error)?;
             Ok(Arc::new(engine))
         }
     }

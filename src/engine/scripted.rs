@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places, pulse::Pulse,
+    Engine, EngineError, EngineInfo, Generate, Generation, admission::Places, pulse::Pulse,
     signals::SignalCollector,
 };
 use crate::{
@@ -143,9 +143,9 @@ impl ScriptedEngine {
         })
     }
 
-    fn prompt_tokens(&self, request: &Generate) -> Result<usize, EngineFault> {
+    fn prompt_tokens(&self, request: &Generate) -> Result<usize, EngineError> {
         if !request.sampling.response_format.is_text() {
-            return Err(EngineFault::Unservable(
+            return Err(EngineError::Unservable(
                 "response_format: a scripted engine answers by its script".to_owned(),
             ));
         }
@@ -153,7 +153,7 @@ impl ScriptedEngine {
         let prompt_tokens = request.messages.iter().map(words).sum::<usize>().max(1);
         match self.info.context_tokens {
             Some(context_tokens) if prompt_tokens >= context_tokens => {
-                Err(EngineFault::ContextTooLong {
+                Err(EngineError::ContextTooLong {
                     model: self.info.model.clone(),
                     prompt_tokens,
                     context_tokens,
@@ -246,7 +246,7 @@ impl Engine for ScriptedEngine {
         &self.info
     }
 
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let digest = digest(&request);
         let answer = self
             .prompt_tokens(&request)
@@ -279,7 +279,7 @@ impl Engine for ScriptedEngine {
             let mut crashed = crashes.subscribe();
             if is_poison {
                 crashes.send_modify(|count| *count += 1);
-                return Err(EngineFault::Crashed("scripted crash".to_owned()));
+                return Err(EngineError::Crashed("scripted crash".to_owned()));
             }
             let (started_at, began) = (Utc::now(), Instant::now());
             tokio::select! {
@@ -289,11 +289,11 @@ impl Engine for ScriptedEngine {
                     cut_short(&mut answer, part.min(1.0));
                 }
                 Ok(()) = crashed.changed() => {
-                    return Err(EngineFault::Crashed("scripted crash beside this request".to_owned()));
+                    return Err(EngineError::Crashed("scripted crash beside this request".to_owned()));
                 }
             }
             if fails {
-                return Err(EngineFault::Crashed("scripted failure".to_owned()));
+                return Err(EngineError::Crashed("scripted failure".to_owned()));
             }
             let finished_at = Utc::now();
             Ok(Generation {
@@ -361,9 +361,9 @@ mod tests {
             ("scripted:echo=yes", "echo takes no value"),
             ("scripted:poison", "poison=TEXT"),
         ] {
-            let fault =
+            let error =
                 ScriptedEngine::from_script(script, &ModelConfig::default()).expect_err(script);
-            assert!(fault.contains(expected), "{script}: {fault}");
+            assert!(error.contains(expected), "{script}: {error}");
         }
         assert_eq!(engine("scripted:").info().model, "scripted");
         assert_eq!(engine("scripted:model=a,latency_ms=5").info().model, "a");
@@ -413,7 +413,7 @@ mod tests {
             let mut now = Vec::new();
             for at in 0..200 {
                 let outcome = engine.generate(request(&format!("prompt {at}"))).await;
-                if matches!(outcome, Err(EngineFault::Crashed(_))) {
+                if matches!(outcome, Err(EngineError::Crashed(_))) {
                     now.push(at);
                 }
             }
@@ -429,9 +429,9 @@ mod tests {
         let beside = tokio::spawn(engine.generate(request("fine")));
         tokio::task::yield_now().await;
         let poison = engine.generate(request("a BOOM b")).await;
-        assert!(matches!(poison, Err(EngineFault::Crashed(_))));
+        assert!(matches!(poison, Err(EngineError::Crashed(_))));
         let beside = beside.await.expect("no panic");
-        assert!(matches!(beside, Err(EngineFault::Crashed(_))), "{beside:?}");
+        assert!(matches!(beside, Err(EngineError::Crashed(_))), "{beside:?}");
         let slow = tokio::spawn(engine.generate(request("later")));
         assert!(slow.await.expect("no panic").is_ok());
     }
@@ -442,7 +442,7 @@ mod tests {
         let accepted: Vec<_> = (0..10).map(|_| engine.generate(request("a"))).collect();
         let refused = engine.generate(request("a")).await;
         assert!(
-            matches!(refused, Err(EngineFault::Unavailable { .. })),
+            matches!(refused, Err(EngineError::Unavailable { .. })),
             "{refused:?}"
         );
         let began = Instant::now();
@@ -451,7 +451,7 @@ mod tests {
         }
         assert_eq!(began.elapsed().as_millis(), 50, "two at a time");
         let long = engine.generate(request("a b c d")).await;
-        let expected = EngineFault::ContextTooLong {
+        let expected = EngineError::ContextTooLong {
             model: "scripted".to_owned(),
             prompt_tokens: 4,
             context_tokens: 4,

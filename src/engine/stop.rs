@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 /// Ends one request early. An engine then answers with what there is, as if the limit of tokens had been
-/// reached, or with [`super::EngineFault::Stopped`] where it has nothing. Clones share it.
+/// reached, or with [`super::EngineError::Stopped`] where it has nothing. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(CancellationToken);
 

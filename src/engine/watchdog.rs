@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use metrics::counter;
 use tokio::{sync::watch, time::sleep};
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation, OpenFault};
+use super::{Engine, EngineError, EngineInfo, Generate, Generation, OpenError};
 use crate::{job::Tier, metrics::ENGINE_RESTARTS};
 
 /// How often the engine is looked at within the time that a step may take, and at most.
@@ -29,7 +29,7 @@ const REOPEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Opens the engine anew.
 pub(super) type Reopen =
-    Box<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Engine>, OpenFault>> + Send + Sync>;
+    Box<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Engine>, OpenError>> + Send + Sync>;
 
 /// An engine under watch.
 pub(super) struct Watched {
@@ -96,7 +96,7 @@ impl Watched {
                     *present = engine;
                     break;
                 }
-                Err(fault) => tracing::error!(%fault, "the engine cannot be opened again yet"),
+                Err(error) => tracing::error!(%error, "the engine cannot be opened again yet"),
             }
             sleep(wait).await;
             wait = (wait * 2).min(REOPEN_WAIT_MAX);
@@ -122,11 +122,11 @@ impl Engine for Watched {
         &self.info
     }
 
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let mut lost = self.generation.subscribe();
         if !self.is_whole.load(Ordering::Acquire) {
             let message = "it hung and is being opened again".to_owned();
-            return Box::pin(std::future::ready(Err(EngineFault::Unavailable {
+            return Box::pin(std::future::ready(Err(EngineError::Unavailable {
                 message,
                 retry_after_ms: None,
             })));
@@ -136,7 +136,7 @@ impl Engine for Watched {
             tokio::select! {
                 biased;
                 answer = answer => answer,
-                Ok(()) = lost.changed() => Err(EngineFault::Crashed(
+                Ok(()) = lost.changed() => Err(EngineError::Crashed(
                     "a step did not end; the engine was opened again".to_owned(),
                 )),
             }
@@ -189,12 +189,12 @@ mod tests {
         let counted = tries.clone();
         let reopen: Reopen = Box::new(move || {
             let is_first = counted.fetch_add(1, Ordering::Relaxed) == 0;
-            let fault = OpenFault {
+            let error = OpenError {
                 tier: Tier::Small,
                 model: "m".to_owned(),
                 message: "not yet".to_owned(),
             };
-            let opened = if is_first { Err(fault) } else { Ok(scripted()) };
+            let opened = if is_first { Err(error) } else { Ok(scripted()) };
             Box::pin(std::future::ready(opened))
         });
         let limit = Duration::from_millis(200);
@@ -203,12 +203,12 @@ mod tests {
         let beside = engine.generate(request("HANG"));
         let (hung, beside) = tokio::join!(engine.generate(request("HANG")), beside);
         for lost in [hung, beside] {
-            assert!(matches!(lost, Err(EngineFault::Crashed(_))), "{lost:?}");
+            assert!(matches!(lost, Err(EngineError::Crashed(_))), "{lost:?}");
         }
         assert!(!engine.is_ready(), "it is being opened again");
         let refused = engine.generate(request("fine")).await;
         assert!(
-            matches!(refused, Err(EngineFault::Unavailable { .. })),
+            matches!(refused, Err(EngineError::Unavailable { .. })),
             "{refused:?}"
         );
         while !engine.is_ready() {

@@ -33,7 +33,7 @@ impl Fields {
         Self { object }
     }
 
-    /// Reads every field; the tenant also when another field is at fault.
+    /// Reads every field; the tenant also when another field is at error.
     pub(super) fn read(
         &mut self,
         limits: &RequestLimits,
@@ -81,8 +81,8 @@ impl Fields {
         };
         *tenant = match inner.take("tenant") {
             None => None,
-            Some(Value::String(name)) => Some(name.try_into().map_err(|fault: String| {
-                Reason::new("invalid_value", format!("promptyard.tenant: {fault}"))
+            Some(Value::String(name)) => Some(name.try_into().map_err(|error: String| {
+                Reason::new("invalid_value", format!("promptyard.tenant: {error}"))
             })?),
             Some(other) => return Err(wrong_type("promptyard.tenant", "a string", &other)),
         };
@@ -151,10 +151,10 @@ impl Fields {
             Some(Value::Array(list)) => list,
             Some(other) => return Err(wrong_type("promptyard.tags", "a list of strings", &other)),
         };
-        let fault = |what: String| Reason::new("invalid_value", format!("promptyard.tags: {what}"));
+        let error = |what: String| Reason::new("invalid_value", format!("promptyard.tags: {what}"));
         if list.len() > Options::TAGS_MAX {
             let most = Options::TAGS_MAX;
-            return Err(fault(format!(
+            return Err(error(format!(
                 "expected at most {most}, found {}",
                 list.len()
             )));
@@ -166,7 +166,7 @@ impl Fields {
                 Value::String(tag) if Options::is_tag(&tag) => tags.push(tag),
                 _ => {
                     let most = Options::TAG_BYTES_MAX;
-                    return Err(fault(format!(
+                    return Err(error(format!(
                         "each is 1 to {most} characters of A-Z a-z 0-9 . _ - : /"
                     )));
                 }

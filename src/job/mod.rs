@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use logprobs::{Likelihood, TokenLogprob};
-pub use pair::{Pair, ServedModel};
+pub use pair::{ModelPair, ServedModel};
 pub use record::{Answer, AnswerSource, ContextSavings, FinishReason, JobRecord, Usage};
 pub use request::{
     CacheMode, ChatRequest, ContextMode, Message, ModelChoice, Options, RequestLimits, Role,
@@ -168,7 +168,7 @@ impl FromStr for Tier {
 /// ```text
 ///  queued ─▶ routed ─▶ running ─▶ succeeded
 ///    │          │         ├─▶ routed (escalated to large; retry with delay; attempt + 1)
-///    │          │         └─▶ failed (attempts spent, or a fault no retry mends)
+///    │          │         └─▶ failed (attempts spent, or a error no retry mends)
 ///    └──────────┴──▶ rejected · cancelled · expired
 /// ```
 ///
@@ -402,14 +402,14 @@ pub struct RoutedJob {
     pub cache_key: Option<CacheKey>,
     /// Set while the small tier's answer may be escalated: the models that the cache key covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pair: Option<Pair>,
+    pub pair: Option<ModelPair>,
     /// Set when another question's answer may serve, if the model that is to answer says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<Candidate>,
     /// True when the engine crashed in this job's last attempt: it runs apart from its neighbours
     /// until it has proved harmless.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub suspect: bool,
+    pub poison_candidate: bool,
 }
 
 /// A question that asks nearly the same, and whose answer may serve.
@@ -419,7 +419,7 @@ pub struct Candidate {
     pub entry: CacheKey,
     /// What it asked.
     pub question: String,
-    /// Likeness of the two questions.
+    /// NearQuestion of the two questions.
     pub cosine: f32,
 }
 

@@ -16,14 +16,14 @@ pub struct ServedModel {
 /// The models between which a job may be escalated, as the router knew them. The answer that is
 /// reused for such a job is the final one, so its cache key covers both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pair {
+pub struct ModelPair {
     /// The one that answers first.
     pub small: ServedModel,
     /// The one that takes over.
     pub large: ServedModel,
 }
 
-impl Pair {
+impl ModelPair {
     /// The pair with `served` in a tier's place.
     #[must_use]
     pub fn with(&self, tier: Tier, served: ServedModel) -> Self {

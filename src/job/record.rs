@@ -160,7 +160,7 @@ pub struct JobRecord {
     pub source: Option<AnswerSource>,
     /// The job that computed it, where that is another one.
     pub answered_by: Option<JobId>,
-    /// Likeness of the question to the one that was answered, where the source is semantic.
+    /// NearQuestion of the question to the one that was answered, where the source is semantic.
     pub cosine: Option<f32>,
     /// What was left out of the prompt that its last attempt sent.
     pub saved: ContextSavings,

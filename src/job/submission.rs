@@ -1,6 +1,6 @@
 //! The job contract: OpenAI chat-completions bodies, `{"prompt": …}`, and OpenAI batch lines.
 //!
-//! A body is parsed once, at the rim, into [`Submission`]; every fault becomes a [`Rejection`] that
+//! A body is parsed once, at the rim, into [`Submission`]; every error becomes a [`Rejection`] that
 //! names the field, what was expected and what came, and never quotes prompt text.
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -64,7 +64,7 @@ impl Submission {
     /// Reads a body: chat completion, `{"prompt": …}` or a batch line.
     ///
     /// # Errors
-    /// A [`Rejection`] that names the first field at fault, what was expected and what came.
+    /// A [`Rejection`] that names the first field at error, what was expected and what came.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self, Rejection> {
         let bare = |reason| Rejection {
             reason,
@@ -81,22 +81,22 @@ impl Submission {
                 ),
             )));
         }
-        let text = std::str::from_utf8(body).map_err(|fault| {
+        let text = std::str::from_utf8(body).map_err(|error| {
             bare(Reason::new(
                 "invalid_utf8",
                 format!(
                     "the body is not UTF-8: bad byte at offset {}",
-                    fault.valid_up_to()
+                    error.valid_up_to()
                 ),
             ))
         })?;
-        let value: Value = serde_json::from_str(text).map_err(|fault| {
+        let value: Value = serde_json::from_str(text).map_err(|error| {
             bare(Reason::new(
                 "invalid_json",
                 format!(
                     "the body is not valid JSON at line {} column {}",
-                    fault.line(),
-                    fault.column()
+                    error.line(),
+                    error.column()
                 ),
             ))
         })?;

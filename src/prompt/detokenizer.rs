@@ -1,6 +1,6 @@
 //! An answer's text as its tokens arrive, in whole characters.
 
-use super::{PromptFault, Vocabulary};
+use super::{PromptError, Vocabulary};
 
 /// Turns tokens into text as they arrive and never gives half a character away.
 ///
@@ -18,8 +18,8 @@ impl Detokenizer {
     /// Takes a token and gives the text that is certain now.
     ///
     /// # Errors
-    /// [`PromptFault::Tokenizer`].
-    pub fn push(&mut self, vocabulary: &Vocabulary, token: u32) -> Result<String, PromptFault> {
+    /// [`PromptError::Tokenizer`].
+    pub fn push(&mut self, vocabulary: &Vocabulary, token: u32) -> Result<String, PromptError> {
         match vocabulary.leading_spaces() {
             Some(leading) => Ok(self.tail.push(vocabulary, token, leading)),
             None => self.window.push(vocabulary, token),
@@ -29,8 +29,8 @@ impl Detokenizer {
     /// Gives what is left at the end; half a character becomes U+FFFD.
     ///
     /// # Errors
-    /// [`PromptFault::Tokenizer`].
-    pub fn finish(&mut self, vocabulary: &Vocabulary) -> Result<String, PromptFault> {
+    /// [`PromptError::Tokenizer`].
+    pub fn finish(&mut self, vocabulary: &Vocabulary) -> Result<String, PromptError> {
         match vocabulary.leading_spaces() {
             Some(_) => Ok(self.tail.finish()),
             None => self.window.finish(vocabulary),
@@ -72,18 +72,18 @@ impl Tail {
         let mut text = String::new();
         let mut rest = self.bytes.as_slice();
         loop {
-            let fault = match str::from_utf8(rest) {
+            let error = match str::from_utf8(rest) {
                 Ok(whole) => {
                     text.push_str(whole);
                     rest = &[];
                     break;
                 }
-                Err(fault) => fault,
+                Err(error) => error,
             };
-            let (whole, after) = rest.split_at(fault.valid_up_to());
+            let (whole, after) = rest.split_at(error.valid_up_to());
             text.push_str(&String::from_utf8_lossy(whole));
             rest = after;
-            let Some(stray) = fault.error_len() else {
+            let Some(stray) = error.error_len() else {
                 break;
             };
             text.push(char::REPLACEMENT_CHARACTER);
@@ -116,7 +116,7 @@ impl Window {
     /// A character has at most four bytes, so a fifth token decides it.
     const CHARACTER_TOKENS: usize = 4;
 
-    fn push(&mut self, vocabulary: &Vocabulary, token: u32) -> Result<String, PromptFault> {
+    fn push(&mut self, vocabulary: &Vocabulary, token: u32) -> Result<String, PromptError> {
         self.tokens.push(token);
         let shown = vocabulary.decode(&self.tokens[..self.shown])?;
         let whole = vocabulary.decode(&self.tokens)?;
@@ -138,7 +138,7 @@ impl Window {
         Ok(String::new())
     }
 
-    fn finish(&mut self, vocabulary: &Vocabulary) -> Result<String, PromptFault> {
+    fn finish(&mut self, vocabulary: &Vocabulary) -> Result<String, PromptError> {
         let shown = vocabulary.decode(&self.tokens[..self.shown])?;
         let whole = vocabulary.decode(&self.tokens)?;
         self.give(vocabulary, self.tokens.len(), &shown, whole)
@@ -151,7 +151,7 @@ impl Window {
         upto: usize,
         shown: &str,
         text: String,
-    ) -> Result<String, PromptFault> {
+    ) -> Result<String, PromptError> {
         let piece = match text.strip_prefix(shown) {
             Some(piece) => piece.to_owned(),
             // Byte fallback makes a whole run of bytes U+FFFD when a stray one follows it. What

@@ -23,7 +23,7 @@ pub use vocabulary::{Specials, Vocabulary};
 
 /// Why a conversation cannot become a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PromptFault {
+pub enum PromptError {
     /// The model's files cannot be used: no request can be served.
     #[error("{0}")]
     BadFile(String),

@@ -11,7 +11,7 @@ use chrono::{Local, NaiveDateTime};
 use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig, value::Kwargs};
 use serde::{Deserialize, Serialize as _};
 
-use super::{PromptFault, Specials};
+use super::{PromptError, Specials};
 use crate::job::{Message, Role};
 
 /// The tokens that a template may name: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
@@ -99,8 +99,8 @@ impl ChatTemplate {
     /// Compiles a template.
     ///
     /// # Errors
-    /// [`PromptFault::BadFile`] with the line that is no Jinja.
-    pub fn new(template: &str, special_tokens: SpecialTokens) -> Result<Self, PromptFault> {
+    /// [`PromptError::BadFile`] with the line that is no Jinja.
+    pub fn new(template: &str, special_tokens: SpecialTokens) -> Result<Self, PromptError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -113,8 +113,8 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_python_json);
         environment
             .add_template_owned(Self::NAME, without_generation_tags(template))
-            .map_err(|fault| {
-                PromptFault::BadFile(format!("the chat template is not understood: {fault}"))
+            .map_err(|error| {
+                PromptError::BadFile(format!("the chat template is not understood: {error}"))
             })?;
         Ok(Self {
             environment: Some(environment),
@@ -135,22 +135,22 @@ impl ChatTemplate {
     /// `tokenizer_config.json` (one or a list, of which `default` counts), else [`Self::plain`].
     ///
     /// # Errors
-    /// [`PromptFault::BadFile`] when a file is not understood.
+    /// [`PromptError::BadFile`] when a file is not understood.
     pub fn from_files(
         tokenizer_config: Option<&[u8]>,
         template_file: Option<&[u8]>,
-    ) -> Result<Self, PromptFault> {
-        let bad = |what: &str, fault: String| {
-            PromptFault::BadFile(format!("{what} is not understood: {fault}"))
+    ) -> Result<Self, PromptError> {
+        let bad = |what: &str, error: String| {
+            PromptError::BadFile(format!("{what} is not understood: {error}"))
         };
         let config: Option<TokenizerConfig> = tokenizer_config
             .map(serde_json::from_slice)
             .transpose()
-            .map_err(|fault| bad("tokenizer_config.json", fault.to_string()))?;
+            .map_err(|error| bad("tokenizer_config.json", error.to_string()))?;
         let file = template_file
             .map(str::from_utf8)
             .transpose()
-            .map_err(|fault| bad("chat_template.jinja", fault.to_string()))?;
+            .map_err(|error| bad("chat_template.jinja", error.to_string()))?;
         let special_tokens = config
             .as_ref()
             .map(TokenizerConfig::special_tokens)
@@ -172,8 +172,8 @@ impl ChatTemplate {
     /// Renders a conversation up to where the assistant's answer begins.
     ///
     /// # Errors
-    /// [`PromptFault::Refused`] when the template raises an exception or fails on the messages.
-    pub fn render(&self, messages: &[Message]) -> Result<String, PromptFault> {
+    /// [`PromptError::Refused`] when the template raises an exception or fails on the messages.
+    pub fn render(&self, messages: &[Message]) -> Result<String, PromptError> {
         self.render_at(messages, true, Local::now().naive_local())
     }
 
@@ -187,7 +187,7 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
         now: NaiveDateTime,
-    ) -> Result<String, PromptFault> {
+    ) -> Result<String, PromptError> {
         let Some(environment) = &self.environment else {
             return Ok(plain_text(messages, add_generation_prompt));
         };
@@ -217,11 +217,11 @@ impl ChatTemplate {
         environment
             .get_template(Self::NAME)
             .and_then(|template| template.render(context))
-            .map_err(|fault| {
-                PromptFault::Refused(
-                    fault
+            .map_err(|error| {
+                PromptError::Refused(
+                    error
                         .detail()
-                        .map_or_else(|| fault.to_string(), str::to_owned),
+                        .map_or_else(|| error.to_string(), str::to_owned),
                 )
             })
     }
@@ -273,7 +273,7 @@ fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
 
 /// `json.dumps(value, ensure_ascii=False)`; minijinja's own filter escapes for HTML.
 fn to_python_json(value: Value, options: Kwargs) -> Result<Value, Error> {
-    let fault = |fault| Error::new(ErrorKind::InvalidOperation, format!("tojson: {fault}"));
+    let error = |error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
     let indent: Option<usize> = options.get("indent")?;
     let mut json = Vec::new();
     match indent {
@@ -290,13 +290,13 @@ fn to_python_json(value: Value, options: Kwargs) -> Result<Value, Error> {
                 .serialize(&mut serde_json::Serializer::with_formatter(
                     &mut json, style,
                 ))
-                .map_err(fault)?;
+                .map_err(error)?;
         }
         None => value
             .serialize(&mut serde_json::Serializer::with_formatter(
                 &mut json, PythonJson,
             ))
-            .map_err(fault)?,
+            .map_err(error)?,
     }
     Ok(Value::from(
         String::from_utf8(json).expect("serde_json writes UTF-8"),
@@ -411,8 +411,8 @@ mod tests {
             "{{ messages | tojson(indent=9999999999999999) }}",
         ] {
             let template = ChatTemplate::new(source, SpecialTokens::default());
-            let fault = template.expect("understood").render(&[user("a")]);
-            assert!(matches!(fault, Err(PromptFault::Refused(_))), "{source}");
+            let error = template.expect("understood").render(&[user("a")]);
+            assert!(matches!(error, Err(PromptError::Refused(_))), "{source}");
         }
         let source = "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.content %}{% endfor %}{{ n.x }}";
         let template = ChatTemplate::new(source, SpecialTokens::default()).expect("understood");
@@ -432,8 +432,8 @@ mod tests {
             "{{ raise_exception('no such role') }}",
             SpecialTokens::default(),
         );
-        let fault = template.expect("understood").render(&[user("secret")]);
-        assert_eq!(fault, Err(PromptFault::Refused("no such role".to_owned())));
+        let error = template.expect("understood").render(&[user("secret")]);
+        assert_eq!(error, Err(PromptError::Refused("no such role".to_owned())));
         let template = ChatTemplate::new("{{ strftime_now('%Q') }}", SpecialTokens::default());
         template
             .expect("understood")

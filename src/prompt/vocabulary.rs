@@ -7,7 +7,7 @@ use std::{
 
 use tokenizers::Tokenizer;
 
-use super::{PromptFault, spelling::Spelling};
+use super::{PromptError, spelling::Spelling};
 
 /// Where the special tokens of a prompt come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +42,10 @@ impl Vocabulary {
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
-    /// [`PromptFault::BadFile`] when it is not understood.
-    pub fn from_json(json: &[u8]) -> Result<Self, PromptFault> {
+    /// [`PromptError::BadFile`] when it is not understood.
+    pub fn from_json(json: &[u8]) -> Result<Self, PromptError> {
         let bad =
-            |fault| PromptFault::BadFile(format!("tokenizer.json is not understood: {fault}"));
+            |error| PromptError::BadFile(format!("tokenizer.json is not understood: {error}"));
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(bad)?;
         // Training-time settings; a prompt must never be cut or filled up silently.
         tokenizer.with_truncation(None).map_err(bad)?;
@@ -59,29 +59,29 @@ impl Vocabulary {
     /// The tokens of a text.
     ///
     /// # Errors
-    /// [`PromptFault::Tokenizer`].
-    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, PromptFault> {
+    /// [`PromptError::Tokenizer`].
+    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, PromptError> {
         let encoding = self
             .0
             .tokenizer
             .encode_fast(text, specials == Specials::Add)
-            .map_err(|fault| PromptFault::Tokenizer(fault.to_string()))?;
+            .map_err(|error| PromptError::Tokenizer(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// The number of tokens of a text.
     ///
     /// # Errors
-    /// [`PromptFault::Tokenizer`].
-    pub fn count(&self, text: &str, specials: Specials) -> Result<usize, PromptFault> {
+    /// [`PromptError::Tokenizer`].
+    pub fn count(&self, text: &str, specials: Specials) -> Result<usize, PromptError> {
         self.encode(text, specials).map(|tokens| tokens.len())
     }
 
     /// The text of tokens, without special tokens; bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors
-    /// [`PromptFault::Tokenizer`].
-    pub fn decode(&self, tokens: &[u32]) -> Result<String, PromptFault> {
+    /// [`PromptError::Tokenizer`].
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, PromptError> {
         // Some decoders panic where there is nothing to decode.
         if tokens.is_empty() {
             return Ok(String::new());
@@ -89,7 +89,7 @@ impl Vocabulary {
         self.0
             .tokenizer
             .decode(tokens, true)
-            .map_err(|fault| PromptFault::Tokenizer(fault.to_string()))
+            .map_err(|error| PromptError::Tokenizer(error.to_string()))
     }
 
     /// The largest token id, plus one.

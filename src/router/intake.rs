@@ -12,13 +12,13 @@ use crate::{
     },
     cache::{cache_key, question_of, scope_key},
     job::{
-        ChatRequest, Job, JobHead, JobId, JobState, Pair, Reason, Rejection, ReplyTo,
+        ChatRequest, Job, JobHead, JobId, JobState, ModelPair, Reason, Rejection, ReplyTo,
         RequestLimits, RoutedJob, ServedModel, Submission, Tenant, Tier,
     },
-    store::{Admission, Course, Lookup, Route},
+    store::{Admission, AdmissionDecision, Lookup, Route},
 };
 
-use super::{model_registry::Models, policy::Policy, scheduling::Holding};
+use super::{model_registry::ServedModels, policy::Policy, scheduling::AdmissionControl};
 
 /// What a message from `jobs.in` is.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct IntakeContext<'a> {
     /// How tiers are chosen.
     pub policy: &'a Policy,
     /// The models served now.
-    pub models: &'a Models,
+    pub models: &'a ServedModels,
     /// Revision of the encoder that finds questions which ask the same, and the likeness that they must
     /// have; `None` without one.
     pub semantic: Option<(&'a str, f32)>,
@@ -65,7 +65,7 @@ pub fn read(delivery: &Delivery, context: IntakeContext<'_>) -> Intake {
 /// Reads a body with its envelope.
 pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -> Admission {
     let mut head = head_of(envelope, context.now);
-    let rejected = |reason| Course::End {
+    let rejected = |reason| AdmissionDecision::End {
         state: JobState::Rejected,
         reason,
     };
@@ -82,7 +82,7 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
                 head,
                 request: None,
                 digest: *blake3::hash(body).as_bytes(),
-                course: rejected(reason),
+                decision: rejected(reason),
             };
         }
     };
@@ -101,23 +101,27 @@ pub fn read_body(envelope: &Envelope, body: &[u8], context: IntakeContext<'_>) -
     admission(head, submission.request, course)
 }
 
-fn admission(head: JobHead, request: ChatRequest, course: Course) -> Admission {
+fn admission(head: JobHead, request: ChatRequest, decision: AdmissionDecision) -> Admission {
     let canonical = serde_json::to_vec(&request).expect("a request has no map with non-text keys");
     Admission {
         head,
         digest: *blake3::hash(&canonical).as_bytes(),
         request: Some(request),
-        course,
+        decision,
     }
 }
 
 /// What is to become of a job now.
-fn course_of(head: &JobHead, request: &ChatRequest, context: IntakeContext<'_>) -> Course {
+fn course_of(
+    head: &JobHead,
+    request: &ChatRequest,
+    context: IntakeContext<'_>,
+) -> AdmissionDecision {
     if head
         .deadline
         .is_some_and(|deadline| deadline <= context.now)
     {
-        return Course::End {
+        return AdmissionDecision::End {
             state: JobState::Expired,
             reason: Reason::new(
                 "deadline_passed",
@@ -125,30 +129,30 @@ fn course_of(head: &JobHead, request: &ChatRequest, context: IntakeContext<'_>) 
             ),
         };
     }
-    if let Some(hold) = Holding::until_start(head, request, context.now) {
-        return Course::Schedule(hold);
+    if let Some(hold) = AdmissionControl::until_start(head, request, context.now) {
+        return AdmissionDecision::Schedule(hold);
     }
     match context.policy.decide(head, request, context.models) {
         Ok((tier, decision)) => {
             // What is reused for a job that may be escalated is the final answer.
-            let pair = (tier == Tier::Small && request.may_escalate()).then(|| Pair {
+            let pair = (tier == Tier::Small && request.may_escalate()).then(|| ModelPair {
                 small: served(context.models, Tier::Small),
                 large: served(context.models, Tier::Large),
             });
             let own = served(context.models, tier);
             let own = [(own.model.as_str(), own.revision.as_str())];
-            let names = pair.as_ref().map(Pair::names);
+            let names = pair.as_ref().map(ModelPair::names);
             let models: &[(&str, &str)] = names.as_ref().map_or(&own, |names| names);
-            Course::Route(Route {
+            AdmissionDecision::Route(Route {
                 tier,
                 decision,
                 cache_key: cache_key(&head.tenant, models, request),
                 lookup: lookup(&head.tenant, models, request, context),
                 pair,
-                hold: None,
+                deferral: None,
             })
         }
-        Err(reason) => Course::End {
+        Err(reason) => AdmissionDecision::End {
             state: JobState::Rejected,
             reason,
         },
@@ -156,7 +160,7 @@ fn course_of(head: &JobHead, request: &ChatRequest, context: IntakeContext<'_>) 
 }
 
 /// What a request asks of semantic reuse. Without the revisions of the models nothing is looked up: an
-/// answer of theirs could not be told from another model's.
+/// answer of theirs could not be reported from another model's.
 fn lookup(
     tenant: &Tenant,
     models: &[(&str, &str)],
@@ -180,7 +184,9 @@ fn lookup(
 
 /// Builds the tier message of an admitted job.
 pub fn routed(admission: &Admission) -> Option<RoutedJob> {
-    let (Course::Route(route), Some(request)) = (&admission.course, &admission.request) else {
+    let (AdmissionDecision::Route(route), Some(request)) =
+        (&admission.decision, &admission.request)
+    else {
         return None;
     };
     Some(RoutedJob {
@@ -192,13 +198,13 @@ pub fn routed(admission: &Admission) -> Option<RoutedJob> {
         cache_key: route.cache_key,
         pair: route.pair.clone(),
         candidate: route.candidate(),
-        suspect: false,
+        poison_candidate: false,
     })
 }
 
-/// What a tier serves. Until its first worker has told its revision, equal jobs in flight still share
+/// What a tier serves. Until its first worker has reported its revision, equal jobs in flight still share
 /// a run; the worker sees that the key is not its own and keeps no entry.
-fn served(models: &Models, tier: Tier) -> ServedModel {
+fn served(models: &ServedModels, tier: Tier) -> ServedModel {
     let (model, revision) = models.of_tier(tier).unwrap_or((tier.as_str(), ""));
     ServedModel {
         model: model.to_owned(),
@@ -211,7 +217,7 @@ fn head_of(envelope: &Envelope, now: DateTime<Utc>) -> JobHead {
     let chosen: Option<JobId> = header(HEADER_JOB_ID)
         .and_then(|id| id.parse().ok())
         .filter(|id: &JobId| id.0.get_version_num() == 7);
-    let told = chosen.and_then(|id| id.created_at()).or(envelope.timestamp);
+    let reported = chosen.and_then(|id| id.created_at()).or(envelope.timestamp);
     JobHead {
         id: chosen.unwrap_or_else(JobId::now),
         tenant: Tenant::default(),
@@ -232,7 +238,7 @@ fn head_of(envelope: &Envelope, now: DateTime<Utc>) -> JobHead {
         priority: envelope.priority,
         redrive_of: None,
         // A producer's clock may run ahead; nothing is submitted in the future.
-        submitted_at: told.filter(|at| *at <= now).unwrap_or(now),
+        submitted_at: reported.filter(|at| *at <= now).unwrap_or(now),
     }
 }
 
@@ -270,7 +276,7 @@ mod tests {
         let context = IntakeContext {
             limits: &RequestLimits::default(),
             policy: &Policy::new(&config, Scorer::bundled()),
-            models: &Models::default(),
+            models: &ServedModels::default(),
             semantic: None,
             now: Utc::now(),
         };
@@ -280,7 +286,7 @@ mod tests {
     #[test]
     fn a_plain_body_is_routed_with_a_key_for_reuse() {
         let admitted = admission(&Envelope::default(), r#"{"prompt":"hi"}"#);
-        let Course::Route(route) = &admitted.course else {
+        let AdmissionDecision::Route(route) = &admitted.decision else {
             panic!("must be routed: {admitted:?}")
         };
         assert_eq!(route.tier, Tier::Small);
@@ -294,7 +300,8 @@ mod tests {
             r#"{"prompt":"hi","model":"large"}"#,
             r#"{"prompt":"hi","promptyard":{"escalate":false}}"#,
         ] {
-            let Course::Route(other) = admission(&Envelope::default(), sure).course else {
+            let AdmissionDecision::Route(other) = admission(&Envelope::default(), sure).decision
+            else {
                 panic!("must be routed")
             };
             assert_eq!(other.pair, None, "{sure}");
@@ -327,8 +334,8 @@ mod tests {
 
     #[test]
     fn faults_end_the_job_with_a_reason_and_keep_its_name() {
-        let reason = |envelope: &Envelope, body: &str| match admission(envelope, body).course {
-            Course::End { state, reason } => (state, reason.code),
+        let reason = |envelope: &Envelope, body: &str| match admission(envelope, body).decision {
+            AdmissionDecision::End { state, reason } => (state, reason.code),
             other => panic!("{body} must end: {other:?}"),
         };
         let plain = Envelope::default();

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     job::{ChatRequest, JobId, Role, Tenant},
-    store::{PairRow, Store, StoreFault},
+    store::{PairRow, Store, StoreError},
 };
 
 use super::target::{KnownPair, isotonic::Pair};
@@ -64,7 +64,7 @@ impl LabelledRow {
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn labelled_rows(store: &Store) -> Result<Vec<LabelledRow>, StoreFault> {
+pub async fn labelled_rows(store: &Store) -> Result<Vec<LabelledRow>, StoreError> {
     let rows = store.pairs(ROWS_MAX, true).await?;
     Ok(rows
         .into_iter()

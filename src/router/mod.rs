@@ -21,5 +21,5 @@ mod semantic_reuse;
 pub mod target;
 mod tasks;
 
-pub use run::{Router, RouterFault};
+pub use run::{Router, RouterError};
 pub use tasks::observer::PAST_MAX as PAST_DECISIONS_MAX;

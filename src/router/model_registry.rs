@@ -11,7 +11,7 @@ use crate::{
     affinity::Assignment,
     job::Tier,
     shutdown::Shutdown,
-    store::{Store, StoreFault, WorkerRecord},
+    store::{Store, StoreError, WorkerRecord},
 };
 
 /// Workers unseen for longer no longer count as serving their model.
@@ -21,14 +21,14 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A snapshot of the served models.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Models {
+pub struct ServedModels {
     /// The latest worker first.
     workers: Vec<WorkerRecord>,
-    /// Who takes which lanes, small first.
+    /// Who takes which affinity queues, small first.
     assignments: [Option<Assignment>; 2],
 }
 
-impl Models {
+impl ServedModels {
     /// A snapshot of these workers, the latest first.
     pub fn of(workers: Vec<WorkerRecord>) -> Self {
         let now = Utc::now();
@@ -39,7 +39,7 @@ impl Models {
         }
     }
 
-    /// Who takes which of a tier's lanes, where several workers share it.
+    /// Who takes which of a tier's affinity queues, where several workers share it.
     pub fn assignment(&self, tier: Tier) -> Option<&Assignment> {
         self.assignments[usize::from(tier == Tier::Large)].as_ref()
     }
@@ -87,17 +87,17 @@ impl Models {
 
 /// The served models, kept up to date.
 #[derive(Clone, Debug)]
-pub struct Directory {
+pub struct ModelRegistry {
     store: Store,
-    models: Arc<RwLock<Arc<Models>>>,
+    models: Arc<RwLock<Arc<ServedModels>>>,
 }
 
-impl Directory {
+impl ModelRegistry {
     /// Reads the directory for the first time.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub async fn open(store: Store) -> Result<Self, StoreFault> {
+    pub async fn open(store: Store) -> Result<Self, StoreError> {
         let directory = Self {
             store,
             models: Arc::default(),
@@ -107,7 +107,7 @@ impl Directory {
     }
 
     /// The models served now.
-    pub fn models(&self) -> Arc<Models> {
+    pub fn models(&self) -> Arc<ServedModels> {
         self.models
             .read()
             .expect("nobody panics while holding it")
@@ -121,17 +121,17 @@ impl Directory {
                 () = shutdown.requested() => return,
                 () = tokio::time::sleep(REFRESH_INTERVAL) => {}
             }
-            if let Err(fault) = self.refresh().await {
-                tracing::warn!(%fault, "cannot read which models are served; the last answer stands");
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(%error, "cannot read which models are served; the last answer stands");
             }
         }
     }
 
-    async fn refresh(&self) -> Result<(), StoreFault> {
+    async fn refresh(&self) -> Result<(), StoreError> {
         let mut workers = self.store.workers(WORKER_AGE_MAX).await?;
         workers.sort_by_key(|worker| std::cmp::Reverse(worker.seen_at));
         *self.models.write().expect("nobody panics while holding it") =
-            Arc::new(Models::of(workers));
+            Arc::new(ServedModels::of(workers));
         Ok(())
     }
 }

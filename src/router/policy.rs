@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    model_registry::Models,
+    model_registry::ServedModels,
     target::{
         self, Calibrations, KnownPair,
         load::{LoadShift, TierLoad},
@@ -117,7 +117,7 @@ impl Policy {
         &self,
         head: &JobHead,
         request: &ChatRequest,
-        models: &Models,
+        models: &ServedModels,
     ) -> Result<(Tier, Decision), Reason> {
         let mut decision = self.judge(head, request);
         let tier = match &request.model {
@@ -216,7 +216,7 @@ fn draw(job: JobId, purpose: &str) -> f64 {
 }
 
 /// The tier that serves a model.
-fn named(name: &str, models: &Models) -> Result<Tier, Reason> {
+fn named(name: &str, models: &ServedModels) -> Result<Tier, Reason> {
     models.tier_of(name).ok_or_else(|| {
         let served = models.names().collect::<Vec<_>>().join(", ");
         let shown: String = name.chars().take(64).collect();
@@ -233,7 +233,7 @@ fn named(name: &str, models: &Models) -> Result<Tier, Reason> {
 }
 
 /// True when the prompt is likely beyond the small model's context, and the large one takes more.
-fn is_too_long_for_small(request: &ChatRequest, models: &Models) -> bool {
+fn is_too_long_for_small(request: &ChatRequest, models: &ServedModels) -> bool {
     let Some(small) = models.context_tokens(Tier::Small) else {
         return false;
     };
@@ -300,7 +300,7 @@ mod tests {
             context_tokens,
             running: 0,
             draining: false,
-            takes_lanes: false,
+            takes_affinity_queues: false,
             lease_until: Utc::now(),
             seen_at: Utc::now(),
         }
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_producers_word_beats_the_score() {
-        let models = Models::default();
+        let models = ServedModels::default();
         let decide = |body: &str, threshold| {
             policy(&[("threshold", threshold)])
                 .decide(&head(), &request(body), &models)
@@ -321,18 +321,18 @@ mod tests {
         assert_eq!(decide(large, "1"), Ok((Tier::Large, producer)));
         let small = r#"{"prompt":"hi","model":"small"}"#;
         assert_eq!(decide(small, "0"), Ok((Tier::Small, producer)));
-        let fault = decide(r#"{"prompt":"hi","model":"gpt-9"}"#, "0.5").expect_err("unknown");
-        assert_eq!(fault.code, "model_not_found");
+        let error = decide(r#"{"prompt":"hi","model":"gpt-9"}"#, "0.5").expect_err("unknown");
+        assert_eq!(error.code, "model_not_found");
     }
 
     #[test]
     fn what_is_too_long_for_small_goes_to_large_unless_the_producer_says_otherwise() {
         let policy = policy(&[("threshold", "1")]);
-        let models = Models::of(vec![
+        let models = ServedModels::of(vec![
             worker(Tier::Small, Some(64)),
             worker(Tier::Large, Some(256)),
         ]);
-        let reason = |prompt: &str, model: &str, models: &Models| {
+        let reason = |prompt: &str, model: &str, models: &ServedModels| {
             let body = format!(r#"{{"prompt":"{prompt}","model":"{model}"}}"#);
             let decided = policy.decide(&head(), &request(&body), models);
             let (tier, decision) = decided.expect("served");
@@ -355,12 +355,15 @@ mod tests {
             reason(&long, "small", &models),
             (Tier::Small, RouteReason::Producer)
         );
-        let equal = Models::of(vec![
+        let equal = ServedModels::of(vec![
             worker(Tier::Small, Some(64)),
             worker(Tier::Large, Some(64)),
         ]);
         assert_eq!(reason(&long, "auto", &equal).0, Tier::Small);
-        assert_eq!(reason(&long, "auto", &Models::default()).0, Tier::Small);
+        assert_eq!(
+            reason(&long, "auto", &ServedModels::default()).0,
+            Tier::Small
+        );
     }
 
     /// Chance takes the shares it is given, and its probability stands beside each decision.
@@ -376,9 +379,9 @@ mod tests {
         for _ in 0..4000 {
             let head = head();
             let (tier, decision) = policy
-                .decide(&head, &request, &Models::default())
+                .decide(&head, &request, &ServedModels::default())
                 .expect("served");
-            let again = policy.decide(&head, &request, &Models::default());
+            let again = policy.decide(&head, &request, &ServedModels::default());
             assert_eq!(
                 again.expect("served").0,
                 tier,

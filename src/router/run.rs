@@ -14,37 +14,37 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     affinity::{self, Placement},
-    broker::{Broker, BrokerFault, Delivery, Publication, Queue, Ticket, publisher::publish_all},
+    broker::{Acker, Broker, BrokerError, Delivery, Publication, Queue, publisher::publish_all},
     cache::semantic::Encoder,
     config::{CacheConfig, RouterConfig},
     job::{AnswerSource, JobId, JobRecord, JobState, Reason, RequestLimits, RoutedJob, Tier},
     metrics::{ADMITTED, PLACED, ROUTED, ROUTER_BATCH, ROUTER_SECONDS, SCORE, observe_end},
-    scoring::scorer::{Scorer, ScorerFault},
+    scoring::scorer::{Scorer, ScorerError},
     shutdown::Shutdown,
-    store::{Admission, Admitted, Course, Store, StoreFault},
+    store::{Admission, AdmissionDecision, Admitted, Store, StoreError},
 };
 
 use super::{
     intake::{self, Intake, IntakeContext},
-    model_registry::{Directory, Models},
+    model_registry::{ModelRegistry, ServedModels},
     policy::Policy,
-    scheduling::{self, Holding},
+    scheduling::{self, AdmissionControl},
     semantic_reuse::{self, Reuse},
     tasks::{dead_letters, observer, recheck, rescuer, shadow, single_flight},
 };
 
-/// Why the router ended before it was told to.
+/// Why the router ended before it was reported to.
 #[derive(Debug, thiserror::Error)]
-pub enum RouterFault {
+pub enum RouterError {
     /// It cannot consume.
     #[error(transparent)]
-    Broker(#[from] BrokerFault),
+    Broker(#[from] BrokerError),
     /// It cannot read the ledger.
     #[error(transparent)]
-    Store(#[from] StoreFault),
+    Store(#[from] StoreError),
     /// Its weights cannot be used.
     #[error(transparent)]
-    Scorer(#[from] ScorerFault),
+    Scorer(#[from] ScorerError),
 }
 
 /// How long to wait before a ledger that failed is asked again.
@@ -64,10 +64,10 @@ pub struct Router {
     /// Finds questions that ask the same, if there is an encoder.
     reuse: Option<Arc<Reuse>>,
     /// Which jobs wait for their tenant's turn.
-    pub(super) holding: Arc<Holding>,
+    pub(super) holding: Arc<AdmissionControl>,
     /// What this router is called among others.
     pub(super) name: Arc<str>,
-    /// Where beginnings went, small first.
+    /// Where prompt prefixes went, small first.
     placements: Arc<Mutex<[Placement; 2]>>,
     begun: Instant,
 }
@@ -83,7 +83,7 @@ impl Router {
     ) -> Self {
         Self {
             reuse: None,
-            holding: Arc::new(Holding::new(config.window_jobs)),
+            holding: Arc::new(AdmissionControl::new(config.window_jobs)),
             name: JobId::now().to_string().into(),
             broker,
             store,
@@ -106,11 +106,11 @@ impl Router {
         &self.limits
     }
 
-    /// Routes until told to stop; then finishes the batches in hand and returns the rest.
+    /// Routes until reported to stop; then finishes the batches in hand and returns the rest.
     ///
     /// # Errors
     /// When its weights cannot be used, or it may not consume; interruptions are waited out.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), RouterFault> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), RouterError> {
         let scorer = Scorer::open(self.config.weights.as_deref().map(Path::new))?;
         let Some(directory) = self.open_directory(&shutdown).await? else {
             return Ok(());
@@ -123,7 +123,7 @@ impl Router {
             return Ok(());
         };
         let policy = Arc::new(Policy::new(&self.config, scorer));
-        let told = observer::begin(&self, &policy).await;
+        let reported = observer::begin(&self, &policy).await;
         scheduling::releaser::begin(&self, &directory, &shutdown).await;
         let tasks = TaskTracker::new();
         tasks.spawn(directory.clone().keep_fresh(shutdown.child()));
@@ -139,7 +139,7 @@ impl Router {
         tasks.spawn(observer::run(
             self.clone(),
             knows.clone(),
-            told,
+            reported,
             shutdown.child(),
         ));
         if self.config.shadow_share > 0.0 {
@@ -189,11 +189,14 @@ impl Router {
     }
 
     /// Reads which models are served, from a ledger that may be away for a while.
-    async fn open_directory(&self, shutdown: &Shutdown) -> Result<Option<Directory>, StoreFault> {
+    async fn open_directory(
+        &self,
+        shutdown: &Shutdown,
+    ) -> Result<Option<ModelRegistry>, StoreError> {
         loop {
-            match Directory::open(self.store.clone()).await {
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, "which models are served is not known yet");
+            match ModelRegistry::open(self.store.clone()).await {
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, "which models are served is not known yet");
                 }
                 outcome => return outcome.map(Some),
             }
@@ -209,7 +212,7 @@ impl Router {
         &self,
         batch: Vec<Delivery>,
         policy: &Policy,
-        directory: &Directory,
+        directory: &ModelRegistry,
         shutdown: &Shutdown,
     ) -> Vec<Entry> {
         let begun = Instant::now();
@@ -226,18 +229,18 @@ impl Router {
         let mut forwards = Vec::new();
         for delivery in batch
             .into_iter()
-            .filter(|delivery| delivery.ticket.is_live())
+            .filter(|delivery| delivery.acker.is_live())
         {
             match intake::read(&delivery, context) {
                 Intake::Admit(mut admission) => {
                     self.hold(&mut admission, context.now);
                     entries.push(Entry {
                         admission: *admission,
-                        ticket: delivery.ticket,
+                        acker: delivery.acker,
                     });
                 }
                 Intake::Forward(routed) => {
-                    forwards.push((delivery.ticket, vec![Publication::to_tier(&routed)]));
+                    forwards.push((delivery.acker, vec![Publication::to_tier(&routed)]));
                 }
             }
         }
@@ -253,31 +256,33 @@ impl Router {
 
     /// Holds a job that may not go to its tier yet, and ends one that was taken back already.
     fn hold(&self, admission: &mut Admission, now: DateTime<Utc>) {
-        let is_open = !matches!(admission.course, Course::End { .. });
+        let is_open = !matches!(admission.decision, AdmissionDecision::End { .. });
         if is_open && self.holding.is_cancelled(&admission.head) {
-            admission.course = Course::End {
+            admission.decision = AdmissionDecision::End {
                 state: JobState::Cancelled,
                 reason: Reason::new("cancelled", "its submission was taken back"),
             };
         }
-        if let (Course::Route(route), Some(request)) = (&mut admission.course, &admission.request) {
+        if let (AdmissionDecision::Route(route), Some(request)) =
+            (&mut admission.decision, &admission.request)
+        {
             let head = &admission.head;
-            route.hold = self.holding.judge(route.tier, head, request, now);
+            route.deferral = self.holding.judge(route.tier, head, request, now);
         }
     }
 
     /// Looks up questions and admits their jobs: beside the batches, since embedding takes a while.
-    async fn look_up(&self, asking: Vec<Entry>, models: &Models, shutdown: &Shutdown) {
+    async fn look_up(&self, asking: Vec<Entry>, models: &ServedModels, shutdown: &Shutdown) {
         let Some(reuse) = &self.reuse else { return };
-        let (admissions, tickets): (Vec<_>, Vec<_>) = asking
+        let (admissions, ackers): (Vec<_>, Vec<_>) = asking
             .into_iter()
-            .map(|entry| (entry.admission, entry.ticket))
+            .map(|entry| (entry.admission, entry.acker))
             .unzip();
         let admissions = reuse.consult(admissions).await;
         let entries = admissions
             .into_iter()
-            .zip(tickets)
-            .map(|(admission, ticket)| Entry { admission, ticket })
+            .zip(ackers)
+            .map(|(admission, acker)| Entry { admission, acker })
             .collect();
         let mut finished = Vec::new();
         self.admit(entries, models, &mut finished, shutdown).await;
@@ -291,8 +296,8 @@ impl Router {
     async fn admit(
         &self,
         entries: Vec<Entry>,
-        models: &Models,
-        finished: &mut Vec<(Ticket, Vec<Publication>)>,
+        models: &ServedModels,
+        finished: &mut Vec<(Acker, Vec<Publication>)>,
         shutdown: &Shutdown,
     ) {
         let mut parts = vec![entries];
@@ -310,25 +315,25 @@ impl Router {
                             reused.push(entry.refuse_reused_key(&owner.to_string()));
                         } else {
                             let messages = self.messages(&entry, outcome, models);
-                            finished.push((entry.ticket, messages));
+                            finished.push((entry.acker, messages));
                         }
                     }
                     parts.push(reused);
                 }
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, jobs = part.len(), "jobs wait for the ledger");
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, jobs = part.len(), "jobs wait for the ledger");
                     tokio::select! {
                         () = shutdown.requested() => {
-                            self.requeue(part.into_iter().map(|entry| entry.ticket)).await;
+                            self.requeue(part.into_iter().map(|entry| entry.acker)).await;
                         }
                         () = tokio::time::sleep(STORE_RETRY_WAIT) => parts.push(part),
                     }
                 }
-                Err(fault) if part.len() == 1 => {
-                    tracing::error!(%fault, "the ledger cannot take a job; it becomes a dead letter");
-                    let tickets = part.into_iter().map(|entry| entry.ticket).collect();
-                    if let Err(fault) = self.broker.reject(tickets).await {
-                        tracing::warn!(%fault, "not rejected; it will be delivered again");
+                Err(error) if part.len() == 1 => {
+                    tracing::error!(%error, "the ledger cannot take a job; it becomes a dead letter");
+                    let ackers = part.into_iter().map(|entry| entry.acker).collect();
+                    if let Err(error) = self.broker.reject(ackers).await {
+                        tracing::warn!(%error, "not rejected; it will be delivered again");
                     }
                 }
                 Err(_) => {
@@ -341,9 +346,14 @@ impl Router {
     }
 
     /// The messages that an admission's outcome calls for.
-    fn messages(&self, entry: &Entry, outcome: Admitted, models: &Models) -> Vec<Publication> {
-        let is_new = matches!(outcome, Admitted::Routed | Admitted::Held);
-        if is_new && let Course::Route(route) = &entry.admission.course {
+    fn messages(
+        &self,
+        entry: &Entry,
+        outcome: Admitted,
+        models: &ServedModels,
+    ) -> Vec<Publication> {
+        let is_new = matches!(outcome, Admitted::Routed | Admitted::Deferred);
+        if is_new && let AdmissionDecision::Route(route) = &entry.admission.decision {
             counter!(ROUTED, "tier" => route.tier.as_str()).increment(1);
             histogram!(SCORE).record(route.decision.score);
         }
@@ -358,23 +368,29 @@ impl Router {
             .collect()
     }
 
-    /// The message that brings a job to its tier: on the lane of the worker that holds its beginning, or
+    /// The message that brings a job to its tier: on the affinity queue of the worker that holds its prompt prefix, or
     /// for whoever has a place.
-    pub(super) fn to_tier(&self, routed: &RoutedJob, models: &Models) -> Publication {
+    pub(super) fn to_tier(&self, routed: &RoutedJob, models: &ServedModels) -> Publication {
         let tier = routed.tier;
-        let lane = models.assignment(tier).filter(|_| self.config.lanes);
-        let lane = lane.and_then(|assignment| {
+        let affinity_queue = models
+            .assignment(tier)
+            .filter(|_| self.config.affinity_queues);
+        let affinity_queue = affinity_queue.and_then(|assignment| {
             let job = &routed.job;
-            let beginning = affinity::prefix::of(&job.head.tenant, &job.request);
+            let prefix = affinity::prefix::of(&job.head.tenant, &job.request);
             let now_s = self.begun.elapsed().as_secs_f64();
             let mut placements = self.placements.lock().expect("nobody panics in it");
             let placement = &mut placements[usize::from(tier == Tier::Large)];
-            placement.place(&beginning, assignment, now_s)
+            placement.place(&prefix, assignment, now_s)
         });
-        let place = if lane.is_some() { "lane" } else { "shared" };
+        let place = if affinity_queue.is_some() {
+            "affinity_queue"
+        } else {
+            "shared"
+        };
         counter!(PLACED, "tier" => tier.as_str(), "place" => place).increment(1);
-        match lane {
-            Some(lane) => Publication::to_lane(routed, lane),
+        match affinity_queue {
+            Some(affinity_queue) => Publication::to_affinity_queue(routed, affinity_queue),
             None => Publication::to_tier(routed),
         }
     }
@@ -382,43 +398,43 @@ impl Router {
     /// Publishes what each delivery led to, then acknowledges those whose messages are all out.
     pub(super) async fn finish(
         &self,
-        finished: Vec<(Ticket, Vec<Publication>)>,
+        finished: Vec<(Acker, Vec<Publication>)>,
         shutdown: &Shutdown,
     ) {
         let mut messages = Vec::new();
         let mut counts = Vec::with_capacity(finished.len());
-        let mut tickets = Vec::with_capacity(finished.len());
-        for (ticket, out) in finished {
+        let mut ackers = Vec::with_capacity(finished.len());
+        for (acker, out) in finished {
             counts.push(out.len());
             messages.extend(out);
-            tickets.push(ticket);
+            ackers.push(acker);
         }
         let mut done = publish_all(&self.broker, messages, shutdown)
             .await
             .into_iter();
         let (mut acked, mut returned) = (Vec::new(), Vec::new());
-        for (ticket, count) in tickets.into_iter().zip(counts) {
-            // Every flag is consumed, so that the next ticket finds its own.
+        for (acker, count) in ackers.into_iter().zip(counts) {
+            // Every flag is consumed, so that the next acker finds its own.
             let all_out = done.by_ref().take(count).filter(|is_out| !is_out).count() == 0;
             if all_out {
-                acked.push(ticket)
+                acked.push(acker)
             } else {
-                returned.push(ticket)
+                returned.push(acker)
             }
         }
-        if let Err(fault) = self.broker.ack(acked).await {
-            tracing::warn!(%fault, "not acknowledged; the messages will be delivered again");
+        if let Err(error) = self.broker.ack(acked).await {
+            tracing::warn!(%error, "not acknowledged; the messages will be delivered again");
         }
         self.requeue(returned.into_iter()).await;
     }
 
-    pub(super) async fn requeue(&self, tickets: impl Iterator<Item = Ticket>) {
-        let tickets: Vec<_> = tickets.collect();
-        if tickets.is_empty() {
+    pub(super) async fn requeue(&self, ackers: impl Iterator<Item = Acker>) {
+        let ackers: Vec<_> = ackers.collect();
+        if ackers.is_empty() {
             return;
         }
-        if let Err(fault) = self.broker.requeue(tickets).await {
-            tracing::warn!(%fault, "not put back; the broker does so when the connection ends");
+        if let Err(error) = self.broker.requeue(ackers).await {
+            tracing::warn!(%error, "not put back; the broker does so when the connection ends");
         }
     }
 }
@@ -426,7 +442,7 @@ impl Router {
 /// A delivery on its way through the ledger.
 struct Entry {
     admission: Admission,
-    ticket: Ticket,
+    acker: Acker,
 }
 
 impl Entry {
@@ -437,7 +453,7 @@ impl Entry {
                 count("waiting");
                 Vec::new()
             }
-            Admitted::Held => {
+            Admitted::Deferred => {
                 count("held");
                 Vec::new()
             }
@@ -493,7 +509,7 @@ impl Entry {
         let key = head.key.take().unwrap_or_default();
         let digest = blake3::Hash::from_bytes(self.admission.digest).to_hex();
         head.key = Some(format!("{key}#{}", &digest.as_str()[..16]));
-        self.admission.course = Course::End {
+        self.admission.decision = AdmissionDecision::End {
             state: JobState::Rejected,
             reason: Reason::new(
                 "idempotency_key_reused",

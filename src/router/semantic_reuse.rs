@@ -23,7 +23,9 @@ use crate::{
     metrics::{SEMANTIC_LOOKUPS, SEMANTIC_QUESTIONS, SEMANTIC_SECONDS},
     scoring::random::Random,
     shutdown::Shutdown,
-    store::{Admission, Course, KnownQuestion, Likeness, LikenessVerdict, Lookup, Store},
+    store::{
+        Admission, AdmissionDecision, KnownQuestion, Lookup, NearOutcome, NearQuestion, Store,
+    },
 };
 
 /// How often new answers are looked for.
@@ -34,7 +36,7 @@ const OVERLAP: TimeDelta = TimeDelta::seconds(10);
 const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
 /// Near questions that are judged, the nearest first.
 const NEAR_MAX: usize = 8;
-/// Likeness below which a question is not worth a word in the ledger.
+/// NearQuestion below which a question is not worth a word in the ledger.
 const NEAR_COSINE_MIN: f32 = 0.7;
 /// Texts that are embedded at once.
 const TEXTS_TOGETHER: usize = 64;
@@ -77,15 +79,15 @@ impl Reuse {
         let embedded = tokio::task::spawn_blocking(move || reuse.embed(&questions)).await;
         let vectors = match embedded {
             Ok(Ok(vectors)) => vectors,
-            Ok(Err(fault)) => {
+            Ok(Err(error)) => {
                 tracing::warn!(
-                    fault,
+                    error,
                     "questions are not embedded; they are answered as others"
                 );
                 HashMap::new()
             }
-            Err(fault) => {
-                tracing::error!(%fault, "the encoder crashed; questions are answered as others");
+            Err(error) => {
+                tracing::error!(%error, "the encoder crashed; questions are answered as others");
                 HashMap::new()
             }
         };
@@ -100,8 +102,8 @@ impl Reuse {
                     lookup.embedding.clone_from(vector);
                     lookup.nearest = self.judge(&index, lookup, id, Utc::now());
                     match &lookup.nearest {
-                        Some(Likeness {
-                            verdict: LikenessVerdict::Miss(veto),
+                        Some(NearQuestion {
+                            outcome: NearOutcome::Miss(veto),
                             ..
                         }) => veto,
                         Some(_) => "near",
@@ -136,28 +138,28 @@ impl Reuse {
         lookup: &Lookup,
         job: JobId,
         now: DateTime<Utc>,
-    ) -> Option<Likeness> {
+    ) -> Option<NearQuestion> {
         let limits = (NEAR_MAX, NEAR_COSINE_MIN);
         let near = index.nearest(&lookup.scope, &lookup.embedding, limits, now);
-        let mut nearest: Option<Likeness> = None;
+        let mut nearest: Option<NearQuestion> = None;
         for (question, cosine) in near {
             let cosine_min = question.cosine_min.max(self.config.cosine_min as f32);
             let comparison = compare(&lookup.question, &question.text, Some(cosine), cosine_min);
-            let verdict = match comparison.veto {
-                Some(veto) => LikenessVerdict::Miss(veto.as_str()),
-                None if self.config.semantic_check => LikenessVerdict::Candidate,
-                None => LikenessVerdict::Hit,
+            let outcome = match comparison.veto {
+                Some(veto) => NearOutcome::Miss(veto.as_str()),
+                None if self.config.semantic_check => NearOutcome::Candidate,
+                None => NearOutcome::Hit,
             };
             let is_miss = comparison.veto.is_some();
             if is_miss && nearest.is_some() {
                 continue;
             }
-            nearest = Some(Likeness {
+            nearest = Some(NearQuestion {
                 entry: question.entry,
                 question: question.text.to_string(),
                 cosine,
                 cosine_min,
-                verdict,
+                outcome,
                 recheck: (!is_miss && self.draws(job)).then_some(self.config.recheck_share),
             });
             if !is_miss {
@@ -188,8 +190,8 @@ impl Reuse {
                 .await
             {
                 Ok(known) => since = self.take(known, since),
-                Err(fault) => {
-                    tracing::warn!(%fault, "new answers are not known yet; questions are judged by the known ones");
+                Err(error) => {
+                    tracing::warn!(%error, "new answers are not known yet; questions are judged by the known ones");
                 }
             }
             tokio::select! {
@@ -239,18 +241,18 @@ impl Encoder for Embedder {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
-        self.embed(texts).map_err(|fault| fault.to_string())
+        self.embed(texts).map_err(|error| error.to_string())
     }
 }
 
 /// Whether an admission asks for semantic reuse.
 pub(super) fn asks(admission: &Admission) -> bool {
-    matches!(&admission.course, Course::Route(route) if route.lookup.is_some())
+    matches!(&admission.decision, AdmissionDecision::Route(route) if route.lookup.is_some())
 }
 
 fn lookup_of(admission: &mut Admission) -> Option<&mut Lookup> {
-    match &mut admission.course {
-        Course::Route(route) => route.lookup.as_deref_mut(),
+    match &mut admission.decision {
+        AdmissionDecision::Route(route) => route.lookup.as_deref_mut(),
         _ => None,
     }
 }

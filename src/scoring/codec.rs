@@ -35,7 +35,7 @@ const SEEN_MAX: u32 = 1 << 24;
 
 /// Why weights cannot be used. The message is one line.
 #[derive(Debug, thiserror::Error)]
-pub enum ScorerFault {
+pub enum ScorerError {
     /// The file cannot be read.
     #[error("cannot read the router's weights {}: {source}", path.display())]
     Unreadable {
@@ -45,12 +45,12 @@ pub enum ScorerFault {
         source: std::io::Error,
     },
     /// Something is wrong with a file's contents.
-    #[error("{}: {fault}", path.display())]
+    #[error("{}: {error}", path.display())]
     In {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        fault: Box<Self>,
+        error: Box<Self>,
     },
     /// The bytes are no weights, or not all of them, or not as they were written.
     #[error("these are no router weights, or they are damaged: {0}")]
@@ -158,13 +158,13 @@ fn scalars(weights: &Weights) -> [f32; SCALARS] {
 ///
 /// # Errors
 /// When the bytes are damaged or of another version.
-pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerFault> {
+pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerError> {
     let mut header = Reader(bytes);
     if header.take::<8>()? != *MAGIC {
-        return Err(ScorerFault::Damaged("they do not begin as weights do"));
+        return Err(ScorerError::Damaged("they do not begin as weights do"));
     }
     let (format, features) = (header.u32()?, header.u32()?);
-    let wrong = |what, expected, found| ScorerFault::WrongVersion {
+    let wrong = |what, expected, found| ScorerError::WrongVersion {
         what,
         expected,
         found,
@@ -179,12 +179,12 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerFault> {
     let hash: [u8; 32] = header.take()?;
     let body = header.0;
     if body.len() as u64 != length {
-        return Err(ScorerFault::Damaged(
+        return Err(ScorerError::Damaged(
             "they are cut off, or something follows",
         ));
     }
     if *blake3::hash(body).as_bytes() != hash {
-        return Err(ScorerFault::Damaged("their checksum does not fit"));
+        return Err(ScorerError::Damaged("their checksum does not fit"));
     }
     let weights = Reader(body).weights(format == FORMATS[1])?;
     let hex = blake3::Hash::from_bytes(hash).to_hex();
@@ -195,37 +195,37 @@ pub fn from_bytes(bytes: &[u8]) -> Result<(Weights, String), ScorerFault> {
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], ScorerFault> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], ScorerError> {
         let (taken, rest) = self
             .0
             .split_first_chunk::<N>()
-            .ok_or(ScorerFault::Damaged("they end too early"))?;
+            .ok_or(ScorerError::Damaged("they end too early"))?;
         self.0 = rest;
         Ok(*taken)
     }
 
-    fn u32(&mut self) -> Result<u32, ScorerFault> {
+    fn u32(&mut self) -> Result<u32, ScorerError> {
         Ok(u32::from_le_bytes(self.take()?))
     }
 
-    fn f32(&mut self) -> Result<f32, ScorerFault> {
+    fn f32(&mut self) -> Result<f32, ScorerError> {
         let value = f32::from_le_bytes(self.take()?);
         if value.is_finite() {
             Ok(value)
         } else {
-            Err(ScorerFault::Damaged("a number is not finite"))
+            Err(ScorerError::Damaged("a number is not finite"))
         }
     }
 
-    fn count(&mut self, max: u32) -> Result<usize, ScorerFault> {
+    fn count(&mut self, max: u32) -> Result<usize, ScorerError> {
         let count = self.u32()?;
         if count > max {
-            return Err(ScorerFault::Damaged("a list is too long"));
+            return Err(ScorerError::Damaged("a list is too long"));
         }
         Ok(count as usize)
     }
 
-    fn weights(&mut self, has_record: bool) -> Result<Weights, ScorerFault> {
+    fn weights(&mut self, has_record: bool) -> Result<Weights, ScorerError> {
         let mut scalars = [0.0; SCALARS];
         for value in &mut scalars {
             *value = self.f32()?;
@@ -249,7 +249,7 @@ impl Reader<'_> {
             difficulty,
         ] = scalars;
         if low >= high {
-            return Err(ScorerFault::Damaged(
+            return Err(ScorerError::Damaged(
                 "the bounds of familiarity are not in order",
             ));
         }
@@ -258,12 +258,12 @@ impl Reader<'_> {
             .map(|_| self.f32())
             .collect::<Result<Vec<_>, _>>()?;
         if !knots.is_sorted_by(|a, b| a < b) {
-            return Err(ScorerFault::Damaged("the knots do not rise"));
+            return Err(ScorerError::Damaged("the knots do not rise"));
         }
         let (gain_trees, fails) = (self.forest()?, self.forest()?);
         let count = self.count(CELLS_MAX)?;
         if !count.is_power_of_two() {
-            return Err(ScorerFault::Damaged("the table's size is no power of two"));
+            return Err(ScorerError::Damaged("the table's size is no power of two"));
         }
         let mut cells = Vec::with_capacity(count.min(self.0.len()));
         for _ in 0..count {
@@ -273,7 +273,7 @@ impl Reader<'_> {
         }
         let record = has_record.then(|| self.record()).transpose()?;
         if !self.0.is_empty() {
-            return Err(ScorerFault::Damaged("something follows the weights"));
+            return Err(ScorerError::Damaged("something follows the weights"));
         }
         Ok(Weights {
             table: Table {
@@ -295,8 +295,8 @@ impl Reader<'_> {
         })
     }
 
-    fn record(&mut self) -> Result<Record, ScorerFault> {
-        let damaged = ScorerFault::Damaged("the record of how they were made cannot be read");
+    fn record(&mut self) -> Result<Record, ScorerError> {
+        let damaged = ScorerError::Damaged("the record of how they were made cannot be read");
         let count = self.count(RECORD_BYTES_MAX)?;
         let Some((text, rest)) = self.0.split_at_checked(count) else {
             return Err(damaged);
@@ -314,19 +314,19 @@ impl Reader<'_> {
             record.seen.push(self.u32()?);
         }
         if !record.seen.is_sorted_by(|a, b| a < b) {
-            return Err(ScorerFault::Damaged("the prints of prompts do not rise"));
+            return Err(ScorerError::Damaged("the prints of prompts do not rise"));
         }
         Ok(record)
     }
 
-    fn forest(&mut self) -> Result<Forest, ScorerFault> {
+    fn forest(&mut self) -> Result<Forest, ScorerError> {
         let count = self.count(ITEMS_MAX)?;
         let trees = (0..count).map(|_| self.tree()).collect::<Result<_, _>>()?;
         Ok(Forest { trees })
     }
 
     /// Reads a tree; children stand behind their parents, so that every way down ends.
-    fn tree(&mut self) -> Result<Vec<Node>, ScorerFault> {
+    fn tree(&mut self) -> Result<Vec<Node>, ScorerError> {
         let count = self.count(ITEMS_MAX)?;
         let mut nodes = Vec::with_capacity(count.min(self.0.len()));
         for at in 0..count {
@@ -340,12 +340,12 @@ impl Reader<'_> {
             let is_leaf = node.feature == LEAF;
             let is_sound = usize::from(node.feature) < INPUTS && left > at && left + 1 < count;
             if !is_leaf && !is_sound {
-                return Err(ScorerFault::Damaged("a tree's node leads nowhere"));
+                return Err(ScorerError::Damaged("a tree's node leads nowhere"));
             }
             nodes.push(node);
         }
         if nodes.is_empty() {
-            return Err(ScorerFault::Damaged("a tree has no root"));
+            return Err(ScorerError::Damaged("a tree has no root"));
         }
         Ok(nodes)
     }
@@ -412,16 +412,16 @@ mod tests {
     fn another_version_is_named() {
         let mut bytes = to_bytes(&fitted(1));
         bytes[12] = 99;
-        let fault = from_bytes(&bytes).expect_err("other features");
+        let error = from_bytes(&bytes).expect_err("other features");
         assert!(matches!(
-            fault,
-            ScorerFault::WrongVersion {
+            error,
+            ScorerError::WrongVersion {
                 what: "features",
                 found: 99,
                 ..
             }
         ));
-        assert!(fault.to_string().contains("version 99"));
+        assert!(error.to_string().contains("version 99"));
     }
 
     /// A body may pass its checksum and still be nonsense.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     evaluate::Judged,
     random::Random,
-    train::{self, Recipe, Sample, TrainFault},
+    train::{self, Recipe, Sample, TrainError},
     weights::Weights,
 };
 
@@ -85,7 +85,7 @@ pub fn cross_validate(
     split: Split,
     seed: u64,
     recipe: &Recipe,
-) -> Result<Vec<Judged>, TrainFault> {
+) -> Result<Vec<Judged>, TrainError> {
     let folds = folds(samples, split, seed);
     let mut judged = vec![None; samples.len()];
     for fold in folds.iter().copied().collect::<BTreeSet<_>>() {
@@ -96,7 +96,7 @@ pub fn cross_validate(
         };
         let (held_out, kept) = (of(true), of(false));
         if kept.is_empty() {
-            return Err(TrainFault::OneGroup);
+            return Err(TrainError::OneGroup);
         }
         let pick =
             |places: &[usize]| -> Vec<&Sample> { places.iter().map(|at| samples[*at]).collect() };

@@ -66,7 +66,7 @@ pub const DISTRIBUTION: [f64; 7] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
 
 /// Why scores cannot be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EvaluateFault {
+pub enum EvaluateError {
     /// There is nothing to judge.
     #[error("there are no labelled prompts")]
     Empty,
@@ -79,12 +79,12 @@ pub enum EvaluateFault {
 ///
 /// # Errors
 /// When there are none, or the large model is not better in sum.
-pub fn evaluate(judged: &[Judged]) -> Result<Report, EvaluateFault> {
+pub fn evaluate(judged: &[Judged]) -> Result<Report, EvaluateError> {
     if judged.is_empty() {
-        return Err(EvaluateFault::Empty);
+        return Err(EvaluateError::Empty);
     }
     if sum(judged, gain) <= 0.0 {
-        return Err(EvaluateFault::NoGap);
+        return Err(EvaluateError::NoGap);
     }
     let scores = places(judged);
     let distribution = DISTRIBUTION.map(|share| quantile(&scores, share));
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn nothing_to_judge_is_a_fault() {
-        assert_eq!(evaluate(&[]), Err(EvaluateFault::Empty));
+        assert_eq!(evaluate(&[]), Err(EvaluateError::Empty));
         let equal = Judged {
             score: 0.0,
             expected: None,
@@ -404,6 +404,6 @@ mod tests {
             strong: 1.0,
             weight: 1.0,
         };
-        assert_eq!(evaluate(&[equal; 3]), Err(EvaluateFault::NoGap));
+        assert_eq!(evaluate(&[equal; 3]), Err(EvaluateError::NoGap));
     }
 }

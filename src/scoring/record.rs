@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    evaluate::{EvaluateFault, Judged, evaluate},
+    evaluate::{EvaluateError, Judged, evaluate},
     samples,
     train::Sample,
 };
@@ -89,7 +89,7 @@ pub fn compare(
     fresh: &[Judged],
     present: &[Judged],
     counts: impl Fn(&Sample) -> bool,
-) -> BTreeMap<String, Result<Comparison, EvaluateFault>> {
+) -> BTreeMap<String, Result<Comparison, EvaluateError>> {
     let mut outcomes = BTreeMap::new();
     for (set, mut places) in samples::by(samples, |sample| sample.set.clone()) {
         places.retain(|at| counts(samples[*at]));

@@ -13,7 +13,7 @@ use super::{features::Features, train::Sample};
 
 /// Why a line is no sample. The message is one line and quotes no prompt.
 #[derive(Debug, thiserror::Error)]
-pub enum SampleFault {
+pub enum SampleError {
     /// It is no object with the fields wanted.
     #[error(
         "line {line}: expected an object with a string prompt and numbers weak_score and strong_score: {what}"
@@ -54,8 +54,8 @@ pub const PROPENSITY_MIN: f64 = 0.01;
 ///
 /// # Errors
 /// When the line is malformed, a score lies outside 0 to 1, or the propensity is no probability.
-pub fn read(line: usize, text: &str) -> Result<Sample, SampleFault> {
-    let malformed = |what: String| SampleFault::Malformed { line, what };
+pub fn read(line: usize, text: &str) -> Result<Sample, SampleError> {
+    let malformed = |what: String| SampleError::Malformed { line, what };
     let row = parse(text).ok_or_else(|| malformed("it is not valid JSON".to_owned()))?;
     let Value::Object(row) = row else {
         return Err(malformed(format!("it is {}", short(&row))));
@@ -75,7 +75,7 @@ pub fn read(line: usize, text: &str) -> Result<Sample, SampleFault> {
         Some(value) => value
             .as_f64()
             .filter(|score| (0.0..=1.0).contains(score))
-            .ok_or_else(|| SampleFault::Score {
+            .ok_or_else(|| SampleError::Score {
                 line,
                 field,
                 found: short(value),
@@ -86,7 +86,7 @@ pub fn read(line: usize, text: &str) -> Result<Sample, SampleFault> {
         Some(value) => value
             .as_f64()
             .filter(|chance| *chance > 0.0 && *chance <= 1.0)
-            .ok_or_else(|| SampleFault::Propensity {
+            .ok_or_else(|| SampleError::Propensity {
                 line,
                 found: short(value),
             })?,

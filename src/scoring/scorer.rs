@@ -14,7 +14,7 @@ use super::{
     weights::Weights,
 };
 
-pub use super::codec::ScorerFault;
+pub use super::codec::ScorerError;
 
 /// What the weights think of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,7 +53,7 @@ impl Scorer {
     ///
     /// # Errors
     /// As [`Scorer::load`].
-    pub fn open(path: Option<&Path>) -> Result<Self, ScorerFault> {
+    pub fn open(path: Option<&Path>) -> Result<Self, ScorerError> {
         path.map_or_else(|| Ok(Self::bundled()), Self::load)
     }
 
@@ -61,14 +61,14 @@ impl Scorer {
     ///
     /// # Errors
     /// When the file cannot be read, is damaged or is of another version.
-    pub fn load(path: &Path) -> Result<Self, ScorerFault> {
-        let bytes = std::fs::read(path).map_err(|source| ScorerFault::Unreadable {
+    pub fn load(path: &Path) -> Result<Self, ScorerError> {
+        let bytes = std::fs::read(path).map_err(|source| ScorerError::Unreadable {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_bytes(&bytes).map_err(|fault| ScorerFault::In {
+        Self::from_bytes(&bytes).map_err(|error| ScorerError::In {
             path: path.to_owned(),
-            fault: Box::new(fault),
+            error: Box::new(error),
         })
     }
 
@@ -76,7 +76,7 @@ impl Scorer {
     ///
     /// # Errors
     /// When they are damaged or of another version.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ScorerFault> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ScorerError> {
         let (weights, hash) = codec::from_bytes(bytes)?;
         Ok(Self {
             weights: Arc::new(weights),

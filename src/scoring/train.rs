@@ -104,7 +104,7 @@ impl Default for Recipe {
 
 /// Why samples cannot be fitted to. The present model stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TrainFault {
+pub enum TrainError {
     /// There are too few.
     #[error("{0} labelled prompts are too few to fit to; give at least {SAMPLES_MIN}")]
     TooFew(usize),
@@ -126,9 +126,9 @@ pub const SAMPLES_MIN: usize = 50;
 ///
 /// # Errors
 /// When there are too few, a label is not a number from 0 to 1, or all gains are the same.
-pub fn train(samples: &[&Sample], recipe: &Recipe) -> Result<Weights, TrainFault> {
+pub fn train(samples: &[&Sample], recipe: &Recipe) -> Result<Weights, TrainError> {
     if samples.len() < SAMPLES_MIN {
-        return Err(TrainFault::TooFew(samples.len()));
+        return Err(TrainError::TooFew(samples.len()));
     }
     let is_score = |score: f64| (0.0..=1.0).contains(&score);
     let is_sound = |sample: &Sample| {
@@ -136,13 +136,13 @@ pub fn train(samples: &[&Sample], recipe: &Recipe) -> Result<Weights, TrainFault
         is_score(sample.weak) && is_score(sample.strong) && is_weight
     };
     if let Some(at) = samples.iter().position(|sample| !is_sound(sample)) {
-        return Err(TrainFault::Label(at + 1));
+        return Err(TrainError::Label(at + 1));
     }
     if samples
         .iter()
         .all(|sample| sample.gain() == samples[0].gain())
     {
-        return Err(TrainFault::OneClass);
+        return Err(TrainError::OneClass);
     }
     Ok(fit(samples, recipe))
 }
@@ -377,17 +377,17 @@ pub(super) mod tests {
 
     #[test]
     fn bad_labels_are_one_clear_fault() {
-        let fault = |change: fn(&mut Vec<Sample>)| {
+        let error = |change: fn(&mut Vec<Sample>)| {
             let mut samples = samples();
             change(&mut samples);
             let all: Vec<&Sample> = samples.iter().collect();
             train(&all, &recipe(1)).expect_err("bad")
         };
-        assert_eq!(fault(Vec::clear), TrainFault::TooFew(0));
-        assert_eq!(fault(|all| all[6].weak = f64::NAN), TrainFault::Label(7));
-        assert_eq!(fault(|all| all[0].strong = 1.5), TrainFault::Label(1));
-        let one_class = fault(|all| all.iter_mut().for_each(|s| (s.weak, s.strong) = (1.0, 1.0)));
-        assert_eq!(one_class, TrainFault::OneClass);
+        assert_eq!(error(Vec::clear), TrainError::TooFew(0));
+        assert_eq!(error(|all| all[6].weak = f64::NAN), TrainError::Label(7));
+        assert_eq!(error(|all| all[0].strong = 1.5), TrainError::Label(1));
+        let one_class = error(|all| all.iter_mut().for_each(|s| (s.weak, s.strong) = (1.0, 1.0)));
+        assert_eq!(one_class, TrainError::OneClass);
     }
 
     /// Tags tell apart what words cannot.

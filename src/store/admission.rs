@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::{
-    hold::Hold,
+    deferral::Deferral,
     learning::RouteReason,
-    semantic::{Likeness, LikenessVerdict, Lookup},
+    semantic::{Lookup, NearOutcome, NearQuestion},
 };
 use crate::job::{
-    CacheKey, Candidate, ChatRequest, JobHead, JobId, JobRecord, JobState, Pair, Reason, Tier,
+    CacheKey, Candidate, ChatRequest, JobHead, JobId, JobRecord, JobState, ModelPair, Reason, Tier,
 };
 
 /// What the router thought of a job; kept with it for analysis and learning.
@@ -51,18 +51,18 @@ pub struct Route {
     pub cache_key: Option<CacheKey>,
     /// The models that the key covers, when the small one's answer may be escalated. Travels with
     /// the job's message; the ledger does not keep it.
-    pub pair: Option<Pair>,
+    pub pair: Option<ModelPair>,
     /// Set when the request allows that another question's answer serves it.
     pub lookup: Option<Box<Lookup>>,
     /// Set when the job, should a model run for it, is to be held until its tenant's turn.
-    pub hold: Option<Hold>,
+    pub deferral: Option<Deferral>,
 }
 
 impl Route {
     /// The near question whose answer the job's model is to be asked about.
     pub fn candidate(&self) -> Option<Candidate> {
         let nearest = self.lookup.as_deref()?.nearest.as_ref()?;
-        (nearest.verdict == LikenessVerdict::Candidate).then(|| Candidate {
+        (nearest.outcome == NearOutcome::Candidate).then(|| Candidate {
             entry: nearest.entry,
             question: nearest.question.clone(),
             cosine: nearest.cosine,
@@ -70,9 +70,9 @@ impl Route {
     }
 
     /// The near question whose answer is to be given, if it is there still.
-    pub(super) fn hit(&self) -> Option<&Likeness> {
+    pub(super) fn hit(&self) -> Option<&NearQuestion> {
         let nearest = self.lookup.as_deref()?.nearest.as_ref()?;
-        (nearest.verdict == LikenessVerdict::Hit).then_some(nearest)
+        (nearest.outcome == NearOutcome::Hit).then_some(nearest)
     }
 }
 
@@ -82,11 +82,11 @@ impl Route {
     clippy::large_enum_variant,
     reason = "nearly every course is a route: a box would cost an allocation for each job"
 )]
-pub enum Course {
+pub enum AdmissionDecision {
     /// Known to the ledger, not yet routed (HTTP producers).
     Queue,
     /// Held until its time comes; then it is published to the router again.
-    Schedule(Hold),
+    Schedule(Deferral),
     /// Routed, answered from the cache, or joined to an identical job.
     Route(Route),
     /// Terminal at once: [`JobState::Rejected`], [`JobState::Expired`] or [`JobState::Cancelled`].
@@ -108,7 +108,7 @@ pub struct Admission {
     /// BLAKE3 of what was asked: tells a repeated submission from a reused key.
     pub digest: [u8; 32],
     /// What is to become of it.
-    pub course: Course,
+    pub decision: AdmissionDecision,
 }
 
 /// What an admission came to.
@@ -120,7 +120,7 @@ pub enum Admitted {
     /// now leads: its answer will fill the cache.
     Routed,
     /// Written, and held: it is published when it is released.
-    Held,
+    Deferred,
     /// An identical job is in flight; its settlement will settle this one. Repeating such a job
     /// comes to the same.
     Waiting,

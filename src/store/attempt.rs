@@ -41,9 +41,9 @@ pub enum Claimed {
         /// Counted from 1, never reused.
         attempt: u32,
         /// An earlier attempt vanished without a word: run this one apart from others.
-        suspect: bool,
-        /// No attempt is left after this one: a fault that would be retried ends the job
-        /// ([`Verdict::Spent`]).
+        poison_candidate: bool,
+        /// No attempt is left after this one: a error that would be retried ends the job
+        /// ([`AttemptOutcome::AttemptsExhausted`]).
         last: bool,
     },
     /// Another worker runs it and is alive: this message is a duplicate.
@@ -59,16 +59,16 @@ pub enum Claimed {
 
 /// What an attempt came to.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum AttemptOutcome {
     /// The job has its answer.
     Succeeded(Answer),
     /// The job's model says that the answer to another question serves: it is the job's.
     Reused(Box<Reused>),
     /// The job ends as failed; no further attempt.
     Failed(Reason),
-    /// The job ends as failed with the fault of its last attempt, and leaves a dead letter as a
+    /// The job ends as failed with the error of its last attempt, and leaves a dead letter as a
     /// claim with spent attempts does.
-    Spent(Reason),
+    AttemptsExhausted(Reason),
     /// The job ends as expired; what the attempt had written, if anything, stays with it.
     Expired(Reason, Option<Box<Answer>>),
     /// The job had been taken back, and its attempt is over; what it had written stays with it. This
@@ -78,7 +78,7 @@ pub enum Verdict {
     Retry(Reason),
     /// The job goes back to routed and will be tried again, apart from others: this attempt does not
     /// count, since a neighbour may have brought it down.
-    Apart(Reason),
+    RetryIsolated(Reason),
     /// The job goes back to routed on another tier; an answer, if any, stays with the attempt. Should
     /// the job end without another one, that answer becomes its result.
     Escalate {
@@ -93,10 +93,10 @@ pub enum Verdict {
     Returned,
 }
 
-impl Verdict {
+impl AttemptOutcome {
     /// What closes the attempt where its job was taken back, or another attempt has it; what it wrote
     /// stays with it.
-    pub fn withdrawn(written: Option<&Answer>) -> Self {
+    pub fn superseded(written: Option<&Answer>) -> Self {
         let reason = Reason::new(
             "withdrawn",
             "the job was taken back, or another attempt has it",
@@ -112,7 +112,7 @@ pub struct Reused {
     pub entry: CacheKey,
     /// The job that computed it.
     pub leader: JobId,
-    /// Likeness of the two questions.
+    /// NearQuestion of the two questions.
     pub cosine: f32,
     /// The answer that serves.
     pub answer: Answer,
@@ -130,7 +130,7 @@ pub struct Settlement {
     /// The attempt that claimed it: settles only while this is the job's latest.
     pub attempt: u32,
     /// What it came to.
-    pub verdict: Verdict,
+    pub outcome: AttemptOutcome,
     /// When the engine began with it.
     pub started_at: DateTime<Utc>,
     /// When the first token was there.
@@ -177,8 +177,8 @@ pub struct Heartbeat {
     pub running: u32,
     /// True from when it was told to stop.
     pub draining: bool,
-    /// True when it takes jobs from lanes.
-    pub takes_lanes: bool,
+    /// True when it takes jobs from affinity queues.
+    pub takes_affinity_queues: bool,
 }
 
 /// A worker as the ledger knows it.
@@ -200,8 +200,8 @@ pub struct WorkerRecord {
     pub running: u32,
     /// True from when it was told to stop.
     pub draining: bool,
-    /// True when it takes jobs from lanes.
-    pub takes_lanes: bool,
+    /// True when it takes jobs from affinity queues.
+    pub takes_affinity_queues: bool,
     /// Until when it counts as alive.
     pub lease_until: DateTime<Utc>,
     /// Its last sign of life.

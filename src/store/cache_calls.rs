@@ -1,6 +1,6 @@
 //! The seam's calls for kept answers as a whole; [`super::Store`] holds the others.
 
-use super::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep, Store, StoreFault, measure};
+use super::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep, Store, StoreError, measure};
 use crate::job::{JobId, JobRecord};
 
 impl Store {
@@ -9,7 +9,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached; what was removed before stays so.
-    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreFault> {
+    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreError> {
         measured!(self, "tend_cache", store => store.tend_cache(limits))
     }
 
@@ -17,7 +17,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreFault> {
+    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreError> {
         measured!(self, "cache_stats", store => store.cache_stats())
     }
 
@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         measured!(self, "count_cached", store => store.count_cached(filter))
     }
 
@@ -34,7 +34,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was removed.
-    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         measured!(self, "drop_cached", store => store.drop_cached(filter))
     }
 
@@ -42,7 +42,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "answered_along", store => store.answered_along(jobs))
     }
 }

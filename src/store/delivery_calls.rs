@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{
-    CancelFilter, CancelledBatch, HeldJob, HoldQueue, Released, Store, StoreFault, SweepRules,
-    Swept, TenantLoad, TenantTerms, measure,
+    CancelFilter, CancelledBatch, DeferredJob, DeferredQueue, Released, RescueRules, Rescued,
+    Store, StoreError, TenantLimits, TenantLoad, measure,
 };
 use crate::job::{JobId, JobRecord, Tenant};
 
@@ -16,37 +16,41 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn lead(
+    pub async fn acquire_leadership(
         &self,
         role: &'static str,
         holder: &str,
         lease: Duration,
-    ) -> Result<bool, StoreFault> {
-        measured!(self, "lead", store => store.lead(role, holder, lease))
+    ) -> Result<bool, StoreError> {
+        measured!(self, "lead", store => store.acquire_leadership(role, holder, lease))
     }
 
     /// The jobs that could go to a queue now: for each tenant the first `each` by rank.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
-        measured!(self, "held", store => store.held(queue, each))
+    pub async fn deferred(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+    ) -> Result<Vec<DeferredJob>, StoreError> {
+        measured!(self, "held", store => store.deferred(queue, each))
     }
 
     /// The tenants that have jobs held for a tier.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
-        measured!(self, "held_tenants", store => store.held_tenants())
+    pub async fn deferred_tenants(&self) -> Result<Vec<(DeferredQueue, Tenant)>, StoreError> {
+        measured!(self, "deferred_tenants", store => store.deferred_tenants())
     }
 
-    /// How many jobs are held for each queue, in the order of [`HoldQueue::ALL`]; counted up to `most`.
+    /// How many jobs are held for each queue, in the order of [`DeferredQueue::ALL`]; counted up to `most`.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
-        measured!(self, "held_counts", store => store.held_counts(most))
+    pub async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], StoreError> {
+        measured!(self, "deferred_counts", store => store.deferred_counts(most))
     }
 
     /// Releases held jobs and returns those that are to be published; what has ended meanwhile is held
@@ -55,7 +59,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was changed, or that is not known.
-    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreError> {
         measured!(self, "release", store => store.release(jobs, again))
     }
 
@@ -63,7 +67,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreError> {
         measured!(self, "note_published", store => store.note_published(jobs))
     }
 
@@ -77,7 +81,7 @@ impl Store {
         &self,
         released_for: Duration,
         limit: usize,
-    ) -> Result<Vec<JobId>, StoreFault> {
+    ) -> Result<Vec<JobId>, StoreError> {
         measured!(self, "unpublished", store => store.unpublished(released_for, limit))
     }
 
@@ -85,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreError> {
         measured!(self, "tenant_loads", store => store.tenant_loads())
     }
 
@@ -93,7 +97,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tenants(&self) -> Result<Vec<TenantTerms>, StoreFault> {
+    pub async fn tenants(&self) -> Result<Vec<TenantLimits>, StoreError> {
         measured!(self, "tenants", store => store.tenants())
     }
 
@@ -101,7 +105,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn set_tenant(&self, terms: &TenantTerms) -> Result<(), StoreFault> {
+    pub async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), StoreError> {
         measured!(self, "set_tenant", store => store.set_tenant(terms))
     }
 
@@ -109,21 +113,21 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreFault> {
+    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreError> {
         measured!(self, "forget_tenant", store => store.forget_tenant(tenant))
     }
 
-    /// Puts right what a fault left behind: ends jobs whose deadline has passed and that nobody runs,
+    /// Puts right what a error left behind: ends jobs whose deadline has passed and that nobody runs,
     /// closes attempts of ended jobs whose worker is gone, and finds jobs whose message seems lost.
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
-        measured!(self, "sweep", store => store.sweep(rules))
+    pub async fn rescue(&self, rules: RescueRules) -> Result<Rescued, StoreError> {
+        measured!(self, "sweep", store => store.rescue(rules))
     }
 
     /// Takes unfinished jobs back: at most `limit` of a submission, of which it is kept that it was taken
-    /// back ([`Store::cancelled_batches`]). Returns the records of those that are cancelled by it. Attempts that run are told by [`Store::withdrawn`].
+    /// back ([`Store::cancelled_batches`]). Returns the records of those that are cancelled by it. Attempts that run are told by [`Store::superseded`].
     ///
     /// # Errors
     /// When nothing was written.
@@ -131,7 +135,7 @@ impl Store {
         &self,
         filter: &CancelFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "cancel", store => store.cancel(filter, limit))
     }
 
@@ -142,7 +146,7 @@ impl Store {
     pub async fn cancelled_batches(
         &self,
         since: DateTime<Utc>,
-    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+    ) -> Result<Vec<CancelledBatch>, StoreError> {
         measured!(self, "cancelled_batches", store => store.cancelled_batches(since))
     }
 
@@ -150,7 +154,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn withdrawn(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreFault> {
-        measured!(self, "withdrawn", store => store.withdrawn(attempts))
+    pub async fn superseded(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreError> {
+        measured!(self, "superseded", store => store.superseded(attempts))
     }
 }

@@ -1,6 +1,6 @@
 //! What the end of an attempt writes, decided without I/O so that both backends decide alike.
 
-use super::{Reused, Verdict};
+use super::{AttemptOutcome, Reused};
 use crate::job::{Answer, AnswerSource, CacheKey, JobId, JobState, Reason, Usage};
 
 /// An answer as the jobs that wait for it are given it.
@@ -16,7 +16,7 @@ pub(super) struct Given<'a> {
     pub only_of: Option<CacheKey>,
 }
 
-/// What a verdict writes.
+/// What a outcome writes.
 #[derive(Debug)]
 pub(super) struct Effect<'a> {
     /// The job's next state.
@@ -35,11 +35,11 @@ pub(super) struct Effect<'a> {
     /// True when the attempt does not count.
     pub is_returned: bool,
     /// True when a dead letter is to be left.
-    pub bury: bool,
+    pub keep_dead_letters: bool,
 }
 
 impl<'a> Effect<'a> {
-    pub(super) fn of(verdict: &'a Verdict) -> Self {
+    pub(super) fn of(outcome: &'a AttemptOutcome) -> Self {
         let bare = |state, outcome| Self {
             state,
             outcome,
@@ -49,56 +49,56 @@ impl<'a> Effect<'a> {
             reason: None,
             reused: None,
             is_returned: false,
-            bury: false,
+            keep_dead_letters: false,
         };
-        match verdict {
-            Verdict::Succeeded(answer) => Self {
+        match outcome {
+            AttemptOutcome::Succeeded(answer) => Self {
                 answer: Some(answer),
                 generated: Some(answer),
                 ..bare(JobState::Succeeded, "succeeded")
             },
-            Verdict::Reused(reused) => Self {
+            AttemptOutcome::Reused(reused) => Self {
                 answer: Some(&reused.answer),
                 generated: Some(&reused.check),
                 reason: Some(&reused.reason),
                 reused: Some(reused),
                 ..bare(JobState::Succeeded, "succeeded")
             },
-            Verdict::Failed(reason) => Self {
+            AttemptOutcome::Failed(reason) => Self {
                 reason: Some(reason),
                 ..bare(JobState::Failed, "failed")
             },
-            Verdict::Spent(reason) => Self {
+            AttemptOutcome::AttemptsExhausted(reason) => Self {
                 reason: Some(reason),
-                bury: true,
+                keep_dead_letters: true,
                 ..bare(JobState::Failed, "failed")
             },
-            Verdict::Expired(reason, partial) => Self {
+            AttemptOutcome::Expired(reason, partial) => Self {
                 reason: Some(reason),
                 generated: partial.as_deref(),
                 ..bare(JobState::Expired, "expired")
             },
-            Verdict::Cancelled(reason, partial) => Self {
+            AttemptOutcome::Cancelled(reason, partial) => Self {
                 reason: Some(reason),
                 generated: partial.as_deref(),
                 ..bare(JobState::Cancelled, "cancelled")
             },
-            Verdict::Retry(reason) => Self {
+            AttemptOutcome::Retry(reason) => Self {
                 reason: Some(reason),
                 ..bare(JobState::Routed, "retried")
             },
-            Verdict::Apart(reason) => Self {
+            AttemptOutcome::RetryIsolated(reason) => Self {
                 reason: Some(reason),
                 is_returned: true,
                 ..bare(JobState::Routed, "retried")
             },
-            Verdict::Escalate { to, reason, answer } => Self {
+            AttemptOutcome::Escalate { to, reason, answer } => Self {
                 tier: Some(to.as_str()),
                 generated: answer.as_deref(),
                 reason: Some(reason),
                 ..bare(JobState::Routed, "escalated")
             },
-            Verdict::Returned => Self {
+            AttemptOutcome::Returned => Self {
                 is_returned: true,
                 ..bare(JobState::Routed, "returned")
             },

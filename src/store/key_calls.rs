@@ -2,14 +2,14 @@
 
 use uuid::Uuid;
 
-use super::{ApiKey, KeyDigest, Store, StoreFault, measure};
+use super::{ApiKey, KeyDigest, Store, StoreError, measure};
 
 impl Store {
     /// Keeps a key under the digest of its secret.
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreFault> {
+    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreError> {
         measured!(self, "add_key", store => store.add_key(key, digest))
     }
 
@@ -17,7 +17,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreFault> {
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
         measured!(self, "keys", store => store.keys())
     }
 
@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreFault> {
+    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
         measured!(self, "find_key", store => store.find_key(digest))
     }
 
@@ -33,7 +33,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreFault> {
+    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreError> {
         measured!(self, "revoke_key", store => store.revoke_key(id))
     }
 }

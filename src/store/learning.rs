@@ -66,9 +66,9 @@ impl Feedback {
     /// # Errors
     /// A reason that names the field.
     pub fn check(&self) -> Result<(), Reason> {
-        let fault = |message: String| Err(Reason::new("invalid_value", message));
+        let error = |message: String| Err(Reason::new("invalid_value", message));
         if !(0.0..=1.0).contains(&self.score) {
-            return fault(format!(
+            return error(format!(
                 "score: expected a number from 0 to 1, found {}",
                 self.score
             ));
@@ -76,7 +76,7 @@ impl Feedback {
         let source = self.source.chars().count();
         if !(1..=Self::SOURCE_CHARS_MAX).contains(&source) {
             let most = Self::SOURCE_CHARS_MAX;
-            return fault(format!(
+            return error(format!(
                 "source: expected 1 to {most} characters, found {source}"
             ));
         }
@@ -86,7 +86,7 @@ impl Feedback {
             .map_or(0, |text| text.chars().count());
         if comment > Self::COMMENT_CHARS_MAX {
             let most = Self::COMMENT_CHARS_MAX;
-            return fault(format!(
+            return error(format!(
                 "comment: expected up to {most} characters, found {comment}"
             ));
         }
@@ -169,10 +169,10 @@ impl ScopedTarget {
         target: &str,
         changed_at: DateTime<Utc>,
     ) -> Result<Self, String> {
-        let fault = |fault| format!("route_targets: scope {scope:?}, target {target:?}: {fault}");
+        let error = |error| format!("route_targets: scope {scope:?}, target {target:?}: {error}");
         Ok(Self {
-            scope: scope.parse().map_err(fault)?,
-            target: target.parse().map_err(fault)?,
+            scope: scope.parse().map_err(error)?,
+            target: target.parse().map_err(error)?,
             changed_at,
         })
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    DecisionRecord, Feedback, PairRow, PastDecision, ScopedTarget, Store, StoreFault,
+    DecisionRecord, Feedback, PairRow, PastDecision, ScopedTarget, Store, StoreError,
     StoredWeights, TierCost, measure,
 };
 use crate::{
@@ -21,7 +21,7 @@ impl Store {
         &self,
         tenant: &Tenant,
         words: &[Feedback],
-    ) -> Result<Vec<bool>, StoreFault> {
+    ) -> Result<Vec<bool>, StoreError> {
         measured!(self, "record_feedback", store => store.record_feedback(tenant, words))
     }
 
@@ -30,21 +30,21 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn close_shadows(&self) -> Result<u64, StoreFault> {
+    pub async fn close_shadows(&self) -> Result<u64, StoreError> {
         measured!(self, "close_shadows", store => store.close_shadows())
     }
 
     /// Drawn jobs that small has answered and that have no copy yet, and those whose copy was made
-    /// longer than `lost_after` ago but that no worker has taken: its message may be lost.
+    /// longer than `stuck_after` ago but that no worker has taken: its message may be lost.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn due_shadows(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<Job>, StoreFault> {
-        measured!(self, "due_shadows", store => store.due_shadows(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<Job>, StoreError> {
+        measured!(self, "due_shadows", store => store.due_shadows(limit, stuck_after))
     }
 
     /// Scores of the last `limit` jobs whose tier was the router's choice, scored by `scorer`, the
@@ -56,7 +56,7 @@ impl Store {
         &self,
         scorer: &str,
         limit: usize,
-    ) -> Result<Vec<PastDecision>, StoreFault> {
+    ) -> Result<Vec<PastDecision>, StoreError> {
         measured!(self, "past_decisions", store => store.past_decisions(scorer, limit))
     }
 
@@ -64,7 +64,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreFault> {
+    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreError> {
         measured!(self, "tier_costs", store => store.tier_costs(limit))
     }
 
@@ -79,7 +79,7 @@ impl Store {
         &self,
         limit: usize,
         for_training: bool,
-    ) -> Result<Vec<PairRow>, StoreFault> {
+    ) -> Result<Vec<PairRow>, StoreError> {
         measured!(self, "pairs", store => store.pairs(limit, for_training))
     }
 
@@ -87,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreFault> {
+    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreError> {
         measured!(self, "decision", store => store.decision(id))
     }
 
@@ -100,7 +100,7 @@ impl Store {
         &self,
         weights: &StoredWeights,
         promote: bool,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         measured!(self, "put_weights", store => store.put_weights(weights, promote))
     }
 
@@ -108,7 +108,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreFault> {
+    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreError> {
         measured!(self, "active_weights", store => store.active_weights())
     }
 
@@ -116,7 +116,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached, or a row that somebody wrote holds no target.
-    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreFault> {
+    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreError> {
         measured!(self, "route_targets", store => store.route_targets())
     }
 
@@ -128,7 +128,7 @@ impl Store {
         &self,
         scope: &TargetScope,
         target: RouteTarget,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         measured!(self, "set_route_target", store => store.set_route_target(scope, target))
     }
 
@@ -136,7 +136,7 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreFault> {
+    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreError> {
         measured!(self, "unset_route_target", store => store.unset_route_target(scope))
     }
 }

@@ -9,9 +9,9 @@ mod admission;
 mod attempt;
 mod cache;
 mod dead_letter;
+mod deferral;
 mod effect;
-mod fault;
-mod hold;
+mod error;
 mod keys;
 mod learning;
 pub mod postgres;
@@ -34,19 +34,19 @@ use uuid::Uuid;
 use crate::{
     config::StoreConfig,
     job::{Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob, Tenant},
-    metrics::{STORE_FAULTS, STORE_SECONDS},
+    metrics::{STORE_ERRORS, STORE_SECONDS},
 };
 
-pub use admission::{Admission, Admitted, Course, Decision, Route};
+pub use admission::{Admission, AdmissionDecision, Admitted, Decision, Route};
 pub use attempt::{
-    AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Reused, Settled, Settlement, Verdict,
-    WorkerRecord,
+    AttemptOutcome, AttemptRecord, Claim, Claimant, Claimed, Heartbeat, Reused, Settled,
+    Settlement, WorkerRecord,
 };
 pub use cache::{CacheFilter, CacheLimits, CacheStats, CacheUpkeep};
 pub use dead_letter::{DeadFilter, DeadLetter, DeadResolution};
-pub use hold::{
-    CANCEL_SETTLES, CancelFilter, CancelledBatch, HeldJob, Hold, HoldQueue, Released, SweepRules,
-    Swept, TenantLoad, TenantTerms,
+pub use deferral::{
+    CANCEL_SETTLES, CancelFilter, CancelledBatch, Deferral, DeferredJob, DeferredQueue, Released,
+    RescueRules, Rescued, TenantLimits, TenantLoad,
 };
 pub use keys::{ApiKey, KeyDigest, Scope, Scopes, new_key};
 pub use learning::{
@@ -54,15 +54,15 @@ pub use learning::{
     TierCost,
 };
 
-pub use semantic::{Judgement, KnownQuestion, Likeness, LikenessVerdict, Lookup, Recheck};
+pub use semantic::{KnownQuestion, Lookup, NearOutcome, NearQuestion, Recheck, RecheckOutcome};
 
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreFault {
-    /// No connection, or it broke, or a deadlock or serialisation fault: try again.
+pub enum StoreError {
+    /// No connection, or it broke, or a deadlock or serialisation error: try again.
     #[error("cannot reach the ledger at {url}: {message}")]
     Unreachable {
         /// The URL, masked.
@@ -82,7 +82,7 @@ pub enum StoreFault {
         /// What went wrong.
         message: String,
     },
-    /// A fault of ours: a statement or a stored value that cannot be.
+    /// A error of ours: a statement or a stored value that cannot be.
     #[error("the ledger refused a statement: {message}")]
     Refused {
         /// What went wrong.
@@ -90,7 +90,7 @@ pub enum StoreFault {
     },
 }
 
-impl StoreFault {
+impl StoreError {
     /// True when the same call may work later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Storage { .. })
@@ -160,13 +160,13 @@ mod semantic_calls;
 /// Takes the time of a call and counts it if it fails.
 async fn measure<T>(
     call: &'static str,
-    work: impl Future<Output = Result<T, StoreFault>>,
-) -> Result<T, StoreFault> {
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     let begun = Instant::now();
     let outcome = work.await;
     histogram!(STORE_SECONDS, "call" => call).record(begun.elapsed());
     if outcome.is_err() {
-        counter!(STORE_FAULTS, "call" => call).increment(1);
+        counter!(STORE_ERRORS, "call" => call).increment(1);
     }
     outcome
 }
@@ -176,7 +176,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached or the file cannot be opened.
-    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreError> {
         if config.url.has_scheme(&["sqlite"]) {
             SqliteStore::connect(config).await.map(Self::Sqlite)
         } else {
@@ -189,15 +189,15 @@ impl Store {
     ///
     /// # Errors
     /// When a migration fails, or the tables are newer than this version.
-    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+    pub async fn migrate(&self) -> Result<usize, StoreError> {
         measured!(self, "migrate", store => store.migrate())
     }
 
     /// Fails unless the tables are of this version.
     ///
     /// # Errors
-    /// [`StoreFault::Schema`] when they are not.
-    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+    /// [`StoreError::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
         measured!(self, "check_schema", store => store.check_schema())
     }
 
@@ -205,7 +205,7 @@ impl Store {
     ///
     /// # Errors
     /// As every method: when the database cannot be reached or refuses.
-    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
+    pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
         measured!(self, "ensure_partitions", store => store.ensure_partitions())
     }
 
@@ -219,7 +219,7 @@ impl Store {
         &self,
         admissions: &[Admission],
         cache_lease: Duration,
-    ) -> Result<Vec<Admitted>, StoreFault> {
+    ) -> Result<Vec<Admitted>, StoreError> {
         measured!(self, "admit", store => store.admit(admissions, cache_lease))
     }
 
@@ -233,7 +233,7 @@ impl Store {
         &self,
         claimant: &Claimant,
         claims: &[Claim],
-    ) -> Result<Vec<Claimed>, StoreFault> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         measured!(self, "claim", store => store.claim(claimant, claims))
     }
 
@@ -248,7 +248,7 @@ impl Store {
         &self,
         settlements: &[Settlement],
         cache_ttl: Duration,
-    ) -> Result<Vec<Settled>, StoreFault> {
+    ) -> Result<Vec<Settled>, StoreError> {
         measured!(self, "settle", store => store.settle(settlements, cache_ttl))
     }
 
@@ -262,7 +262,7 @@ impl Store {
     pub async fn end(
         &self,
         endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "end", store => store.end(endings))
     }
 
@@ -271,27 +271,27 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn promote_waiting(
+    pub async fn take_over_flights(
         &self,
         limit: usize,
         cache_lease: Duration,
-    ) -> Result<Vec<RoutedJob>, StoreFault> {
-        measured!(self, "promote_waiting", store => store.promote_waiting(limit, cache_lease))
+    ) -> Result<Vec<RoutedJob>, StoreError> {
+        measured!(self, "take_over_flights", store => store.take_over_flights(limit, cache_lease))
     }
 
     /// Records a worker's sign of life and extends the leases of all jobs it runs.
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
-        measured!(self, "beat", store => store.beat(heartbeat))
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+        measured!(self, "beat", store => store.heartbeat(heartbeat))
     }
 
     /// The workers seen within `age`, the latest first.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreError> {
         measured!(self, "workers", store => store.workers(age))
     }
 
@@ -299,7 +299,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "records", store => store.records(ids))
     }
 
@@ -311,7 +311,7 @@ impl Store {
         &self,
         tenant: &Tenant,
         keys: &[String],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "records_by_key", store => store.records_by_key(tenant, keys))
     }
 
@@ -323,7 +323,7 @@ impl Store {
         &self,
         filter: &RecordFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         measured!(self, "finished", store => store.finished(filter, limit))
     }
 
@@ -331,7 +331,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         measured!(self, "job", store => store.job(id))
     }
 
@@ -339,7 +339,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
         measured!(self, "attempts", store => store.attempts(id))
     }
 
@@ -347,8 +347,8 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
-        measured!(self, "bury", store => store.bury(letters))
+    pub async fn keep_dead_letters(&self, letters: &[DeadLetter]) -> Result<(), StoreError> {
+        measured!(self, "keep_dead_letters", store => store.keep_dead_letters(letters))
     }
 
     /// Unresolved dead letters, the oldest first.
@@ -359,7 +359,7 @@ impl Store {
         &self,
         filter: &DeadFilter,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, StoreFault> {
+    ) -> Result<Vec<DeadLetter>, StoreError> {
         measured!(self, "dead_letters", store => store.dead_letters(filter, limit))
     }
 
@@ -371,7 +371,7 @@ impl Store {
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,
-    ) -> Result<u64, StoreFault> {
+    ) -> Result<u64, StoreError> {
         measured!(self, "resolve_dead", store => store.resolve_dead(ids, resolution))
     }
 
@@ -379,7 +379,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+    pub async fn overview(&self) -> Result<Overview, StoreError> {
         measured!(self, "overview", store => store.overview())
     }
 
@@ -392,7 +392,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn drop_all(&self) -> Result<(), StoreFault> {
+    pub async fn drop_all(&self) -> Result<(), StoreError> {
         measured!(self, "drop_all", store => store.drop_all())
     }
 

@@ -202,7 +202,7 @@ impl Row {
             .take()
             .map(|json| serde_json::from_str(&json))
             .transpose()
-            .map_err(|fault| self.bad(format!("its log-probabilities cannot be read: {fault}")))
+            .map_err(|error| self.bad(format!("its log-probabilities cannot be read: {error}")))
     }
 
     /// Puts an answer's texts into the row, as the statement beside it does into `answers`.
@@ -270,7 +270,7 @@ impl Row {
     /// The job with the request that is kept beside it.
     pub(super) fn job(&self, request: &str) -> Result<Job, BadRow> {
         let request: ChatRequest = serde_json::from_str(request)
-            .map_err(|fault| self.bad(format!("its request cannot be read: {fault}")))?;
+            .map_err(|error| self.bad(format!("its request cannot be read: {error}")))?;
         Ok(Job {
             head: self.head()?,
             request,
@@ -288,7 +288,7 @@ impl Row {
             cache_key: self.cache_key(),
             pair: None,
             candidate: None,
-            suspect: false,
+            poison_candidate: false,
         })
     }
 }

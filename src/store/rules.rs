@@ -6,8 +6,8 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
-    Admission, Admitted, CancelledBatch, Claimant, Course, DeadLetter, Hold, HoldQueue, Likeness,
-    LikenessVerdict, Lookup, Route, hold::Extras, row::Row,
+    Admission, AdmissionDecision, Admitted, CancelledBatch, Claimant, DeadLetter, Deferral,
+    DeferredQueue, Lookup, NearOutcome, NearQuestion, Route, deferral::Extras, row::Row,
 };
 use crate::job::{
     Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
@@ -40,9 +40,10 @@ pub(super) fn tags_of(stored: Option<&str>) -> Vec<String> {
 }
 
 /// A request as it is stored.
-pub(super) fn read_request(stored: &str) -> Result<ChatRequest, super::fault::Fault> {
-    serde_json::from_str(stored)
-        .map_err(|fault| super::fault::Fault::Rule(format!("a request cannot be read: {fault}")))
+pub(super) fn read_request(stored: &str) -> Result<ChatRequest, super::error::BackendError> {
+    serde_json::from_str(stored).map_err(|error| {
+        super::error::BackendError::Rule(format!("a request cannot be read: {error}"))
+    })
 }
 
 /// What a cache entry holds for jobs that come in.
@@ -62,7 +63,7 @@ pub(super) struct Hit {
     pub leader: JobId,
     /// Whether it was asked the same or what means the same.
     pub source: AnswerSource,
-    /// Likeness to the question that was answered, where it is another.
+    /// NearQuestion to the question that was answered, where it is another.
     pub cosine: Option<f32>,
 }
 
@@ -78,7 +79,7 @@ impl Hit {
     }
 
     /// The answer to a question that asks the same.
-    pub(super) fn semantic(answer: Answer, leader: JobId, likeness: &Likeness) -> Self {
+    pub(super) fn semantic(answer: Answer, leader: JobId, likeness: &NearQuestion) -> Self {
         Self {
             source: AnswerSource::Semantic,
             cosine: Some(likeness.cosine),
@@ -90,8 +91,8 @@ impl Hit {
 /// What is kept of a question that had a near one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LookedUp<'a> {
-    pub likeness: &'a Likeness,
-    pub verdict: &'static str,
+    pub likeness: &'a NearQuestion,
+    pub outcome: &'static str,
     pub veto: Option<&'static str>,
     /// Set when it is to be run again: the probability of that.
     pub recheck: Option<f64>,
@@ -101,7 +102,7 @@ pub(super) struct LookedUp<'a> {
 #[derive(Clone, Debug)]
 pub(super) enum Fate<'a> {
     Queued,
-    Scheduled(&'a Hold),
+    Scheduled(&'a Deferral),
     Routed(&'a Route),
     Waiting(&'a Route),
     Hit(&'a Route, Hit),
@@ -120,11 +121,11 @@ pub(super) struct NewJob<'a> {
 impl<'a> NewJob<'a> {
     /// Decides what an admission is written as; `entry` is what its cache key leads to.
     pub(super) fn of(admission: &'a Admission, entry: Option<&Entry>) -> Self {
-        let fate = match &admission.course {
-            Course::Queue => Fate::Queued,
-            Course::Schedule(hold) => Fate::Scheduled(hold),
-            Course::End { state, reason } => Fate::Ended(*state, reason),
-            Course::Route(route) => match entry {
+        let fate = match &admission.decision {
+            AdmissionDecision::Queue => Fate::Queued,
+            AdmissionDecision::Schedule(hold) => Fate::Scheduled(hold),
+            AdmissionDecision::End { state, reason } => Fate::Ended(*state, reason),
+            AdmissionDecision::Route(route) => match entry {
                 Some(Entry::Ready(hit)) => Fate::Hit(route, hit.clone()),
                 Some(Entry::Led(leader)) if *leader != admission.head.id => Fate::Waiting(route),
                 Some(Entry::Led(_)) | None => Fate::Routed(route),
@@ -155,10 +156,12 @@ impl<'a> NewJob<'a> {
     }
 
     /// How the job is held, if it is.
-    pub(super) fn hold(&self) -> Option<(HoldQueue, &'a Hold)> {
+    pub(super) fn hold(&self) -> Option<(DeferredQueue, &'a Deferral)> {
         match self.fate {
-            Fate::Scheduled(hold) => Some((HoldQueue::In, hold)),
-            Fate::Routed(route) => Some((HoldQueue::Tier(route.tier), route.hold.as_ref()?)),
+            Fate::Scheduled(hold) => Some((DeferredQueue::In, hold)),
+            Fate::Routed(route) => {
+                Some((DeferredQueue::Tier(route.tier), route.deferral.as_ref()?))
+            }
             _ => None,
         }
     }
@@ -225,18 +228,18 @@ impl<'a> NewJob<'a> {
     pub(super) fn looked_up(&self) -> Option<LookedUp<'a>> {
         let likeness = self.route()?.lookup.as_deref()?.nearest.as_ref()?;
         let source = self.source();
-        let (verdict, veto) = match (likeness.verdict, source) {
+        let (outcome, veto) = match (likeness.outcome, source) {
             (_, Some(AnswerSource::Cache)) => ("miss", Some("exact")),
-            (LikenessVerdict::Hit, Some(_)) => ("hit", None),
-            (LikenessVerdict::Hit, None) => ("miss", Some("gone")),
-            (LikenessVerdict::Candidate, _) => ("candidate", None),
-            (LikenessVerdict::Miss(veto), _) => ("miss", Some(veto)),
+            (NearOutcome::Hit, Some(_)) => ("hit", None),
+            (NearOutcome::Hit, None) => ("miss", Some("gone")),
+            (NearOutcome::Candidate, _) => ("candidate", None),
+            (NearOutcome::Miss(veto), _) => ("miss", Some(veto)),
         };
         Some(LookedUp {
             likeness,
-            verdict,
+            outcome,
             veto,
-            recheck: likeness.recheck.filter(|_| verdict != "miss"),
+            recheck: likeness.recheck.filter(|_| outcome != "miss"),
         })
     }
 
@@ -255,8 +258,8 @@ impl<'a> NewJob<'a> {
     pub(super) fn admitted(&self, now: DateTime<Utc>) -> Admitted {
         match self.fate {
             Fate::Queued => Admitted::Queued,
-            Fate::Scheduled(_) => Admitted::Held,
-            Fate::Routed(route) if route.hold.is_some() => Admitted::Held,
+            Fate::Scheduled(_) => Admitted::Deferred,
+            Fate::Routed(route) if route.deferral.is_some() => Admitted::Deferred,
             Fate::Routed(_) => Admitted::Routed,
             Fate::Waiting(_) => Admitted::Waiting,
             Fate::Hit(..) | Fate::Ended(..) => Admitted::Ended(Box::new(self.record(now))),
@@ -315,7 +318,7 @@ pub(super) fn meet(admission: &Admission, owner: &Row) -> Meeting {
         Meeting::Reused
     } else if owner.id == admission.head.id.0
         && owner.state == "queued"
-        && admission.course != Course::Queue
+        && admission.decision != AdmissionDecision::Queue
     {
         Meeting::Moves
     } else if owner.state == "routed" && owner.waits_for.is_some() {
@@ -361,7 +364,7 @@ pub(super) enum ClaimStep {
         reason: Reason,
         lost: bool,
         /// True when a dead letter is to be left.
-        bury: bool,
+        keep_dead_letters: bool,
     },
 }
 
@@ -392,7 +395,7 @@ pub(super) fn claim_step(
                 format!("the deadline {deadline} passed before the job was run"),
             ),
             lost,
-            bury: false,
+            keep_dead_letters: false,
         };
     }
     let counted = row.attempts - row.attempts_returned;
@@ -409,7 +412,7 @@ pub(super) fn claim_step(
                 format!("{counted} attempts ended without an answer; the job is quarantined"),
             ),
             lost,
-            bury: true,
+            keep_dead_letters: true,
         };
     }
     ClaimStep::Run {
@@ -437,10 +440,10 @@ pub(super) fn cancelled_batch(
     batch: String,
     tenant: &str,
     cancelled_at: DateTime<Utc>,
-) -> Result<CancelledBatch, super::fault::Fault> {
+) -> Result<CancelledBatch, super::error::BackendError> {
     let tenant = match tenant {
         "" => None,
-        name => Some(name.parse().map_err(super::fault::Fault::Rule)?),
+        name => Some(name.parse().map_err(super::error::BackendError::Rule)?),
     };
     Ok(CancelledBatch {
         batch,

@@ -4,16 +4,16 @@ use std::collections::HashMap;
 
 use sqlx::migrate::{AppliedMigration, MigrateError, Migrator};
 
-use super::StoreFault;
+use super::StoreError;
 
 /// The number of migrations still to be applied.
 ///
 /// # Errors
-/// [`StoreFault::Schema`] when the tables are newer than this version or were changed by hand.
+/// [`StoreError::Schema`] when the tables are newer than this version or were changed by hand.
 pub(super) fn pending(
     migrator: &Migrator,
     applied: &[AppliedMigration],
-) -> Result<usize, StoreFault> {
+) -> Result<usize, StoreError> {
     let known: HashMap<i64, _> = migrator
         .iter()
         .map(|migration| (migration.version, &migration.checksum))
@@ -24,7 +24,7 @@ pub(super) fn pending(
                 return Err(newer(migration.version));
             }
             Some(checksum) if **checksum != migration.checksum => {
-                return Err(StoreFault::Schema {
+                return Err(StoreError::Schema {
                     message: format!(
                         "migration {} was applied in another form",
                         migration.version
@@ -37,37 +37,37 @@ pub(super) fn pending(
     Ok(known.len().saturating_sub(applied.len()))
 }
 
-/// [`StoreFault::Schema`] unless nothing is pending.
-pub(super) fn require_complete(pending: usize) -> Result<(), StoreFault> {
+/// [`StoreError::Schema`] unless nothing is pending.
+pub(super) fn require_complete(pending: usize) -> Result<(), StoreError> {
     match pending {
         0 => Ok(()),
-        missing => Err(StoreFault::Schema {
+        missing => Err(StoreError::Schema {
             message: format!("{missing} migrations are not applied"),
         }),
     }
 }
 
-fn newer(version: i64) -> StoreFault {
-    StoreFault::Schema {
+fn newer(version: i64) -> StoreError {
+    StoreError::Schema {
         message: format!("migration {version} was applied by a newer version"),
     }
 }
 
-/// Sorts out why migrating failed; `database` maps faults of the database itself.
+/// Sorts out why migrating failed; `database` maps errors of the database itself.
 pub(super) fn migrate_fault(
-    fault: MigrateError,
-    database: impl FnOnce(sqlx::Error) -> StoreFault,
-) -> StoreFault {
-    match fault {
-        MigrateError::Execute(fault) => database(fault),
-        MigrateError::ExecuteMigration(fault, version) => match database(fault) {
-            StoreFault::Refused { message } => StoreFault::Refused {
+    error: MigrateError,
+    database: impl FnOnce(sqlx::Error) -> StoreError,
+) -> StoreError {
+    match error {
+        MigrateError::Execute(error) => database(error),
+        MigrateError::ExecuteMigration(error, version) => match database(error) {
+            StoreError::Refused { message } => StoreError::Refused {
                 message: format!("migration {version}: {message}"),
             },
             other => other,
         },
         MigrateError::VersionMissing(version) => newer(version),
-        other => StoreFault::Schema {
+        other => StoreError::Schema {
             message: other.to_string(),
         },
     }

@@ -15,32 +15,32 @@ pub struct Lookup {
     pub embedder: String,
     /// The question's unit vector; empty when there is none, and then nothing is kept of it.
     pub embedding: Vec<f32>,
-    /// Likeness that others must have to it, as long as no recheck raises it.
+    /// NearQuestion that others must have to it, as long as no recheck raises it.
     pub cosine_min: f32,
     /// The nearest question there is, if one is near at all.
-    pub nearest: Option<Likeness>,
+    pub nearest: Option<NearQuestion>,
 }
 
 /// How near another question is, and whether its answer serves.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Likeness {
+pub struct NearQuestion {
     /// The cache entry that holds its answer.
     pub entry: CacheKey,
     /// That question.
     pub question: String,
-    /// Likeness of the two.
+    /// NearQuestion of the two.
     pub cosine: f32,
-    /// Likeness that the entry asks for.
+    /// NearQuestion that the entry asks for.
     pub cosine_min: f32,
     /// What follows from it.
-    pub verdict: LikenessVerdict,
+    pub outcome: NearOutcome,
     /// Set when a hit is drawn to be run again: the probability of that.
     pub recheck: Option<f64>,
 }
 
 /// Whether a near question's answer serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LikenessVerdict {
+pub enum NearOutcome {
     /// It does, if it is there still.
     Hit,
     /// The job's own model is asked first whether it does.
@@ -60,7 +60,7 @@ pub struct KnownQuestion {
     pub question: String,
     /// Its unit vector.
     pub embedding: Vec<f32>,
-    /// Likeness that others must have to it.
+    /// NearQuestion that others must have to it.
     pub cosine_min: f32,
     /// When the row or its answer last changed.
     pub changed_at: DateTime<Utc>,
@@ -75,7 +75,7 @@ pub struct Recheck {
     pub job: JobId,
     /// The entry it came from.
     pub entry: CacheKey,
-    /// Likeness of the two questions.
+    /// NearQuestion of the two questions.
     pub cosine: f32,
     /// What it was given.
     pub given: String,
@@ -85,14 +85,14 @@ pub struct Recheck {
 
 /// What a recheck came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Judgement {
+pub struct RecheckOutcome {
     /// The job that was given another's answer.
     pub job: JobId,
     /// The entry it came from.
     pub entry: CacheKey,
     /// Whether both answers say the same; `None` when there was none to compare.
     pub agrees: Option<bool>,
-    /// Likeness that the entry asks for from now on, if it did not ask for more.
+    /// NearQuestion that the entry asks for from now on, if it did not ask for more.
     pub cosine_min: Option<f32>,
 }
 

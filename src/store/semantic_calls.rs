@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Judgement, KnownQuestion, Recheck, Store, StoreFault, measure};
+use super::{KnownQuestion, Recheck, RecheckOutcome, Store, StoreError, measure};
 use crate::job::{Answer, CacheKey, Job, JobId, Tier};
 
 impl Store {
@@ -18,7 +18,7 @@ impl Store {
         embedder: &str,
         since: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<KnownQuestion>, StoreFault> {
+    ) -> Result<Vec<KnownQuestion>, StoreError> {
         measured!(self, "known_questions", store => store.known_questions(embedder, since, limit))
     }
 
@@ -26,7 +26,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreFault> {
+    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
         measured!(self, "cached", store => store.cached(key))
     }
 
@@ -34,28 +34,28 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn open_rechecks(&self) -> Result<u64, StoreFault> {
+    pub async fn open_rechecks(&self) -> Result<u64, StoreError> {
         measured!(self, "open_rechecks", store => store.open_rechecks())
     }
 
     /// Jobs given another question's answer that are to be run again, with the tier they were routed
-    /// to, and those whose copy was made longer than `lost_after` ago but never taken by a worker.
+    /// to, and those whose copy was made longer than `stuck_after` ago but never taken by a worker.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn due_rechecks(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, StoreFault> {
-        measured!(self, "due_rechecks", store => store.due_rechecks(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, StoreError> {
+        measured!(self, "due_rechecks", store => store.due_rechecks(limit, stuck_after))
     }
 
     /// Rechecks whose copy has ended and that nobody has judged yet.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreFault> {
+    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreError> {
         measured!(self, "ended_rechecks", store => store.ended_rechecks(limit))
     }
 
@@ -64,7 +64,10 @@ impl Store {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn judge_rechecks(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, StoreFault> {
-        measured!(self, "judge_rechecks", store => store.judge_rechecks(judgements))
+    pub async fn settle_rechecks(
+        &self,
+        judgements: &[RecheckOutcome],
+    ) -> Result<Vec<JobId>, StoreError> {
+        measured!(self, "settle_rechecks", store => store.settle_rechecks(judgements))
     }
 }

@@ -1,43 +1,43 @@
-//! In which order waiting jobs are claimed: those that share a beginning together.
+//! In which order waiting jobs are claimed: those that share a prompt prefix together.
 
 use std::{cmp::Reverse, collections::VecDeque};
 
-use crate::affinity::{Beginning, shared_blocks};
+use crate::affinity::{PromptPrefix, shared_blocks};
 
 /// Waiting jobs that are looked at for one place.
 const LOOKED_AT_MAX: usize = 64;
-/// Times that a job may be passed over for others that share a beginning.
+/// Times that a job may be passed over for others that share a prompt prefix.
 const PASSED_OVER_MAX: u32 = 8;
 
 /// What decides when something that waits is taken.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
-    pub beginning: Beginning,
+pub(super) struct OrderKey {
+    pub prefix: PromptPrefix,
     /// Times that others were taken before it though it came first.
     pub passed_over: u32,
 }
 
 /// What waits for its turn.
-pub(super) trait InTurn {
-    fn turn(&mut self) -> &mut Turn;
+pub(super) trait Ordered {
+    fn turn(&mut self) -> &mut OrderKey;
 }
 
 /// Takes `count` out: the first in turn, then those that share most with it, so that a step computes
-/// their beginning once and the cache holds it while they run. Nobody is passed over more than a few
+/// their prompt prefix once and the cache holds it while they run. Nobody is passed over more than a few
 /// times, and what shares nothing keeps its turn.
-pub(super) fn take_together<T: InTurn>(waiting: &mut VecDeque<T>, count: usize) -> Vec<T> {
+pub(super) fn take_together<T: Ordered>(waiting: &mut VecDeque<T>, count: usize) -> Vec<T> {
     let mut taken = Vec::with_capacity(count.min(waiting.len()));
     let Some(mut leader) = waiting.pop_front().filter(|_| count > 0) else {
         return taken;
     };
-    let beginning = leader.turn().beginning.clone();
+    let prefix = leader.turn().prefix.clone();
     taken.push(leader);
     while taken.len() < count && !waiting.is_empty() {
         let has_priority = waiting[0].turn().passed_over >= PASSED_OVER_MAX;
         let near = waiting
             .iter_mut()
             .take(LOOKED_AT_MAX)
-            .map(|one| shared_blocks(&beginning, &one.turn().beginning))
+            .map(|one| shared_blocks(&prefix, &one.turn().prefix))
             .enumerate();
         // Of equals the earliest.
         let best = near.max_by_key(|(at, shared)| (*shared, Reverse(*at)));
@@ -58,24 +58,24 @@ mod tests {
 
     struct Job {
         name: usize,
-        turn: Turn,
+        turn: OrderKey,
     }
 
-    impl InTurn for Job {
-        fn turn(&mut self) -> &mut Turn {
+    impl Ordered for Job {
+        fn turn(&mut self) -> &mut OrderKey {
             &mut self.turn
         }
     }
 
-    fn queue(beginnings: &[&[u64]]) -> VecDeque<Job> {
-        let job = |(name, beginning): (usize, &&[u64])| Job {
+    fn queue(prefixes: &[&[u64]]) -> VecDeque<Job> {
+        let job = |(name, prefix): (usize, &&[u64])| Job {
             name,
-            turn: Turn {
-                beginning: beginning.to_vec(),
+            turn: OrderKey {
+                prefix: prefix.to_vec(),
                 passed_over: 0,
             },
         };
-        beginnings.iter().enumerate().map(job).collect()
+        prefixes.iter().enumerate().map(job).collect()
     }
 
     fn take(queue: &mut VecDeque<Job>, count: usize) -> Vec<usize> {
@@ -100,15 +100,15 @@ mod tests {
     }
 
     proptest! {
-        /// However many share a beginning, the first is taken and nobody is passed over more often than is
+        /// However many share a prompt prefix, the first is taken and nobody is passed over more often than is
         /// allowed; nobody is lost or taken twice.
         #[test]
         fn nobody_starves(
             jobs in prop::collection::vec(prop::collection::vec(0_u64..3, 0..4), 1..80),
             count in 1_usize..6,
         ) {
-            let beginnings: Vec<&[u64]> = jobs.iter().map(Vec::as_slice).collect();
-            let mut waiting = queue(&beginnings);
+            let prefixes: Vec<&[u64]> = jobs.iter().map(Vec::as_slice).collect();
+            let mut waiting = queue(&prefixes);
             let mut taken = Vec::new();
             while let Some(front) = waiting.front().map(|job| job.name) {
                 let some = take(&mut waiting, count);

@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use crate::{
     engine::Generation,
     job::{Answer, JobId, Reason},
-    store::{Store, Verdict},
+    store::{AttemptOutcome, Store},
 };
 
-use super::{disposition::Next, run_loop::Running};
+use super::{disposition::Disposition, run_loop::Running};
 
 /// How often running attempts are looked at.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -43,16 +43,16 @@ pub(super) fn withdraw(running: &mut Running) {
     running.stop.request();
 }
 
-/// Asks the ledger, beside the loop, which of the attempts are withdrawn.
+/// Asks the ledger, beside the loop, which of the attempts are superseded.
 pub(super) fn ask(store: Store, attempts: Vec<(JobId, u32)>) -> JoinHandle<Vec<(JobId, u32)>> {
     tokio::spawn(async move {
-        match store.withdrawn(&attempts).await {
+        match store.superseded(&attempts).await {
             Ok(gone) => attempts
                 .into_iter()
                 .filter(|(job, _)| gone.contains(job))
                 .collect(),
-            Err(fault) => {
-                tracing::debug!(%fault, "whether running jobs were taken back is not known");
+            Err(error) => {
+                tracing::debug!(%error, "whether running jobs were taken back is not known");
                 Vec::new()
             }
         }
@@ -63,7 +63,7 @@ pub(super) fn ask(store: Store, attempts: Vec<(JobId, u32)>) -> JoinHandle<Vec<(
 pub(super) fn judge_stopped(
     stopped: Stopped,
     generation: Option<Generation>,
-) -> Result<(Verdict, Next), Box<Generation>> {
+) -> Result<(AttemptOutcome, Disposition), Box<Generation>> {
     let partial = |generation: Option<Generation>| -> Option<Box<Answer>> {
         let answer = generation?.answer;
         (answer.usage.completion_tokens > 0).then(|| Box::new(answer))
@@ -71,7 +71,10 @@ pub(super) fn judge_stopped(
     match stopped {
         Stopped::Withdrawn => {
             let written = partial(generation);
-            Ok((Verdict::withdrawn(written.as_deref()), Next::Done))
+            Ok((
+                AttemptOutcome::superseded(written.as_deref()),
+                Disposition::Done,
+            ))
         }
         Stopped::Late(deadline) => match generation {
             Some(whole) if whole.finished_at <= deadline => Err(Box::new(whole)),
@@ -80,7 +83,10 @@ pub(super) fn judge_stopped(
                     "deadline_passed",
                     format!("the deadline {deadline} passed while the job ran"),
                 );
-                Ok((Verdict::Expired(reason, partial(generation)), Next::Done))
+                Ok((
+                    AttemptOutcome::Expired(reason, partial(generation)),
+                    Disposition::Done,
+                ))
             }
         },
     }

@@ -11,9 +11,9 @@ use crate::{
     store::{Claim, Claimed},
 };
 
-use super::run_loop::{Running, STORE_RETRY_WAIT, Waiting, Yard};
+use super::run_loop::{Running, STORE_RETRY_WAIT, Waiting, WorkerLoop};
 
-impl Yard {
+impl WorkerLoop {
     /// Claims jobs; false when the ledger is away and the stop was requested.
     pub(super) async fn claim(&mut self, chosen: Vec<Waiting>, shutdown: &Shutdown) -> bool {
         let mut claims: Vec<_> = chosen
@@ -31,8 +31,8 @@ impl Yard {
                 .await
             {
                 Ok(outcomes) => break outcomes,
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, jobs = claims.len(), "jobs wait for the ledger");
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, jobs = claims.len(), "jobs wait for the ledger");
                     // The claim may have been committed before its word was lost. Then the jobs
                     // run in nobody's hands, and a claim that takes them for another worker's
                     // would leave them there.
@@ -45,11 +45,11 @@ impl Yard {
                         () = tokio::time::sleep(STORE_RETRY_WAIT) => {}
                     }
                 }
-                Err(fault) => {
-                    tracing::error!(%fault, jobs = claims.len(), "the ledger refuses a claim; the jobs become dead letters");
-                    let tickets = chosen.into_iter().map(|w| w.ticket).collect();
-                    if let Err(fault) = self.worker.broker.reject(tickets).await {
-                        tracing::warn!(%fault, "not rejected; they will be delivered again");
+                Err(error) => {
+                    tracing::error!(%error, jobs = claims.len(), "the ledger refuses a claim; the jobs become dead letters");
+                    let ackers = chosen.into_iter().map(|w| w.acker).collect();
+                    if let Err(error) = self.worker.broker.reject(ackers).await {
+                        tracing::warn!(%error, "not rejected; they will be delivered again");
                     }
                     return true;
                 }
@@ -62,51 +62,51 @@ impl Yard {
             match outcome {
                 Claimed::Run {
                     attempt,
-                    suspect,
+                    poison_candidate,
                     last,
                 } => {
-                    let Waiting { routed, ticket, .. } = waiting;
-                    let suspect = suspect || routed.suspect;
+                    let Waiting { routed, acker, .. } = waiting;
+                    let poison_candidate = poison_candidate || routed.poison_candidate;
                     let claimed_at = Utc::now();
                     let running = Running {
                         attempt,
                         last,
                         claimed_at,
                         routed,
-                        ticket,
+                        acker,
                         stop: Stop::default(),
                         stopped: None,
                         had_company: false,
                     };
-                    if suspect {
-                        self.suspects.push_back(running)
+                    if poison_candidate {
+                        self.poison_candidates.push_back(running)
                     } else {
                         self.start(running)
                     }
                 }
-                Claimed::Busy => done.push(waiting.ticket),
+                Claimed::Busy => done.push(waiting.acker),
                 Claimed::Elsewhere(tier) => moved.push((waiting, tier)),
                 Claimed::Ended(record) => {
                     observe_end(&record);
                     replies.extend(Publication::reply(&record));
                     if waiting.redelivered && record.state == JobState::Succeeded {
-                        again.push((record.id, waiting.ticket));
+                        again.push((record.id, waiting.acker));
                     } else {
-                        done.push(waiting.ticket);
+                        done.push(waiting.acker);
                     }
                 }
-                Claimed::Unknown => unknown.push(waiting.ticket),
+                Claimed::Unknown => unknown.push(waiting.acker),
             }
         }
-        let (ids, tickets): (Vec<_>, Vec<_>) = again.into_iter().unzip();
+        let (ids, ackers): (Vec<_>, Vec<_>) = again.into_iter().unzip();
         match self.settler.replies_along(&ids).await {
             Ok(along) => {
                 replies.extend(along);
-                done.extend(tickets);
+                done.extend(ackers);
             }
-            Err(fault) => {
-                tracing::warn!(%fault, "replies of jobs that shared an answer wait for the ledger");
-                self.settler.requeue(tickets).await;
+            Err(error) => {
+                tracing::warn!(%error, "replies of jobs that shared an answer wait for the ledger");
+                self.settler.requeue(ackers).await;
             }
         }
         publisher::publish_all(&self.worker.broker, replies, &self.give_up).await;
@@ -117,8 +117,8 @@ impl Yard {
                 jobs = unknown.len(),
                 "jobs that the ledger does not know were rejected"
             );
-            if let Err(fault) = self.worker.broker.reject(unknown).await {
-                tracing::warn!(%fault, "not rejected; they will be delivered again");
+            if let Err(error) = self.worker.broker.reject(unknown).await {
+                tracing::warn!(%error, "not rejected; they will be delivered again");
             }
         }
         true
@@ -137,9 +137,9 @@ impl Yard {
         let (mut done, mut returns) = (Vec::new(), Vec::new());
         for ((waiting, _), is_out) in moved.into_iter().zip(published) {
             if is_out {
-                done.push(waiting.ticket)
+                done.push(waiting.acker)
             } else {
-                returns.push(waiting.ticket)
+                returns.push(waiting.acker)
             }
         }
         self.settler.acknowledge(done).await;

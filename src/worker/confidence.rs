@@ -13,13 +13,13 @@ use crate::{
 
 /// Judges the small tier's answers by their form and their own log-probabilities.
 #[derive(Clone, Debug)]
-pub(super) struct Doubter {
+pub(super) struct ConfidenceCheck {
     confidence: Confidence,
     /// Answers below it are escalated.
     escalate_below: f64,
 }
 
-impl Doubter {
+impl ConfidenceCheck {
     /// `escalate_below` overrides the calibration's own threshold.
     pub(super) fn new(confidence: Confidence, escalate_below: Option<f64>) -> Self {
         Self {

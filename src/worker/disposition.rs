@@ -2,14 +2,14 @@
 
 use crate::{
     broker::Delay,
-    engine::{EngineFault, Generation},
+    engine::{EngineError, Generation},
     job::{Answer, Reason, RoutedJob, Tier},
-    store::Verdict,
+    store::AttemptOutcome,
 };
 
 /// What follows the commit of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum Disposition {
     /// The job is terminal: reply and acknowledge.
     Done,
     /// Publish the job to a tier, another one or its own again, then acknowledge.
@@ -22,7 +22,7 @@ pub enum Next {
 
 /// How an attempt was run.
 #[derive(Clone, Copy, Debug)]
-pub struct AttemptTerms {
+pub struct AttemptContext {
     /// Its number, counted from 1.
     pub attempt: u32,
     /// No attempt is left after it.
@@ -34,57 +34,65 @@ pub struct AttemptTerms {
 /// Judges an attempt; `doubt` is why an answer is not sure enough to be the job's, which counts where the
 /// large model may take over.
 ///
-/// Faults are of three kinds. Never again: the request is at fault. Later: the engine or its server is, and
+/// Faults are of three kinds. Never again: the request is at error. Later: the engine or its server is, and
 /// the job rests. At once: a neighbour may be, and the job, uncounted, goes on to run by itself.
 pub fn judge(
     routed: &RoutedJob,
-    AttemptTerms {
+    AttemptContext {
         attempt,
         last,
         company,
-    }: AttemptTerms,
-    outcome: Result<Generation, EngineFault>,
+    }: AttemptContext,
+    outcome: Result<Generation, EngineError>,
     doubt: Option<Reason>,
-) -> (Verdict, Next) {
-    let fault = match outcome {
+) -> (AttemptOutcome, Disposition) {
+    let error = match outcome {
         Ok(generation) => {
             // With no attempt left the large model could not answer.
             return match doubt.filter(|_| !last && may_escalate(routed)) {
                 Some(reason) => escalate(reason, Some(Box::new(generation.answer))),
-                None => (Verdict::Succeeded(generation.answer), Next::Done),
+                None => (
+                    AttemptOutcome::Succeeded(generation.answer),
+                    Disposition::Done,
+                ),
             };
         }
-        Err(fault) => fault,
+        Err(error) => error,
     };
-    let message = fault.to_string();
-    let (code, retry_after_ms) = match fault {
-        EngineFault::Closed | EngineFault::Stopped => return (Verdict::Returned, Next::PutBack),
-        EngineFault::ContextTooLong { .. } => {
+    let message = error.to_string();
+    let (code, retry_after_ms) = match error {
+        EngineError::Closed | EngineError::Stopped => {
+            return (AttemptOutcome::Returned, Disposition::PutBack);
+        }
+        EngineError::ContextTooLong { .. } => {
             let reason = Reason::new("context_length_exceeded", message);
             if may_escalate(routed) {
                 return escalate(reason, None);
             }
-            return (Verdict::Failed(reason), Next::Done);
+            return (AttemptOutcome::Failed(reason), Disposition::Done);
         }
-        EngineFault::Unservable(_) => {
+        EngineError::Unservable(_) => {
             return (
-                Verdict::Failed(Reason::new("unservable", message)),
-                Next::Done,
+                AttemptOutcome::Failed(Reason::new("unservable", message)),
+                Disposition::Done,
             );
         }
-        EngineFault::Unavailable { retry_after_ms, .. } => ("engine_unavailable", retry_after_ms),
-        EngineFault::Crashed(_) => ("engine_crashed", None),
+        EngineError::Unavailable { retry_after_ms, .. } => ("engine_unavailable", retry_after_ms),
+        EngineError::Crashed(_) => ("engine_crashed", None),
     };
     let reason = Reason::new(code, message);
     if company && code == "engine_crashed" {
-        return (Verdict::Apart(reason), Next::Tier(routed.tier));
+        return (
+            AttemptOutcome::RetryIsolated(reason),
+            Disposition::Tier(routed.tier),
+        );
     }
     if last {
-        (Verdict::Spent(reason), Next::Done)
+        (AttemptOutcome::AttemptsExhausted(reason), Disposition::Done)
     } else {
         (
-            Verdict::Retry(reason),
-            Next::Rest(delay(attempt, retry_after_ms)),
+            AttemptOutcome::Retry(reason),
+            Disposition::Rest(delay(attempt, retry_after_ms)),
         )
     }
 }
@@ -94,9 +102,12 @@ fn may_escalate(routed: &RoutedJob) -> bool {
     routed.tier == Tier::Small && routed.job.request.may_escalate()
 }
 
-fn escalate(reason: Reason, answer: Option<Box<Answer>>) -> (Verdict, Next) {
+fn escalate(reason: Reason, answer: Option<Box<Answer>>) -> (AttemptOutcome, Disposition) {
     let to = Tier::Large;
-    (Verdict::Escalate { to, reason, answer }, Next::Tier(to))
+    (
+        AttemptOutcome::Escalate { to, reason, answer },
+        Disposition::Tier(to),
+    )
 }
 
 /// Longer after each attempt, and at least what the server asked for as far as the queues go.
@@ -122,7 +133,7 @@ mod tests {
     use crate::{
         job::{FinishReason, Job, JobHead, JobId, RequestLimits, Submission, Tenant, Usage},
         scoring::confidence::Confidence,
-        worker::confidence::Doubter,
+        worker::confidence::ConfidenceCheck,
     };
 
     fn routed(body: &str, tier: Tier) -> RoutedJob {
@@ -149,20 +160,20 @@ mod tests {
             cache_key: None,
             pair: None,
             candidate: None,
-            suspect: false,
+            poison_candidate: false,
         }
     }
 
-    fn terms(attempt: u32, last: bool) -> AttemptTerms {
-        AttemptTerms {
+    fn terms(attempt: u32, last: bool) -> AttemptContext {
+        AttemptContext {
             attempt,
             last,
             company: false,
         }
     }
 
-    fn too_long() -> EngineFault {
-        EngineFault::ContextTooLong {
+    fn too_long() -> EngineError {
+        EngineError::ContextTooLong {
             model: "m".into(),
             prompt_tokens: 9,
             context_tokens: 8,
@@ -174,7 +185,7 @@ mod tests {
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
         assert_eq!(
             judge(&auto, terms(1, false), Err(too_long()), None).1,
-            Next::Tier(Tier::Large)
+            Disposition::Tier(Tier::Large)
         );
         for refused in [
             routed(r#"{"prompt":"a"}"#, Tier::Large),
@@ -185,8 +196,8 @@ mod tests {
             ),
         ] {
             let (verdict, next) = judge(&refused, terms(1, false), Err(too_long()), None);
-            assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
-            assert_eq!(next, Next::Done);
+            assert!(matches!(verdict, AttemptOutcome::Failed(_)), "{verdict:?}");
+            assert_eq!(next, Disposition::Done);
         }
     }
 
@@ -214,9 +225,9 @@ mod tests {
         let doubt = || Some(Reason::new("low_confidence", "the answer is not sure"));
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
         let (verdict, next) = judge(&auto, terms(1, false), Ok(generation()), doubt());
-        assert_eq!(next, Next::Tier(Tier::Large));
+        assert_eq!(next, Disposition::Tier(Tier::Large));
         assert!(
-            matches!(&verdict, Verdict::Escalate { answer: Some(kept), reason, .. }
+            matches!(&verdict, AttemptOutcome::Escalate { answer: Some(kept), reason, .. }
                 if kept.text == "perhaps" && reason.code == "low_confidence"),
             "{verdict:?}"
         );
@@ -242,7 +253,10 @@ mod tests {
             let (verdict, next) = judge(job, terms(1, last), Ok(generation()), doubt);
             assert_eq!(
                 (verdict, next),
-                (Verdict::Succeeded(generation().answer), Next::Done)
+                (
+                    AttemptOutcome::Succeeded(generation().answer),
+                    Disposition::Done
+                )
             );
         }
     }
@@ -254,7 +268,7 @@ mod tests {
             Tier::Small,
         );
         let next = |text: &str, escalate_below| {
-            let doubter = Doubter::new(Confidence::generic(), escalate_below);
+            let doubter = ConfidenceCheck::new(Confidence::generic(), escalate_below);
             let mut answered = generation();
             answered.answer.text = text.to_owned();
             let confidence = doubter.confidence(&answered, &asked.job.request);
@@ -264,11 +278,14 @@ mod tests {
                 judge(&asked, terms(1, false), Ok(answered), doubt).1,
             )
         };
-        assert_eq!(next("perhaps", None), (Some(0.0), Next::Tier(Tier::Large)));
-        assert_eq!(next(r#"{"a":1}"#, None), (None, Next::Done));
+        assert_eq!(
+            next("perhaps", None),
+            (Some(0.0), Disposition::Tier(Tier::Large))
+        );
+        assert_eq!(next(r#"{"a":1}"#, None), (None, Disposition::Done));
         assert_eq!(
             next("perhaps", Some(0.0)),
-            (Some(0.0), Next::Done),
+            (Some(0.0), Disposition::Done),
             "a worker that escalates nothing"
         );
     }
@@ -276,28 +293,28 @@ mod tests {
     #[test]
     fn faults_that_pass_are_retried_later_each_time_until_attempts_are_spent() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let crash = || Err(EngineFault::Crashed("out of memory".into()));
+        let crash = || Err(EngineError::Crashed("out of memory".into()));
         let delays: Vec<_> = (1..=3)
             .map(|attempt| judge(&job, terms(attempt, false), crash(), None).1)
             .collect();
         assert_eq!(
             delays,
             [
-                Next::Rest(Delay::S1),
-                Next::Rest(Delay::S10),
-                Next::Rest(Delay::S60)
+                Disposition::Rest(Delay::S1),
+                Disposition::Rest(Delay::S10),
+                Disposition::Rest(Delay::S60)
             ]
         );
         let (verdict, next) = judge(&job, terms(4, true), crash(), None);
-        assert!(matches!(verdict, Verdict::Spent(_)));
-        assert_eq!(next, Next::Done);
-        let throttled = EngineFault::Unavailable {
+        assert!(matches!(verdict, AttemptOutcome::AttemptsExhausted(_)));
+        assert_eq!(next, Disposition::Done);
+        let throttled = EngineError::Unavailable {
             message: "429".into(),
             retry_after_ms: Some(7_000),
         };
         assert_eq!(
             judge(&job, terms(1, false), Err(throttled), None).1,
-            Next::Rest(Delay::S10)
+            Disposition::Rest(Delay::S10)
         );
     }
 
@@ -305,27 +322,34 @@ mod tests {
     fn a_crash_in_company_counts_against_nobody() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Large);
         for last in [false, true] {
-            let beside = AttemptTerms {
+            let beside = AttemptContext {
                 company: true,
                 ..terms(1, last)
             };
-            let crash = Err(EngineFault::Crashed("panic".into()));
+            let crash = Err(EngineError::Crashed("panic".into()));
             let (verdict, next) = judge(&job, beside, crash, None);
-            assert!(matches!(verdict, Verdict::Apart(_)), "{verdict:?}");
-            assert_eq!(next, Next::Tier(Tier::Large), "at once");
-            let away = EngineFault::Unavailable {
+            assert!(
+                matches!(verdict, AttemptOutcome::RetryIsolated(_)),
+                "{verdict:?}"
+            );
+            assert_eq!(next, Disposition::Tier(Tier::Large), "at once");
+            let away = EngineError::Unavailable {
                 message: "503".into(),
                 retry_after_ms: None,
             };
             let (verdict, _) = judge(&job, beside, Err(away), None);
-            assert_eq!(matches!(verdict, Verdict::Spent(_)), last, "counted");
+            assert_eq!(
+                matches!(verdict, AttemptOutcome::AttemptsExhausted(_)),
+                last,
+                "counted"
+            );
         }
     }
 
     #[test]
     fn a_closed_engine_puts_the_job_back_without_charge() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let closed = judge(&job, terms(1, true), Err(EngineFault::Closed), None);
-        assert_eq!(closed, (Verdict::Returned, Next::PutBack));
+        let closed = judge(&job, terms(1, true), Err(EngineError::Closed), None);
+        assert_eq!(closed, (AttemptOutcome::Returned, Disposition::PutBack));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    engine::{Embedder, Engine, EngineFault, Generate, Generation, Stop, Terms},
+    engine::{Embedder, Engine, EngineError, Generate, Generation, Stop, Terms},
     job::{ContextMode, ContextSavings, Job},
     prompt::{self, prune::Similarity},
     store::Reused,
@@ -14,15 +14,15 @@ use crate::{
 /// What an engine made of a job.
 #[derive(Debug)]
 pub(super) struct Generated {
-    pub outcome: Result<Generation, EngineFault>,
+    pub outcome: Result<Generation, EngineError>,
     /// What was left out of the prompt.
     pub saved: ContextSavings,
     /// Another question's answer, if it serves; the outcome is the word that said so.
     pub reused: Option<Box<Reused>>,
 }
 
-impl From<Result<Generation, EngineFault>> for Generated {
-    fn from(outcome: Result<Generation, EngineFault>) -> Self {
+impl From<Result<Generation, EngineError>> for Generated {
+    fn from(outcome: Result<Generation, EngineError>) -> Self {
         Self {
             outcome,
             saved: ContextSavings::default(),
@@ -76,8 +76,8 @@ pub(super) fn generate(
                     .await,
             },
             // Leaving out is a saving, never a condition: the prompt goes as it is.
-            Err(fault) => {
-                tracing::error!(%fault, "the context was not prepared; the prompt is sent whole");
+            Err(error) => {
+                tracing::error!(%error, "the context was not prepared; the prompt is sent whole");
                 engine.generate(request).await.into()
             }
         }

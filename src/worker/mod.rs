@@ -2,7 +2,7 @@
 //!
 //! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
 //! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `candidate` asks whether a near
-//! question's answer serves, `lanes` from which
+//! question's answer serves, `affinity queues` from which
 //! queues beside its tier's, `order` which of them together, `context` what is left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
 //! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
 //! for a fresh job.
@@ -19,5 +19,5 @@ mod semantic_check;
 mod settle;
 mod work_stealing;
 
-pub use disposition::{Next, judge};
-pub use role::{Worker, WorkerFault};
+pub use disposition::{Disposition, judge};
+pub use role::{Worker, WorkerError};

@@ -3,23 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    broker::{Broker, BrokerFault, Consumer, Queue},
+    broker::{Broker, BrokerError, Consumer, Queue},
     config::{CacheConfig, WorkerConfig},
     engine::{Embedder, Engine},
     job::{ServedModel, Tier},
     scoring::confidence::Confidence,
     shutdown::Shutdown,
-    store::{Claimant, Heartbeat, Store, StoreFault},
+    store::{Claimant, Heartbeat, Store, StoreError},
 };
 
-use super::{confidence::Doubter, run_loop::Yard, settle::Settler};
+use super::{confidence::ConfidenceCheck, run_loop::WorkerLoop, settle::Settler};
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
-pub enum WorkerFault {
+pub enum WorkerError {
     /// It cannot consume.
     #[error(transparent)]
-    Broker(#[from] BrokerFault),
+    Broker(#[from] BrokerError),
 }
 
 /// The role that runs one tier's jobs.
@@ -33,7 +33,7 @@ pub struct Worker {
     pub(super) embedder: Option<Arc<Embedder>>,
     pub(super) config: WorkerConfig,
     /// Only of the small tier: its answers may be escalated.
-    pub(super) doubter: Option<Doubter>,
+    pub(super) doubter: Option<ConfidenceCheck>,
     cache: CacheConfig,
 }
 
@@ -81,7 +81,7 @@ impl Worker {
     /// Escalates answers that the calibration is not sure of.
     #[must_use]
     pub fn with_confidence(mut self, confidence: Confidence) -> Self {
-        let doubter = Doubter::new(confidence, self.config.escalate_below);
+        let doubter = ConfidenceCheck::new(confidence, self.config.escalate_below);
         self.doubter = Some(doubter);
         self
     }
@@ -98,8 +98,8 @@ impl Worker {
     ///
     /// # Errors
     /// When the ledger cannot be written.
-    pub async fn announce(&self) -> Result<(), StoreFault> {
-        self.store.beat(&self.heartbeat(0, false)).await
+    pub async fn announce(&self) -> Result<(), StoreError> {
+        self.store.heartbeat(&self.heartbeat(0, false)).await
     }
 
     pub(super) fn heartbeat(&self, running: usize, draining: bool) -> Heartbeat {
@@ -113,7 +113,7 @@ impl Worker {
                 .and_then(|tokens| u32::try_from(tokens).ok()),
             running: u32::try_from(running).unwrap_or(u32::MAX),
             draining,
-            takes_lanes: self.broker.is_shared(),
+            takes_affinity_queues: self.broker.is_shared(),
         }
     }
 
@@ -122,10 +122,10 @@ impl Worker {
     ///
     /// # Errors
     /// When it may not consume; interruptions are waited out.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerFault> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerError> {
         // The first heartbeat tells it again.
-        if let Err(fault) = self.announce().await {
-            tracing::warn!(%fault, "the router does not know this worker yet");
+        if let Err(error) = self.announce().await {
+            tracing::warn!(%error, "the router does not know this worker yet");
         }
         let (queues, prefetch) = self.intake();
         let subscribed = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
@@ -138,12 +138,12 @@ impl Worker {
             tier: self.claimant.tier,
             cache_ttl: Duration::from_secs(self.cache.ttl_s),
         };
-        Yard::new(self, settler).run(consumer, shutdown).await;
+        WorkerLoop::new(self, settler).run(consumer, shutdown).await;
         Ok(())
     }
 
     /// Begins to take the tier's jobs.
-    pub(super) async fn consume(&self) -> Result<Consumer, BrokerFault> {
+    pub(super) async fn consume(&self) -> Result<Consumer, BrokerError> {
         let (queues, prefetch) = self.intake();
         self.broker.consume(&queues, prefetch).await
     }

@@ -17,24 +17,24 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     affinity::prefix,
-    broker::{Consumer, Delivery, Ticket},
+    broker::{Acker, Consumer, Delivery},
     cache::cache_key,
-    engine::{EngineFault, Stop},
+    engine::{EngineError, Stop},
     job::{CacheKey, JobId, RoutedJob},
     metrics::RUNNING,
     shutdown::Shutdown,
-    store::{Settlement, Verdict},
+    store::{AttemptOutcome, Settlement},
 };
 
 use super::{
-    batch_order::{InTurn, Turn, take_together},
+    batch_order::{OrderKey, Ordered, take_together},
     cancellation::{self, Stopped, WATCH_INTERVAL},
-    disposition::{AttemptTerms, Next, judge},
+    disposition::{AttemptContext, Disposition, judge},
     generate::{self, Generated},
     role::Worker,
     semantic_check::Checker,
     settle::{Finished, Settler},
-    work_stealing::{LOOK_INTERVAL, Look, Lookout, Own},
+    work_stealing::{LOOK_INTERVAL, OwnQueues, StealRound, WorkStealer},
 };
 
 /// Heartbeats within one lease: a lease outlives two that are lost.
@@ -49,12 +49,12 @@ pub(super) const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 pub(super) struct Waiting {
     pub(super) routed: RoutedJob,
     pub(super) redelivered: bool,
-    pub(super) ticket: Ticket,
-    pub(super) turn: Turn,
+    pub(super) acker: Acker,
+    pub(super) turn: OrderKey,
 }
 
-impl InTurn for Waiting {
-    fn turn(&mut self) -> &mut Turn {
+impl Ordered for Waiting {
+    fn turn(&mut self) -> &mut OrderKey {
         &mut self.turn
     }
 }
@@ -66,7 +66,7 @@ pub(super) struct Running {
     pub(super) last: bool,
     pub(super) claimed_at: DateTime<Utc>,
     pub(super) routed: RoutedJob,
-    pub(super) ticket: Ticket,
+    pub(super) acker: Acker,
     /// Ends it early.
     pub(super) stop: Stop,
     /// Why it was, if it was.
@@ -78,7 +78,7 @@ pub(super) struct Running {
 type Outcome = (JobId, u32, Generated);
 
 /// The state of the loop.
-pub(super) struct Yard {
+pub(super) struct WorkerLoop {
     pub(super) worker: Worker,
     pub(super) settler: Settler,
     /// Delivered, not claimed.
@@ -91,15 +91,15 @@ pub(super) struct Yard {
     settle_at: Option<Instant>,
     /// Claimed, but their earlier attempt vanished or crashed: each runs by itself, and nothing new is
     /// claimed while one waits, so that it gets its turn.
-    pub(super) suspects: VecDeque<Running>,
-    /// True while a suspect runs: nothing joins it.
+    pub(super) poison_candidates: VecDeque<Running>,
+    /// True while a poison candidate runs: nothing joins it.
     alone: bool,
     waiting_max: usize,
     running_max: usize,
-    /// The lanes whose jobs this worker runs first of all.
-    own: Own,
-    /// A look at the lanes that is under way.
-    looking: Option<JoinHandle<Look>>,
+    /// The affinity queues whose jobs this worker runs first of all.
+    own: OwnQueues,
+    /// A look at the affinity queues that is under way.
+    looking: Option<JoinHandle<StealRound>>,
     /// A question to the ledger which running jobs were taken back.
     watching: Option<JoinHandle<Vec<(JobId, u32)>>>,
     /// True while nothing is consumed, since the engine could not serve it.
@@ -109,7 +109,7 @@ pub(super) struct Yard {
     settling: TaskTracker,
 }
 
-impl Yard {
+impl WorkerLoop {
     /// An empty yard for a worker.
     pub(super) fn new(worker: Worker, settler: Settler) -> Self {
         let batch_max = worker.engine.info().batch_max;
@@ -119,9 +119,9 @@ impl Yard {
             attempts: FuturesUnordered::new(),
             finished: Vec::new(),
             settle_at: None,
-            suspects: VecDeque::new(),
+            poison_candidates: VecDeque::new(),
             alone: false,
-            own: Own::default(),
+            own: OwnQueues::default(),
             looking: None,
             watching: None,
             is_paused: false,
@@ -186,21 +186,21 @@ impl Yard {
                     *consumer = Some(open);
                     self.is_paused = false;
                 }
-                Err(fault) => tracing::warn!(%fault, "cannot consume yet"),
+                Err(error) => tracing::warn!(%error, "cannot consume yet"),
             }
         } else if !self.is_paused && !is_ready {
             tracing::warn!(
                 "the engine is not ready: no more jobs are taken, waiting ones are put back"
             );
             self.is_paused = true;
-            let lanes = std::mem::take(&mut self.own).consumer;
-            for open in [consumer.take(), lanes].into_iter().flatten() {
+            let affinity_queues = std::mem::take(&mut self.own).consumer;
+            for open in [consumer.take(), affinity_queues].into_iter().flatten() {
                 open.close().await;
             }
             let waiting = self
                 .waiting
                 .drain(..)
-                .map(|waiting| waiting.ticket)
+                .map(|waiting| waiting.acker)
                 .collect();
             self.settler.requeue(waiting).await;
         }
@@ -231,10 +231,10 @@ impl Yard {
         }
     }
 
-    /// Looks at the lanes, beside the loop.
+    /// Looks at the affinity queues, beside the loop.
     fn look(&mut self) {
         let batch_max = self.running_max;
-        let lookout = Lookout {
+        let lookout = WorkStealer {
             broker: self.worker.broker.clone(),
             store: self.worker.store.clone(),
             tier: self.worker.claimant.tier,
@@ -242,13 +242,13 @@ impl Yard {
             prefetch: u16::try_from(batch_max.div_ceil(2)).unwrap_or(u16::MAX),
         };
         let free = batch_max.saturating_sub(self.running.len() + self.waiting.len());
-        let is_idle = free * 2 >= batch_max && self.suspects.is_empty();
-        let own = self.own.lanes.clone();
+        let is_idle = free * 2 >= batch_max && self.poison_candidates.is_empty();
+        let own = self.own.affinity_queues.clone();
         self.looking = Some(tokio::spawn(lookout.look(own, free, is_idle)));
     }
 
     /// Takes over what a look led to.
-    async fn adopt(&mut self, look: Look) {
+    async fn adopt(&mut self, look: StealRound) {
         if let Some(own) = look.own {
             let before = std::mem::replace(&mut self.own, own);
             if let Some(consumer) = before.consumer {
@@ -264,15 +264,15 @@ impl Yard {
         for delivery in batch {
             match serde_json::from_slice::<RoutedJob>(&delivery.body) {
                 Ok(routed) => duplicates.extend(self.admit(Waiting {
-                    turn: Turn {
-                        beginning: prefix::of(&routed.job.head.tenant, &routed.job.request),
+                    turn: OrderKey {
+                        prefix: prefix::of(&routed.job.head.tenant, &routed.job.request),
                         passed_over: 0,
                     },
                     routed,
                     redelivered: delivery.redelivered,
-                    ticket: delivery.ticket,
+                    acker: delivery.acker,
                 })),
-                Err(_) => foreign.push(delivery.ticket),
+                Err(_) => foreign.push(delivery.acker),
             }
         }
         self.settler.acknowledge(duplicates).await;
@@ -281,34 +281,34 @@ impl Yard {
                 messages = foreign.len(),
                 "messages that are no routed jobs were rejected"
             );
-            if let Err(fault) = self.worker.broker.reject(foreign).await {
-                tracing::warn!(%fault, "not rejected; they will be delivered again");
+            if let Err(error) = self.worker.broker.reject(foreign).await {
+                tracing::warn!(%error, "not rejected; they will be delivered again");
             }
         }
     }
 
-    /// Takes a delivery in; returns the ticket of one that is a duplicate of what is here already.
-    fn admit(&mut self, arrival: Waiting) -> Option<Ticket> {
+    /// Takes a delivery in; returns the acker of one that is a duplicate of what is here already.
+    fn admit(&mut self, arrival: Waiting) -> Option<Acker> {
         let id = arrival.routed.job.head.id;
-        let suspect = self
-            .suspects
+        let poison_candidate = self
+            .poison_candidates
             .iter_mut()
             .find(|s| s.routed.job.head.id == id);
         let claimed = self
             .running
             .get_mut(&id)
-            .or(suspect)
-            .map(|running| &mut running.ticket);
+            .or(poison_candidate)
+            .map(|running| &mut running.acker);
         let waiting = self.waiting.iter_mut().find(|w| w.routed.job.head.id == id);
-        match claimed.or(waiting.map(|waiting| &mut waiting.ticket)) {
+        match claimed.or(waiting.map(|waiting| &mut waiting.acker)) {
             None => {
                 self.waiting.push_back(arrival);
                 None
             }
-            Some(ticket) if ticket.is_live() => Some(arrival.ticket),
-            Some(ticket) => {
-                // The connection broke meanwhile: the same message again, with a ticket that works.
-                *ticket = arrival.ticket;
+            Some(acker) if acker.is_live() => Some(arrival.acker),
+            Some(acker) => {
+                // The connection broke meanwhile: the same message again, with a acker that works.
+                *acker = arrival.acker;
                 None
             }
         }
@@ -317,12 +317,12 @@ impl Yard {
     /// Claims waiting jobs for the free places of the batch and hands them to the engine.
     async fn start_waiting(&mut self, shutdown: &Shutdown) {
         while !self.alone && !self.is_paused && !shutdown.is_requested() {
-            if !self.suspects.is_empty() {
+            if !self.poison_candidates.is_empty() {
                 if self.running.is_empty()
-                    && let Some(suspect) = self.suspects.pop_front()
+                    && let Some(poison_candidate) = self.poison_candidates.pop_front()
                 {
                     self.alone = true;
-                    self.start(suspect);
+                    self.start(poison_candidate);
                 }
                 return;
             }
@@ -333,7 +333,7 @@ impl Yard {
             }
             let chosen: Vec<_> = take_together(&mut self.waiting, count)
                 .into_iter()
-                .filter(|w| w.ticket.is_live())
+                .filter(|w| w.acker.is_live())
                 .collect();
             if !chosen.is_empty() && !self.claim(chosen, shutdown).await {
                 return;
@@ -413,7 +413,7 @@ impl Yard {
             Err(_) => (running.claimed_at, None, now),
         };
         // Whatever shared the step crashed with it; only apart can the innocent show that they are.
-        running.routed.suspect = matches!(outcome, Err(EngineFault::Crashed(_)));
+        running.routed.poison_candidate = matches!(outcome, Err(EngineError::Crashed(_)));
         // The word on a near question is no answer to be judged.
         let own = outcome.as_ref().ok().filter(|_| reused.is_none());
         let signals = own.and_then(|answer| answer.signals);
@@ -425,29 +425,30 @@ impl Yard {
             doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
         let is_reused = reused.is_some();
         let judge = |outcome| {
-            let terms = AttemptTerms {
+            let terms = AttemptContext {
                 attempt,
                 last: running.last,
                 company: running.had_company,
             };
             judge(&running.routed, terms, outcome, doubt.clone())
         };
-        let (verdict, next) = match (reused, running.stopped) {
-            (Some(reused), _) => (Verdict::Reused(reused), Next::Done),
+        let (settled, disposition) = match (reused, running.stopped) {
+            (Some(reused), _) => (AttemptOutcome::Reused(reused), Disposition::Done),
             (None, None) => judge(outcome),
-            (None, Some(_)) if matches!(outcome, Err(EngineFault::Closed)) => judge(outcome),
+            (None, Some(_)) if matches!(outcome, Err(EngineError::Closed)) => judge(outcome),
             (None, Some(stopped)) => cancellation::judge_stopped(stopped, outcome.ok())
                 .unwrap_or_else(|whole| judge(Ok(*whole))),
         };
         let own_key = self.own_key(&running.routed);
         let is_own = running.routed.cache_key == own_key;
         // An escalated job whose key covers the large model as well goes on leading its entry.
-        let keeps_lead =
-            matches!(verdict, Verdict::Escalate { .. }) && is_own && running.routed.pair.is_some();
+        let keeps_lead = matches!(settled, AttemptOutcome::Escalate { .. })
+            && is_own
+            && running.routed.pair.is_some();
         let settlement = Settlement {
             job: running.routed.job.head.id,
             attempt: running.attempt,
-            verdict,
+            outcome: settled,
             started_at,
             first_token_at,
             finished_at,
@@ -458,14 +459,16 @@ impl Yard {
             confidence,
             signals,
         };
-        if let (Next::Tier(tier), Verdict::Escalate { .. }) = (next, &settlement.verdict) {
+        if let (Disposition::Tier(tier), AttemptOutcome::Escalate { .. }) =
+            (disposition, &settlement.outcome)
+        {
             running.routed = running.routed.moved(tier, keeps_lead);
         }
         Finished {
             settlement,
-            next,
+            disposition,
             routed: running.routed,
-            ticket: running.ticket,
+            acker: running.acker,
         }
     }
 
@@ -496,8 +499,8 @@ impl Yard {
 
     async fn beat(&mut self, draining: bool) {
         let heartbeat = self.worker.heartbeat(self.running.len(), draining);
-        if let Err(fault) = self.worker.store.beat(&heartbeat).await {
-            tracing::warn!(%fault, "no heartbeat written; running jobs may be taken over");
+        if let Err(error) = self.worker.store.heartbeat(&heartbeat).await {
+            tracing::warn!(%error, "no heartbeat written; running jobs may be taken over");
         }
     }
 
@@ -519,7 +522,7 @@ impl Yard {
         if let Some(consumer) = self.own.consumer.take() {
             consumer.close().await;
         }
-        let unstarted = self.waiting.drain(..).map(|w| w.ticket).collect();
+        let unstarted = self.waiting.drain(..).map(|w| w.acker).collect();
         self.settler.requeue(unstarted).await;
         let deadline = Instant::now() + Duration::from_secs(self.worker.config.drain_s);
         while !self.running.is_empty() {
@@ -531,15 +534,15 @@ impl Yard {
         }
         self.attempts.clear();
         let running = self.running.drain().map(|(_, running)| running);
-        let left: Vec<_> = running.chain(self.suspects.drain(..)).collect();
+        let left: Vec<_> = running.chain(self.poison_candidates.drain(..)).collect();
         if !left.is_empty() {
             tracing::info!(jobs = left.len(), "running jobs are put back");
         }
         for running in left {
             let attempt = running.attempt;
-            let finished = self.finish(running, attempt, Err(EngineFault::Closed).into());
-            debug_assert_eq!(finished.next, Next::PutBack);
-            debug_assert_eq!(finished.settlement.verdict, Verdict::Returned);
+            let finished = self.finish(running, attempt, Err(EngineError::Closed).into());
+            debug_assert_eq!(finished.disposition, Disposition::PutBack);
+            debug_assert_eq!(finished.settlement.outcome, AttemptOutcome::Returned);
             self.finished.push(finished);
         }
         self.commit();
@@ -576,6 +579,6 @@ async fn ended<T>(under_way: &mut Option<JoinHandle<T>>) -> Option<T> {
     let outcome = task.await;
     *under_way = None;
     outcome
-        .inspect_err(|fault| tracing::error!(%fault, "a look beside the loop crashed"))
+        .inspect_err(|error| tracing::error!(%error, "a look beside the loop crashed"))
         .ok()
 }

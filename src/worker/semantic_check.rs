@@ -42,7 +42,7 @@ impl Checker {
         }
         let cached = self.store.cached(candidate.entry).await;
         let (answer, leader) = cached
-            .inspect_err(|fault| tracing::warn!(%fault, "a near question's answer cannot be read"))
+            .inspect_err(|error| tracing::warn!(%error, "a near question's answer cannot be read"))
             .ok()??;
         let reason = Reason::new(
             "semantic_reuse",

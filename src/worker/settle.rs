@@ -6,17 +6,17 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 
 use crate::{
-    broker::{Broker, Publication, Ticket, publisher::publish_all},
+    broker::{Acker, Broker, Publication, publisher::publish_all},
     job::{JobId, JobRecord, RoutedJob, Tier},
     metrics::{
         ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
         PROMPT_TOKENS_COMPUTED, TOKENS_SAVED, observe_end,
     },
     shutdown::Shutdown,
-    store::{Settled, Settlement, Store, StoreFault, Verdict},
+    store::{AttemptOutcome, Settled, Settlement, Store, StoreError},
 };
 
-use super::disposition::Next;
+use super::disposition::Disposition;
 
 /// How long to wait before a ledger that failed is asked again.
 const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
@@ -25,10 +25,10 @@ const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Finished {
     pub settlement: Settlement,
-    pub next: Next,
+    pub disposition: Disposition,
     /// As it is to be published, should it be.
     pub routed: RoutedJob,
-    pub ticket: Ticket,
+    pub acker: Acker,
 }
 
 /// Commits groups of finished attempts.
@@ -51,15 +51,15 @@ impl Settler {
             let settlements: Vec<_> = part.iter().map(|one| one.settlement.clone()).collect();
             match self.store.settle(&settlements, self.cache_ttl).await {
                 Ok(outcomes) => self.follow_up(part, outcomes, in_doubt, give_up).await,
-                Err(fault) if fault.is_transient() => {
+                Err(error) if error.is_transient() => {
                     in_doubt = true;
-                    tracing::warn!(%fault, jobs = part.len(), "answers wait for the ledger");
+                    tracing::warn!(%error, jobs = part.len(), "answers wait for the ledger");
                     tokio::select! {
                         () = give_up.requested() => self.put_back(part).await,
                         () = tokio::time::sleep(STORE_RETRY_WAIT) => parts.push(part),
                     }
                 }
-                Err(fault) if part.len() == 1 => self.abandon(part, &fault).await,
+                Err(error) if part.len() == 1 => self.abandon(part, &error).await,
                 Err(_) => {
                     // One settlement that the ledger cannot take must not hold up the others.
                     let rest = part.split_off(part.len() / 2);
@@ -82,7 +82,9 @@ impl Settler {
         let mut put_back = vec![false; part.len()];
         for (at, (one, outcome)) in part.iter().zip(outcomes).enumerate() {
             let out = match outcome {
-                Settled::Fenced if matches!(one.settlement.verdict, Verdict::Cancelled(..)) => {
+                Settled::Fenced
+                    if matches!(one.settlement.outcome, AttemptOutcome::Cancelled(..)) =>
+                {
                     self.count_attempt("cancelled");
                     Vec::new()
                 }
@@ -95,7 +97,7 @@ impl Settler {
                 }
                 Settled::Committed { record, shared } => {
                     self.observe(&one.settlement, &record, &shared);
-                    put_back[at] = one.next == Next::PutBack;
+                    put_back[at] = one.disposition == Disposition::PutBack;
                     consequences(one, &record, &shared)
                 }
             };
@@ -110,9 +112,9 @@ impl Settler {
         let (mut acks, mut returns) = (Vec::new(), Vec::new());
         for (one, put_back) in part.into_iter().zip(put_back) {
             if put_back {
-                returns.push(one.ticket)
+                returns.push(one.acker)
             } else {
-                acks.push(one.ticket)
+                acks.push(one.acker)
             }
         }
         self.acknowledge(acks).await;
@@ -121,7 +123,7 @@ impl Settler {
 
     /// Replies of the jobs that were given these jobs' answers: whoever settled them may have died before
     /// it published. A second reply does no harm.
-    pub async fn replies_along(&self, jobs: &[JobId]) -> Result<Vec<Publication>, StoreFault> {
+    pub async fn replies_along(&self, jobs: &[JobId]) -> Result<Vec<Publication>, StoreError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
@@ -129,57 +131,57 @@ impl Settler {
         Ok(records.iter().filter_map(Publication::reply).collect())
     }
 
-    pub async fn acknowledge(&self, tickets: Vec<Ticket>) {
-        if tickets.is_empty() {
+    pub async fn acknowledge(&self, ackers: Vec<Acker>) {
+        if ackers.is_empty() {
             return;
         }
-        if let Err(fault) = self.broker.ack(tickets).await {
-            tracing::warn!(%fault, "not acknowledged; the messages will be delivered again");
+        if let Err(error) = self.broker.ack(ackers).await {
+            tracing::warn!(%error, "not acknowledged; the messages will be delivered again");
         }
     }
 
-    pub async fn requeue(&self, tickets: Vec<Ticket>) {
-        if tickets.is_empty() {
+    pub async fn requeue(&self, ackers: Vec<Acker>) {
+        if ackers.is_empty() {
             return;
         }
-        if let Err(fault) = self.broker.requeue(tickets).await {
-            tracing::warn!(%fault, "not put back; the broker does so when the connection ends");
+        if let Err(error) = self.broker.requeue(ackers).await {
+            tracing::warn!(%error, "not put back; the broker does so when the connection ends");
         }
     }
 
     async fn put_back(&self, part: Vec<Finished>) {
-        self.requeue(part.into_iter().map(|one| one.ticket).collect())
+        self.requeue(part.into_iter().map(|one| one.acker).collect())
             .await;
     }
 
     /// The ledger refuses a single settlement for good: the message dies, and the router's
     /// undertaker ends its job.
-    async fn abandon(&self, part: Vec<Finished>, fault: &StoreFault) {
-        tracing::error!(%fault, "the ledger cannot take an answer; the job becomes a dead letter");
-        let tickets = part.into_iter().map(|one| one.ticket).collect();
-        if let Err(fault) = self.broker.reject(tickets).await {
-            tracing::warn!(%fault, "not rejected; the message will be delivered again");
+    async fn abandon(&self, part: Vec<Finished>, error: &StoreError) {
+        tracing::error!(%error, "the ledger cannot take an answer; the job becomes a dead letter");
+        let ackers = part.into_iter().map(|one| one.acker).collect();
+        if let Err(error) = self.broker.reject(ackers).await {
+            tracing::warn!(%error, "not rejected; the message will be delivered again");
         }
     }
 
     fn observe(&self, settlement: &Settlement, record: &JobRecord, shared: &[JobRecord]) {
-        let verdict = &settlement.verdict;
+        let verdict = &settlement.outcome;
         self.count_attempt(match verdict {
-            Verdict::Succeeded(_) => "succeeded",
-            Verdict::Reused(_) => "reused",
-            Verdict::Failed(_) | Verdict::Spent(_) => "failed",
-            Verdict::Expired(..) => "expired",
-            Verdict::Cancelled(..) => "cancelled",
-            Verdict::Retry(_) | Verdict::Apart(_) => "retried",
-            Verdict::Escalate { .. } => "escalated",
-            Verdict::Returned => "returned",
+            AttemptOutcome::Succeeded(_) => "succeeded",
+            AttemptOutcome::Reused(_) => "reused",
+            AttemptOutcome::Failed(_) | AttemptOutcome::AttemptsExhausted(_) => "failed",
+            AttemptOutcome::Expired(..) => "expired",
+            AttemptOutcome::Cancelled(..) => "cancelled",
+            AttemptOutcome::Retry(_) | AttemptOutcome::RetryIsolated(_) => "retried",
+            AttemptOutcome::Escalate { .. } => "escalated",
+            AttemptOutcome::Returned => "returned",
         });
         if let Some(confidence) = settlement.confidence {
             histogram!(CONFIDENCE).record(f64::from(confidence));
         }
         let answer = match verdict {
-            Verdict::Succeeded(answer) => Some(answer),
-            Verdict::Escalate { answer, reason, .. } => {
+            AttemptOutcome::Succeeded(answer) => Some(answer),
+            AttemptOutcome::Escalate { answer, reason, .. } => {
                 counter!(ESCALATIONS, "reason" => reason.code.clone()).increment(1);
                 answer.as_deref()
             }
@@ -215,13 +217,13 @@ impl Settler {
 
 /// The messages that a committed settlement calls for.
 fn consequences(one: &Finished, record: &JobRecord, shared: &[JobRecord]) -> Vec<Publication> {
-    match one.next {
-        Next::Done => std::iter::once(record)
+    match one.disposition {
+        Disposition::Done => std::iter::once(record)
             .chain(shared)
             .filter_map(Publication::reply)
             .collect(),
-        Next::Tier(_) => vec![Publication::to_tier(&one.routed)],
-        Next::Rest(delay) => vec![Publication::to_retry(&one.routed, delay)],
-        Next::PutBack => Vec::new(),
+        Disposition::Tier(_) => vec![Publication::to_tier(&one.routed)],
+        Disposition::Rest(delay) => vec![Publication::to_retry(&one.routed, delay)],
+        Disposition::PutBack => Vec::new(),
     }
 }

@@ -90,8 +90,8 @@ pub async fn a_requeued_message_comes_again(fleet: &Fleet) {
     publish(&broker, numbered(Queue::In, 0..3)).await;
     let mut consumer = broker.consume(&[Queue::In], 8).await.unwrap();
     let first = take(&mut consumer, 3).await;
-    let tickets = first.into_iter().map(|d| d.ticket).collect();
-    broker.requeue(tickets).await.unwrap();
+    let ackers = first.into_iter().map(|d| d.acker).collect();
+    broker.requeue(ackers).await.unwrap();
     let again = take(&mut consumer, 3).await;
     assert!(again.iter().all(|d| d.redelivered));
     let bodies: BTreeSet<_> = texts(&again).into_iter().collect();
@@ -111,7 +111,7 @@ pub async fn closing_a_consumer_puts_back_what_it_never_returned(fleet: &Fleet) 
         ready(&broker, Queue::In).await == 17
     })
     .await;
-    assert!(returned.iter().all(|d| d.ticket.is_live()));
+    assert!(returned.iter().all(|d| d.acker.is_live()));
     assert_eq!(ack(&broker, returned).await, 0);
 
     let mut consumer = broker.consume(&[Queue::In], 64).await.unwrap();
@@ -195,7 +195,7 @@ pub async fn tickets_of_a_closed_broker_are_passed_over(fleet: &Fleet) {
     assert_eq!(ack(&broker, acked).await, 0);
     broker.close().await;
     // The channel's end is told by a task of its own, which a busy machine may keep waiting.
-    while held.iter().any(|d| d.ticket.is_live()) {
+    while held.iter().any(|d| d.acker.is_live()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(!broker.is_connected());

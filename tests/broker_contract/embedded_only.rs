@@ -8,7 +8,7 @@ use std::{
 };
 
 use promptyard::{
-    broker::{Broker, BrokerFault, PublishFault, Queue, Target},
+    broker::{Broker, BrokerError, PublishError, Queue, Target},
     config::BrokerConfig,
 };
 
@@ -45,7 +45,7 @@ async fn child_that_publishes() {
         publish(&broker, numbered(Queue::In, start..start + 10)).await;
     }
     let consuming = broker.consume(&[Queue::In], 1).await;
-    assert!(matches!(consuming, Err(BrokerFault::InUse { .. })));
+    assert!(matches!(consuming, Err(BrokerError::InUse { .. })));
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn a_killed_consumer_loses_nothing() {
         .await;
         assert!(matches!(
             broker.consume(&[Queue::In], 1).await,
-            Err(BrokerFault::InUse { .. })
+            Err(BrokerError::InUse { .. })
         ));
         // SIGKILL.
         child.kill().unwrap();
@@ -147,7 +147,7 @@ async fn a_second_consuming_broker_is_refused_until_the_first_closes() {
         // the lock may outlive the close for a moment.
         let mut consumer = loop {
             match second.consume(&[Queue::In], 1).await {
-                Err(BrokerFault::InUse { .. }) => {
+                Err(BrokerError::InUse { .. }) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 other => break other.unwrap(),
@@ -155,9 +155,9 @@ async fn a_second_consuming_broker_is_refused_until_the_first_closes() {
         };
         assert_eq!(take(&mut consumer, 1).await[0].body, b"0");
         let after = first.publish(vec![message(Queue::In, "late")]).await;
-        assert!(matches!(after[0], Err(PublishFault::Unreachable(_))));
+        assert!(matches!(after[0], Err(PublishError::Unreachable(_))));
         let after = first.consume(&[Queue::In], 1).await;
-        assert!(matches!(after, Err(BrokerFault::Closed)));
+        assert!(matches!(after, Err(BrokerError::Closed)));
     })
     .await;
 }
@@ -220,7 +220,7 @@ async fn prefixes_keep_fleets_apart() {
             target: Target::Reply("other.jobs.in".to_owned()),
             ..message(Queue::In, "x")
         }]);
-        assert_eq!(reply.await, [Err(PublishFault::Unroutable)]);
+        assert_eq!(reply.await, [Err(PublishError::Unroutable)]);
         let mut consumer = other.consume(&[Queue::In], 8).await.unwrap();
         assert_eq!(texts(&take(&mut consumer, 1).await), ["7"]);
         assert!(is_quiet(&mut consumer).await);
@@ -241,7 +241,7 @@ async fn a_file_that_is_no_database_is_told() {
         std::fs::write(&path, "shopping list, ".repeat(400)).unwrap();
         for path in [path.as_path(), fleet.folder.path()] {
             let fault = Broker::connect(&fleet.config, path).await.unwrap_err();
-            assert!(matches!(fault, BrokerFault::Storage { .. }), "{fault}");
+            assert!(matches!(fault, BrokerError::Storage { .. }), "{fault}");
             assert!(
                 fault.to_string().contains(path.to_str().unwrap()),
                 "{fault}"

@@ -49,7 +49,7 @@ pub async fn a_rejected_message_becomes_a_dead_letter(fleet: &Fleet) {
     publish(&broker, vec![with_header(small)]).await;
     let mut consumer = broker.consume(&[small], 4).await.unwrap();
     let rejected = take_one(&mut consumer).await;
-    broker.reject(vec![rejected.ticket]).await.unwrap();
+    broker.reject(vec![rejected.acker]).await.unwrap();
     let mut dead = broker.consume(&[Queue::Dead], 4).await.unwrap();
     let letter = expect_letter(&mut dead, "rejected", small).await;
     assert_eq!(ack(&broker, vec![letter]).await, 0);
@@ -106,9 +106,9 @@ pub async fn a_dead_letter_is_never_lost(fleet: &Fleet) {
         let expires_at = letter.envelope.expires_at.unwrap();
         assert_eq!(expires_at.timestamp_millis(), sent);
         if round % 2 == 0 {
-            broker.requeue(vec![letter.ticket]).await.unwrap();
+            broker.requeue(vec![letter.acker]).await.unwrap();
         } else {
-            broker.reject(vec![letter.ticket]).await.unwrap();
+            broker.reject(vec![letter.acker]).await.unwrap();
         }
     }
     dead.close().await;

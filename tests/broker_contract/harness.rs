@@ -3,7 +3,7 @@
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use promptyard::{
-    broker::{Broker, Consumer, Delivery, Envelope, Publication, PublishFault, Queue, Target},
+    broker::{Broker, Consumer, Delivery, Envelope, Publication, PublishError, Queue, Target},
     config::{BrokerConfig, SecretUrl},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -118,7 +118,7 @@ pub async fn publish_until_taken(broker: &Broker, message: Publication) {
     loop {
         match broker.publish(vec![message.clone()]).await.remove(0) {
             Ok(()) => return,
-            Err(PublishFault::Unroutable | PublishFault::Refused) => panic!("not taken"),
+            Err(PublishError::Unroutable | PublishError::Refused) => panic!("not taken"),
             Err(fault) => assert!(Instant::now() < deadline, "{fault}"),
         }
     }
@@ -149,8 +149,8 @@ pub async fn is_quiet(consumer: &mut Consumer) -> bool {
 }
 
 pub async fn ack(broker: &Broker, deliveries: Vec<Delivery>) -> usize {
-    let tickets = deliveries.into_iter().map(|d| d.ticket).collect();
-    broker.ack(tickets).await.unwrap()
+    let ackers = deliveries.into_iter().map(|d| d.acker).collect();
+    broker.ack(ackers).await.unwrap()
 }
 
 pub fn texts(deliveries: &[Delivery]) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use promptyard::{
-    broker::{Envelope, Publication, PublishFault, Queue, Target},
+    broker::{Envelope, Publication, PublishError, Queue, Target},
     job::Priority,
 };
 
@@ -80,7 +80,7 @@ pub async fn a_full_queue_refuses(fleet: &Fleet) {
             .await[0]
         {
             Ok(()) => taken.push(n.to_string()),
-            Err(PublishFault::Refused) => refused += 1,
+            Err(PublishError::Refused) => refused += 1,
             ref other => panic!("{other:?}"),
         }
         if refused == 5 {
@@ -114,7 +114,7 @@ pub async fn a_reply_without_a_queue_is_unroutable(fleet: &Fleet) {
         let outcomes = broker.publish(batch).await;
         for (at, outcome) in outcomes.into_iter().enumerate() {
             let expected = if at == round % 8 || at == (round + 3) % 8 {
-                Err(PublishFault::Unroutable)
+                Err(PublishError::Unroutable)
             } else {
                 Ok(())
             };

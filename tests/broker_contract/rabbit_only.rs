@@ -8,7 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use promptyard::{
-    broker::{Broker, BrokerFault, Delivery, Envelope, Publication, PublishFault, Queue, Target},
+    broker::{Broker, BrokerError, Delivery, Envelope, Publication, PublishError, Queue, Target},
     config::{BrokerConfig, SecretUrl},
     job::Priority,
 };
@@ -51,7 +51,7 @@ async fn other_arguments_are_a_conflict() {
         let mut config = fleet.config.clone();
         config.queue_messages_max += 1;
         match Broker::connect(&config, &fleet.path()).await {
-            Err(BrokerFault::Conflict { queue, message }) => {
+            Err(BrokerError::Conflict { queue, message }) => {
                 assert_eq!(queue, format!("{}jobs.in", config.prefix));
                 assert!(message.contains("x-max-length"), "{message}");
             }
@@ -81,7 +81,7 @@ async fn an_unreachable_broker_is_told_without_its_password() {
             let fault = Broker::connect(&config, "unused".as_ref())
                 .await
                 .unwrap_err();
-            assert!(matches!(fault, BrokerFault::Unreachable { .. }), "{fault}");
+            assert!(matches!(fault, BrokerError::Unreachable { .. }), "{fault}");
             assert!(!fault.to_string().contains("opensesame"), "{fault}");
             assert!(!format!("{fault:?}").contains("opensesame"), "{fault:?}");
         }
@@ -182,14 +182,14 @@ async fn a_deleted_queue_is_declared_and_consumed_again() {
         .await;
         let again = take_one(&mut consumer).await;
         assert_eq!((again.queue, &again.body[..]), (Queue::In, &b"again"[..]));
-        assert!(other.ticket.is_live());
+        assert!(other.acker.is_live());
         assert_eq!(ack(&broker, vec![other, again]).await, 0);
         connection.close(200, "OK".into()).await.unwrap();
     })
     .await;
 }
 
-/// Connections cut again and again lose nothing, and tickets of a cut connection are dead.
+/// Connections cut again and again lose nothing, and ackers of a cut connection are dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_connections_are_cut() {
     in_time(async {
@@ -208,8 +208,8 @@ async fn nothing_is_lost_when_connections_are_cut() {
             if seen.len() >= cuts * 50 + 25 && cuts < 4 {
                 cuts += 1;
                 proxy.cut();
-                let lives = |d: &Delivery| d.ticket.is_live();
-                until("tickets are dead", || async { !batch.iter().any(lives) }).await;
+                let lives = |d: &Delivery| d.acker.is_live();
+                until("ackers are dead", || async { !batch.iter().any(lives) }).await;
                 dead += ack(&broker, batch).await;
             } else {
                 let bodies = texts(&batch);
@@ -241,13 +241,13 @@ async fn a_server_that_is_away_is_unreachable_for_a_while() {
         let started = Instant::now();
         let outcome = broker.publish(vec![message(Queue::In, "lost")]).await;
         assert!(
-            matches!(outcome[0], Err(PublishFault::Unreachable(_))),
+            matches!(outcome[0], Err(PublishError::Unreachable(_))),
             "{outcome:?}"
         );
         assert!(started.elapsed() < Duration::from_secs(10));
         assert!(matches!(
             broker.depths().await,
-            Err(BrokerFault::Unreachable { .. })
+            Err(BrokerError::Unreachable { .. })
         ));
         assert_eq!(ack(&broker, vec![held]).await, 1);
         proxy.set(Mode::Open);
@@ -273,7 +273,7 @@ async fn a_broker_that_does_not_confirm_times_out() {
         proxy.set(Mode::Silent);
         let started = Instant::now();
         let outcomes = broker.publish(numbered(Queue::In, 0..3)).await;
-        assert_eq!(outcomes, vec![Err(PublishFault::TimedOut(500)); 3]);
+        assert_eq!(outcomes, vec![Err(PublishError::TimedOut(500)); 3]);
         assert!(started.elapsed() < PATIENCE / 3);
         proxy.set(Mode::Open);
         publish_until_taken(&broker, message(Queue::In, "after")).await;

@@ -39,8 +39,8 @@ async fn a_killed_server_loses_nothing_confirmed() {
 
         server.kill();
         until("the broker is away", || async { !broker.is_connected() }).await;
-        until("tickets are dead", || async {
-            !held.iter().any(|d| d.ticket.is_live())
+        until("ackers are dead", || async {
+            !held.iter().any(|d| d.acker.is_live())
         })
         .await;
         assert_eq!(ack(&broker, held).await, 10);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     book::{Name, Reply, content, undisturbed},
-    yard::Yard,
+    yard::WorkerLoop,
 };
 
 /// Most that a role's resident memory may have grown since it was warm.
@@ -67,7 +67,7 @@ impl Findings {
 
 /// Waits until every job has ended, every reply has come and every queue is empty; says what is
 /// missing when nothing comes nearer to that for a while.
-pub async fn quiet(yard: &Yard, pool: &PgPool) -> Result<Duration, String> {
+pub async fn quiet(yard: &WorkerLoop, pool: &PgPool) -> Result<Duration, String> {
     let begun = Instant::now();
     let config = yard.broker_config();
     let broker = Broker::connect(&config, Path::new("unused")).await.unwrap();
@@ -110,7 +110,7 @@ pub async fn quiet(yard: &Yard, pool: &PgPool) -> Result<Duration, String> {
 }
 
 /// Holds the ledger and the replies against what was asked.
-pub async fn ledger(yard: &Yard, pool: &PgPool, findings: &mut Findings) {
+pub async fn ledger(yard: &WorkerLoop, pool: &PgPool, findings: &mut Findings) {
     let rows: Vec<Row> = sqlx::query_as(ROWS).fetch_all(pool).await.unwrap();
     let book = yard.book.lock().unwrap().asked.clone();
     let replies = yard.book.lock().unwrap().replies.clone();
@@ -183,7 +183,7 @@ fn tells(reply: &Reply, row: &Row) -> bool {
 }
 
 /// Resident memory beside what it was when the fleet was warm.
-pub fn memory(yard: &Yard, warm: &[Option<u64>], findings: &mut Findings) {
+pub fn memory(yard: &WorkerLoop, warm: &[Option<u64>], findings: &mut Findings) {
     for ((role, warm), now) in yard.roles.iter().zip(warm).zip(yard.resident_bytes()) {
         let (Some(warm), Some(now)) = (*warm, now) else {
             findings.add("a role that is not there", role.name.to_owned());
@@ -205,7 +205,7 @@ pub fn memory(yard: &Yard, warm: &[Option<u64>], findings: &mut Findings) {
 }
 
 /// Stops the roles; nothing may be left in a queue, what was delivered to them included.
-pub async fn stop(yard: &mut Yard, findings: &mut Findings) {
+pub async fn stop(yard: &mut WorkerLoop, findings: &mut Findings) {
     yard.roles.iter().for_each(|role| role.signal("TERM"));
     let until = Instant::now() + Duration::from_secs(60);
     for role in &mut yard.roles {
@@ -233,7 +233,7 @@ pub async fn stop(yard: &mut Yard, findings: &mut Findings) {
 }
 
 /// Panics, in any process that there was.
-pub fn logs(yard: &Yard, findings: &mut Findings) {
+pub fn logs(yard: &WorkerLoop, findings: &mut Findings) {
     for entry in std::fs::read_dir(yard.folder.path()).unwrap().flatten() {
         let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
         // After a process's last word the AMQP client's thread may find that its runtime is gone.

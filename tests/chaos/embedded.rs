@@ -9,7 +9,7 @@ use crate::{
     SEED,
     book::{Asked, undisturbed},
     setting,
-    yard_of_files::{Yard, text},
+    yard_of_files::{WorkerLoop, text},
 };
 
 /// Kills of a run that nobody asked to be longer.
@@ -60,7 +60,7 @@ fn killed_at_random_instants_it_answers_each_line_once() {
     let (input, expected) = lines();
     let (mut done, mut files, mut lost) = (0, 0, 0);
     while done < kills {
-        let yard = Yard::new();
+        let yard = WorkerLoop::new();
         yard.write("prompts", &input);
         let most = (kills - done).min(random.random_range(1..=KILLS_OF_A_FILE));
         for _ in 0..most {
@@ -93,7 +93,7 @@ fn arguments(json: bool) -> Vec<&'static str> {
     arguments
 }
 
-fn check(yard: &Yard, expected: &BTreeMap<String, String>) {
+fn check(yard: &WorkerLoop, expected: &BTreeMap<String, String>) {
     let answers = yard.answers();
     let found: BTreeMap<_, _> = answers
         .iter()

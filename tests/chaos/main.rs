@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use check::Findings;
 use storm::Storm;
-use yard::{Terms, Yard};
+use yard::{Terms, WorkerLoop};
 
 /// Faults of a run that nobody asked to be longer.
 const FAULTS: usize = 25;
@@ -56,7 +56,7 @@ async fn faults_lose_nothing_and_change_no_answer() {
         jobs_per_s: 30.0,
     };
     eprintln!("chaos: seed {seed}, {faults} faults, {terms:?}");
-    let mut storm = Storm::new(Yard::start(terms, seed).await, seed);
+    let mut storm = Storm::new(WorkerLoop::start(terms, seed).await, seed);
     storm
         .calm(Duration::from_secs(if is_long { 20 } else { 5 }))
         .await;

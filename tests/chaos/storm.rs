@@ -10,7 +10,7 @@ use crate::{
     rabbit_server::START_PATIENCE,
     schedule::{Fault, Kind},
     servers::{Health, WATERMARKS},
-    yard::Yard,
+    yard::WorkerLoop,
 };
 
 /// How often everything is looked at.
@@ -40,7 +40,7 @@ pub enum Remedy {
 
 /// Hurts a yard and mends it.
 pub struct Storm {
-    pub yard: Yard,
+    pub yard: WorkerLoop,
     /// Draws the faults and nothing else, so that a seed always gives the same ones.
     schedule: StdRng,
     random: StdRng,
@@ -59,7 +59,7 @@ pub struct Storm {
 }
 
 impl Storm {
-    pub fn new(yard: Yard, seed: u64) -> Self {
+    pub fn new(yard: WorkerLoop, seed: u64) -> Self {
         Self {
             yard,
             schedule: StdRng::seed_from_u64(seed),

@@ -59,7 +59,7 @@ const SETTINGS: [&str; 9] = [
 ];
 
 /// A fleet that can be hurt.
-pub struct Yard {
+pub struct WorkerLoop {
     pub broker: Server,
     pub ledger: Postgres,
     /// In front of the broker: one for each role, then one for each producer.
@@ -75,7 +75,7 @@ pub struct Yard {
     traffic_at: Instant,
 }
 
-impl Yard {
+impl WorkerLoop {
     /// Servers, tables, roles that have begun, and producers that wait for work.
     pub async fn start(terms: Terms, seed: u64) -> Self {
         let broker = Server::start();

@@ -7,7 +7,7 @@ use chrono::Utc;
 use futures::future::join_all;
 use promptyard::{
     config::ModelConfig,
-    engine::{self, EngineFault},
+    engine::{self, EngineError},
     job::Tier,
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -26,7 +26,7 @@ async fn no_more_are_in_flight_than_the_batch_and_no_more_wait_than_may() {
     let accepted: Vec<_> = (0..10).map(|_| engine.generate(request(0.0))).collect();
     let refused = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(refused, EngineFault::Unavailable { .. }),
+        matches!(refused, EngineError::Unavailable { .. }),
         "{refused:?}"
     );
     while server.in_flight.load(Ordering::SeqCst) < 2 {
@@ -112,7 +112,7 @@ async fn a_long_wait_is_the_callers() {
         let wait = [("retry-after", value)];
         server.replies(refusal(429, &wait, "rate_limit_exceeded", "slow down"));
         match soon(engine.generate(request(0.0))).await.unwrap_err() {
-            EngineFault::Unavailable {
+            EngineError::Unavailable {
                 retry_after_ms: Some(ms),
                 ..
             } => assert!((100_000..=121_000).contains(&ms), "{value}: {ms}"),

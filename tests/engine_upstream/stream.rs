@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use chrono::Utc;
 use promptyard::{
     config::ModelConfig,
-    engine::{EngineFault, Generation},
+    engine::{EngineError, Generation},
     job::FinishReason,
 };
 use serde_json::json;
@@ -15,7 +15,7 @@ use crate::server::{
     usage, whole,
 };
 
-async fn ask(parts: Vec<Part>) -> Result<Generation, EngineFault> {
+async fn ask(parts: Vec<Part>) -> Result<Generation, EngineError> {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     server.replies_once(Reply::Stream(parts));
@@ -85,7 +85,7 @@ async fn the_first_token_has_its_time_and_the_last_another() {
 /// An answer is whole once its end was announced in either way; one that is not is tried again.
 #[tokio::test]
 async fn a_stream_that_ends_too_early_is_no_answer() {
-    let text = |generation: Result<Generation, EngineFault>| generation.unwrap().answer.text;
+    let text = |generation: Result<Generation, EngineError>| generation.unwrap().answer.text;
     let cut = |mut parts: Vec<Part>| {
         parts.push(Part::Cut);
         parts
@@ -99,7 +99,7 @@ async fn a_stream_that_ends_too_early_is_no_answer() {
     ] {
         let fault = ask(parts).await.unwrap_err();
         assert!(
-            matches!(fault, EngineFault::Unavailable { .. }),
+            matches!(fault, EngineError::Unavailable { .. }),
             "{fault:?}"
         );
     }
@@ -124,9 +124,9 @@ async fn a_stream_that_ends_too_early_is_no_answer() {
 async fn an_error_within_a_stream_is_sorted_like_a_status() {
     let failing = |error| vec![delta("Par", -0.5), event(&error), done()];
     let fault = ask(failing(json!({"error": {"code": 500, "message": "m"}}))).await;
-    assert!(matches!(fault, Err(EngineFault::Unavailable { .. })));
+    assert!(matches!(fault, Err(EngineError::Unavailable { .. })));
     let fault = ask(failing(json!({"error": "m", "error_type": "validation"}))).await;
-    assert!(matches!(fault, Err(EngineFault::Unservable(_))));
+    assert!(matches!(fault, Err(EngineError::Unservable(_))));
     let long = "the maximum context length is 10 tokens, yours has 12";
     let fault = ask(failing(
         json!({"object": "error", "type": "BadRequestError", "code": 400, "message": long}),
@@ -134,7 +134,7 @@ async fn an_error_within_a_stream_is_sorted_like_a_status() {
     .await;
     assert!(matches!(
         fault,
-        Err(EngineFault::ContextTooLong {
+        Err(EngineError::ContextTooLong {
             prompt_tokens: 12,
             ..
         })
@@ -143,9 +143,9 @@ async fn an_error_within_a_stream_is_sorted_like_a_status() {
     assert_eq!(throttled.unwrap().answer.text, "Paris", "it is asked again");
     let named = Part::Text("error: {\"code\": 400, \"message\": \"odd\"}\n\n".to_owned());
     let fault = ask(vec![named]).await;
-    assert!(matches!(&fault, Err(EngineFault::Unservable(why)) if why.contains("odd")));
+    assert!(matches!(&fault, Err(EngineError::Unservable(why)) if why.contains("odd")));
     let fault = ask(vec![Part::Text("data: no JSON\n\n".to_owned())]).await;
-    assert!(matches!(fault, Err(EngineFault::Crashed(_))));
+    assert!(matches!(fault, Err(EngineError::Crashed(_))));
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_stream_that_falls_silent_is_given_up() {
     tokio::time::resume();
     let waited = began.elapsed();
     assert!(
-        matches!(fault, EngineFault::Unavailable { .. }),
+        matches!(fault, EngineError::Unavailable { .. }),
         "{fault:?}"
     );
     assert!(

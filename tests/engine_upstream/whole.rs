@@ -2,7 +2,7 @@
 
 use promptyard::{
     config::{ModelConfig, Secret},
-    engine::EngineFault,
+    engine::EngineError,
     job::FinishReason,
 };
 use serde_json::json;
@@ -115,8 +115,8 @@ async fn a_server_that_does_not_stream_is_asked_to_once() {
 async fn faults_say_what_to_do_next() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
-    let unavailable = |fault: EngineFault| match fault {
-        EngineFault::Unavailable { retry_after_ms, .. } => retry_after_ms,
+    let unavailable = |fault: EngineError| match fault {
+        EngineError::Unavailable { retry_after_ms, .. } => retry_after_ms,
         other => panic!("expected Unavailable, found {other:?}"),
     };
     server.replies(Reply::Whole(500, Vec::new(), json!("oops")));
@@ -129,13 +129,13 @@ async fn faults_say_what_to_do_next() {
     server.replies(wrong_key);
     let fault = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(&fault, EngineFault::Unservable(why) if why.contains("401") && why.contains("Incorrect API key")),
+        matches!(&fault, EngineError::Unservable(why) if why.contains("401") && why.contains("Incorrect API key")),
         "{fault}"
     );
 
     let long = "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.";
     server.replies(refusal(400, &[], "context_length_exceeded", long));
-    let expected = EngineFault::ContextTooLong {
+    let expected = EngineError::ContextTooLong {
         model: "served".to_owned(),
         prompt_tokens: 5000,
         context_tokens: 4096,
@@ -144,14 +144,14 @@ async fn faults_say_what_to_do_next() {
     server.replies(refusal(400, &[], "context_length_exceeded", "too long"));
     let fault = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(fault, EngineFault::Unservable(_)),
+        matches!(fault, EngineError::Unservable(_)),
         "without numbers it cannot be told: {fault:?}"
     );
 
     for body in [json!({"choices": []}), json!({"nothing": 1}), json!([])] {
         server.replies(whole(body));
         let fault = engine.generate(request(0.0)).await.unwrap_err();
-        assert!(matches!(fault, EngineFault::Crashed(_)), "{fault:?}");
+        assert!(matches!(fault, EngineError::Crashed(_)), "{fault:?}");
     }
     assert!(engine.is_ready(), "the server can be reached all the time");
 }
@@ -170,7 +170,7 @@ async fn redirects_are_followed_within_the_server_only() {
     server.replies_once(moved(format!("{elsewhere_url}/v1/chat/completions")));
     let fault = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(&fault, EngineFault::Unservable(why) if why.contains("307")),
+        matches!(&fault, EngineError::Unservable(why) if why.contains("307")),
         "{fault}"
     );
     assert_eq!(elsewhere.bodies().len(), 0);

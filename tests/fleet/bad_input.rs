@@ -8,7 +8,7 @@ use lapin::{
 use serde_json::Value;
 
 use crate::{
-    harness::{Yard, json_lines, text},
+    harness::{WorkerLoop, json_lines, text},
     producer::Producer,
 };
 
@@ -81,7 +81,7 @@ fn code(reply: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_messages_end_with_a_reason() {
-    let yard = Yard::new().await;
+    let yard = WorkerLoop::new().await;
     let engine = "scripted:echo,context=100";
     let worker = yard
         .start(&[
@@ -216,7 +216,7 @@ async fn bad_messages_end_with_a_reason() {
 }
 
 /// People see the dead letters, send one again and throw the others away.
-async fn letters(yard: &Yard) {
+async fn letters(yard: &WorkerLoop) {
     let listed = yard.run(&["dead", "list", "--json"], b"").await;
     let letters = json_lines(&listed.stdout);
     assert_eq!(letters.len(), 3, "{letters:?}");

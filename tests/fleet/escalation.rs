@@ -9,7 +9,7 @@ use promptyard::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, Yard},
+    harness::{Role, WorkerLoop},
     producer::Producer,
 };
 
@@ -26,13 +26,13 @@ fn prompt(at: usize) -> String {
     format!("{kind} number {at}")
 }
 
-async fn worker(yard: &Yard, tier: &str) -> Role {
+async fn worker(yard: &WorkerLoop, tier: &str) -> Role {
     yard.start(&["work", "--tier", tier, "--small", SMALL, "--large", LARGE])
         .await
 }
 
 /// Publishes jobs of which every second one is beyond the small model.
-async fn ask(yard: &Yard) -> Producer {
+async fn ask(yard: &WorkerLoop) -> Producer {
     let producer = Producer::new(yard).await;
     let messages = (0..JOBS).map(|at| {
         let name = format!("ask-{at}");
@@ -53,7 +53,7 @@ fn content(reply: &Value) -> &str {
 }
 
 /// Every job has ended once: riddles with the large model's words, the others with the small one's.
-async fn check(yard: &Yard, mut producer: Producer) {
+async fn check(yard: &WorkerLoop, mut producer: Producer) {
     let (replies, _) = producer.replies_at_least_once(JOBS).await;
     for at in 0..JOBS {
         let reply = &replies[&format!("ask-{at}")];
@@ -80,7 +80,7 @@ async fn check(yard: &Yard, mut producer: Producer) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsure_answers_are_escalated_whoever_dies() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings.push("router.threshold=1".to_owned());
     let router = yard.start(&["route"]).await;
     let first = [worker(&yard, "small").await, worker(&yard, "large").await];
@@ -106,7 +106,7 @@ async fn unsure_answers_are_escalated_whoever_dies() {
 /// queue, before and after the jobs went to the large one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_messages_of_escalated_jobs_run_nothing_twice() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings.push("router.threshold=1".to_owned());
     let router = yard.start(&["route"]).await;
     let small = worker(&yard, "small").await;
@@ -131,7 +131,7 @@ async fn old_messages_of_escalated_jobs_run_nothing_twice() {
             cache_key: None,
             pair: None,
             candidate: None,
-            suspect: false,
+            poison_candidate: false,
         }));
     }
     let repeat = async |messages: Vec<Publication>| {

@@ -6,18 +6,18 @@ use chrono::Utc;
 use promptyard::{
     broker::Queue,
     job::{Answer, ContextSavings, FinishReason, RoutedJob, Tier, Usage},
-    store::{Claim, Claimant, Claimed, Settlement, Store, Verdict},
+    store::{Claim, Claimant, Claimed, Settlement, Store, AttemptOutcome},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, Yard},
+    harness::{Role, WorkerLoop},
     producer::Producer,
 };
 
 const JOBS: usize = 100;
 
-async fn crew(yard: &Yard, engine: &str) -> Vec<Role> {
+async fn crew(yard: &WorkerLoop, engine: &str) -> Vec<Role> {
     let mut roles = Vec::new();
     for tiers in ["small", "small", "small,large"] {
         let arguments = [
@@ -30,7 +30,7 @@ async fn crew(yard: &Yard, engine: &str) -> Vec<Role> {
     roles
 }
 
-async fn ask(yard: &Yard) -> Producer {
+async fn ask(yard: &WorkerLoop) -> Producer {
     let producer = Producer::new(yard).await;
     let body = json!({"prompt": "What is the capital of France?", "temperature": 0}).to_string();
     let messages = (0..JOBS).map(|at| {
@@ -44,7 +44,7 @@ async fn ask(yard: &Yard) -> Producer {
     producer
 }
 
-async fn check(yard: &Yard, mut producer: Producer) {
+async fn check(yard: &WorkerLoop, mut producer: Producer) {
     let replies = producer.replies(JOBS).await;
     let content =
         |line: &Value| line["response"]["body"]["choices"][0]["message"]["content"].clone();
@@ -70,7 +70,7 @@ async fn check(yard: &Yard, mut producer: Producer) {
 
 #[tokio::test]
 async fn identical_jobs_run_once() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings.push("router.threshold=1".to_owned());
     let roles = crew(&yard, "scripted:latency_ms=400").await;
     let producer = ask(&yard).await;
@@ -86,7 +86,7 @@ async fn identical_jobs_run_once() {
 /// job gets its reply.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replies_outlive_a_worker_that_has_committed() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings.push("router.threshold=1".to_owned());
     // The models are known before the jobs are routed, so that the answer may be kept.
     let engine = ["--small", "scripted:", "--large", "scripted:"];
@@ -162,7 +162,7 @@ async fn settle(store: &Store, routed: &RoutedJob) {
     let settlement = Settlement {
         job,
         attempt: 1,
-        verdict: Verdict::Succeeded(answer),
+        verdict: AttemptOutcome::Succeeded(answer),
         started_at: now,
         first_token_at: None,
         finished_at: now,
@@ -180,7 +180,7 @@ async fn settle(store: &Store, routed: &RoutedJob) {
 
 #[tokio::test]
 async fn identical_jobs_outlive_the_worker_that_runs_them() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     // The small tier has several workers; the large one's only worker could not be missed.
     yard.settings.push("router.threshold=1".to_owned());
     let mut roles = crew(&yard, "scripted:latency_ms=2000").await;

@@ -34,7 +34,7 @@ pub fn database_url() -> String {
 }
 
 /// A prefix on RabbitMQ and a schema in Postgres, gone with the value.
-pub struct Yard {
+pub struct WorkerLoop {
     pub broker: BrokerConfig,
     pub store: StoreConfig,
     pub folder: tempfile::TempDir,
@@ -44,7 +44,7 @@ pub struct Yard {
     pub pool: PgPool,
 }
 
-impl Yard {
+impl WorkerLoop {
     /// A fleet with its tables in place.
     pub async fn new() -> Self {
         let yard = Self::bare();
@@ -201,7 +201,7 @@ impl Yard {
     }
 }
 
-impl Drop for Yard {
+impl Drop for WorkerLoop {
     /// Also on panic, and from a thread since the test's own runtime may be going down.
     fn drop(&mut self) {
         let (mut broker, mut store) = (self.broker.clone(), self.store.clone());

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::harness::{Role, Yard, free_port, http};
+use crate::harness::{Role, WorkerLoop, free_port, http};
 
-async fn serve(yard: &Yard) -> (Role, u16) {
+async fn serve(yard: &WorkerLoop) -> (Role, u16) {
     let port = free_port();
     let role = yard
         .start(&["serve", "--listen", &format!("127.0.0.1:{port}")])
@@ -14,7 +14,7 @@ async fn serve(yard: &Yard) -> (Role, u16) {
 
 #[tokio::test]
 async fn requests_get_their_answers_from_the_fleet() {
-    let yard = Yard::new().await;
+    let yard = WorkerLoop::new().await;
     let worker = yard
         .start(&[
             "work",
@@ -98,7 +98,7 @@ async fn requests_get_their_answers_from_the_fleet() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_back() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings.push("broker.queue_messages_max=5".to_owned());
     // Only the small tier is served.
     yard.settings.push("router.threshold=1".to_owned());

@@ -4,21 +4,21 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use promptyard::{
-    broker::{Lane, Queue},
+    broker::{AffinityQueue, Queue},
     job::Tier,
 };
 use serde_json::json;
 
 use crate::{
-    harness::{Role, Yard},
+    harness::{Role, WorkerLoop},
     producer::Producer,
 };
 
 const WORKERS: usize = 3;
 
-/// Three workers that hold two jobs each, and two routers; lanes have found their workers.
-async fn fleet(latency_ms: u32) -> (Yard, Vec<Role>) {
-    let mut yard = Yard::new().await;
+/// Three workers that hold two jobs each, and two routers; affinity queues have found their workers.
+async fn fleet(latency_ms: u32) -> (WorkerLoop, Vec<Role>) {
+    let mut yard = WorkerLoop::new().await;
     yard.settings = vec![
         "router.threshold=1".to_owned(),
         "small.batch_max=2".to_owned(),
@@ -48,14 +48,14 @@ async fn fleet(latency_ms: u32) -> (Yard, Vec<Role>) {
     (yard, roles)
 }
 
-async fn lanes_are_taken(yard: &Yard) {
+async fn lanes_are_taken(yard: &WorkerLoop) {
     let broker = yard.connect().await;
     for _ in 0..400 {
         let depths = broker.depths().await.unwrap();
         let taken = depths.iter().filter(|depth| {
-            matches!(depth.queue, Queue::Lane(Tier::Small, _)) && depth.consumers == 1
+            matches!(depth.queue, Queue::Affinity(Tier::Small, _)) && depth.consumers == 1
         });
-        if taken.count() == Lane::COUNT {
+        if taken.count() == AffinityQueue::COUNT {
             // Routers read the workers once a second, as workers do.
             tokio::time::sleep(Duration::from_secs(2)).await;
             broker.close().await;
@@ -63,7 +63,7 @@ async fn lanes_are_taken(yard: &Yard) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("lanes without a worker");
+    panic!("affinity_queues without a worker");
 }
 
 fn body(family: usize, at: usize) -> Vec<u8> {
@@ -89,7 +89,7 @@ async fn publish(producer: &Producer, jobs: &[(usize, usize)]) {
 }
 
 /// The workers that ran a family's jobs.
-async fn workers_of(yard: &Yard, family: usize) -> BTreeSet<String> {
+async fn workers_of(yard: &WorkerLoop, family: usize) -> BTreeSet<String> {
     let workers: Vec<String> = sqlx::query_scalar(
         "select a.worker from attempts a join jobs j on j.id = a.job_id where j.tags @> $1::text::jsonb",
     )
@@ -100,7 +100,7 @@ async fn workers_of(yard: &Yard, family: usize) -> BTreeSet<String> {
     workers.into_iter().collect()
 }
 
-async fn end(yard: Yard, roles: Vec<Role>) {
+async fn end(yard: WorkerLoop, roles: Vec<Role>) {
     for role in roles {
         assert!(role.stop().await.success());
     }

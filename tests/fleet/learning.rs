@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Yard, free_port, http, text};
+use crate::harness::{PATIENCE, WorkerLoop, free_port, http, text};
 
 /// A copy reaches large through the broker, leaves the producer's results alone, and feedback comes
 /// by HTTP, and by SQL from a role that may do nothing else.
 #[tokio::test]
 async fn copies_and_feedback_reach_the_ledger() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings = vec![
         "router.threshold=1".to_owned(),
         "router.shadow_share=1".to_owned(),
@@ -117,7 +117,7 @@ async fn copies_and_feedback_reach_the_ledger() {
 }
 
 /// Submits jobs, waits for their end and returns how many of them were decided by a target.
-async fn decided_by(yard: &Yard, batch: &str, target: &str) -> i64 {
+async fn decided_by(yard: &WorkerLoop, batch: &str, target: &str) -> i64 {
     // Both routers take from the queue, so that some of these go to each.
     let lines: String = (0..JOBS)
         .map(|at| format!("Question {at} of {batch}\n"))
@@ -143,7 +143,7 @@ const JOBS: i64 = 40;
 /// Every router of a fleet follows a target that is set while it runs.
 #[tokio::test]
 async fn routers_follow_a_target_without_a_restart() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings = vec!["router.target=threshold:1".to_owned()];
     let models = ["--small", "scripted:echo", "--large", "scripted:echo"];
     let worker = yard

@@ -7,7 +7,7 @@ use promptyard::scoring::{features::Features, scorer::Scorer};
 use serde_json::json;
 
 use crate::{
-    harness::{Role, Yard, json_lines, text},
+    harness::{Role, WorkerLoop, json_lines, text},
     producer::Producer,
 };
 
@@ -37,7 +37,7 @@ const SMALL: &str = "scripted:model=small,latency_ms=40,jitter_ms=60";
 const LARGE: &str = "scripted:model=large,latency_ms=40,jitter_ms=60";
 
 /// Half of the prompts' scores lie on either side of the threshold, whatever the weights.
-async fn yard_of_both() -> Yard {
+async fn yard_of_both() -> WorkerLoop {
     let scorer = Scorer::bundled();
     let score = |name| {
         let prompt = body(name)["body"]["prompt"].as_str().unwrap().to_owned();
@@ -45,18 +45,18 @@ async fn yard_of_both() -> Yard {
     };
     let mut scores: Vec<f64> = (0..2 * HALF).map(score).collect();
     scores.sort_by(f64::total_cmp);
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings
         .push(format!("router.threshold={}", scores[HALF]));
     yard
 }
 
-async fn worker(yard: &Yard, tiers: &str) -> Role {
+async fn worker(yard: &WorkerLoop, tiers: &str) -> Role {
     yard.start(&["work", "--tier", tiers, "--small", SMALL, "--large", LARGE])
         .await
 }
 
-async fn crew(yard: &Yard) -> Crew {
+async fn crew(yard: &WorkerLoop) -> Crew {
     let (small, large, both) = tokio::join!(
         worker(yard, "small"),
         worker(yard, "large"),
@@ -71,7 +71,7 @@ async fn crew(yard: &Yard) -> Crew {
 }
 
 /// The first half, as `submit` sends it.
-async fn submit(yard: &Yard) {
+async fn submit(yard: &WorkerLoop) {
     let lines: String = (0..HALF).map(|name| format!("{}\n", body(name))).collect();
     let submitted = yard
         .run(&["submit", "-", "--batch", "half"], lines.as_bytes())
@@ -81,7 +81,7 @@ async fn submit(yard: &Yard) {
 }
 
 /// The second half by a plain AMQP client, with some messages repeated.
-async fn publish(yard: &Yard) {
+async fn publish(yard: &WorkerLoop) {
     let producer = Producer::new(yard).await;
     let names = (HALF..2 * HALF).chain(HALF..HALF + REPEATED);
     let messages = names.map(|name| {
@@ -92,7 +92,7 @@ async fn publish(yard: &Yard) {
 }
 
 /// Asserts that all jobs ended once with every attempt accounted for; returns the answers by name.
-async fn check(yard: &Yard, crew: Crew) -> BTreeMap<String, String> {
+async fn check(yard: &WorkerLoop, crew: Crew) -> BTreeMap<String, String> {
     let count = |query| yard.count(query);
     assert_eq!(count("select count(*) from jobs").await, 2 * HALF as i64);
     assert_eq!(

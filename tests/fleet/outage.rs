@@ -8,7 +8,7 @@ use promptyard::config::SecretUrl;
 use serde_json::json;
 
 use crate::{
-    harness::{Yard, amqp_url, database_url},
+    harness::{WorkerLoop, amqp_url, database_url},
     producer::Producer,
     proxy::{Mode, Proxy},
 };
@@ -49,7 +49,7 @@ fn messages(producer: &Producer, names: Range<usize>) -> Vec<(BasicProperties, V
 }
 
 /// Every job ended once, with one committed run.
-async fn check(yard: &Yard) {
+async fn check(yard: &WorkerLoop) {
     for query in [
         "select count(*) from jobs",
         "select count(*) from jobs where state = 'succeeded'",
@@ -63,7 +63,7 @@ async fn check(yard: &Yard) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_broker_is_waited_out() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     let (proxy, through) = before(&amqp_url()).await;
     let direct = std::mem::replace(&mut yard.broker.url, through);
     let engine = "scripted:latency_ms=100,jitter_ms=100";
@@ -109,7 +109,7 @@ async fn an_outage_of_the_broker_is_waited_out() {
 /// Whether a commit happened whose word was cut off is unknown; every job must end all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_ledger_is_waited_out() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     let (proxy, through) = before(&database_url()).await;
     let direct = std::mem::replace(&mut yard.store.url, through);
     let engine = "scripted:latency_ms=50,jitter_ms=50";

@@ -8,11 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Yard, binary, json_lines, output, signal, text};
+use crate::harness::{WorkerLoop, binary, json_lines, output, signal, text};
 
 #[tokio::test]
 async fn results_status_and_views_agree() {
-    let yard = Yard::new().await;
+    let yard = WorkerLoop::new().await;
     let engine = "scripted:latency_ms=5";
     let worker = yard
         .start(&[
@@ -108,7 +108,7 @@ async fn results_status_and_views_agree() {
 
 #[tokio::test]
 async fn migrations_at_once_wait_for_each_other() {
-    let yard = Yard::bare();
+    let yard = WorkerLoop::bare();
     let runs = futures::future::join_all((0..3).map(|_| yard.run(&["migrate"], b""))).await;
     let mut said: Vec<_> = runs.iter().map(|run| text(&run.stderr)).collect();
     assert!(runs.iter().all(|run| run.status.success()), "{said:?}");
@@ -130,7 +130,7 @@ async fn migrations_at_once_wait_for_each_other() {
 /// Roles without what they need end at once, with one line that says what is wrong.
 #[tokio::test]
 async fn a_role_that_cannot_start_says_why_in_one_line() {
-    let yard = Yard::bare();
+    let yard = WorkerLoop::bare();
     let no_tables = yard.run(&["route"], b"").await;
     complains(&no_tables, "promptyard migrate");
     let amqp = yard.broker.url.expose().to_owned();

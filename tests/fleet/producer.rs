@@ -12,7 +12,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, Yard, amqp_url, output, text};
+use crate::harness::{PATIENCE, WorkerLoop, amqp_url, output, text};
 
 /// A connection with a reply queue of its own.
 pub struct Producer {
@@ -24,7 +24,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    pub async fn new(yard: &Yard) -> Self {
+    pub async fn new(yard: &WorkerLoop) -> Self {
         let connection = Connection::connect(&amqp_url(), ConnectionProperties::default())
             .await
             .unwrap();
@@ -130,7 +130,7 @@ impl Producer {
 /// The example that producers are told to copy gets its answers from a real fleet.
 #[tokio::test]
 async fn the_example_producer_is_answered() {
-    let yard = Yard::new().await;
+    let yard = WorkerLoop::new().await;
     let _worker = yard
         .start(&[
             "work",

@@ -5,19 +5,19 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use promptyard::{
     job::{JobId, Tier},
-    store::{HoldQueue, Store},
+    store::{DeferredQueue, Store},
 };
 use serde_json::json;
 
-use crate::{harness::Yard, producer::Producer};
+use crate::{harness::WorkerLoop, producer::Producer};
 
 const JOBS: i64 = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_router_released_is_published_by_the_next() {
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     // The sweep would find them as well, long after.
-    yard.settings = ["router.window_jobs=1", "router.lost_after_s=3600"]
+    yard.settings = ["router.window_jobs=1", "router.stuck_after_s=3600"]
         .map(str::to_owned)
         .to_vec();
     let router = yard.start(&["route"]).await;
@@ -35,7 +35,7 @@ async fn what_a_dead_router_released_is_published_by_the_next() {
     // What the router would have done last: its word of it to the broker never left.
     let store = Store::connect(&yard.store).await.unwrap();
     let held = store
-        .held(HoldQueue::Tier(Tier::Small), JOBS as usize)
+        .deferred(DeferredQueue::Tier(Tier::Small), JOBS as usize)
         .await
         .unwrap();
     assert!(held.len() as i64 > JOBS / 2, "nobody takes any: {held:?}");

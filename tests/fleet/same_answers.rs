@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Yard, binary, json_lines, output, text};
+use crate::harness::{WorkerLoop, binary, json_lines, output, text};
 
 /// The example prompts with few tokens to generate, so that the test is about the way and not about
 /// the model; and the names of those whose answers are greedy.
@@ -68,7 +68,7 @@ async fn run(mut command: Command, folder: &Path) -> BTreeMap<String, Value> {
 
 #[tokio::test]
 async fn embedded_and_fleet_answer_alike() {
-    let yard = Yard::bare();
+    let yard = WorkerLoop::bare();
     let (lines, greedy) = prompts();
     assert!(greedy.len() > 100);
     std::fs::write(yard.folder.path().join("prompts.jsonl"), lines).unwrap();

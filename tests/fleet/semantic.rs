@@ -4,15 +4,15 @@
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, Yard},
+    harness::{Role, WorkerLoop},
     producer::Producer,
 };
 
-async fn fleet(small: &str) -> (Yard, Vec<Role>) {
+async fn fleet(small: &str) -> (WorkerLoop, Vec<Role>) {
     let embedder = std::env::var("PROMPTYARD_TEST_EMBEDDER").expect(
         "the tests need all-MiniLM-L6-v2: run ./scripts/test, or set PROMPTYARD_TEST_EMBEDDER to its directory",
     );
-    let mut yard = Yard::new().await;
+    let mut yard = WorkerLoop::new().await;
     yard.settings = vec![
         format!("cache.embedder={embedder}"),
         "cache.recheck_share=1".to_owned(),
@@ -35,7 +35,7 @@ async fn fleet(small: &str) -> (Yard, Vec<Role>) {
 }
 
 /// Publishes questions and returns the sources of their answers by name.
-async fn ask(yard: &Yard, questions: &[(&str, &str)]) -> Vec<(String, String)> {
+async fn ask(yard: &WorkerLoop, questions: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut producer = Producer::new(yard).await;
     let messages = questions.iter().map(|(name, question)| {
         let body = json!({"prompt": question, "promptyard": {"cache": "semantic"}});

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::yard::{FAST, Yard, by_name, extension, text};
+use crate::yard::{FAST, WorkerLoop, by_name, extension, text};
 
 fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,7 +23,7 @@ fn sorted(lines: &str) -> BTreeSet<&str> {
 
 #[test]
 fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let file = example("shapes.jsonl");
     let first = yard.answer(&file, &["--json"]).exits(0).json();
     let (small, large) = (&first["route"]["small"], &first["route"]["large"]);
@@ -77,7 +77,7 @@ fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
 
 #[test]
 fn standard_input_may_hold_every_shape_of_line() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines = [
         "\u{feff}plain text, and with a byte order mark\r",
         "",
@@ -119,7 +119,7 @@ fn answers_do_not_depend_on_the_order_of_the_lines() {
     let mut reversed = lines.clone();
     reversed.reverse();
     let answers = [lines, reversed].map(|lines| {
-        let yard = Yard::new();
+        let yard = WorkerLoop::new();
         yard.write("prompts", lines.join("\n"));
         yard.answer("prompts", &[]).exits(0);
         let answers = yard.answers();
@@ -139,7 +139,7 @@ fn without_models_the_bundled_checkpoints_answer_and_the_run_says_so() {
         .map(|prompt| json!({"prompt": prompt, "max_tokens": 4}).to_string())
         .collect();
     let answers = [1, 2].map(|_| {
-        let yard = Yard::new();
+        let yard = WorkerLoop::new();
         yard.write("prompts", prompts.join("\n"));
         let done = yard
             .run(&["run", "prompts", "--out", "answers.jsonl"])
@@ -160,7 +160,7 @@ fn without_models_the_bundled_checkpoints_answer_and_the_run_says_so() {
 
 #[test]
 fn a_file_without_prompts_is_no_fault() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     for content in ["", "\n\n  \n"] {
         yard.write("empty", content);
         let summary = yard.answer("empty", &["--json"]).exits(0).json();

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use crate::{
     roles::{stop, up},
-    yard::{Yard, extension, text},
+    yard::{WorkerLoop, extension, text},
 };
 
 #[test]
 fn a_prompt_too_long_for_small_is_answered_by_large() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     // Few letters, so that the router's estimate takes it for short enough.
     let long = vec!["w"; 30].join(" ");
     let line =
@@ -68,7 +68,7 @@ fn a_prompt_too_long_for_small_is_answered_by_large() {
 }
 
 /// A prompt that crashes its engine, among some that do not.
-fn poisoned(yard: &Yard) {
+fn poisoned(yard: &WorkerLoop) {
     let mut lines = String::new();
     for at in 0..8 {
         let prompt = if at == 3 {
@@ -84,7 +84,7 @@ fn poisoned(yard: &Yard) {
 
 #[test]
 fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     poisoned(&yard);
     let run = |small: &str| {
         yard.run(&[
@@ -163,7 +163,7 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
 
 #[test]
 fn a_dead_letter_can_be_thrown_away() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "always fails\n");
     let failing = "scripted:fail_percent=100";
     yard.run(&[
@@ -195,7 +195,7 @@ fn a_dead_letter_can_be_thrown_away() {
 
 #[test]
 fn twins_of_a_prompt_that_is_too_long_are_not_left_waiting() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     // Few letters, so that the router's estimate takes it for short enough.
     let long = vec!["w"; 30].join(" ");
     // Each waits for the one before it, which cannot answer: the first two kinds by escalation, the

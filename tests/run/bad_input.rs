@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::yard::{FAST, Yard, text};
+use crate::yard::{FAST, WorkerLoop, text};
 
 /// Reason codes by custom_id; `ok` for an answer.
 fn codes(answers: &BTreeMap<String, Value>) -> BTreeMap<&str, &str> {
@@ -21,7 +21,7 @@ fn codes(answers: &BTreeMap<String, Value>) -> BTreeMap<&str, &str> {
 
 #[test]
 fn the_examples_of_bad_lines_end_with_their_reasons() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bad.jsonl");
     // Two of its lines have the same name, so the answers are not read by name here.
     let file = std::fs::read(file).unwrap();
@@ -54,7 +54,7 @@ fn the_examples_of_bad_lines_end_with_their_reasons() {
 
 #[test]
 fn hostile_lines_end_alone_and_name_what_is_wrong() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let named = |name: &str, body: Value| json!({"custom_id": name, "body": body}).to_string();
     let words = |count: usize| vec!["word"; count].join(" ");
     let mut lines: Vec<Vec<u8>> = [
@@ -161,7 +161,7 @@ fn hostile_lines_end_alone_and_name_what_is_wrong() {
 
 #[test]
 fn a_name_given_twice_is_refused_the_second_time_and_stays_so() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let line = |name: &str, prompt: &str| {
         json!({"custom_id": name, "body": {"prompt": prompt}}).to_string()
     };

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::yard::{Yard, text};
+use crate::yard::{WorkerLoop, text};
 
 /// The scripted engine says back what it was sent, so the test sees the prompt as the model does.
 const ECHO: [&str; 4] = [
@@ -16,7 +16,7 @@ const PRETTY: &str = "Which is dearer?\n\n{\n    \"lamp\": 12.50,\n    \"desk\":
 
 #[test]
 fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let fenced = format!("Which is dearer?\n```json\n{}\n```", &PRETTY[18..]);
     let lines = [
         ("clean", PRETTY, "lossless"),
@@ -59,7 +59,7 @@ fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
 
 #[test]
 fn pruning_sends_what_the_question_needs_and_keeps_the_question() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let paragraphs = [
         "The Elbe rises in the Giant Mountains of Bohemia and reaches the North Sea near Cuxhaven after 1,094 kilometres of way.",
         "Fidelio is the only opera of Ludwig van Beethoven. It was first given in Vienna in November of 1805 and then revised twice.",

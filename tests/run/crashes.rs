@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::yard::{Yard, text, wait_until};
+use crate::yard::{WorkerLoop, text, wait_until};
 
 const LINES: usize = 80;
 /// Two places for each tier, so that the run takes about a second and a half.
@@ -19,7 +19,7 @@ const SLOW: [&str; 8] = [
     "large.batch_max=4",
 ];
 
-fn prompts(yard: &Yard) {
+fn prompts(yard: &WorkerLoop) {
     let lines: Vec<_> = (0..LINES)
         .map(|at| {
             let model = ["auto", "small", "large"][at % 3];
@@ -41,7 +41,7 @@ fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// What must hold once all is over, however often it was interrupted.
-fn check_ledger(yard: &Yard) {
+fn check_ledger(yard: &WorkerLoop) {
     let answers = yard.answers();
     assert_eq!(answers.len(), LINES);
     for line in answers.values() {
@@ -87,7 +87,7 @@ fn killed_at_any_moment_it_goes_on_where_it_was() {
     thread::scope(|scope| {
         for (least, statement) in moments {
             scope.spawn(move || {
-                let yard = Yard::new();
+                let yard = WorkerLoop::new();
                 prompts(&yard);
                 let run = yard.start(&slow(&[]));
                 yard.wait_for(least, statement);
@@ -108,7 +108,7 @@ fn killed_at_any_moment_it_goes_on_where_it_was() {
 
 #[test]
 fn killed_again_and_again_it_ends_all_the_same() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     prompts(&yard);
     for least in [5, 15, 30] {
         let run = yard.start(&slow(&[]));
@@ -121,7 +121,7 @@ fn killed_again_and_again_it_ends_all_the_same() {
 }
 
 /// Answers in the ledger; none before it has its tables.
-fn answered(yard: &Yard) -> i64 {
+fn answered(yard: &WorkerLoop) -> i64 {
     let has_tables = yard.path("promptyard.db").exists()
         && yard.number("select count(*) from sqlite_master where name = 'jobs'") == 1;
     match has_tables {
@@ -132,7 +132,7 @@ fn answered(yard: &Yard) -> i64 {
 
 #[test]
 fn interrupted_it_says_how_to_go_on_and_does() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     prompts(&yard);
     let run = yard.start(&slow(&[]));
     yard.wait_for(10, "select count(*) from jobs where state = 'succeeded'");

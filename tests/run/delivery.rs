@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     http::{get, post, send},
     roles::{Up, stop, up},
-    yard::{Yard, wait_until},
+    yard::{WorkerLoop, wait_until},
 };
 
 fn submit(up: &Up, body: &Value) -> String {
@@ -48,7 +48,7 @@ fn one_at_a_time<'a>(small: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn a_running_job_is_taken_back_and_keeps_what_it_had_written() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(&yard, &one_at_a_time("scripted:latency_ms=20000", &[]));
     let running = submit(&up, &json!({"prompt": "a long story"}));
     let waiting = submit(&up, &json!({"prompt": "another one"}));
@@ -96,7 +96,7 @@ fn a_running_job_is_taken_back_and_keeps_what_it_had_written() {
 
 #[test]
 fn a_submission_is_taken_back_by_its_name() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines: String = (0..40)
         .map(|at| json!({"prompt": format!("line {at}")}).to_string() + "\n")
         .collect();
@@ -128,7 +128,7 @@ fn a_submission_is_taken_back_by_its_name() {
 
 #[test]
 fn what_is_taken_back_before_it_was_routed_never_begins() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "one\ntwo\nthree\n");
     let submit = ["submit", "prompts", "--batch", "early"];
     yard.run(&submit).exits(0);
@@ -149,7 +149,7 @@ fn what_is_taken_back_before_it_was_routed_never_begins() {
 
 #[test]
 fn jobs_begin_no_earlier_and_run_no_later_than_they_say() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(&yard, &one_at_a_time("scripted:latency_ms=10000", &[]));
     let start = Utc::now() + TimeDelta::seconds(3);
     let later = submit(
@@ -186,7 +186,7 @@ fn jobs_begin_no_earlier_and_run_no_later_than_they_say() {
 
 #[test]
 fn an_engine_that_hangs_is_opened_again_and_only_the_culprit_is_given_up() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let more = [
         "--set",
         "small.step_hang_s=1",
@@ -237,7 +237,7 @@ fn an_engine_that_hangs_is_opened_again_and_only_the_culprit_is_given_up() {
 
 #[test]
 fn a_flood_of_one_tenant_does_not_delay_another() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let more = [
         "--set",
         "small.batch_max=4",
@@ -253,7 +253,7 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
     yard.run(&["submit", "flood"]).exits(0);
     yard.wait_for(
         1,
-        "select count(*) from held_jobs where released_at is null",
+        "select count(*) from deferred_jobs where released_at is null",
     );
     let ids: Vec<_> = (0..3)
         .map(|at| {
@@ -305,12 +305,12 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
 
 #[test]
 fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let more = [
         "--set",
         "router.window_jobs=1",
         "--set",
-        "router.held_max=20",
+        "router.deferred_max=20",
         "--set",
         "broker.queue_messages_max=30",
     ];
@@ -331,18 +331,18 @@ fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
         refused.headers.to_lowercase().contains("\r\nretry-after: "),
         "{refused:?}"
     );
-    let held = yard.number("select count(*) from held_jobs where released_at is null");
+    let held = yard.number("select count(*) from deferred_jobs where released_at is null");
     assert!((20..1000).contains(&held), "{held}");
     up.end();
 }
 
 #[test]
 fn a_job_whose_message_was_lost_is_found() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "{\"prompt\":\"one\"}\n");
     let up = up(
         &yard,
-        &one_at_a_time("scripted:", &["--set", "router.lost_after_s=2"]),
+        &one_at_a_time("scripted:", &["--set", "router.stuck_after_s=2"]),
     );
     let id = submit(&up, &json!({"prompt": "first"}));
     until(&up, &id, "succeeded");
@@ -355,7 +355,7 @@ fn a_job_whose_message_was_lost_is_found() {
     );
     let up = crate::roles::up(
         &yard,
-        &one_at_a_time("scripted:", &["--set", "router.lost_after_s=2"]),
+        &one_at_a_time("scripted:", &["--set", "router.stuck_after_s=2"]),
     );
     until(&up, "0199f0a0-0000-7000-8000-000000000001", "succeeded");
     stop(up);
@@ -363,7 +363,7 @@ fn a_job_whose_message_was_lost_is_found() {
 
 #[test]
 fn keys_say_who_may_do_what() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(
         &yard,
         &one_at_a_time("scripted:", &["--set", "api.keys=true"]),
@@ -456,7 +456,7 @@ fn keys_say_who_may_do_what() {
 
 #[test]
 fn the_interface_speaks_tls() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
     let (cert, key) = (
         format!("api.tls_cert={fixtures}/cert.pem"),
@@ -506,7 +506,7 @@ fn the_interface_speaks_tls() {
 
 #[test]
 fn chaos_hurts_a_fleet_and_tells_whether_it_kept_its_word() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(
         &yard,
         &one_at_a_time(

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::yard::{Yard, extension, text};
+use crate::yard::{WorkerLoop, extension, text};
 
 const SMALL: &str = "scripted:model=little,unsure=riddle";
 const LARGE: &str = "scripted:model=big,echo";
@@ -13,7 +13,7 @@ fn line(name: &str, body: &Value) -> String {
 }
 
 /// Runs lines with every job left to the router on the small tier.
-fn run(yard: &Yard, lines: &str, large: &str, more: &[&str]) -> Value {
+fn run(yard: &WorkerLoop, lines: &str, large: &str, more: &[&str]) -> Value {
     yard.write("prompts", lines);
     let arguments = [
         &[
@@ -35,13 +35,13 @@ fn run(yard: &Yard, lines: &str, large: &str, more: &[&str]) -> Value {
     yard.run(&arguments).exits(0).json()
 }
 
-fn history(yard: &Yard, statement: &'static str) -> Vec<String> {
+fn history(yard: &WorkerLoop, statement: &'static str) -> Vec<String> {
     yard.column(statement)
 }
 
 #[test]
 fn an_unsure_answer_is_escalated_and_both_stay() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let riddle = "a riddle for you";
     let lines = line("unsure", &json!({"prompt": riddle}))
         + &line("sure", &json!({"prompt": "an easy one"}))
@@ -107,7 +107,7 @@ fn an_unsure_answer_is_escalated_and_both_stay() {
 
 #[test]
 fn what_is_reused_is_the_final_answer() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let riddle = json!({"prompt": "the same riddle"});
     let twins: String = (0..20).map(|at| line(&format!("a{at}"), &riddle)).collect();
     let first = run(&yard, &twins, LARGE, &[]);
@@ -136,7 +136,7 @@ fn what_is_reused_is_the_final_answer() {
 
 #[test]
 fn the_small_answer_serves_when_the_large_model_fails() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines = line("unsure", &json!({"prompt": "a riddle for you"}));
     let failing = "scripted:model=big,fail_percent=100";
     let summary = run(&yard, &lines, failing, &["--set", "worker.attempts_max=2"]);
@@ -164,7 +164,7 @@ fn the_threshold_and_the_weights_are_settings() {
     let lines =
         line("unsure", &json!({"prompt": "a riddle"})) + &line("sure", &json!({"prompt": "plain"}));
     for (below, escalated) in [("0", 0), ("0.5", 1), ("1", 2)] {
-        let yard = Yard::new();
+        let yard = WorkerLoop::new();
         let setting = format!("worker.escalate_below={below}");
         let summary = run(&yard, &lines, LARGE, &["--set", &setting]);
         assert_eq!(
@@ -172,7 +172,7 @@ fn the_threshold_and_the_weights_are_settings() {
             "{below}: {summary}"
         );
     }
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", lines.as_str());
     yard.write("weights.json", "{\"format\": 1}");
     yard.run(&[
@@ -191,7 +191,7 @@ fn the_threshold_and_the_weights_are_settings() {
 
 #[test]
 fn labels_calibrate_and_the_weights_are_used() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     // The small model is right where it is sure: it answers the same words to the same prompt.
     let mut lines = String::new();
     for at in 0..120 {
@@ -221,7 +221,7 @@ fn labels_calibrate_and_the_weights_are_used() {
             line.to_string() + "\n"
         })
         .collect();
-    let fresh = Yard::new();
+    let fresh = WorkerLoop::new();
     let more = [
         "--set",
         "worker.escalate_below=0",
@@ -285,7 +285,7 @@ fn labels_calibrate_and_the_weights_are_used() {
 
 #[test]
 fn the_cascade_is_judged_on_both_models_answers() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let mut lines = String::new();
     for at in 0..40 {
         let prompt = if at % 4 == 0 {

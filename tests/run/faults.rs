@@ -6,12 +6,12 @@ use std::{
     process::Stdio,
 };
 
-use crate::yard::{FAST, PROMPT, Yard};
+use crate::yard::{FAST, PROMPT, WorkerLoop};
 
 /// Every case of a wrong environment or usage: arguments, exit code, what is said.
 #[test]
 fn wrong_usage_and_environment_get_one_clear_line() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "hello\n");
     yard.write(
         "no-database",
@@ -179,7 +179,7 @@ fn wrong_usage_and_environment_get_one_clear_line() {
 
 #[test]
 fn other_commands_refuse_as_clearly() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "hello\n");
     let cases: &[(&[&str], i32, &[&str])] = &[
         (&["results"], 1, &["no ledger", "promptyard.db"]),
@@ -227,7 +227,7 @@ fn other_commands_refuse_as_clearly() {
 
 #[test]
 fn a_failed_start_leaves_earlier_answers_alone() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "hello\n");
     yard.answer("prompts", &[]).exits(0);
     let answers = yard.read("answers.jsonl");
@@ -238,7 +238,7 @@ fn a_failed_start_leaves_earlier_answers_alone() {
 
 #[test]
 fn a_full_disk_is_told_and_nothing_computed_is_lost() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines: String = (0..100).map(|at| format!("question {at}\n")).collect();
     yard.write("prompts", lines);
     let arguments = [&["run", "prompts"], &FAST[..]].concat();
@@ -267,7 +267,7 @@ fn a_full_disk_is_told_and_nothing_computed_is_lost() {
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_fault() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines: String = (0..500).map(|at| format!("question {at}\n")).collect();
     yard.write("prompts", lines);
     let mut child = yard
@@ -290,7 +290,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() {
 
 #[test]
 fn a_second_run_on_the_same_ledger_is_turned_away() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let lines: String = (0..40).map(|at| format!("question {at}\n")).collect();
     yard.write("prompts", lines);
     let slow = "scripted:latency_ms=150";

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     http::post,
     roles::{stop, up},
-    yard::{Yard, extension, text},
+    yard::{WorkerLoop, extension, text},
 };
 
 fn file(bodies: &[(&str, Value)]) -> String {
@@ -24,7 +24,7 @@ fn content(line: &Value) -> &Vec<Value> {
 /// was computed without them is not given to a request that asks for them.
 #[test]
 fn log_probabilities_are_answered_and_kept() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let plain =
         json!({"prompt": "Where is my parcel?", "max_completion_tokens": 9, "model": "small"});
     let mut asked = plain.clone();
@@ -70,7 +70,7 @@ fn log_probabilities_are_answered_and_kept() {
 /// Over HTTP the fields are OpenAI's too, and what is wrong with one is said at once.
 #[test]
 fn the_http_interface_takes_the_same_fields() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(&yard, &[]);
     let ask = |more: Value| {
         let mut body = json!({"model": "small", "max_completion_tokens": 5,
@@ -100,7 +100,7 @@ fn the_http_interface_takes_the_same_fields() {
 #[cfg(feature = "structured")]
 #[test]
 fn answers_have_the_form_that_was_asked_for() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let body = |schema: Value| {
         json!({"prompt": "Where is my parcel?", "max_completion_tokens": 200, "model": "small",
             "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}})

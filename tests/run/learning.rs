@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     http::{get, post},
     roles::{stop, up},
-    yard::{Yard, wait_until},
+    yard::{WorkerLoop, wait_until},
 };
 
 /// Small and large say the same.
@@ -20,7 +20,7 @@ const AGREEING: [&str; 4] = [
 /// feedback by HTTP and by SQL stands beside them, and `router explain` tells all of it.
 #[test]
 fn copies_and_feedback_teach_without_a_trace_in_the_results() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let settings = [
         "--set",
         "router.threshold=1",
@@ -126,7 +126,7 @@ fn copies_and_feedback_teach_without_a_trace_in_the_results() {
 /// A share is delivered, also by a router that starts anew, per tenant, and visibly.
 #[test]
 fn a_share_is_delivered_across_restarts() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let line = |at: usize, tenant: &str| {
         // Every part is of the same kind: scores that drift are another test's.
         let at = at * 389 % 600;
@@ -166,7 +166,7 @@ fn a_share_is_delivered_across_restarts() {
 /// Targets change under a running router, go before its configuration, and what is none changes nothing.
 #[test]
 fn targets_are_set_while_a_router_runs() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let settings = ["--set", "router.target=threshold:1"];
     let up = up(&yard, &[&AGREEING[..], &settings].concat());
     let mut asked = 0;
@@ -250,7 +250,7 @@ fn targets_are_set_while_a_router_runs() {
 /// As shipped, a back-log of large's moves a part of what comes after it to small, and no more than that.
 #[test]
 fn a_back_log_spills_to_small() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let settings = [
         "--small",
         "scripted:latency_ms=1",
@@ -292,7 +292,7 @@ fn a_back_log_spills_to_small() {
 /// The marks of a labelled run are feedback, told once however often it is run.
 #[test]
 fn marks_are_kept_as_feedback() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write(
         "marked",
         "{\"prompt\":\"a b\",\"expect\":\"a b\"}\n{\"prompt\":\"c\",\"expect\":\"d\"}\n",
@@ -308,7 +308,7 @@ fn marks_are_kept_as_feedback() {
 /// Weights in the ledger that are none are refused with one line, and routing goes on.
 #[test]
 fn broken_weights_in_the_ledger_are_refused() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "one\n");
     yard.answer("prompts", &[]).exits(0);
     yard.column(
@@ -330,7 +330,7 @@ fn broken_weights_in_the_ledger_are_refused() {
 /// Weights are fitted to what a ledger knows of both models; one that knows nothing is one error.
 #[test]
 fn a_ledger_is_learned_from() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let models = [
         "--small",
         "scripted:model=little,unsure=riddle",

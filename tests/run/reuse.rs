@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::yard::{Yard, extension, text};
+use crate::yard::{WorkerLoop, extension, text};
 
 /// Slow engines, and every job left to the router on the small one.
 const SLOW: [&str; 6] = [
@@ -22,7 +22,7 @@ fn file_of(prefix: &str, count: usize, body: &Value) -> String {
         .collect()
 }
 
-fn run(yard: &Yard, lines: &str) -> Value {
+fn run(yard: &WorkerLoop, lines: &str) -> Value {
     yard.write("prompts", lines);
     let arguments = [
         &["run", "prompts", "--json", "--out", "answers.jsonl"][..],
@@ -34,7 +34,7 @@ fn run(yard: &Yard, lines: &str) -> Value {
     yard.run(&arguments).exits(0).json()
 }
 
-fn sources(yard: &Yard) -> Vec<String> {
+fn sources(yard: &WorkerLoop) -> Vec<String> {
     let answers = yard.answers();
     let source = |line: &Value| extension(line)["source"].as_str().unwrap().to_owned();
     let mut sources: Vec<_> = answers.values().map(source).collect();
@@ -44,7 +44,7 @@ fn sources(yard: &Yard) -> Vec<String> {
 
 #[test]
 fn fifty_identical_prompts_run_once_and_later_ones_not_at_all() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let body = json!({"prompt": "What is the capital of Portugal?"});
     let first = run(&yard, &file_of("a", 50, &body));
     assert_eq!(first["answered"], 50, "{first}");
@@ -65,7 +65,7 @@ fn fifty_identical_prompts_run_once_and_later_ones_not_at_all() {
 /// Killed while the one run is under way, a hundred identical prompts are one committed run all the same.
 #[test]
 fn a_hundred_identical_prompts_outlive_a_kill() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let body = json!({"prompt": "What is the capital of Portugal?"});
     yard.write("prompts", file_of("a", 100, &body));
     let arguments = [
@@ -93,7 +93,7 @@ fn a_hundred_identical_prompts_outlive_a_kill() {
 
 #[test]
 fn what_must_not_be_reused_is_computed() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let plain = json!({"prompt": "How high is the Zugspitze?"});
     run(&yard, &file_of("first", 1, &plain));
     let prompt = &plain["prompt"];

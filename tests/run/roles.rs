@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     http::{get, post, send},
-    yard::{Process, Yard, by_name, text, wait_until},
+    yard::{Process, WorkerLoop, by_name, text, wait_until},
 };
 
 /// A fleet in one process, with the addresses that it told.
@@ -17,7 +17,7 @@ pub struct Up {
 }
 
 /// Starts `up` on free ports and waits until it is ready.
-pub fn up(yard: &Yard, more: &[&str]) -> Up {
+pub fn up(yard: &WorkerLoop, more: &[&str]) -> Up {
     let arguments = [
         "up",
         "--listen",
@@ -81,7 +81,7 @@ impl Up {
     }
 }
 
-fn fast(yard: &Yard) -> Up {
+fn fast(yard: &WorkerLoop) -> Up {
     up(
         yard,
         &[
@@ -100,7 +100,7 @@ pub fn stop(up: Up) {
 
 #[test]
 fn http_answers_as_openai_does_and_keeps_the_job() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = fast(&yard);
     let body = json!({"model": "auto", "messages": [{"role": "user", "content": "Hello there"}]});
     let response = post(up.api, "/v1/chat/completions", &body);
@@ -156,7 +156,7 @@ fn http_answers_as_openai_does_and_keeps_the_job() {
 
 #[test]
 fn http_refuses_as_openai_does() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = up(
         &yard,
         &[
@@ -190,7 +190,7 @@ fn http_refuses_as_openai_does() {
 
 #[test]
 fn other_processes_submit_and_read_while_it_runs() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let up = fast(&yard);
     let lines: String = (0..20)
         .map(|at| {
@@ -243,7 +243,7 @@ fn other_processes_submit_and_read_while_it_runs() {
 
 #[test]
 fn told_to_stop_it_returns_what_it_has_not_begun_and_finishes_the_rest() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let slow = "scripted:latency_ms=1500";
     let up = up(
         &yard,
@@ -302,7 +302,7 @@ fn told_to_stop_it_returns_what_it_has_not_begun_and_finishes_the_rest() {
 
 #[test]
 fn a_request_whose_job_has_to_wait_does_not_hold_up_the_stop() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let slow = "scripted:latency_ms=60000";
     let up = up(
         &yard,
@@ -330,7 +330,7 @@ fn a_request_whose_job_has_to_wait_does_not_hold_up_the_stop() {
 
 #[test]
 fn metrics_are_served_and_prompts_stay_out_of_metrics_and_logs() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     const MARKER: &str = "xylophonequartz";
     let up = up(
         &yard,
@@ -401,7 +401,7 @@ const RARE: [&str; 20] = [
     promptyard::metrics::ENGINE_RESTARTS,
     promptyard::metrics::RECONNECTED,
     promptyard::metrics::REPLIES_LOST,
-    promptyard::metrics::STORE_FAULTS,
+    promptyard::metrics::STORE_ERRORS,
     promptyard::metrics::ENGINE_STEPS,
     promptyard::metrics::STEP_SECONDS,
     promptyard::metrics::STEP_SEQUENCES,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::yard::{Yard, extension, text};
+use crate::yard::{WorkerLoop, extension, text};
 
 /// Where all-MiniLM-L6-v2 lies, as a setting.
 pub fn embedder() -> String {
@@ -17,7 +17,7 @@ fn semantic(prompt: &str) -> Value {
 }
 
 /// Runs one body with these small and large models; returns its answer line.
-fn ask(yard: &Yard, name: &str, body: &Value, small: &str, more: &[&str]) -> Value {
+fn ask(yard: &WorkerLoop, name: &str, body: &Value, small: &str, more: &[&str]) -> Value {
     yard.write(
         name,
         json!({"custom_id": name, "body": body}).to_string() + "\n",
@@ -36,7 +36,7 @@ fn ask(yard: &Yard, name: &str, body: &Value, small: &str, more: &[&str]) -> Val
 
 #[test]
 fn the_same_in_other_words_is_answered_alike_and_nothing_else_is() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     let ask = |name: &str, body: &Value| ask(&yard, name, body, "scripted:", &[]);
     let first = ask("first", &semantic("How do I reset my password?"));
     assert_eq!(extension(&first)["source"], "computed");
@@ -113,7 +113,7 @@ fn the_same_in_other_words_is_answered_alike_and_nothing_else_is() {
 /// want one: without it the request is served exactly.
 #[test]
 fn other_models_and_no_embedder_mean_no_reuse() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     ask(
         &yard,
         "first",
@@ -152,7 +152,7 @@ fn the_models_word_decides_where_it_is_asked() {
         ("scripted:says=yes", "semantic"),
         ("scripted:says=perhaps", "computed"),
     ] {
-        let yard = Yard::new();
+        let yard = WorkerLoop::new();
         let first = ask(
             &yard,
             "first",
@@ -190,7 +190,7 @@ fn the_models_word_decides_where_it_is_asked() {
 
 #[test]
 fn a_missing_embedder_is_one_clear_line() {
-    let yard = Yard::new();
+    let yard = WorkerLoop::new();
     yard.write("prompts", "hello\n");
     let failed = yard
         .answer("prompts", &["--set", "cache.embedder=./nowhere"])

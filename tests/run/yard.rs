@@ -27,12 +27,12 @@ pub const FAST: [&str; 4] = [
 ];
 
 /// A temporary folder in which `promptyard` runs; its ledger is `promptyard.db` there.
-pub struct Yard {
+pub struct WorkerLoop {
     folder: TempDir,
     started: AtomicUsize,
 }
 
-impl Yard {
+impl WorkerLoop {
     pub fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),

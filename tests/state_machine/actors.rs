@@ -6,8 +6,8 @@ use std::{collections::HashMap, time::Duration};
 use promptyard::{
     job::{CacheKey, JobId, JobRecord, Tier},
     store::{
-        Admission, Admitted, Claim, Claimant, Claimed, Course, Released, Settled, Settlement,
-        Store, Verdict,
+        Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Released, Settled, Settlement,
+        Store, AttemptOutcome,
     },
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -59,7 +59,7 @@ impl Told {
 pub struct Run {
     pub job: JobId,
     pub attempt: u32,
-    pub suspect: bool,
+    pub poison_candidate: bool,
     pub last: bool,
     pub worker: String,
 }
@@ -117,7 +117,7 @@ impl Actor {
         let outcomes = self.store.admit(batch, lease).await.unwrap();
         for (admission, outcome) in batch.iter().zip(&outcomes) {
             match outcome {
-                Admitted::Held => self.told.held.push(admission.head.id),
+                Admitted::Deferred => self.told.held.push(admission.head.id),
                 Admitted::Ended(record) => {
                     self.told.ended.push(record.id);
                     self.see(record);
@@ -136,12 +136,12 @@ impl Actor {
             match outcome {
                 Claimed::Run {
                     attempt,
-                    suspect,
+                    poison_candidate,
                     last,
                 } => runs.push(Run {
                     job: claim.job,
                     attempt,
-                    suspect,
+                    poison_candidate,
                     last,
                     worker: claimant.worker.clone(),
                 }),
@@ -158,7 +158,7 @@ impl Actor {
         // A worker has one attempt of a job, the latest.
         let held: HashMap<JobId, u32> = runs.iter().map(|run| (run.job, run.attempt)).collect();
         let asked: Vec<(JobId, u32)> = held.iter().map(|(job, attempt)| (*job, *attempt)).collect();
-        let gone = self.store.withdrawn(&asked).await.unwrap();
+        let gone = self.store.superseded(&asked).await.unwrap();
         let mut settlements = Vec::new();
         for run in runs {
             let text = format!("{} of {} by {}", run.attempt, run.job, self.name);
@@ -170,12 +170,12 @@ impl Actor {
             let verdict = match kind {
                 // Some hear that they are to stop, some go on to the end.
                 _ if gone.contains(&run.job) && held[&run.job] == run.attempt && kind % 2 == 0 => {
-                    Verdict::withdrawn(Some(&answer(&text)))
+                    AttemptOutcome::superseded(Some(&answer(&text)))
                 }
-                0..=3 => Verdict::Succeeded(answer(&text)),
-                4..=5 if !run.last => Verdict::Retry(reason("engine_unavailable")),
-                6 => Verdict::Returned,
-                7 => Verdict::Escalate {
+                0..=3 => AttemptOutcome::Succeeded(answer(&text)),
+                4..=5 if !run.last => AttemptOutcome::Retry(reason("engine_unavailable")),
+                6 => AttemptOutcome::Returned,
+                7 => AttemptOutcome::Escalate {
                     to: Tier::Large,
                     reason: reason("unsure"),
                     answer: self
@@ -186,10 +186,10 @@ impl Actor {
                 8 => {
                     let written = self.chance.random_bool(0.5);
                     let written = written.then(|| Box::new(answer(&text)));
-                    Verdict::Expired(reason("deadline_passed"), written)
+                    AttemptOutcome::Expired(reason("deadline_passed"), written)
                 }
-                9..=10 => Verdict::Apart(reason("engine_crashed")),
-                _ => Verdict::Spent(reason("engine_crashed")),
+                9..=10 => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
+                _ => AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
             };
             let of_job = self
                 .jobs
@@ -210,7 +210,7 @@ impl Actor {
             self.told.words.push(Said {
                 job: settlement.job,
                 attempt: settlement.attempt,
-                outcome: outcome_of(&settlement.verdict),
+                outcome: outcome_of(&settlement.outcome),
                 text,
                 is_committed: matches!(outcome, Settled::Committed { .. }),
             });
@@ -232,7 +232,7 @@ impl Actor {
             for _ in 0..self.chance.random_range(1..8) {
                 let mut admission = self.job().clone();
                 if self.chance.random_bool(0.2) {
-                    admission.course = Course::Queue;
+                    admission.decision = AdmissionDecision::Queue;
                 }
                 batch.push(admission);
             }
@@ -262,7 +262,7 @@ impl Actor {
                     lease: self.lease(),
                     ..claimant.clone()
                 };
-                self.store.beat(&heartbeat(beat)).await.unwrap();
+                self.store.heartbeat(&heartbeat(beat)).await.unwrap();
             }
             let mut claims = Vec::new();
             for _ in 0..self.chance.random_range(1..8) {
@@ -290,7 +290,7 @@ impl Actor {
             let mut free: HashMap<JobId, Tier> = HashMap::new();
             let all: Vec<JobId> = jobs.iter().map(|admission| admission.head.id).collect();
             let mut messages = self.release(&all).await;
-            messages.extend(self.sweep(1000).await);
+            messages.extend(self.rescue(1000).await);
             for message in &messages {
                 if let Released::Tier(routed) = message {
                     free.insert(routed.job.head.id, routed.tier);
@@ -313,7 +313,7 @@ impl Actor {
             }
             for routed in self
                 .store
-                .promote_waiting(100, Duration::ZERO)
+                .take_over_flights(100, Duration::ZERO)
                 .await
                 .unwrap()
             {
@@ -344,21 +344,21 @@ impl Actor {
 }
 
 pub fn key_of(admission: &Admission) -> Option<CacheKey> {
-    match &admission.course {
-        Course::Route(route) => route.cache_key,
+    match &admission.decision {
+        AdmissionDecision::Route(route) => route.cache_key,
         _ => None,
     }
 }
 
-fn outcome_of(verdict: &Verdict) -> &'static str {
+fn outcome_of(verdict: &AttemptOutcome) -> &'static str {
     match verdict {
-        Verdict::Succeeded(_) | Verdict::Reused(_) => "succeeded",
-        Verdict::Failed(_) | Verdict::Spent(_) => "failed",
-        Verdict::Expired(..) => "expired",
-        Verdict::Cancelled(..) => "cancelled",
-        Verdict::Retry(_) => "retried",
-        Verdict::Apart(_) => "retried apart",
-        Verdict::Escalate { .. } => "escalated",
-        Verdict::Returned => "returned",
+        AttemptOutcome::Succeeded(_) | AttemptOutcome::Reused(_) => "succeeded",
+        AttemptOutcome::Failed(_) | AttemptOutcome::AttemptsExhausted(_) => "failed",
+        AttemptOutcome::Expired(..) => "expired",
+        AttemptOutcome::Cancelled(..) => "cancelled",
+        AttemptOutcome::Retry(_) => "retried",
+        AttemptOutcome::RetryIsolated(_) => "retried apart",
+        AttemptOutcome::Escalate { .. } => "escalated",
+        AttemptOutcome::Returned => "returned",
     }
 }

@@ -151,7 +151,7 @@ impl Case {
         let held: Vec<JobId> = self.model.held.keys().copied().collect();
         self.release(&held, false).await?;
         self.look(100).await?;
-        prop_assert_eq!(self.model.held_counts(), [0; 3]);
+        prop_assert_eq!(self.model.deferred_counts(), [0; 3]);
         let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
         for id in &ids {
             prop_assert!(!self.model.jobs[id].is_open(), "{} never ends", id);
@@ -192,7 +192,7 @@ impl Case {
         let held = self.model.held.keys().copied();
         let held: Vec<JobId> = held.filter(|id| self.model.is_unreleased(*id)).collect();
         let mut published: HashSet<JobId> = self.release(&held, false).await?.into_iter().collect();
-        let (lost, is_changed) = self.sweep([true; 3], (1000, 1000)).await?;
+        let (lost, is_changed) = self.rescue([true; 3], (1000, 1000)).await?;
         self.check(is_changed).await?;
         published.extend(lost);
         let promoted = self.promote(100, Lease::None).await?;

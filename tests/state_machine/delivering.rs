@@ -8,7 +8,7 @@ use std::{
 use chrono::{TimeDelta, Utc};
 use promptyard::{
     job::{JobId, Tier},
-    store::{CancelFilter, HoldQueue, Released, SweepRules, Swept},
+    store::{CancelFilter, DeferredQueue, Released, RescueRules, Rescued},
 };
 use proptest::{prelude::*, test_runner::TestCaseError, test_runner::TestCaseResult};
 
@@ -119,29 +119,29 @@ impl Case {
     }
 
     /// Returns the jobs whose message is lost, and whether a job was ended.
-    pub async fn sweep(
+    pub async fn rescue(
         &mut self,
         is_empty: [bool; 3],
         (limit, looked_at_max): (usize, usize),
     ) -> Result<(Vec<JobId>, bool), TestCaseError> {
-        let mut rules = SweepRules {
-            lost_after: TimeDelta::zero(),
-            lost_after_busy: TimeDelta::hours(1),
+        let mut rules = RescueRules {
+            stuck_after: TimeDelta::zero(),
+            stuck_after_busy: TimeDelta::hours(1),
             is_empty,
             limit,
             from: None,
             looked_at_max,
         };
         let before = now();
-        let mut swept = Swept::default();
+        let mut swept = Rescued::default();
         loop {
-            let part = self.store.sweep(rules).await.unwrap();
+            let part = self.store.rescue(rules).await.unwrap();
             prop_assert!(part.expired.len() <= limit && part.lost.len() <= limit);
             swept.expired.extend(part.expired);
-            swept.lost.extend(part.lost);
+            rescued.stuck.extend(part.lost);
             swept.attempts += part.attempts;
-            rules.from = part.next;
-            if part.next.is_none() {
+            rules.from = part.disposition;
+            if part.disposition.is_none() {
                 break;
             }
         }
@@ -178,7 +178,7 @@ impl Case {
             Message::Tier(tier) => is_empty[1 + usize::from(*tier == Tier::Large)],
         };
         let mut found = BTreeMap::new();
-        for lost in &swept.lost {
+        for lost in &rescued.stuck {
             let id = match lost {
                 Released::Router(job) => job.head.id,
                 Released::Tier(routed) => routed.job.head.id,
@@ -216,7 +216,7 @@ impl Case {
         let free = self.model.promotable();
         let promoted = self
             .store
-            .promote_waiting(limit, span(lease))
+            .take_over_flights(limit, span(lease))
             .await
             .unwrap();
         prop_assert_eq!(
@@ -241,9 +241,9 @@ impl Case {
         Ok(promoted.iter().map(|routed| routed.job.head.id).collect())
     }
 
-    pub async fn lead(&mut self, role: usize, holder: usize, lease: Lease) -> TestCaseResult {
+    pub async fn acquire_leadership(&mut self, role: usize, holder: usize, lease: Lease) -> TestCaseResult {
         let (role, holder) = (ROLES[role], HOLDERS[holder]);
-        let leads = self.store.lead(role, holder, span(lease)).await.unwrap();
+        let leads = self.store.acquire_leadership(role, holder, span(lease)).await.unwrap();
         let led = self.leaders.get(role);
         let is_free = led.is_none_or(|(by, lease)| *by == holder || *lease == Lease::None);
         prop_assert_eq!(leads, is_free, "{} under {:?}", holder, led);
@@ -260,8 +260,8 @@ impl Case {
 
     /// What is held, what counts against tenants and which attempts must stop.
     pub async fn look(&mut self, each: usize) -> TestCaseResult {
-        for queue in HoldQueue::ALL {
-            let held = self.store.held(queue, each).await.unwrap();
+        for queue in DeferredQueue::ALL {
+            let held = self.store.deferred(queue, each).await.unwrap();
             let mine = held
                 .into_iter()
                 .filter(|held| self.tenants.contains(&held.tenant));
@@ -270,14 +270,14 @@ impl Case {
                 .collect();
             prop_assert_eq!(found, self.model.could_go(queue, each), "{:?}", queue);
         }
-        let tenants = self.store.held_tenants().await.unwrap();
+        let tenants = self.store.deferred_tenants().await.unwrap();
         let mine = tenants
             .into_iter()
             .filter(|(_, tenant)| self.tenants.contains(tenant));
-        prop_assert_eq!(mine.collect::<BTreeSet<_>>(), self.model.held_tenants());
+        prop_assert_eq!(mine.collect::<BTreeSet<_>>(), self.model.deferred_tenants());
         let most = u32::try_from(each).unwrap();
-        let counts = self.store.held_counts(most).await.unwrap();
-        let held = self.model.held_counts();
+        let counts = self.store.deferred_counts(most).await.unwrap();
+        let held = self.model.deferred_counts();
         for (at, count) in counts.into_iter().enumerate() {
             prop_assert_eq!(
                 count,
@@ -307,11 +307,11 @@ impl Case {
                 expected.extend((!is_its_own).then_some(*id));
             }
         }
-        let withdrawn = self.store.withdrawn(&all).await.unwrap();
-        if withdrawn.len() < all.len() && !withdrawn.is_empty() {
-            self.note("look: withdrawn");
+        let superseded = self.store.superseded(&all).await.unwrap();
+        if superseded.len() < all.len() && !superseded.is_empty() {
+            self.note("look: superseded");
         }
-        prop_assert_eq!(withdrawn, expected);
+        prop_assert_eq!(superseded, expected);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use promptyard::{
     job::{JobId, JobRecord, JobState, Tenant, Tier},
-    store::{Admission, Admitted, CancelFilter, Claim, Claimant, Claimed, Store, TenantTerms},
+    store::{Admission, Admitted, CancelFilter, Claim, Claimant, Claimed, Store, TenantLimits},
 };
 use proptest::{
     prelude::*,
@@ -57,11 +57,11 @@ pub fn span(lease: Lease) -> Duration {
 pub async fn clear(store: &Store) {
     for role in ROLES {
         for holder in HOLDERS {
-            store.lead(role, holder, Duration::ZERO).await.unwrap();
+            store.acquire_leadership(role, holder, Duration::ZERO).await.unwrap();
         }
     }
     for _ in 0..100 {
-        let promoted = store.promote_waiting(1000, LONG).await.unwrap();
+        let promoted = store.take_over_flights(1000, LONG).await.unwrap();
         let ids: Vec<JobId> = promoted.iter().map(|routed| routed.job.head.id).collect();
         if ids.is_empty() {
             return;
@@ -77,12 +77,12 @@ impl Case {
         let name = JobId::now().0.simple().to_string();
         let tenants = ["a", "b"].map(|letter| format!("{letter}-{name}").parse().unwrap());
         let [_, with_quota]: &[Tenant; 2] = &tenants;
-        let quota = TenantTerms {
+        let quota = TenantLimits {
             tokens_per_minute: Some(100),
-            ..TenantTerms::of(with_quota.clone())
+            ..TenantLimits::of(with_quota.clone())
         };
         store.set_tenant(&quota).await.unwrap();
-        let held_before = store.held_counts(u32::MAX).await.unwrap();
+        let held_before = store.deferred_counts(u32::MAX).await.unwrap();
         Self {
             held_before,
             leaders: HashMap::new(),
@@ -138,8 +138,8 @@ impl Case {
                 lease,
             } => {
                 let claimant = self.worker(*worker, *tier, span(*lease));
-                self.model.beat(&claimant.worker, *lease);
-                self.store.beat(&heartbeat(claimant)).await.unwrap();
+                self.model.heartbeat(&claimant.worker, *lease);
+                self.store.heartbeat(&heartbeat(claimant)).await.unwrap();
                 false
             }
             Operation::Promote { limit, lease } => {
@@ -160,30 +160,30 @@ impl Case {
                 self.cancel(&filter, *limit).await?
             }
             Operation::Release { jobs, again } => {
-                let is_held = |id| match again {
+                let is_deferred = |id| match again {
                     true => self.model.held.contains_key(&id),
                     false => self.model.is_unreleased(id),
                 };
                 let ids = jobs
                     .iter()
-                    .map(|pick| self.pick(*pick, |job| is_held(job.head.id)));
+                    .map(|pick| self.pick(*pick, |job| is_deferred(job.head.id)));
                 let (mut seen, mut ids) = (HashSet::new(), ids.collect::<Vec<JobId>>());
                 // Who asks again for what it did not hear of asks for each once.
                 ids.retain(|id| seen.insert(*id) || !*again);
                 self.release(&ids, *again).await?;
                 false
             }
-            Operation::Sweep { is_empty, most } => self.sweep(*is_empty, *most).await?.1,
+            Operation::Sweep { is_empty, most } => self.rescue(*is_empty, *most).await?.1,
             Operation::Lead {
                 role,
                 holder,
                 lease,
             } => {
-                self.lead(usize::from(*role), usize::from(*holder), *lease)
+                self.acquire_leadership(usize::from(*role), usize::from(*holder), *lease)
                     .await?;
                 false
             }
-            Operation::Look { each } => {
+            Operation::StealRound { each } => {
                 self.look(*each).await?;
                 false
             }
@@ -219,7 +219,7 @@ impl Case {
             let found = match outcome {
                 Admitted::Queued => Admit::Queued,
                 Admitted::Routed => Admit::Routed,
-                Admitted::Held => Admit::Held,
+                Admitted::Deferred => Admit::Held,
                 Admitted::Waiting => Admit::Waiting,
                 Admitted::Ended(record) => Admit::Ended(record.id),
                 Admitted::Known(record) => Admit::Known(record.id),
@@ -238,9 +238,9 @@ impl Case {
                 Admitted::Queued => "admit: queued",
                 Admitted::Routed if was_queued => "admit: moved",
                 Admitted::Routed => "admit: routed",
-                Admitted::Held if was_held => "admit: held still",
-                Admitted::Held if was_queued => "admit: moved and held",
-                Admitted::Held => "admit: held",
+                Admitted::Deferred if was_held => "admit: held still",
+                Admitted::Deferred if was_queued => "admit: moved and held",
+                Admitted::Deferred => "admit: held",
                 Admitted::Waiting => "admit: waiting",
                 Admitted::Ended(record) if record.answer.is_some() => "admit: hit",
                 Admitted::Ended(_) => "admit: ended",
@@ -274,11 +274,11 @@ impl Case {
             let found = match outcome {
                 Claimed::Run {
                     attempt,
-                    suspect,
+                    poison_candidate,
                     last,
                 } => Take::Run {
                     attempt: *attempt,
-                    suspect: *suspect,
+                    poison_candidate: *poison_candidate,
                     last: *last,
                 },
                 Claimed::Busy => Take::Busy,
@@ -300,7 +300,7 @@ impl Case {
             is_changed |= was_open && matches!(found, Take::Run { .. } | Take::Ended(_));
             self.note(match (outcome, code) {
                 (Claimed::Run { last: true, .. }, _) => "claim: last",
-                (Claimed::Run { suspect: true, .. }, _) => "claim: suspect",
+                (Claimed::Run { poison_candidate: true, .. }, _) => "claim: poison_candidate",
                 (Claimed::Run { .. }, _) => "claim: run",
                 (Claimed::Busy, _) => "claim: busy",
                 (Claimed::Elsewhere(_), _) => "claim: elsewhere",

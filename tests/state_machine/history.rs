@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::TimeDelta;
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobRecord, JobState, Priority, Tenant, Tier},
-    store::{Admission, Course, DeadFilter, Hold, Store},
+    store::{Admission, AdmissionDecision, DeadFilter, Deferral, Store},
 };
 
 use crate::{
@@ -34,8 +34,8 @@ fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
                 ..head()
             };
             let mut course = route(Tier::Small, key);
-            if let Course::Route(route) = &mut course {
-                route.hold = (nr % 6 == 0).then(|| Hold::for_turn(now(), Priority::Normal, 1));
+            if let AdmissionDecision::Route(route) = &mut course {
+                route.deferral = (nr % 6 == 0).then(|| Deferral::for_turn(now(), Priority::Normal, 1));
             }
             admission(head, &prompt, course)
         })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use promptyard::{
     job::{JobHead, JobId, JobState, Tenant, Tier},
-    store::{Hold, HoldQueue},
+    store::{Deferral, DeferredQueue},
 };
 
 use crate::model::{Job, Model};
@@ -14,7 +14,7 @@ use crate::model::{Job, Model};
 #[derive(Clone, Debug)]
 pub struct Held {
     tenant: Tenant,
-    queue: HoldQueue,
+    queue: DeferredQueue,
     rank: DateTime<Utc>,
     tokens: u32,
     is_released: bool,
@@ -33,7 +33,7 @@ pub enum Message {
 }
 
 impl Model {
-    pub fn hold(&mut self, head: &JobHead, queue: HoldQueue, hold: &Hold) {
+    pub fn hold(&mut self, head: &JobHead, queue: DeferredQueue, hold: &Deferral) {
         let held = Held {
             tenant: head.tenant.clone(),
             queue,
@@ -50,7 +50,7 @@ impl Model {
     }
 
     /// It is to be published when it is released; nobody has it.
-    pub fn is_held(&self, job: &Job) -> bool {
+    pub fn is_deferred(&self, job: &Job) -> bool {
         job.is_open() && job.state != JobState::Running && self.is_unreleased(job.head.id)
     }
 
@@ -97,8 +97,8 @@ impl Model {
         let is_unpublished = |(id, held): &(&JobId, &Held)| {
             let job = &self.jobs[id];
             let message = match held.queue {
-                HoldQueue::In => Some(Message::Router),
-                HoldQueue::Tier(_) => job.tier.map(Message::Tier),
+                DeferredQueue::In => Some(Message::Router),
+                DeferredQueue::Tier(_) => job.tier.map(Message::Tier),
             };
             held.is_released
                 && !held.is_published
@@ -111,7 +111,7 @@ impl Model {
     }
 
     /// For each tenant the first `each` by rank that could go now.
-    pub fn could_go(&self, queue: HoldQueue, each: usize) -> Vec<(Tenant, JobId, u32)> {
+    pub fn could_go(&self, queue: DeferredQueue, each: usize) -> Vec<(Tenant, JobId, u32)> {
         let mut of: BTreeMap<&Tenant, BTreeSet<Place>> = BTreeMap::new();
         for (id, held) in &self.held {
             if held.queue == queue && !held.is_released && held.rank <= Utc::now() {
@@ -128,17 +128,17 @@ impl Model {
     }
 
     /// How many are held for each queue; those count that have ended since.
-    pub fn held_counts(&self) -> [u32; 3] {
-        HoldQueue::ALL.map(|queue| {
+    pub fn deferred_counts(&self) -> [u32; 3] {
+        DeferredQueue::ALL.map(|queue| {
             let held = self.held.values();
             let of = held.filter(|held| held.queue == queue && !held.is_released);
             u32::try_from(of.count()).unwrap()
         })
     }
 
-    pub fn held_tenants(&self) -> BTreeSet<(HoldQueue, Tenant)> {
+    pub fn deferred_tenants(&self) -> BTreeSet<(DeferredQueue, Tenant)> {
         let held = self.held.values();
-        let held = held.filter(|held| held.queue != HoldQueue::In && !held.is_released);
+        let held = held.filter(|held| held.queue != DeferredQueue::In && !held.is_released);
         held.map(|held| (held.queue, held.tenant.clone())).collect()
     }
 
@@ -149,15 +149,15 @@ impl Model {
         self.held.retain(|id, held| {
             let job = &jobs[id];
             let counts = match held.queue {
-                HoldQueue::In => job.state == JobState::Queued,
-                HoldQueue::Tier(_) => job.is_open() || held.tenant == *with_quota,
+                DeferredQueue::In => job.state == JobState::Queued,
+                DeferredQueue::Tier(_) => job.is_open() || held.tenant == *with_quota,
             };
             !held.is_released || counts
         });
         let mut loads: BTreeMap<Tenant, (u32, u64)> = BTreeMap::new();
         for (id, held) in &self.held {
             let is_open = self.jobs[id].is_open();
-            if held.is_released && held.queue != HoldQueue::In {
+            if held.is_released && held.queue != DeferredQueue::In {
                 let load = loads.entry(held.tenant.clone()).or_default();
                 load.0 += u32::from(is_open);
                 load.1 += u64::from(held.tokens);

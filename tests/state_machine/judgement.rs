@@ -61,7 +61,7 @@ pub async fn judge_attempts(
         assert_eq!(row.outcome, expected, "seed {seed}: {id} {row:?}");
         assert_eq!(row.worker, run.worker);
         assert_eq!(
-            run.suspect,
+            run.poison_candidate,
             before == "lost",
             "seed {seed}: {run:?} after {before:?}"
         );

@@ -50,7 +50,7 @@ const SEEN: &[&str] = &[
     "admit: known",
     "admit: key reused",
     "claim: run",
-    "claim: suspect",
+    "claim: poison_candidate",
     "claim: last",
     "claim: busy",
     "claim: elsewhere",
@@ -85,7 +85,7 @@ const SEEN: &[&str] = &[
     "lead: refused",
     "look: loads",
     "look: unpublished",
-    "look: withdrawn",
+    "look: superseded",
     "promote: one",
 ];
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use promptyard::{
     job::{AnswerSource, CacheKey, JobHead, JobId, JobState, Tier},
-    store::{Admission, Claim, Claimant, Course, HoldQueue},
+    store::{Admission, Claim, Claimant, AdmissionDecision, DeferredQueue},
 };
 
 use crate::{entries::Entry, holds::Held};
@@ -64,7 +64,7 @@ pub struct Given {
 pub enum Admit {
     Queued,
     Routed,
-    Held,
+    Deferred,
     Waiting,
     Ended(JobId),
     Known(JobId),
@@ -76,7 +76,7 @@ pub enum Admit {
 pub enum Take {
     Run {
         attempt: u32,
-        suspect: bool,
+        poison_candidate: bool,
         last: bool,
     },
     Busy,
@@ -212,9 +212,9 @@ impl Model {
                 return Admit::Waiting;
             }
             let is_queued = id == head.id && job.state == JobState::Queued;
-            let is_repeat = admission.course == Course::Queue;
+            let is_repeat = admission.decision == AdmissionDecision::Queue;
             if !is_queued || is_repeat {
-                let is_known = is_repeat || !self.is_held(job);
+                let is_known = is_repeat || !self.is_deferred(job);
                 return if is_known {
                     Admit::Known(id)
                 } else {
@@ -226,23 +226,23 @@ impl Model {
         // One that moves on keeps the envelope it came in.
         let known = self.jobs.get(&head.id).map(|job| job.head.clone());
         let mut job = Job::new(known.as_ref().unwrap_or(head), Some(admission.digest));
-        let outcome = match &admission.course {
-            Course::Queue => Admit::Queued,
-            Course::Schedule(hold) => {
-                self.hold(head, HoldQueue::In, hold);
+        let outcome = match &admission.decision {
+            AdmissionDecision::Queue => Admit::Queued,
+            AdmissionDecision::Schedule(hold) => {
+                self.hold(head, DeferredQueue::In, hold);
                 Admit::Held
             }
-            Course::End { state, reason } => {
+            AdmissionDecision::End { state, reason } => {
                 job.end(*state, &reason.code);
                 Admit::Ended(head.id)
             }
-            Course::Route(route) => {
+            AdmissionDecision::Route(route) => {
                 job.tier = Some(route.tier);
                 job.cache_key = route.cache_key;
                 job.state = JobState::Routed;
-                match (self.ask(&mut job, lease), &route.hold) {
+                match (self.ask(&mut job, lease), &route.deferral) {
                     (Admit::Routed, Some(hold)) => {
-                        self.hold(head, HoldQueue::Tier(route.tier), hold);
+                        self.hold(head, DeferredQueue::Tier(route.tier), hold);
                         Admit::Held
                     }
                     (asked, _) => asked,
@@ -284,7 +284,7 @@ impl Model {
         if is_alive && !claim.redelivered {
             return Take::Busy;
         }
-        let suspect = job.state == JobState::Running;
+        let poison_candidate = job.state == JobState::Running;
         job.lose();
         let is_spent = job.counted() >= job.allowed(claimant);
         if is_overdue || is_spent {
@@ -311,7 +311,7 @@ impl Model {
         });
         Take::Run {
             attempt: u32::try_from(job.attempts.len()).unwrap(),
-            suspect,
+            poison_candidate,
             last: job.counted() >= job.allowed(claimant),
         }
     }

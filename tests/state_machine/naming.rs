@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use promptyard::{
     job::{JobHead, JobId, JobState, Priority},
-    store::{Admission, Course, Hold},
+    store::{Admission, AdmissionDecision, Deferral},
 };
 
 use crate::{
@@ -95,22 +95,22 @@ impl Case {
             head.batch = entrant.batch.map(|number| self.batch(number));
             head.attempts_max = entrant.attempts_max;
         }
-        let course = match entrant.course {
-            Way::Queue => Course::Queue,
+        let course = match entrant.decision {
+            Way::Queue => AdmissionDecision::Queue,
             Way::Route { tier, cached, held } => {
                 let key = cached.then(|| cache_key(&format!("{} {tier} {prompt}", head.tenant)));
                 let mut course = route(tier, key);
-                if let Course::Route(route) = &mut course {
+                if let AdmissionDecision::Route(route) = &mut course {
                     let priority = Priority::from_amqp(entrant.prompt * 9);
-                    route.hold = held.then(|| Hold::for_turn(now(), priority, 7));
+                    route.deferral = held.then(|| Deferral::for_turn(now(), priority, 7));
                 }
                 course
             }
             Way::Schedule { later } => {
                 let span = TimeDelta::hours(if later { 1 } else { -1 });
-                Course::Schedule(Hold::until(now() + span, 5))
+                AdmissionDecision::Schedule(Deferral::until(now() + span, 5))
             }
-            Way::Reject => Course::End {
+            Way::Reject => AdmissionDecision::End {
                 state: JobState::Rejected,
                 reason: reason("body_invalid"),
             },

@@ -53,7 +53,7 @@ pub enum Operation {
         lease: Lease,
     },
     /// Looks at what is held, what counts and who must stop.
-    Look {
+    StealRound {
         each: usize,
     },
     /// Time passes until every deadline that is near is over.
@@ -188,7 +188,7 @@ fn operation() -> impl Strategy<Value = Operation> {
             .prop_map(|(is_empty, most)| Operation::Sweep { is_empty, most }),
         2 => (any::<bool>(), any::<bool>(), lease())
             .prop_map(|(role, holder, lease)| Operation::Lead { role, holder, lease }),
-        3 => prop_oneof![Just(1), Just(100)].prop_map(|each| Operation::Look { each }),
+        3 => prop_oneof![Just(1), Just(100)].prop_map(|each| Operation::StealRound { each }),
         1 => Just(Operation::Pass),
     ]
 }
@@ -256,7 +256,7 @@ fn entrant() -> impl Strategy<Value = Entrant> {
             who,
             tenant,
             prompt,
-            course,
+            decision,
             deadline,
             batch,
             attempts_max,

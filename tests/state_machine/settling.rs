@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use promptyard::{
     job::{Answer, JobId, JobState, Tier},
-    store::{Settled, Settlement, Verdict},
+    store::{Settled, Settlement, AttemptOutcome},
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
@@ -60,9 +60,9 @@ impl Case {
                     for record in shared.iter().chain([&**record]) {
                         self.agrees(record)?;
                     }
-                    match &settlement.verdict {
-                        Verdict::Apart(_) => self.note("settle: apart"),
-                        Verdict::Expired(_, Some(_)) => self.note("settle: written in part"),
+                    match &settlement.outcome {
+                        AttemptOutcome::RetryIsolated(_) => self.note("settle: apart"),
+                        AttemptOutcome::Expired(_, Some(_)) => self.note("settle: written in part"),
                         _ => {}
                     }
                     if !shared.is_empty() {
@@ -87,22 +87,22 @@ impl Case {
 }
 
 /// `is_its_own`: the job runs on this attempt, so that nobody would say that it was taken back.
-fn verdict_of(end: End, is_its_own: bool, generated: Answer) -> Verdict {
+fn verdict_of(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome {
     let some = |is_there: bool| is_there.then(|| Box::new(generated.clone()));
     match end {
-        End::Succeeded => Verdict::Succeeded(generated),
-        End::Failed => Verdict::Failed(reason("unservable")),
-        End::Spent => Verdict::Spent(reason("engine_crashed")),
-        End::Expired { written } => Verdict::Expired(reason("deadline_passed"), some(written)),
-        End::Cancelled { .. } if is_its_own => Verdict::Returned,
-        End::Cancelled { written } => Verdict::Cancelled(reason("withdrawn"), some(written)),
-        End::Retry => Verdict::Retry(reason("engine_unavailable")),
-        End::Apart => Verdict::Apart(reason("engine_crashed")),
-        End::Escalate { answered, .. } => Verdict::Escalate {
+        End::Succeeded => AttemptOutcome::Succeeded(generated),
+        End::Failed => AttemptOutcome::Failed(reason("unservable")),
+        End::Spent => AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
+        End::Expired { written } => AttemptOutcome::Expired(reason("deadline_passed"), some(written)),
+        End::Cancelled { .. } if is_its_own => AttemptOutcome::Returned,
+        End::Cancelled { written } => AttemptOutcome::Cancelled(reason("superseded"), some(written)),
+        End::Retry => AttemptOutcome::Retry(reason("engine_unavailable")),
+        End::Apart => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
+        End::Escalate { answered, .. } => AttemptOutcome::Escalate {
             to: Tier::Large,
             reason: reason("unsure"),
             answer: some(answered),
         },
-        End::Returned => Verdict::Returned,
+        End::Returned => AttemptOutcome::Returned,
     }
 }

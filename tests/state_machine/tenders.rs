@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use promptyard::{
     job::{JobId, JobState},
-    store::{CancelFilter, HoldQueue, Released, SweepRules},
+    store::{CancelFilter, DeferredQueue, Released, RescueRules},
 };
 use rand::RngExt;
 
@@ -24,7 +24,7 @@ impl Actor {
         for _ in 0..STEPS {
             let lease = self.lease();
             let limit = self.chance.random_range(1..6);
-            let promoted = self.store.promote_waiting(limit, lease).await.unwrap();
+            let promoted = self.store.take_over_flights(limit, lease).await.unwrap();
             self.told
                 .promoted
                 .extend(promoted.iter().map(|routed| routed.job.head.id));
@@ -68,8 +68,8 @@ impl Actor {
         for _ in 0..STEPS {
             tokio::time::sleep(PAUSE).await;
             let mut jobs = Vec::new();
-            for queue in HoldQueue::ALL {
-                let held = self.store.held(queue, 3).await.unwrap();
+            for queue in DeferredQueue::ALL {
+                let held = self.store.deferred(queue, 3).await.unwrap();
                 jobs.extend(held.iter().map(|held| held.job));
             }
             jobs.push(self.job().head.id);
@@ -78,24 +78,24 @@ impl Actor {
         self.told
     }
 
-    pub async fn sweep(&mut self, limit: usize) -> Vec<Released> {
-        let rules = SweepRules {
-            lost_after: TimeDelta::zero(),
-            lost_after_busy: TimeDelta::zero(),
+    pub async fn rescue(&mut self, limit: usize) -> Vec<Released> {
+        let rules = RescueRules {
+            stuck_after: TimeDelta::zero(),
+            stuck_after_busy: TimeDelta::zero(),
             is_empty: [true; 3],
             limit,
             from: None,
             looked_at_max: 1000,
         };
-        let swept = self.store.sweep(rules).await.unwrap();
+        let swept = self.store.rescue(rules).await.unwrap();
         for record in &swept.expired {
             self.told.ended.push(record.id);
             self.see(record);
         }
         let to_tier = |lost: &&Released| matches!(lost, Released::Tier(_));
-        let lost = swept.lost.iter().filter(to_tier).map(id_of);
+        let lost = rescued.stuck.iter().filter(to_tier).map(id_of);
         self.told.lost.extend(lost);
-        swept.lost
+        rescued.stuck
     }
 
     /// Sweeps again and again.
@@ -103,7 +103,7 @@ impl Actor {
         for _ in 0..STEPS {
             tokio::time::sleep(PAUSE).await;
             let limit = if self.chance.random_bool(0.5) { 2 } else { 100 };
-            self.sweep(limit).await;
+            self.rescue(limit).await;
         }
         self.told
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobState, Tenant},
-    store::{CancelFilter, Settlement, Verdict},
+    store::{CancelFilter, Settlement, AttemptOutcome},
 };
 
 use crate::model::{Job, Lease, Model};
@@ -20,8 +20,8 @@ impl Model {
         }
         let attempt = job.attempts.last_mut()?;
         let mut settled = BTreeSet::new();
-        match &settlement.verdict {
-            Verdict::Succeeded(answer) => {
+        match &settlement.outcome {
+            AttemptOutcome::Succeeded(answer) => {
                 attempt.outcome = "succeeded";
                 job.answered(&answer.text, AnswerSource::Computed, None);
                 if let Some(key) = key {
@@ -29,45 +29,45 @@ impl Model {
                     self.keep(key, settlement, &answer.text, ttl);
                 }
             }
-            Verdict::Failed(reason) => {
+            AttemptOutcome::Failed(reason) => {
                 attempt.outcome = "failed";
                 job.end(JobState::Failed, &reason.code);
                 self.give_up(key, id);
             }
-            Verdict::Spent(reason) => {
+            AttemptOutcome::AttemptsExhausted(reason) => {
                 attempt.outcome = "failed";
                 job.is_buried = job.end(JobState::Failed, &reason.code);
                 self.give_up(key, id);
             }
-            Verdict::Expired(reason, partial) => {
+            AttemptOutcome::Expired(reason, partial) => {
                 attempt.outcome = "expired";
                 attempt.wrote = partial.as_ref().map(|answer| answer.text.clone());
                 job.end(JobState::Expired, &reason.code);
                 self.give_up(key, id);
             }
-            Verdict::Retry(_) => {
+            AttemptOutcome::Retry(_) => {
                 attempt.outcome = "retried";
                 job.state = JobState::Routed;
             }
-            Verdict::Escalate { to, answer, .. } => {
+            AttemptOutcome::Escalate { to, answer, .. } => {
                 attempt.outcome = "escalated";
                 attempt.wrote = answer.as_ref().map(|answer| answer.text.clone());
                 job.state = JobState::Routed;
                 job.tier = Some(*to);
                 self.give_up(key, id);
             }
-            Verdict::Returned => {
+            AttemptOutcome::Returned => {
                 attempt.outcome = "returned";
                 attempt.counts = false;
                 job.state = JobState::Routed;
             }
-            Verdict::Apart(_) => {
+            AttemptOutcome::RetryIsolated(_) => {
                 attempt.outcome = "retried";
                 attempt.counts = false;
                 job.state = JobState::Routed;
             }
-            Verdict::Reused(_) => unreachable!("semantic reuse has a suite of its own"),
-            Verdict::Cancelled(..) => unreachable!("said only of jobs that were taken back"),
+            AttemptOutcome::Reused(_) => unreachable!("semantic reuse has a suite of its own"),
+            AttemptOutcome::Cancelled(..) => unreachable!("said only of jobs that were taken back"),
         }
         Some(settled)
     }
@@ -81,11 +81,11 @@ impl Model {
             return;
         };
         attempt.outcome = "cancelled";
-        attempt.wrote = match &settlement.verdict {
-            Verdict::Succeeded(answer) => Some(answer.text.clone()),
-            Verdict::Expired(_, written)
-            | Verdict::Cancelled(_, written)
-            | Verdict::Escalate {
+        attempt.wrote = match &settlement.outcome {
+            AttemptOutcome::Succeeded(answer) => Some(answer.text.clone()),
+            AttemptOutcome::Expired(_, written)
+            | AttemptOutcome::Cancelled(_, written)
+            | AttemptOutcome::Escalate {
                 answer: written, ..
             } => written.as_ref().map(|answer| answer.text.clone()),
             _ => None,

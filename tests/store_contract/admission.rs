@@ -2,7 +2,7 @@
 
 use promptyard::{
     job::{JobHead, JobState, Priority, ReplyTo, Tier},
-    store::{Admission, Admitted, Course, Store},
+    store::{Admission, Admitted, AdmissionDecision, Store},
 };
 
 use crate::fixture::{
@@ -117,7 +117,7 @@ contract! {
     /// Whoever repeats a job in the batch that moves it hears what became of it.
     async fn repeats_see_a_job_move(store: Store) {
         let moves = plain(head());
-        let queued = Admission { course: Course::Queue, ..moves.clone() };
+        let queued = Admission { decision: AdmissionDecision::Queue, ..moves.clone() };
         let batch = [queued, moves.clone(), moves.clone()];
         let admitted = store.admit(&batch, LONG).await.unwrap();
         let known = record(&store, moves.head.id).await;
@@ -135,7 +135,7 @@ contract! {
     /// A queued job moves on when the router admits it, once.
     async fn queued_jobs_move_on(store: Store) {
         let head = keyed("k");
-        let queued = admission(head.clone(), "a prompt", Course::Queue);
+        let queued = admission(head.clone(), "a prompt", AdmissionDecision::Queue);
         assert_eq!(admit_one(&store, queued.clone()).await, Admitted::Queued);
         assert_eq!(record(&store, head.id).await.state, JobState::Queued);
         let Admitted::Known(known) = admit_one(&store, queued).await else {
@@ -151,8 +151,8 @@ contract! {
     /// A queued job can end at the router, too.
     async fn queued_jobs_can_be_rejected(store: Store) {
         let head = keyed("k");
-        admit_one(&store, admission(head.clone(), "a prompt", Course::Queue)).await;
-        let end = Course::End { state: JobState::Rejected, reason: reason("model_not_found") };
+        admit_one(&store, admission(head.clone(), "a prompt", AdmissionDecision::Queue)).await;
+        let end = AdmissionDecision::End { state: JobState::Rejected, reason: reason("model_not_found") };
         let Admitted::Ended(ended) = admit_one(&store, admission(head.clone(), "a prompt", end)).await else {
             panic!("the job is rejected");
         };
@@ -165,7 +165,7 @@ contract! {
     async fn ends_are_written(store: Store) {
         let sent = Admission {
             request: None,
-            course: Course::End { state: JobState::Rejected, reason: reason("invalid_json") },
+            decision: AdmissionDecision::End { state: JobState::Rejected, reason: reason("invalid_json") },
             ..plain(head())
         };
         let Admitted::Ended(ended) = admit_one(&store, sent.clone()).await else {
@@ -181,7 +181,7 @@ contract! {
         let first = plain(keyed("k"));
         let repeat = plain(keyed("k"));
         let reused = admission(keyed("k"), "another prompt", route(Tier::Small, None));
-        let queued = admission(keyed("q"), "a prompt", Course::Queue);
+        let queued = admission(keyed("q"), "a prompt", AdmissionDecision::Queue);
         let moved = plain(queued.head.clone());
         let bare = plain(head());
         let batch = [
@@ -207,7 +207,7 @@ contract! {
         assert_eq!(store.settle(&[], LONG).await.unwrap(), []);
         assert_eq!(store.end(&[]).await.unwrap(), []);
         assert_eq!(store.records(&[]).await.unwrap(), []);
-        store.bury(&[]).await.unwrap();
+        store.keep_dead_letters(&[]).await.unwrap();
     }
 
     /// Texts with NUL, emoji and quotes come back unchanged wherever a producer may put them.

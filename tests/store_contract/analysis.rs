@@ -3,7 +3,7 @@
 use promptyard::{
     config::StoreConfig,
     job::{ContextSavings, Tier},
-    store::{DeadLetter, Settled, Settlement, Store, Verdict},
+    store::{DeadLetter, Settled, Settlement, Store, AttemptOutcome},
 };
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ async fn fill(store: &Store) {
         .await
         .unwrap();
     let attempt = run_one(store, jobs[2].head.id).await;
-    let retry = Verdict::Retry(reason("engine_unavailable"));
+    let retry = AttemptOutcome::Retry(reason("engine_unavailable"));
     settle_one(store, settlement(jobs[2].head.id, attempt, retry)).await;
     let id = jobs[2].head.id;
     let saving = Settlement {
@@ -35,7 +35,7 @@ async fn fill(store: &Store) {
         ..settlement(
             id,
             run_one(store, id).await,
-            Verdict::Succeeded(answer("yes")),
+            AttemptOutcome::Succeeded(answer("yes")),
         )
     };
     // An attempt that was overtaken saves nothing.
@@ -48,7 +48,7 @@ async fn fill(store: &Store) {
     assert_eq!(ended.saved, saving.saved);
     assert_eq!(record(store, id).await.saved, saving.saved);
     let attempt = run_one(store, jobs[3].head.id).await;
-    let failed = Verdict::Failed(reason("unservable"));
+    let failed = AttemptOutcome::Failed(reason("unservable"));
     settle_one(
         store,
         Settlement {
@@ -66,7 +66,7 @@ async fn fill(store: &Store) {
         body: Vec::new(),
         died_at: now(),
     };
-    store.bury(&[letter]).await.unwrap();
+    store.keep_dead_letters(&[letter]).await.unwrap();
     assert_eq!(answer("yes").usage.completion_tokens, 7);
 }
 
@@ -166,7 +166,7 @@ async fn fill_escalated(store: &Store) {
     let job = head.id;
     escalate(store, head).await;
     claim_as(store, &large(), job, false).await;
-    let end = Verdict::Succeeded(big_answer());
+    let end = AttemptOutcome::Succeeded(big_answer());
     settle_one(store, settlement(job, 2, end)).await;
 }
 

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobState, RoutedJob, Tier},
     store::{
-        Admitted, Claim, Claimant, Claimed, Course, DeadFilter, Settled, Settlement, Store, Verdict,
+        Admitted, Claim, Claimant, Claimed, AdmissionDecision, DeadFilter, Settled, Settlement, Store, AttemptOutcome,
     },
 };
 
@@ -29,12 +29,12 @@ contract! {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         let claimed = claim_one(&store, job.head.id, false).await;
-        assert_eq!(claimed, Claimed::Run { attempt: 1, suspect: false, last: false });
+        assert_eq!(claimed, Claimed::Run { attempt: 1, poison_candidate: false, last: false });
         let running = record(&store, job.head.id).await;
         assert_eq!((running.state, running.attempts), (JobState::Running, 1));
         let attempts = store.attempts(job.head.id).await.unwrap();
         assert_eq!(outcomes(&attempts), ["running"]);
-        let end = settlement(job.head.id, 1, Verdict::Succeeded(answer("yes")));
+        let end = settlement(job.head.id, 1, AttemptOutcome::Succeeded(answer("yes")));
         let (settled, shared) = committed(settle_one(&store, end.clone()).await);
         assert_eq!(settled.state, JobState::Succeeded);
         assert_eq!(settled.answer, Some(answer("yes")));
@@ -55,7 +55,7 @@ contract! {
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, job.head.id).await;
         assert_eq!(claim_one(&store, job.head.id, false).await, Claimed::Busy);
-        let end = settlement(job.head.id, attempt, Verdict::Succeeded(answer("yes")));
+        let end = settlement(job.head.id, attempt, AttemptOutcome::Succeeded(answer("yes")));
         let (settled, _) = committed(settle_one(&store, end).await);
         for redelivered in [false, true] {
             let ended = claim_one(&store, job.head.id, redelivered).await;
@@ -80,17 +80,17 @@ contract! {
         assert_eq!(outcomes[2], Claimed::Busy);
     }
 
-    /// A redelivered message means that the running attempt is lost; the next one is suspect, and
+    /// A redelivered message means that the running attempt is lost; the next one is poison candidate, and
     /// the lost worker's late word is fenced.
     async fn lost_attempts_are_fenced(store: Store) {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         run_one(&store, job.head.id).await;
         let again = claim_as(&store, &claimant("worker-2"), job.head.id, true).await;
-        assert_eq!(again, Claimed::Run { attempt: 2, suspect: true, last: false });
-        let late = settlement(job.head.id, 1, Verdict::Succeeded(answer("late")));
+        assert_eq!(again, Claimed::Run { attempt: 2, poison_candidate: true, last: false });
+        let late = settlement(job.head.id, 1, AttemptOutcome::Succeeded(answer("late")));
         assert_eq!(settle_one(&store, late).await, Settled::Fenced);
-        let end = settlement(job.head.id, 2, Verdict::Succeeded(answer("in time")));
+        let end = settlement(job.head.id, 2, AttemptOutcome::Succeeded(answer("in time")));
         let (settled, _) = committed(settle_one(&store, end.clone()).await);
         assert_eq!(settled.answer.unwrap().text, "in time");
         assert_eq!(settle_one(&store, end).await, Settled::Fenced, "terminal");
@@ -103,9 +103,9 @@ contract! {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, job.head.id).await;
-        let end = settlement(job.head.id, attempt, Verdict::Succeeded(answer("yes")));
-        let stray = settlement(JobId::now(), 1, Verdict::Returned);
-        let older = settlement(job.head.id, attempt + 1, Verdict::Returned);
+        let end = settlement(job.head.id, attempt, AttemptOutcome::Succeeded(answer("yes")));
+        let stray = settlement(JobId::now(), 1, AttemptOutcome::Returned);
+        let older = settlement(job.head.id, attempt + 1, AttemptOutcome::Returned);
         let outcomes = store.settle(&[older, end.clone(), stray, end], LONG).await.unwrap();
         assert_eq!(outcomes[0], Settled::Fenced);
         assert!(matches!(outcomes[1], Settled::Committed { .. }));
@@ -120,12 +120,12 @@ contract! {
         let hasty = Claimant { lease: Duration::ZERO, ..claimant("worker-1") };
         assert!(matches!(claim_as(&store, &hasty, job.head.id, false).await, Claimed::Run { .. }));
         let mut beat = heartbeat(Claimant { lease: LONG, ..hasty.clone() });
-        store.beat(&beat).await.unwrap();
+        store.heartbeat(&beat).await.unwrap();
         assert_eq!(claim_one(&store, job.head.id, false).await, Claimed::Busy);
         beat.claimant.lease = Duration::ZERO;
-        store.beat(&beat).await.unwrap();
+        store.heartbeat(&beat).await.unwrap();
         let taken = claim_as(&store, &claimant("worker-2"), job.head.id, false).await;
-        assert_eq!(taken, Claimed::Run { attempt: 2, suspect: true, last: false });
+        assert_eq!(taken, Claimed::Run { attempt: 2, poison_candidate: true, last: false });
     }
 
     /// A job whose deadline has passed is not started any more.
@@ -148,15 +148,15 @@ contract! {
         admit_one(&store, job.clone()).await;
         for attempt in 1..=2 {
             let claimed = claim_one(&store, id, false).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: false });
-            let retry = settlement(id, attempt, Verdict::Retry(reason("engine_unavailable")));
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: false, last: false });
+            let retry = settlement(id, attempt, AttemptOutcome::Retry(reason("engine_unavailable")));
             let (put_back, _) = committed(settle_one(&store, retry).await);
             assert_eq!(put_back.state, JobState::Routed);
             assert_eq!((put_back.reason, put_back.finished_at), (None, None));
         }
         let claimed = claim_one(&store, id, false).await;
-        assert_eq!(claimed, Claimed::Run { attempt: 3, suspect: false, last: true });
-        let spent = settlement(id, 3, Verdict::Spent(reason("engine_crashed")));
+        assert_eq!(claimed, Claimed::Run { attempt: 3, poison_candidate: false, last: true });
+        let spent = settlement(id, 3, AttemptOutcome::AttemptsExhausted(reason("engine_crashed")));
         let (settled, _) = committed(settle_one(&store, spent).await);
         assert_eq!(settled.state, JobState::Failed);
         assert_eq!(settled.reason, Some(reason("engine_crashed")));
@@ -179,7 +179,7 @@ contract! {
         admit_one(&store, waiter.clone()).await;
         for attempt in 1..=3 {
             let claimed = claim_one(&store, id, attempt > 1).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: attempt > 1, last: attempt == 3 });
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: attempt > 1, last: attempt == 3 });
         }
         let Claimed::Ended(ended) = claim_one(&store, id, true).await else {
             panic!("no attempt is left");
@@ -192,7 +192,7 @@ contract! {
         let letters = store.dead_letters(&DeadFilter::default(), 10).await.unwrap();
         let body: RoutedJob = serde_json::from_slice(&letters[0].body).unwrap();
         assert_eq!(body.cache_key, Some(cache_key("p")));
-        let promoted = store.promote_waiting(10, LONG).await.unwrap();
+        let promoted = store.take_over_flights(10, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head.id, waiter.head.id);
     }
@@ -200,13 +200,13 @@ contract! {
     /// A job that is claimed before it was routed, as after the ledger lost its last seconds, is of its
     /// worker's tier from then on: it can be put back, and quarantined when its attempts are spent.
     async fn unrouted_jobs_take_the_workers_tier(store: Store) {
-        let queued = admission(head(), "a prompt", Course::Queue);
+        let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let id = queued.head.id;
         admit_one(&store, queued).await;
         for attempt in 1..=3 {
             let claimed = claim_one(&store, id, false).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: attempt == 3 });
-            let retry = settlement(id, attempt, Verdict::Retry(reason("engine_unavailable")));
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: false, last: attempt == 3 });
+            let retry = settlement(id, attempt, AttemptOutcome::Retry(reason("engine_unavailable")));
             let (put_back, _) = committed(settle_one(&store, retry).await);
             assert_eq!((put_back.state, put_back.tier), (JobState::Routed, Some(Tier::Small)));
         }
@@ -226,8 +226,8 @@ contract! {
         admit_one(&store, job.clone()).await;
         for attempt in 1..=5 {
             let claimed = claim_one(&store, id, false).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: false });
-            committed(settle_one(&store, settlement(id, attempt, Verdict::Returned)).await);
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: false, last: false });
+            committed(settle_one(&store, settlement(id, attempt, AttemptOutcome::Returned)).await);
         }
         let (settled, _) = succeed(&store, id, "yes", None).await;
         assert_eq!(settled.attempts, 6);
@@ -239,7 +239,7 @@ contract! {
         let id = job.head.id;
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, id).await;
-        let verdict = Verdict::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
+        let verdict = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
         let (moved, _) = committed(settle_one(&store, settlement(id, attempt, verdict)).await);
         assert_eq!((moved.state, moved.tier), (JobState::Routed, Some(Tier::Large)));
         let large = Claimant { tier: Tier::Large, model: "big".to_owned(), ..claimant("worker-2") };
@@ -253,8 +253,8 @@ contract! {
     /// Failed and expired attempts end the job with their reason.
     async fn faults_end_jobs(store: Store) {
         for (verdict, state) in [
-            (Verdict::Failed(reason("unservable")), JobState::Failed),
-            (Verdict::Expired(reason("deadline_passed"), None), JobState::Expired),
+            (AttemptOutcome::Failed(reason("unservable")), JobState::Failed),
+            (AttemptOutcome::Expired(reason("deadline_passed"), None), JobState::Expired),
         ] {
             let job = plain(head());
             admit_one(&store, job.clone()).await;
@@ -302,7 +302,7 @@ contract! {
         store.admit(&jobs, LONG).await.unwrap();
         let ending = (jobs[0].head.clone(), JobState::Failed, reason("delivery_limit"));
         store.end(&[ending]).await.unwrap();
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap().len(), 1);
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap().len(), 1);
     }
 
     /// A lost attempt whose job the broker gave up is lost for good.
@@ -314,7 +314,7 @@ contract! {
         let ending = (job.head.clone(), JobState::Failed, reason("delivery_limit"));
         let records = store.end(&[ending]).await.unwrap();
         assert_eq!(records[0].state, JobState::Failed);
-        let late = Settlement { ..settlement(job.head.id, 1, Verdict::Succeeded(answer("late"))) };
+        let late = Settlement { ..settlement(job.head.id, 1, AttemptOutcome::Succeeded(answer("late"))) };
         assert_eq!(settle_one(&store, late).await, Settled::Fenced);
         let attempts = store.attempts(job.head.id).await.unwrap();
         assert_eq!(outcomes(&attempts), ["lost"]);

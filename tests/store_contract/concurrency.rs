@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use promptyard::{
     job::{AnswerSource, JobId, JobState},
     store::{
-        Admission, Admitted, Claim, Claimed, RecordFilter, Settled, Settlement, Store, Verdict,
+        Admission, Admitted, Claim, Claimed, RecordFilter, Settled, Settlement, Store, AttemptOutcome,
     },
 };
 
@@ -45,7 +45,7 @@ async fn work(store: Store, name: usize, jobs: Vec<Admission>) -> Vec<JobId> {
                     let admission = jobs.iter().find(|job| job.head.id == claim.job)?;
                     Some(Settlement {
                         cache_key: key_of(admission),
-                        ..settlement(claim.job, attempt, Verdict::Succeeded(answer("yes")))
+                        ..settlement(claim.job, attempt, AttemptOutcome::Succeeded(answer("yes")))
                     })
                 }
                 _ => None,
@@ -62,8 +62,8 @@ async fn work(store: Store, name: usize, jobs: Vec<Admission>) -> Vec<JobId> {
 }
 
 fn key_of(admission: &Admission) -> Option<promptyard::job::CacheKey> {
-    match &admission.course {
-        promptyard::store::Course::Route(route) => route.cache_key,
+    match &admission.decision {
+        promptyard::store::AdmissionDecision::Route(route) => route.cache_key,
         _ => None,
     }
 }
@@ -139,7 +139,7 @@ contract! {
                 .collect();
             let end = Settlement {
                 cache_key: Some(cache_key(&prompt)),
-                ..settlement(leader.head.id, 1, Verdict::Succeeded(answer("yes")))
+                ..settlement(leader.head.id, 1, AttemptOutcome::Succeeded(answer("yes")))
             };
             let mut settled = store.settle(&[end], LONG).await.unwrap();
             let (_, shared) = crate::fixture::committed(settled.remove(0));
@@ -161,7 +161,7 @@ contract! {
         let tasks: Vec<_> = (0..4)
             .map(|_| {
                 let store = store.clone();
-                tokio::spawn(async move { store.promote_waiting(100, LONG).await.unwrap() })
+                tokio::spawn(async move { store.take_over_flights(100, LONG).await.unwrap() })
             })
             .collect();
         let mut promoted = Vec::new();

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use promptyard::{
     job::{JobHead, JobId, JobState, Pair, Priority, ServedModel, Tier},
     store::{
-        Admission, Admitted, ApiKey, CancelFilter, Claimant, Claimed, Course, Hold, HoldQueue,
-        KeyDigest, Released, Settled, Store, SweepRules, TenantTerms, Verdict,
+        Admission, Admitted, ApiKey, CancelFilter, Claimant, Claimed, AdmissionDecision, Deferral, DeferredQueue,
+        KeyDigest, Released, Settled, Store, RescueRules, TenantLimits, AttemptOutcome,
     },
 };
 
@@ -17,14 +17,14 @@ use crate::fixture::{
     settlement, succeed, tenant,
 };
 
-const SMALL: HoldQueue = HoldQueue::Tier(Tier::Small);
+const SMALL: DeferredQueue = DeferredQueue::Tier(Tier::Small);
 
-fn held(head: JobHead, hold: Hold) -> Admission {
-    let Course::Route(mut route) = route(Tier::Small, None) else {
+fn deferred(head: JobHead, hold: Deferral) -> Admission {
+    let AdmissionDecision::Route(mut route) = route(Tier::Small, None) else {
         unreachable!("the fixture routes")
     };
-    route.hold = Some(hold);
-    admission(head, "a prompt", Course::Route(route))
+    route.deferral = Some(hold);
+    admission(head, "a prompt", AdmissionDecision::Route(route))
 }
 
 fn of(name: &str) -> JobHead {
@@ -34,17 +34,17 @@ fn of(name: &str) -> JobHead {
     }
 }
 
-fn turn(seconds_ago: i64, tokens: u32) -> Hold {
-    Hold::for_turn(
+fn turn(seconds_ago: i64, tokens: u32) -> Deferral {
+    Deferral::for_turn(
         now() - TimeDelta::seconds(seconds_ago),
         Priority::Normal,
         tokens,
     )
 }
 
-async fn ids(store: &Store, queue: HoldQueue, each: usize) -> Vec<JobId> {
+async fn ids(store: &Store, queue: DeferredQueue, each: usize) -> Vec<JobId> {
     store
-        .held(queue, each)
+        .deferred(queue, each)
         .await
         .unwrap()
         .iter()
@@ -52,10 +52,10 @@ async fn ids(store: &Store, queue: HoldQueue, each: usize) -> Vec<JobId> {
         .collect()
 }
 
-fn rules(lost_after: TimeDelta) -> SweepRules {
-    SweepRules {
-        lost_after,
-        lost_after_busy: lost_after,
+fn rules(stuck_after: TimeDelta) -> RescueRules {
+    RescueRules {
+        stuck_after,
+        stuck_after_busy: stuck_after,
         is_empty: [true; 3],
         limit: 100,
         from: None,
@@ -79,26 +79,26 @@ contract! {
         let mut paired = held(of("c"), turn(0, 8));
         let model = |model: &str| ServedModel { model: model.to_owned(), revision: "1".to_owned() };
         let pair = Pair { small: model("s"), large: model("l") };
-        if let Course::Route(route) = &mut paired.course {
+        if let AdmissionDecision::Route(route) = &mut paired.decision {
             route.pair = Some(pair.clone());
         }
         for job in [&late, &early, &other, &paired] {
-            assert_eq!(admit_one(&store, job.clone()).await, Admitted::Held);
+            assert_eq!(admit_one(&store, job.clone()).await, Admitted::Deferred);
             assert_eq!(record(&store, job.head.id).await.state, JobState::Routed);
         }
         // A repeated message changes nothing.
-        assert_eq!(admit_one(&store, late.clone()).await, Admitted::Held);
+        assert_eq!(admit_one(&store, late.clone()).await, Admitted::Deferred);
         assert_eq!(
             ids(&store, SMALL, 9).await,
             [early.head.id, late.head.id, other.head.id, paired.head.id]
         );
         assert_eq!(ids(&store, SMALL, 1).await, [early.head.id, other.head.id, paired.head.id]);
-        assert_eq!(ids(&store, HoldQueue::Tier(Tier::Large), 9).await, []);
-        let mut tenants = store.held_tenants().await.unwrap();
+        assert_eq!(ids(&store, DeferredQueue::Tier(Tier::Large), 9).await, []);
+        let mut tenants = store.deferred_tenants().await.unwrap();
         tenants.sort();
         assert_eq!(tenants, ["a", "b", "c"].map(|name| (SMALL, tenant(name))));
-        assert_eq!(store.held_counts(100).await.unwrap(), [0, 4, 0]);
-        assert_eq!(store.held_counts(3).await.unwrap(), [0, 3, 0]);
+        assert_eq!(store.deferred_counts(100).await.unwrap(), [0, 4, 0]);
+        assert_eq!(store.deferred_counts(3).await.unwrap(), [0, 3, 0]);
 
         let wanted = [paired.head.id, early.head.id];
         let twice = [paired.head.id, early.head.id, paired.head.id];
@@ -120,12 +120,12 @@ contract! {
         let soon = now() + TimeDelta::milliseconds(30);
         let later = JobHead { not_before: Some(soon), ..head() };
         let jobs = [head(), head(), head(), later].map(|head| match head.not_before {
-            Some(start) => admission(head, "a prompt", Course::Schedule(Hold::until(start, 3))),
+            Some(start) => admission(head, "a prompt", AdmissionDecision::Schedule(Deferral::until(start, 3))),
             None => held(head, turn(1, 5)),
         });
         let [first, second, third, scheduled] = jobs.clone().map(|job| job.head.id);
         for job in jobs.clone() {
-            assert_eq!(admit_one(&store, job).await, Admitted::Held);
+            assert_eq!(admit_one(&store, job).await, Admitted::Deferred);
         }
         // Held ones are nobody's to publish, whatever is noted of them.
         store.note_published(&[first]).await.unwrap();
@@ -144,7 +144,7 @@ contract! {
         // It comes to the router, which holds it once more.
         let mut again = held(jobs[3].head.clone(), turn(0, 3));
         again.head.id = scheduled;
-        assert_eq!(admit_one(&store, again).await, Admitted::Held);
+        assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
         assert_eq!(unpublished(Duration::ZERO).await, [first]);
         assert_eq!(store.release(&[scheduled], false).await.unwrap().len(), 1);
         assert_eq!(unpublished(Duration::ZERO).await, [first, scheduled]);
@@ -158,22 +158,22 @@ contract! {
     async fn scheduled_jobs_go_to_the_router_in_time(store: Store) {
         let start = now() + TimeDelta::milliseconds(900);
         let head = JobHead { not_before: Some(start), attempts_max: Some(2), ..keyed("later") };
-        let scheduled = admission(head.clone(), "a prompt", Course::Schedule(Hold::until(start, 3)));
-        assert_eq!(admit_one(&store, scheduled.clone()).await, Admitted::Held);
-        assert_eq!(admit_one(&store, scheduled).await, Admitted::Held);
+        let scheduled = admission(head.clone(), "a prompt", AdmissionDecision::Schedule(Deferral::until(start, 3)));
+        assert_eq!(admit_one(&store, scheduled.clone()).await, Admitted::Deferred);
+        assert_eq!(admit_one(&store, scheduled).await, Admitted::Deferred);
         assert_eq!(record(&store, head.id).await.state, JobState::Queued);
-        assert_eq!(ids(&store, HoldQueue::In, 9).await, []);
+        assert_eq!(ids(&store, DeferredQueue::In, 9).await, []);
         // Not lost, however long it is held.
-        assert_eq!(store.sweep(rules(TimeDelta::zero())).await.unwrap().lost, []);
+        assert_eq!(store.rescue(rules(TimeDelta::zero())).await.unwrap().lost, []);
         tokio::time::sleep(Duration::from_millis(1000)).await;
-        assert_eq!(ids(&store, HoldQueue::In, 9).await, [head.id]);
+        assert_eq!(ids(&store, DeferredQueue::In, 9).await, [head.id]);
         let released = store.release(&[head.id], false).await.unwrap();
         let [Released::Router(job)] = &released[..] else { panic!("{released:?}") };
         assert_eq!(job.head, head);
         // The fleet is busy: it is held once more, for its tier.
         let mut again = held(head.clone(), turn(0, 3));
         again.head = job.head.clone();
-        assert_eq!(admit_one(&store, again).await, Admitted::Held);
+        assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
         assert_eq!(ids(&store, SMALL, 9).await, [head.id]);
         store.release(&[head.id], false).await.unwrap();
         succeed(&store, head.id, "yes", None).await;
@@ -184,13 +184,13 @@ contract! {
         let job = plain(JobHead { attempts_max: Some(1), ..head() });
         admit_one(&store, job.clone()).await;
         let claimed = claim_one(&store, job.head.id, false).await;
-        assert_eq!(claimed, Claimed::Run { attempt: 1, suspect: false, last: true });
+        assert_eq!(claimed, Claimed::Run { attempt: 1, poison_candidate: false, last: true });
         let many = plain(JobHead { attempts_max: Some(100), ..head() });
         admit_one(&store, many.clone()).await;
         for attempt in 1..=3 {
             let claimed = claim_one(&store, many.head.id, false).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: attempt == 3 });
-            settle_one(&store, settlement(many.head.id, attempt, Verdict::Retry(reason("busy")))).await;
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: false, last: attempt == 3 });
+            settle_one(&store, settlement(many.head.id, attempt, AttemptOutcome::Retry(reason("busy")))).await;
         }
         assert!(matches!(claim_one(&store, many.head.id, false).await, Claimed::Ended(_)));
     }
@@ -201,8 +201,8 @@ contract! {
         admit_one(&store, job.clone()).await;
         for attempt in 1..=5 {
             let claimed = claim_one(&store, job.head.id, false).await;
-            assert_eq!(claimed, Claimed::Run { attempt, suspect: false, last: false });
-            let crash = Verdict::Apart(reason("engine_crashed"));
+            assert_eq!(claimed, Claimed::Run { attempt, poison_candidate: false, last: false });
+            let crash = AttemptOutcome::RetryIsolated(reason("engine_crashed"));
             settle_one(&store, settlement(job.head.id, attempt, crash)).await;
         }
         let attempts = store.attempts(job.head.id).await.unwrap();
@@ -212,7 +212,7 @@ contract! {
 
     /// Jobs are taken back wherever they are; one that runs keeps what it had written with its attempt.
     async fn jobs_are_taken_back(store: Store) {
-        let queued = admission(head(), "a prompt", Course::Queue);
+        let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let (waiting, running) = (held(head(), turn(0, 1)), plain(head()));
         let done = plain(head());
         for job in [&queued, &waiting, &running, &done] {
@@ -221,7 +221,7 @@ contract! {
         succeed(&store, done.head.id, "yes", None).await;
         let attempt = run_one(&store, running.head.id).await;
         let held = [(running.head.id, attempt)];
-        assert_eq!(store.withdrawn(&held).await.unwrap(), []);
+        assert_eq!(store.superseded(&held).await.unwrap(), []);
         let all = [&queued, &waiting, &running, &done].map(|job| job.head.id);
         let none = CancelFilter::Jobs(Some(tenant("other")), all.to_vec());
         assert_eq!(store.cancel(&none, 9).await.unwrap(), []);
@@ -238,16 +238,16 @@ contract! {
         }
         assert_eq!(store.cancel(&CancelFilter::Jobs(None, all.to_vec()), 9).await.unwrap(), []);
         assert_eq!(store.release(&[waiting.head.id], false).await.unwrap(), []);
-        assert_eq!(store.held_counts(9).await.unwrap(), [0; 3]);
+        assert_eq!(store.deferred_counts(9).await.unwrap(), [0; 3]);
 
-        assert_eq!(store.withdrawn(&held).await.unwrap(), [running.head.id]);
+        assert_eq!(store.superseded(&held).await.unwrap(), [running.head.id]);
         let before = record(&store, running.head.id).await;
-        let end = Verdict::Cancelled(reason("withdrawn"), Some(Box::new(answer("half of"))));
+        let end = AttemptOutcome::Cancelled(reason("superseded"), Some(Box::new(answer("half of"))));
         let end = settlement(running.head.id, attempt, end);
         for _ in 0..2 {
             assert_eq!(settle_one(&store, end.clone()).await, Settled::Fenced);
         }
-        let late = Verdict::Succeeded(answer("all of it"));
+        let late = AttemptOutcome::Succeeded(answer("all of it"));
         let late = settle_one(&store, settlement(running.head.id, attempt, late)).await;
         assert_eq!(late, Settled::Fenced);
         assert_eq!(record(&store, running.head.id).await, before);
@@ -263,7 +263,7 @@ contract! {
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, job.head.id).await;
         store.cancel(&CancelFilter::Jobs(None, vec![job.head.id]), 1).await.unwrap();
-        let late = Verdict::Succeeded(answer("all of it"));
+        let late = AttemptOutcome::Succeeded(answer("all of it"));
         let late = settle_one(&store, settlement(job.head.id, attempt, late)).await;
         assert_eq!(late, Settled::Fenced);
         let attempts = store.attempts(job.head.id).await.unwrap();
@@ -302,7 +302,7 @@ contract! {
         assert_eq!(admit_one(&store, waiting.clone()).await, Admitted::Waiting);
         run_one(&store, leader.head.id).await;
         store.cancel(&CancelFilter::Jobs(None, vec![leader.head.id]), 1).await.unwrap();
-        let promoted = store.promote_waiting(9, LONG).await.unwrap();
+        let promoted = store.take_over_flights(9, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head.id, waiting.head.id);
         let (record, _) = succeed(&store, waiting.head.id, "yes", Some(cache_key("p"))).await;
@@ -314,7 +314,7 @@ contract! {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, job.head.id).await;
-        let escalate = Verdict::Escalate {
+        let escalate = AttemptOutcome::Escalate {
             to: Tier::Large,
             reason: reason("low_confidence"),
             answer: Some(Box::new(answer("perhaps"))),
@@ -324,14 +324,14 @@ contract! {
         let Claimed::Run { attempt, .. } = claim_as(&store, &large, job.head.id, false).await else {
             panic!("it must run")
         };
-        let partial = Verdict::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
+        let partial = AttemptOutcome::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
         let (record, _) = committed(settle_one(&store, settlement(job.head.id, attempt, partial)).await);
         assert_eq!(record.state, JobState::Succeeded, "the escalated answer serves");
         assert_eq!(record.answer.unwrap().text, "perhaps");
         let alone = plain(head());
         admit_one(&store, alone.clone()).await;
         let attempt = run_one(&store, alone.head.id).await;
-        let partial = Verdict::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
+        let partial = AttemptOutcome::Expired(reason("deadline_passed"), Some(Box::new(answer("cut sho"))));
         let (record, _) = committed(settle_one(&store, settlement(alone.head.id, attempt, partial)).await);
         assert_eq!((record.state, record.answer), (JobState::Expired, None));
         let attempts = store.attempts(alone.head.id).await.unwrap();
@@ -341,7 +341,7 @@ contract! {
     /// A sweep finds jobs whose message is lost: queued, routed, and running in dead hands. Each again only
     /// after the same time.
     async fn sweeps_find_what_is_lost(store: Store) {
-        let queued = admission(head(), "a prompt", Course::Queue);
+        let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let (routed, alive, dead) = (plain(head()), plain(head()), plain(head()));
         let (held, led) = (held(head(), turn(0, 1)), cached("p"));
         let waiting = cached("p");
@@ -354,20 +354,20 @@ contract! {
         run_one(&store, led.head.id).await;
         tokio::time::sleep(Duration::from_millis(800)).await;
         let age = TimeDelta::milliseconds(700);
-        let swept = store.sweep(rules(age)).await.unwrap();
-        let mut lost = released_ids(&swept.lost);
+        let swept = store.rescue(rules(age)).await.unwrap();
+        let mut lost = released_ids(&rescued.stuck);
         lost.sort();
         let mut expected = [queued.head.id, routed.head.id, dead.head.id];
         expected.sort();
         assert_eq!(lost, expected);
-        assert!(swept.lost.iter().any(|lost| matches!(lost, Released::Router(_))));
-        assert_eq!(store.sweep(rules(age)).await.unwrap().lost, [], "once in that time");
+        assert!(rescued.stuck.iter().any(|lost| matches!(lost, Released::Router(_))));
+        assert_eq!(store.rescue(rules(age)).await.unwrap().lost, [], "once in that time");
         let again = claim_one(&store, dead.head.id, false).await;
-        assert_eq!(again, Claimed::Run { attempt: 2, suspect: true, last: false });
+        assert_eq!(again, Claimed::Run { attempt: 2, poison_candidate: true, last: false });
         tokio::time::sleep(Duration::from_millis(800)).await;
-        let busy = SweepRules { lost_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
-        let swept = store.sweep(busy).await.unwrap();
-        assert_eq!(released_ids(&swept.lost), [queued.head.id], "small's queue has jobs yet");
+        let busy = RescueRules { stuck_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
+        let swept = store.rescue(busy).await.unwrap();
+        assert_eq!(released_ids(&rescued.stuck), [queued.head.id], "small's queue has jobs yet");
     }
 
     /// Sweeps look at some open jobs each, and those that follow each other find every lost one.
@@ -382,11 +382,11 @@ contract! {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (mut from, mut sweeps) = (None, 0);
         loop {
-            let rules = SweepRules { from, looked_at_max: 3, ..rules(TimeDelta::milliseconds(200)) };
-            let swept = store.sweep(rules).await.unwrap();
-            found.extend(released_ids(&swept.lost));
+            let rules = RescueRules { from, looked_at_max: 3, ..rules(TimeDelta::milliseconds(200)) };
+            let swept = store.rescue(rules).await.unwrap();
+            found.extend(released_ids(&rescued.stuck));
             sweeps += 1;
-            from = swept.next;
+            from = swept.disposition;
             if from.is_none() {
                 break;
             }
@@ -405,7 +405,7 @@ contract! {
         }
         run_one(&store, alive.head.id).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
-        let swept = store.sweep(rules(TimeDelta::hours(1))).await.unwrap();
+        let swept = store.rescue(rules(TimeDelta::hours(1))).await.unwrap();
         let mut expired: Vec<_> = swept.expired.iter().map(|record| record.id).collect();
         expired.sort();
         let mut expected = [routed.head.id, held.head.id];
@@ -415,24 +415,24 @@ contract! {
             assert_eq!(record.state, JobState::Expired);
             assert_eq!(record.reason.as_ref().unwrap().code, "deadline_passed");
         }
-        assert_eq!(store.sweep(rules(TimeDelta::hours(1))).await.unwrap().expired, []);
+        assert_eq!(store.rescue(rules(TimeDelta::hours(1))).await.unwrap().expired, []);
     }
 
     /// One holder leads at a time, until its lease is over.
     async fn one_leads_at_a_time(store: Store) {
         let brief = Duration::from_millis(600);
-        assert!(store.lead("sweep", "a", brief).await.unwrap());
-        assert!(store.lead("sweep", "a", brief).await.unwrap());
-        assert!(!store.lead("sweep", "b", brief).await.unwrap());
-        assert!(store.lead("release", "b", brief).await.unwrap());
+        assert!(store.acquire_leadership("sweep", "a", brief).await.unwrap());
+        assert!(store.acquire_leadership("sweep", "a", brief).await.unwrap());
+        assert!(!store.acquire_leadership("sweep", "b", brief).await.unwrap());
+        assert!(store.acquire_leadership("release", "b", brief).await.unwrap());
         tokio::time::sleep(Duration::from_millis(900)).await;
-        assert!(store.lead("sweep", "b", brief).await.unwrap());
-        assert!(!store.lead("sweep", "a", brief).await.unwrap());
+        assert!(store.acquire_leadership("sweep", "b", brief).await.unwrap());
+        assert!(!store.acquire_leadership("sweep", "a", brief).await.unwrap());
     }
 
     /// Released jobs count until they end, and their tokens for a minute where the tenant has a quota.
     async fn released_jobs_count_against_their_tenant(store: Store) {
-        let quota = TenantTerms { tokens_per_minute: Some(100), ..TenantTerms::of(tenant("q")) };
+        let quota = TenantLimits { tokens_per_minute: Some(100), ..TenantLimits::of(tenant("q")) };
         store.set_tenant(&quota).await.unwrap();
         let jobs = [held(of("q"), turn(2, 30)), held(of("q"), turn(1, 12)), held(of("p"), turn(0, 5))];
         for job in &jobs {
@@ -456,14 +456,14 @@ contract! {
     /// What tenants are entitled to can be said, changed and forgotten.
     async fn tenants_have_terms(store: Store) {
         assert_eq!(store.tenants().await.unwrap(), []);
-        let all = TenantTerms {
+        let all = TenantLimits {
             weight: 2.5,
             tokens_per_minute: Some(1000),
             running_max: Some(4),
             requests_per_minute: Some(60),
-            ..TenantTerms::of(tenant("b"))
+            ..TenantLimits::of(tenant("b"))
         };
-        let plain = TenantTerms::of(tenant("a"));
+        let plain = TenantLimits::of(tenant("a"));
         for terms in [&all, &plain, &all] {
             store.set_tenant(terms).await.unwrap();
         }

@@ -7,7 +7,7 @@ use promptyard::{
         Tier, Usage,
     },
     store::{
-        Admitted, AttemptRecord, Claimant, Claimed, DeadFilter, Settled, Settlement, Store, Verdict,
+        Admitted, AttemptRecord, Claimant, Claimed, DeadFilter, Settled, Settlement, Store, AttemptOutcome,
     },
 };
 
@@ -44,7 +44,7 @@ fn signals() -> Signals {
 
 /// The small tier's answer that is not sure enough.
 fn unsure(job: JobId, attempt: u32) -> Settlement {
-    let verdict = Verdict::Escalate {
+    let verdict = AttemptOutcome::Escalate {
         to: Tier::Large,
         reason: reason("low_confidence"),
         answer: Some(Box::new(answer("perhaps"))),
@@ -100,8 +100,8 @@ contract! {
         assert_eq!(moved.escalated, Some(SPENT));
         assert_eq!(moved, record(&store, id).await);
         let claimed = claim_as(&store, &large(), id, false).await;
-        assert!(matches!(claimed, Claimed::Run { attempt: 2, suspect: false, .. }), "{claimed:?}");
-        let end = settlement(id, 2, Verdict::Succeeded(big_answer()));
+        assert!(matches!(claimed, Claimed::Run { attempt: 2, poison_candidate: false, .. }), "{claimed:?}");
+        let end = settlement(id, 2, AttemptOutcome::Succeeded(big_answer()));
         let (ended, _) = committed(settle_one(&store, end).await);
         assert_eq!(ended, record(&store, id).await);
         assert_eq!((ended.state, ended.tier), (JobState::Succeeded, Some(Tier::Large)));
@@ -139,7 +139,7 @@ contract! {
         assert!(matches!(claim_as(&store, &large(), id, false).await, Claimed::Run { attempt: 2, .. }));
         assert_eq!(claim_one(&store, id, true).await, Claimed::Elsewhere(Tier::Large), "it runs there");
         assert_eq!(claim_as(&store, &large(), id, false).await, Claimed::Busy, "passed on again");
-        let end = settlement(id, 2, Verdict::Succeeded(big_answer()));
+        let end = settlement(id, 2, AttemptOutcome::Succeeded(big_answer()));
         let (ended, _) = committed(settle_one(&store, end).await);
         assert_eq!(claim_one(&store, id, true).await, Claimed::Ended(Box::new(ended)));
         assert_eq!(store.attempts(id).await.unwrap().len(), 2);
@@ -148,9 +148,9 @@ contract! {
     /// The large model fails for good: the small one's answer serves, and no dead letter is left.
     async fn the_small_answer_serves_when_the_large_model_fails(store: Store) {
         for verdict in [
-            Verdict::Failed(reason("unservable")),
-            Verdict::Spent(reason("engine_crashed")),
-            Verdict::Expired(reason("deadline_passed"), None),
+            AttemptOutcome::Failed(reason("unservable")),
+            AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
+            AttemptOutcome::Expired(reason("deadline_passed"), None),
         ] {
             let head = head();
             let id = head.id;
@@ -202,7 +202,7 @@ contract! {
         let id = job.head.id;
         admit_one(&store, job).await;
         run_one(&store, id).await;
-        let too_long = Verdict::Escalate {
+        let too_long = AttemptOutcome::Escalate {
             to: Tier::Large,
             reason: reason("context_length_exceeded"),
             answer: None,
@@ -210,7 +210,7 @@ contract! {
         let (moved, _) = committed(settle_one(&store, settlement(id, 1, too_long)).await);
         assert_eq!(moved.escalated, Some(Usage::default()));
         claim_as(&store, &large(), id, false).await;
-        let failed = settlement(id, 2, Verdict::Failed(reason("unservable")));
+        let failed = settlement(id, 2, AttemptOutcome::Failed(reason("unservable")));
         let (ended, _) = committed(settle_one(&store, failed).await);
         assert_eq!((ended.state, ended.answer), (JobState::Failed, None));
     }
@@ -223,11 +223,11 @@ contract! {
         store.admit(&[leader, waiter.clone()], LONG).await.unwrap();
         run_one(&store, id).await;
         committed(settle_one(&store, unsure(id, 1)).await);
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap(), [], "it leads still");
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), [], "it leads still");
         claim_as(&store, &large(), id, false).await;
         let end = Settlement {
             cache_key: Some(cache_key("p")),
-            ..settlement(id, 2, Verdict::Succeeded(big_answer()))
+            ..settlement(id, 2, AttemptOutcome::Succeeded(big_answer()))
         };
         let (_, shared) = committed(settle_one(&store, end).await);
         assert_eq!(shared.len(), 1);
@@ -248,7 +248,7 @@ contract! {
         let end = Settlement {
             confidence: Some(0.75),
             signals: Some(signals()),
-            ..settlement(id, attempt, Verdict::Succeeded(answer("yes")))
+            ..settlement(id, attempt, AttemptOutcome::Succeeded(answer("yes")))
         };
         let (ended, _) = committed(settle_one(&store, end).await);
         assert_eq!((ended.confidence, ended.escalated), (Some(0.75), None));

@@ -11,8 +11,8 @@ use promptyard::{
         Likelihood, Priority, Reason, RequestLimits, Submission, Tenant, Tier, TokenLogprob, Usage,
     },
     store::{
-        Admission, Admitted, Claim, Claimant, Claimed, Course, Decision, Heartbeat, Route, Settled,
-        Settlement, Store, Verdict,
+        Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Decision, Heartbeat, Route, Settled,
+        Settlement, Store, AttemptOutcome,
     },
 };
 use serde_json::json;
@@ -135,8 +135,8 @@ pub fn cache_key(prompt: &str) -> CacheKey {
     CacheKey(*blake3::hash(prompt.as_bytes()).as_bytes())
 }
 
-pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
-    Course::Route(Route {
+pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> AdmissionDecision {
+    AdmissionDecision::Route(Route {
         tier,
         decision: Decision {
             score: 0.25,
@@ -149,16 +149,16 @@ pub fn route(tier: Tier, cache_key: Option<CacheKey>) -> Course {
         cache_key,
         pair: None,
         lookup: None,
-        hold: None,
+        deferral: None,
     })
 }
 
-pub fn admission(head: JobHead, prompt: &str, course: Course) -> Admission {
+pub fn admission(head: JobHead, prompt: &str, decision: AdmissionDecision) -> Admission {
     Admission {
         head,
         request: Some(request(prompt)),
         digest: *blake3::hash(prompt.as_bytes()).as_bytes(),
-        course,
+        decision,
     }
 }
 
@@ -220,11 +220,11 @@ pub fn heartbeat(claimant: Claimant) -> Heartbeat {
         context_tokens: Some(2048),
         running: 2,
         draining: false,
-        takes_lanes: true,
+        takes_affinity_queues: true,
     }
 }
 
-pub fn settlement(job: JobId, attempt: u32, verdict: Verdict) -> Settlement {
+pub fn settlement(job: JobId, attempt: u32, verdict: AttemptOutcome) -> Settlement {
     Settlement {
         job,
         attempt,
@@ -296,7 +296,7 @@ pub async fn succeed(
         store,
         Settlement {
             cache_key: key,
-            ..settlement(job, attempt, Verdict::Succeeded(answer(text)))
+            ..settlement(job, attempt, AttemptOutcome::Succeeded(answer(text)))
         },
     );
     committed(settled.await)

@@ -6,8 +6,8 @@ use promptyard::{
     config::StoreConfig,
     job::{ChatRequest, JobHead, JobId, JobState, RequestLimits, Submission, Tier},
     store::{
-        Admission, Admitted, Claimant, Claimed, Course, Decision, Feedback, Route, RouteReason,
-        ScopedTarget, Store, StoredWeights, Verdict,
+        Admission, Admitted, Claimant, Claimed, AdmissionDecision, Decision, Feedback, Route, RouteReason,
+        ScopedTarget, Store, StoredWeights, AttemptOutcome,
     },
 };
 use serde_json::json;
@@ -46,13 +46,13 @@ fn decision() -> Decision {
 
 fn decided(head: JobHead, decision: Decision) -> Admission {
     let tier = Tier::Small;
-    let course = Course::Route(Route {
+    let course = AdmissionDecision::Route(Route {
         tier,
         decision,
         cache_key: None,
         pair: None,
         lookup: None,
-        hold: None,
+        deferral: None,
     });
     Admission {
         request: Some(tagged("p")),
@@ -78,13 +78,13 @@ fn copy_of(first: JobId) -> Admission {
         shadow_of: Some(first),
         ..decision()
     };
-    let course = Course::Route(Route {
+    let course = AdmissionDecision::Route(Route {
         tier: Tier::Large,
         decision,
         cache_key: None,
         pair: None,
         lookup: None,
-        hold: None,
+        deferral: None,
     });
     admission(head(), "p", course)
 }
@@ -100,7 +100,7 @@ async fn succeed_on_large(store: &Store, job: JobId, text: &str) {
     committed(
         settle_one(
             store,
-            settlement(job, attempt, Verdict::Succeeded(answer(text))),
+            settlement(job, attempt, AttemptOutcome::Succeeded(answer(text))),
         )
         .await,
     );
@@ -134,7 +134,7 @@ fn weights(version: &str) -> StoredWeights {
     }
 }
 
-/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `ticket-17`; two versions of
+/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `acker-17`; two versions of
 /// weights, the second in use.
 async fn fill(store: &Store) {
     for (chance, text) in [(0.25, "yes"), (0.5, "no")] {
@@ -150,12 +150,12 @@ async fn fill(store: &Store) {
         admit_one(store, copy.clone()).await;
         succeed_on_large(store, copy.head.id, text).await;
     }
-    let ticket = JobHead {
-        custom_id: Some("ticket-17".to_owned()),
+    let acker = JobHead {
+        custom_id: Some("acker-17".to_owned()),
         ..head()
     };
-    let id = ticket.id;
-    escalate(store, ticket).await;
+    let id = acker.id;
+    escalate(store, acker).await;
     succeed_on_large(store, id, "certainly").await;
     for version in ["w-1", "w-2"] {
         store.put_weights(&weights(version), true).await.unwrap();
@@ -166,7 +166,7 @@ async fn fill(store: &Store) {
 const DOCUMENTED: [(&str, &str); 4] = [
     (
         "select count(*) || ' ' || sum(case when large_agrees then 1 else 0 end) || ' '
-                || sum(case when custom_id = 'ticket-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
+                || sum(case when custom_id = 'acker-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
                             then 1 else 0 end) || ' ' || sum(case when score = 0.4 and threshold = 0.6
                                  and propensity = 0.9 and features_version = 3 then 1 else 0 end)",
         "3 1 1 2",
@@ -239,7 +239,7 @@ contract! {
     async fn decisions_are_kept_whole(store: Store) {
         let fresh = decided(head(), decision());
         let queued = decided(keyed("k"), decision());
-        admit_one(&store, Admission { course: Course::Queue, ..queued.clone() }).await;
+        admit_one(&store, Admission { decision: AdmissionDecision::Queue, ..queued.clone() }).await;
         for job in [fresh, queued] {
             assert_eq!(admit_one(&store, job.clone()).await, Admitted::Routed);
             let kept = store.decision(job.head.id).await.unwrap().unwrap();
@@ -322,9 +322,9 @@ contract! {
         store.admit(&jobs, LONG).await.unwrap();
         let [failing, escalating, _] = jobs.each_ref().map(|job| job.head.id);
         let attempt = run_one(&store, failing).await;
-        settle_one(&store, settlement(failing, attempt, Verdict::Failed(reason("unservable")))).await;
+        settle_one(&store, settlement(failing, attempt, AttemptOutcome::Failed(reason("unservable")))).await;
         let attempt = run_one(&store, escalating).await;
-        let escalation = Verdict::Escalate { to: Tier::Large, reason: reason("context_length_exceeded"), answer: None };
+        let escalation = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("context_length_exceeded"), answer: None };
         settle_one(&store, settlement(escalating, attempt, escalation)).await;
         succeed_on_large(&store, escalating, "yes").await;
         assert_eq!(store.due_shadows(9, SOON).await.unwrap(), []);

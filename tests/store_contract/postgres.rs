@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use promptyard::{
     config::StoreConfig,
     job::{JobHead, JobId, JobState, Tier},
-    store::{Admitted, Claimed, Course, Store, StoreFault, SweepRules},
+    store::{Admitted, Claimed, AdmissionDecision, Store, StoreError, RescueRules},
 };
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use uuid::Uuid;
@@ -230,7 +230,7 @@ async fn newer_tables_are_refused() {
             store.migrate().await.unwrap_err(),
         ] {
             assert!(
-                matches!(&fault, StoreFault::Schema { message } if message.contains("newer")),
+                matches!(&fault, StoreError::Schema { message } if message.contains("newer")),
                 "{fault}"
             );
         }
@@ -352,7 +352,7 @@ async fn ended_jobs_lead_nothing() {
 #[tokio::test]
 async fn jobs_that_are_held_meanwhile_are_not_lost() {
     with_postgres(async |store, config| {
-        let queued = admission(head(), "p", Course::Queue);
+        let queued = admission(head(), "p", AdmissionDecision::Queue);
         let id = queued.head.id;
         admit_one(&store, queued).await;
         let mut raw = connection(&config).await;
@@ -363,7 +363,7 @@ async fn jobs_that_are_held_meanwhile_are_not_lost() {
             .await
             .unwrap();
         sqlx::query(
-            "insert into held_jobs (job_id, tenant, queue, rank, tokens, held_at)
+            "insert into deferred_jobs (job_id, tenant, queue, rank, tokens, deferred_at)
              values ($1, 'default', 'small', now(), 1, now())",
         )
         .bind(id.0)
@@ -376,15 +376,15 @@ async fn jobs_that_are_held_meanwhile_are_not_lost() {
             .unwrap();
         let sweep = tokio::spawn({
             let store = store.clone();
-            let rules = SweepRules {
-                lost_after: TimeDelta::zero(),
-                lost_after_busy: TimeDelta::zero(),
+            let rules = RescueRules {
+                stuck_after: TimeDelta::zero(),
+                stuck_after_busy: TimeDelta::zero(),
                 is_empty: [true; 3],
                 limit: 9,
                 from: None,
                 looked_at_max: 1_000,
             };
-            async move { store.sweep(rules).await.unwrap() }
+            async move { store.rescue(rules).await.unwrap() }
         });
         let mut watch = connection(&config).await;
         wait_until_blocked_by(&mut watch, router).await;
@@ -403,7 +403,7 @@ async fn missing_servers_are_told_plainly() {
         ..postgres_config()
     };
     let fault = Store::connect(&config).await.unwrap_err();
-    assert!(matches!(fault, StoreFault::Unreachable { .. }), "{fault}");
+    assert!(matches!(fault, StoreError::Unreachable { .. }), "{fault}");
     assert!(fault.is_transient());
     assert!(!fault.to_string().contains("hunter2"), "{fault}");
 }

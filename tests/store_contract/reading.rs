@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use chrono::TimeDelta;
 use promptyard::{
     job::{JobHead, JobId, JobState},
-    store::{Course, DeadFilter, DeadLetter, DeadResolution, RecordFilter, Store, WorkerRecord},
+    store::{AdmissionDecision, DeadFilter, DeadLetter, DeadResolution, RecordFilter, Store, WorkerRecord},
 };
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use crate::fixture::{
 };
 
 fn rejected(head: JobHead) -> promptyard::store::Admission {
-    let end = Course::End {
+    let end = AdmissionDecision::End {
         state: JobState::Rejected,
         reason: reason("invalid_value"),
     };
@@ -77,8 +77,8 @@ contract! {
     /// Dead letters are kept once, listed oldest first by any filter, and resolved once.
     async fn dead_letters_rest(store: Store) {
         let letters = [letter("delivery_limit", "a", 20), letter("expired", "a", 30), letter("expired", "b", 10)];
-        store.bury(&letters).await.unwrap();
-        store.bury(&letters[..1]).await.unwrap();
+        store.keep_dead_letters(&letters).await.unwrap();
+        store.keep_dead_letters(&letters[..1]).await.unwrap();
         let find = async |filter: DeadFilter, limit| {
             let found = store.dead_letters(&filter, limit).await.unwrap();
             found.iter().map(|letter| letter.id).collect::<Vec<_>>()
@@ -104,17 +104,17 @@ contract! {
     /// A dead letter of which nothing could be told is kept all the same.
     async fn anonymous_dead_letters_rest(store: Store) {
         let bare = DeadLetter { job: None, tenant: None, body: Vec::new(), ..letter("foreign", "a", 0) };
-        store.bury(std::slice::from_ref(&bare)).await.unwrap();
+        store.keep_dead_letters(std::slice::from_ref(&bare)).await.unwrap();
         assert_eq!(store.dead_letters(&DeadFilter::default(), 10).await.unwrap(), [bare]);
     }
 
     /// Workers are known by their last sign of life, the latest first.
     async fn workers_show_signs_of_life(store: Store) {
-        store.beat(&heartbeat(claimant("a"))).await.unwrap();
-        store.beat(&heartbeat(claimant("b"))).await.unwrap();
+        store.heartbeat(&heartbeat(claimant("a"))).await.unwrap();
+        store.heartbeat(&heartbeat(claimant("b"))).await.unwrap();
         let mut last = heartbeat(claimant("a"));
         (last.running, last.draining) = (5, true);
-        store.beat(&last).await.unwrap();
+        store.heartbeat(&last).await.unwrap();
         let workers = store.workers(LONG).await.unwrap();
         assert_eq!(workers.iter().map(|w| w.worker.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         let expected = WorkerRecord {
@@ -126,7 +126,7 @@ contract! {
             context_tokens: Some(2048),
             running: 5,
             draining: true,
-            takes_lanes: true,
+            takes_affinity_queues: true,
             lease_until: workers[0].lease_until,
             seen_at: workers[0].seen_at,
         };
@@ -143,7 +143,7 @@ contract! {
         store.admit(&[rejected(head())], LONG).await.unwrap();
         succeed(&store, jobs[0].head.id, "yes", None).await;
         run_one(&store, jobs[1].head.id).await;
-        store.bury(&[letter("expired", "a", 0)]).await.unwrap();
+        store.keep_dead_letters(&[letter("expired", "a", 0)]).await.unwrap();
         let overview = store.overview().await.unwrap();
         let states: HashMap<_, _> = overview.states.into_iter().collect();
         let expected = [
@@ -163,9 +163,9 @@ contract! {
         assert!(store.is_reachable().await);
         store.drop_all().await.unwrap();
         let fault = store.check_schema().await.unwrap_err();
-        assert!(matches!(fault, promptyard::store::StoreFault::Schema { .. }), "{fault}");
+        assert!(matches!(fault, promptyard::store::StoreError::Schema { .. }), "{fault}");
         let fault = store.records(&[JobId::now()]).await.unwrap_err();
-        assert!(matches!(fault, promptyard::store::StoreFault::Schema { .. }), "{fault}");
+        assert!(matches!(fault, promptyard::store::StoreError::Schema { .. }), "{fault}");
         assert!(!fault.is_transient());
         assert!(store.migrate().await.unwrap() > 0);
         store.check_schema().await.unwrap();

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use promptyard::{
     job::{AnswerSource, JobId, JobState, Tier},
     store::{
-        Admission, Admitted, Course, Decision, Judgement, Likeness, LikenessVerdict, Lookup,
-        Reused, Route, RouteReason, Settlement, Store, Verdict,
+        Admission, Admitted, AdmissionDecision, Decision, RecheckOutcome, NearQuestion, NearOutcome, Lookup,
+        Reused, Route, RouteReason, Settlement, Store, AttemptOutcome,
     },
 };
 
@@ -18,17 +18,17 @@ use crate::fixture::{
 
 const EMBEDDER: &str = "encoder-1";
 
-fn route_of(course: &mut Course) -> &mut Route {
+fn route_of(course: &mut AdmissionDecision) -> &mut Route {
     match course {
-        Course::Route(route) => route,
+        AdmissionDecision::Route(route) => route,
         other => panic!("no route: {other:?}"),
     }
 }
 
 /// A question of a scope with a vector, and what was found to be near it.
-fn asking(question: &str, nearest: Option<Likeness>) -> Admission {
+fn asking(question: &str, nearest: Option<NearQuestion>) -> Admission {
     let mut admission = cached(question);
-    route_of(&mut admission.course).lookup = Some(Box::new(Lookup {
+    route_of(&mut admission.decision).lookup = Some(Box::new(Lookup {
         scope: [7; 32],
         question: question.to_owned(),
         embedder: EMBEDDER.to_owned(),
@@ -39,8 +39,8 @@ fn asking(question: &str, nearest: Option<Likeness>) -> Admission {
     admission
 }
 
-fn near(question: &str, verdict: LikenessVerdict, recheck: Option<f64>) -> Option<Likeness> {
-    Some(Likeness {
+fn near(question: &str, verdict: NearOutcome, recheck: Option<f64>) -> Option<NearQuestion> {
+    Some(NearQuestion {
         entry: cache_key(question),
         question: question.to_owned(),
         cosine: 0.95,
@@ -72,7 +72,7 @@ async fn answered(store: &Store, question: &str) -> JobId {
 /// A job that was given another question's answer and is drawn to be run again.
 async fn drawn_hit(store: &Store) -> JobId {
     answered(store, "why?\0").await;
-    let hit = asking("how come?", near("why?\0", LikenessVerdict::Hit, Some(0.5)));
+    let hit = asking("how come?", near("why?\0", NearOutcome::Hit, Some(0.5)));
     let Admitted::Ended(_) = admit_one(store, hit.clone()).await else {
         panic!("a hit")
     };
@@ -85,7 +85,7 @@ fn copy_of(first: JobId) -> Admission {
         "how come?",
         crate::fixture::route(Tier::Small, None),
     );
-    route_of(&mut copy.course).decision = Decision {
+    route_of(&mut copy.decision).decision = Decision {
         reason: RouteReason::Shadow,
         shadow_of: Some(first),
         ..Decision::default()
@@ -120,7 +120,7 @@ contract! {
     /// A near question's answer is given at once, and the row says whose it is and how near.
     async fn hits_name_their_source(store: Store) {
         let first = answered(&store, "why?").await;
-        let hit = asking("how come?", near("why?", LikenessVerdict::Hit, None));
+        let hit = asking("how come?", near("why?", NearOutcome::Hit, None));
         let Admitted::Ended(given) = admit_one(&store, hit.clone()).await else { panic!("a hit") };
         assert_eq!(given.state, JobState::Succeeded);
         assert_eq!(given.source, Some(AnswerSource::Semantic));
@@ -136,8 +136,8 @@ contract! {
     /// A queued job (HTTP) is given it as well.
     async fn queued_jobs_are_given_it(store: Store) {
         answered(&store, "why?").await;
-        let hit = asking("how come?", near("why?", LikenessVerdict::Hit, None));
-        let queued = Admission { course: Course::Queue, ..hit.clone() };
+        let hit = asking("how come?", near("why?", NearOutcome::Hit, None));
+        let queued = Admission { decision: AdmissionDecision::Queue, ..hit.clone() };
         assert_eq!(admit_one(&store, queued).await, Admitted::Queued);
         let Admitted::Ended(given) = admit_one(&store, hit.clone()).await else { panic!("a hit") };
         assert_eq!(given.cosine, Some(0.95));
@@ -149,22 +149,22 @@ contract! {
     async fn only_answers_that_are_there_are_given(store: Store) {
         answered(&store, "why?").await;
         answered(&store, "how come?").await;
-        let exact = asking("how come?", near("why?", LikenessVerdict::Hit, None));
+        let exact = asking("how come?", near("why?", NearOutcome::Hit, None));
         let Admitted::Ended(given) = admit_one(&store, exact).await else { panic!("a hit") };
         assert_eq!(given.source, Some(AnswerSource::Cache));
         for nearest in [
-            near("never asked", LikenessVerdict::Hit, None),
-            near("why?", LikenessVerdict::Miss("number"), None),
-            near("why?", LikenessVerdict::Candidate, None),
+            near("never asked", NearOutcome::Hit, None),
+            near("why?", NearOutcome::Miss("number"), None),
+            near("why?", NearOutcome::Candidate, None),
         ] {
             let asks = asking("what for?", nearest);
             let outcome = admit_one(&store, asks.clone()).await;
             assert!(matches!(outcome, Admitted::Routed | Admitted::Waiting), "{outcome:?}");
         }
         let batch = [
-            asking("a", near("why?", LikenessVerdict::Hit, None)),
-            asking("b", near("never asked", LikenessVerdict::Hit, None)),
-            asking("a", near("why?", LikenessVerdict::Hit, None)),
+            asking("a", near("why?", NearOutcome::Hit, None)),
+            asking("b", near("never asked", NearOutcome::Hit, None)),
+            asking("a", near("why?", NearOutcome::Hit, None)),
         ];
         let outcomes = store.admit(&batch, LONG).await.unwrap();
         assert!(matches!(outcomes[0], Admitted::Ended(_)));
@@ -176,7 +176,7 @@ contract! {
     /// answer; a job that waits for the same request and did not is left to be computed.
     async fn a_models_yes_serves_those_that_allowed_it(store: Store) {
         let first = answered(&store, "why?").await;
-        let candidate = || asking("how come?", near("why?", LikenessVerdict::Candidate, None));
+        let candidate = || asking("how come?", near("why?", NearOutcome::Candidate, None));
         let (leader, waiter, exact) = (candidate(), candidate(), cached("how come?"));
         assert_eq!(admit_one(&store, leader.clone()).await, Admitted::Routed);
         assert_eq!(admit_one(&store, waiter.clone()).await, Admitted::Waiting);
@@ -185,7 +185,7 @@ contract! {
         assert_eq!(from, first);
         let attempt = run_one(&store, leader.head.id).await;
         let check = answer("yes");
-        let verdict = Verdict::Reused(Box::new(Reused {
+        let verdict = AttemptOutcome::Reused(Box::new(Reused {
             entry: cache_key("why?"),
             leader: first,
             cosine: 0.95,
@@ -212,7 +212,7 @@ contract! {
         assert_eq!(shared[0].source, Some(AnswerSource::Semantic));
         assert_eq!(shared[0].answered_by, Some(first));
         assert_eq!(shared[0], record(&store, waiter.head.id).await);
-        let promoted = store.promote_waiting(8, LONG).await.unwrap();
+        let promoted = store.take_over_flights(8, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head.id, exact.head.id);
     }
@@ -238,14 +238,14 @@ contract! {
         assert_eq!((ended[0].job, ended[0].entry), (hit, cache_key("why?\0")));
         assert_eq!((ended[0].given.as_str(), ended[0].cosine), ("because", 0.95));
         assert_eq!(ended[0].own.as_deref(), Some("for another reason"));
-        let wrong = Judgement {
+        let wrong = RecheckOutcome {
             job: hit,
             entry: cache_key("why?\0"),
             agrees: Some(false),
             cosine_min: Some(0.96),
         };
-        assert_eq!(store.judge_rechecks(&[wrong]).await.unwrap(), [hit]);
-        assert_eq!(store.judge_rechecks(&[wrong]).await.unwrap(), []);
+        assert_eq!(store.settle_rechecks(&[wrong]).await.unwrap(), [hit]);
+        assert_eq!(store.settle_rechecks(&[wrong]).await.unwrap(), []);
         assert!(store.ended_rechecks(8).await.unwrap().is_empty());
         assert_eq!(store.open_rechecks().await.unwrap(), 0);
         let known = store.known_questions(EMBEDDER, DateTime::<Utc>::UNIX_EPOCH, 8).await.unwrap();
@@ -258,13 +258,13 @@ contract! {
         let copy = copy_of(hit);
         admit_one(&store, copy.clone()).await;
         let attempt = run_one(&store, copy.head.id).await;
-        settle_one(&store, settlement(copy.head.id, attempt, Verdict::Failed(reason("no")))).await;
+        settle_one(&store, settlement(copy.head.id, attempt, AttemptOutcome::Failed(reason("no")))).await;
         let ended = store.ended_rechecks(8).await.unwrap();
         assert_eq!(ended[0].own, None);
-        let unanswered = Judgement { job: hit, entry: ended[0].entry, agrees: None, cosine_min: None };
-        assert_eq!(store.judge_rechecks(&[unanswered]).await.unwrap(), [hit]);
+        let unanswered = RecheckOutcome { job: hit, entry: ended[0].entry, agrees: None, cosine_min: None };
+        assert_eq!(store.settle_rechecks(&[unanswered]).await.unwrap(), [hit]);
 
-        let candidate = asking("what for?", near("why?\0", LikenessVerdict::Candidate, Some(0.5)));
+        let candidate = asking("what for?", near("why?\0", NearOutcome::Candidate, Some(0.5)));
         admit_one(&store, candidate.clone()).await;
         succeed(&store, candidate.head.id, "so", Some(cache_key("what for?"))).await;
         assert_eq!(store.open_rechecks().await.unwrap(), 0);

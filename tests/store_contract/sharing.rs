@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptyard::{
     job::{AnswerSource, JobState, Tier},
-    store::{Admitted, Claimed, Settlement, Store, Verdict},
+    store::{Admitted, Claimed, Settlement, Store, AttemptOutcome},
 };
 
 use crate::fixture::{
@@ -55,7 +55,7 @@ contract! {
 
     /// A leader whose message comes again is known; admitted from queued, it still leads.
     async fn leaders_stay_leaders(store: Store) {
-        let queued = admission(keyed("k"), "p", promptyard::store::Course::Queue);
+        let queued = admission(keyed("k"), "p", promptyard::store::AdmissionDecision::Queue);
         admit_one(&store, queued.clone()).await;
         let routed = admission(queued.head.clone(), "p", route(Tier::Small, Some(cache_key("p"))));
         assert_eq!(admit_one(&store, routed.clone()).await, Admitted::Routed);
@@ -68,7 +68,7 @@ contract! {
         let (first, key) = (cached("p"), cache_key("p"));
         let fail = async |job| {
             let attempt = run_one(&store, job).await;
-            let failed = Verdict::Failed(reason("unservable"));
+            let failed = AttemptOutcome::Failed(reason("unservable"));
             let failed = Settlement { cache_key: Some(key), ..settlement(job, attempt, failed) };
             committed(settle_one(&store, failed).await);
         };
@@ -86,7 +86,7 @@ contract! {
 
     /// Of identical jobs in one batch the first leads, be it a new one or one that was queued.
     async fn the_first_of_a_batch_leads(store: Store) {
-        let queued = admission(head(), "p", promptyard::store::Course::Queue);
+        let queued = admission(head(), "p", promptyard::store::AdmissionDecision::Queue);
         admit_one(&store, queued.clone()).await;
         let routed = admission(queued.head, "p", route(Tier::Small, Some(cache_key("p"))));
         let outcomes = store.admit(&[routed, cached("p")], LONG).await.unwrap();
@@ -99,7 +99,7 @@ contract! {
         admit_one(&store, leader.clone()).await;
         let [waiting, late] = [keyed("a"), keyed("b")];
         for head in [&waiting, &late] {
-            admit_one(&store, admission(head.clone(), "p", promptyard::store::Course::Queue)).await;
+            admit_one(&store, admission(head.clone(), "p", promptyard::store::AdmissionDecision::Queue)).await;
         }
         let course = || route(Tier::Small, Some(cache_key("p")));
         assert_eq!(
@@ -120,7 +120,7 @@ contract! {
         let first = cached("p");
         admit_one(&store, first.clone()).await;
         let attempt = run_one(&store, first.head.id).await;
-        let verdict = Verdict::Succeeded(answer("old"));
+        let verdict = AttemptOutcome::Succeeded(answer("old"));
         let settled = Settlement {
             cache_key: Some(cache_key("p")),
             ..settlement(first.head.id, attempt, verdict)
@@ -140,21 +140,21 @@ contract! {
     async fn failed_leaders_are_followed(store: Store) {
         let jobs = [cached("p"), cached("p"), cached("p")];
         store.admit(&jobs, LONG).await.unwrap();
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap(), []);
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), []);
         let attempt = run_one(&store, jobs[0].head.id).await;
         let failed = Settlement {
             cache_key: Some(cache_key("p")),
-            ..settlement(jobs[0].head.id, attempt, Verdict::Failed(reason("unservable")))
+            ..settlement(jobs[0].head.id, attempt, AttemptOutcome::Failed(reason("unservable")))
         };
         let (record, shared) = committed(settle_one(&store, failed).await);
         assert_eq!((record.state, shared.len()), (JobState::Failed, 0));
-        let promoted = store.promote_waiting(10, LONG).await.unwrap();
+        let promoted = store.take_over_flights(10, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head, jobs[1].head);
         assert_eq!(Some(&promoted[0].job.request), jobs[1].request.as_ref());
         assert_eq!(promoted[0].tier, Tier::Small);
         assert_eq!(promoted[0].cache_key, Some(cache_key("p")));
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap(), [], "its lease runs");
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), [], "its lease runs");
         let (_, shared) = succeed(&store, jobs[1].head.id, "yes", Some(cache_key("p"))).await;
         assert_eq!(shared.len(), 1);
         assert_eq!(shared[0].id, jobs[2].head.id);
@@ -165,12 +165,12 @@ contract! {
         let jobs = [cached("p"), cached("p")];
         store.admit(&jobs, Duration::ZERO).await.unwrap();
         for _ in 0..2 {
-            let promoted = store.promote_waiting(10, Duration::ZERO).await.unwrap();
+            let promoted = store.take_over_flights(10, Duration::ZERO).await.unwrap();
             assert_eq!(promoted.len(), 1);
             assert_eq!(promoted[0].job.head.id, jobs[1].head.id);
         }
         run_one(&store, jobs[1].head.id).await;
-        assert_eq!(store.promote_waiting(10, Duration::ZERO).await.unwrap(), []);
+        assert_eq!(store.take_over_flights(10, Duration::ZERO).await.unwrap(), []);
     }
 
     /// Promotion obeys its limit and takes one job for each key.
@@ -180,9 +180,9 @@ contract! {
             jobs.extend([cached(prompt), cached(prompt), cached(prompt)]);
         }
         store.admit(&jobs, Duration::ZERO).await.unwrap();
-        assert_eq!(store.promote_waiting(2, LONG).await.unwrap().len(), 2);
-        assert_eq!(store.promote_waiting(2, LONG).await.unwrap().len(), 1);
-        assert_eq!(store.promote_waiting(2, LONG).await.unwrap().len(), 0);
+        assert_eq!(store.take_over_flights(2, LONG).await.unwrap().len(), 2);
+        assert_eq!(store.take_over_flights(2, LONG).await.unwrap().len(), 1);
+        assert_eq!(store.take_over_flights(2, LONG).await.unwrap().len(), 0);
     }
 
     /// A job that is put back on a queue still leads: nobody is promoted beside it.
@@ -190,7 +190,7 @@ contract! {
         let (leader, waiter) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         admit_one(&store, waiter).await;
-        let verdicts = [Verdict::Returned, Verdict::Retry(reason("engine_unavailable"))];
+        let verdicts = [AttemptOutcome::Returned, AttemptOutcome::Retry(reason("engine_unavailable"))];
         for verdict in verdicts {
             let attempt = run_one(&store, leader.head.id).await;
             let end = Settlement {
@@ -198,7 +198,7 @@ contract! {
                 ..settlement(leader.head.id, attempt, verdict)
             };
             committed(settle_one(&store, end).await);
-            assert_eq!(store.promote_waiting(10, LONG).await.unwrap(), []);
+            assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), []);
         }
     }
 
@@ -215,11 +215,11 @@ contract! {
             ..settlement(
                 leader.head.id,
                 attempt,
-                Verdict::Escalate { to, reason: reason("context_length_exceeded"), answer: None },
+                AttemptOutcome::Escalate { to, reason: reason("context_length_exceeded"), answer: None },
             )
         };
         committed(settle_one(&store, end).await);
-        let promoted = store.promote_waiting(10, LONG).await.unwrap();
+        let promoted = store.take_over_flights(10, LONG).await.unwrap();
         assert_eq!(promoted.len(), 1);
         assert_eq!(promoted[0].job.head.id, waiter.head.id);
     }
@@ -233,7 +233,7 @@ contract! {
         let end = Settlement {
             cache_key: Some(cache_key("p")),
             reusable: false,
-            ..settlement(leader.head.id, attempt, Verdict::Succeeded(answer("large")))
+            ..settlement(leader.head.id, attempt, AttemptOutcome::Succeeded(answer("large")))
         };
         let (_, shared) = committed(settle_one(&store, end).await);
         assert_eq!(shared.len(), 1);
@@ -247,11 +247,11 @@ contract! {
         let (leader, follower) = (cached("p"), cached("p"));
         store.admit(&[leader.clone(), follower.clone()], Duration::ZERO).await.unwrap();
         let attempt = run_one(&store, leader.head.id).await;
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap().len(), 1);
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap().len(), 1);
         let end = Settlement {
             cache_key: Some(cache_key("p")),
             reusable: false,
-            ..settlement(leader.head.id, attempt, Verdict::Succeeded(answer("large")))
+            ..settlement(leader.head.id, attempt, AttemptOutcome::Succeeded(answer("large")))
         };
         let (_, shared) = committed(settle_one(&store, end).await);
         assert_eq!(shared.len(), 1);
@@ -273,10 +273,10 @@ contract! {
         let (leader, follower) = (cached("p"), cached("p"));
         store.admit(&[leader.clone(), follower.clone()], Duration::ZERO).await.unwrap();
         let attempt = run_one(&store, leader.head.id).await;
-        assert_eq!(store.promote_waiting(10, LONG).await.unwrap().len(), 1);
+        assert_eq!(store.take_over_flights(10, LONG).await.unwrap().len(), 1);
         let end = Settlement {
             cache_key: Some(cache_key("p")),
-            ..settlement(leader.head.id, attempt, Verdict::Succeeded(answer("late")))
+            ..settlement(leader.head.id, attempt, AttemptOutcome::Succeeded(answer("late")))
         };
         let (_, shared) = committed(settle_one(&store, end).await);
         assert_eq!(shared.len(), 1);
@@ -294,7 +294,7 @@ contract! {
         let attempt = run_one(&store, waiter.head.id).await;
         let (_, shared) = succeed(&store, leader.head.id, "yes", Some(cache_key("p"))).await;
         assert_eq!(shared, []);
-        let own = settlement(waiter.head.id, attempt, Verdict::Succeeded(answer("own")));
+        let own = settlement(waiter.head.id, attempt, AttemptOutcome::Succeeded(answer("own")));
         let (settled, _) = committed(settle_one(&store, own).await);
         assert_eq!(settled.answer.unwrap().text, "own");
     }

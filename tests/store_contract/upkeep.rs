@@ -6,7 +6,7 @@ use promptyard::{
     job::{JobId, ReplyTo},
     store::{
         Admission, Admitted, CacheFilter, CacheLimits, CacheUpkeep, Claimant, Heartbeat,
-        Settlement, Store, Verdict,
+        Settlement, Store, AttemptOutcome,
     },
 };
 
@@ -53,7 +53,7 @@ contract! {
         let attempt = run_one(&store, over.head.id).await;
         let settled = Settlement {
             cache_key: Some(cache_key("over")),
-            ..settlement(over.head.id, attempt, Verdict::Succeeded(answer("old")))
+            ..settlement(over.head.id, attempt, AttemptOutcome::Succeeded(answer("old")))
         };
         store.settle(&[settled], Duration::ZERO).await.unwrap();
         let done = tend(&store, ROOMY).await;
@@ -96,24 +96,24 @@ contract! {
             claimant: Claimant { revision: revision.to_owned(), ..claimant("new") },
             ..heartbeat(claimant("new"))
         };
-        store.beat(&heartbeat(old.clone())).await.unwrap();
+        store.heartbeat(&heartbeat(old.clone())).await.unwrap();
         let asked = cached("p");
         admit_one(&store, asked.clone()).await;
         claim_as(&store, &old, asked.head.id, false).await;
         let settled = Settlement {
             cache_key: Some(cache_key("p")),
-            ..settlement(asked.head.id, 1, Verdict::Succeeded(answer("so")))
+            ..settlement(asked.head.id, 1, AttemptOutcome::Succeeded(answer("so")))
         };
         settle_one(&store, settled).await;
         let hasty = CacheLimits { stale_after: Duration::ZERO, ..ROOMY };
         // Nobody serves another revision: it may come back.
         assert_eq!(tend(&store, hasty).await.stale, 0);
-        store.beat(&new("r2")).await.unwrap();
+        store.heartbeat(&new("r2")).await.unwrap();
         assert_eq!(tend(&store, ROOMY).await.stale, 0, "its worker was seen a moment ago");
-        store.beat(&new("r2")).await.unwrap();
+        store.heartbeat(&new("r2")).await.unwrap();
         let soon = CacheLimits { stale_after: Duration::from_millis(300), ..ROOMY };
         tokio::time::sleep(Duration::from_millis(400)).await;
-        store.beat(&new("r2")).await.unwrap();
+        store.heartbeat(&new("r2")).await.unwrap();
         assert_eq!(tend(&store, soon).await.stale, 1);
         assert!(!is_kept(&store, "p").await);
     }

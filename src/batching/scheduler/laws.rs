@@ -13,7 +13,7 @@ const START: Duration = Duration::ZERO;
 #[derive(Clone, Debug)]
 struct Arrival {
     gap: usize,
-    /// Beginning shared with others of the same family, then a tail of its own.
+    /// PromptPrefix shared with others of the same family, then a tail of its own.
     family: u32,
     shared: usize,
     tail: usize,

@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 use tokio::time::Instant;
 
 use super::{
-    super::{Publication, PublishFault, Queue, Target},
+    super::{Publication, PublishError, Queue, Target},
     table::Table,
 };
 
@@ -36,11 +36,11 @@ impl Insert<'_> {
         &mut self,
         connection: &mut SqliteConnection,
         message: Publication,
-    ) -> sqlx::Result<Result<(), PublishFault>> {
+    ) -> sqlx::Result<Result<(), PublishError>> {
         let queue = match &message.target {
             Target::Queue(queue) => *queue,
             // Nobody could consume it: a producer's queue lives on a server.
-            Target::Reply(_) => return Ok(Err(PublishFault::Unroutable)),
+            Target::Reply(_) => return Ok(Err(PublishError::Unroutable)),
         };
         let known = self.lengths.get(&queue).copied();
         let trusted = known.filter(|length| {
@@ -57,7 +57,7 @@ impl Insert<'_> {
         };
         self.lengths.insert(queue, length);
         if length.messages >= self.queue_messages_max {
-            return Ok(Err(PublishFault::Refused));
+            return Ok(Err(PublishError::Refused));
         }
         let now = Utc::now();
         self.table.insert(connection, queue, message, now).await?;

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use super::{
-    BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket,
+    Acker, BrokerError, Delivery, Depth, Publication, PublishError, Queue,
     counts::{count_delivered, count_published},
 };
 use crate::{config::BrokerConfig, metrics::PUBLISH_SECONDS};
@@ -57,8 +57,8 @@ impl EmbeddedBroker {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub async fn open(config: &BrokerConfig, path: &Path) -> Result<Self, BrokerFault> {
-        let storage = |message: String| BrokerFault::Storage {
+    pub async fn open(config: &BrokerConfig, path: &Path) -> Result<Self, BrokerError> {
+        let storage = |message: String| BrokerError::Storage {
             path: path.display().to_string(),
             message,
         };
@@ -100,15 +100,15 @@ impl EmbeddedBroker {
     }
 
     /// See [`super::Broker::publish`].
-    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishFault>> {
+    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishError>> {
         if messages.is_empty() {
             return Vec::new();
         }
         let started = Instant::now();
         let targets: Vec<_> = messages.iter().map(|m| m.target.clone()).collect();
         let answer = self.ask(|reply| Command::Publish(messages, reply)).await;
-        let outcomes = answer.unwrap_or_else(|fault| {
-            vec![Err(PublishFault::Unreachable(fault.to_string())); targets.len()]
+        let outcomes = answer.unwrap_or_else(|error| {
+            vec![Err(PublishError::Unreachable(error.to_string())); targets.len()]
         });
         histogram!(PUBLISH_SECONDS).record(started.elapsed().as_secs_f64());
         count_published(&targets, &outcomes);
@@ -123,7 +123,7 @@ impl EmbeddedBroker {
         &self,
         queues: &[Queue],
         prefetch: u16,
-    ) -> Result<EmbeddedConsumer, BrokerFault> {
+    ) -> Result<EmbeddedConsumer, BrokerError> {
         let subscription = Arc::new(Subscription::new(self.session.clone(), queues, prefetch));
         let shared = subscription.clone();
         self.ask(|reply| Command::Subscribe(shared, reply))
@@ -138,31 +138,31 @@ impl EmbeddedBroker {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn ack(&self, tickets: Vec<Ticket>) -> Result<usize, BrokerFault> {
-        self.settle(Settlement::Ack, tickets).await
+    pub async fn ack(&self, ackers: Vec<Acker>) -> Result<usize, BrokerError> {
+        self.settle(Settlement::Ack, ackers).await
     }
 
     /// See [`super::Broker::requeue`].
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn requeue(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        self.settle(Settlement::Requeue, tickets).await.map(drop)
+    pub async fn requeue(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        self.settle(Settlement::Requeue, ackers).await.map(drop)
     }
 
     /// See [`super::Broker::reject`].
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn reject(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        self.settle(Settlement::Reject, tickets).await.map(drop)
+    pub async fn reject(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        self.settle(Settlement::Reject, ackers).await.map(drop)
     }
 
     /// See [`super::Broker::depths`].
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerFault> {
+    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerError> {
         let depths = self.ask(Command::Depths).await?;
         depths.map_err(|message| self.storage(message))
     }
@@ -176,7 +176,7 @@ impl EmbeddedBroker {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn delete_queues(&self) -> Result<(), BrokerFault> {
+    pub async fn delete_queues(&self) -> Result<(), BrokerError> {
         let cleared = self.ask(Command::Clear).await?;
         cleared.map_err(|message| self.storage(message))
     }
@@ -187,47 +187,47 @@ impl EmbeddedBroker {
         let _ = self.ask(Command::Close).await;
     }
 
-    /// Settles live tickets; returns how many were not.
-    async fn settle(&self, how: Settlement, tickets: Vec<Ticket>) -> Result<usize, BrokerFault> {
-        let given = tickets.len();
-        let tickets: Vec<_> = tickets
+    /// Settles live ackers; returns how many were not.
+    async fn settle(&self, how: Settlement, ackers: Vec<Acker>) -> Result<usize, BrokerError> {
+        let given = ackers.len();
+        let ackers: Vec<_> = ackers
             .into_iter()
-            .filter_map(|ticket| match ticket {
-                Ticket::Embedded(ticket) => Some(ticket),
-                Ticket::Rabbit(_) => {
-                    tracing::error!("a ticket of RabbitMQ was given to the embedded broker");
+            .filter_map(|acker| match acker {
+                Acker::Embedded(acker) => Some(acker),
+                Acker::Rabbit(_) => {
+                    tracing::error!("a acker of RabbitMQ was given to the embedded broker");
                     None
                 }
             })
-            .filter(|ticket| {
-                ticket.is_live() && Arc::ptr_eq(&ticket.subscription.session, &self.session)
+            .filter(|acker| {
+                acker.is_live() && Arc::ptr_eq(&acker.subscription.session, &self.session)
             })
             .collect();
-        let passed_over = given - tickets.len();
-        if tickets.is_empty() {
+        let passed_over = given - ackers.len();
+        if ackers.is_empty() {
             return Ok(passed_over);
         }
-        let ids = tickets.iter().map(|ticket| ticket.id).collect();
+        let ids = ackers.iter().map(|acker| acker.id).collect();
         match self.ask(|reply| Command::Settle(how, ids, reply)).await {
             // Closed in between: the messages have been put back.
             Err(_) => return Ok(given),
             Ok(Err(message)) => return Err(self.storage(message)),
             Ok(Ok(())) => {}
         }
-        for ticket in tickets {
-            ticket.subscription.settled(ticket.place, ticket.id);
+        for acker in ackers {
+            acker.subscription.settled(acker.place, acker.id);
         }
         // Consumers at the end of their prefetch have room again.
         self.session.demand.notify_one();
         Ok(passed_over)
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, BrokerFault> {
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, BrokerError> {
         ask(&self.commands, command).await
     }
 
-    fn storage(&self, message: String) -> BrokerFault {
-        BrokerFault::Storage {
+    fn storage(&self, message: String) -> BrokerError {
+        BrokerError::Storage {
             path: self.path.display().to_string(),
             message,
         }
@@ -237,11 +237,11 @@ impl EmbeddedBroker {
 async fn ask<T>(
     commands: &mpsc::Sender<Command>,
     command: impl FnOnce(Reply<T>) -> Command,
-) -> Result<T, BrokerFault> {
+) -> Result<T, BrokerError> {
     let (reply, answer) = oneshot::channel();
     let sent = commands.send(command(reply)).await;
-    sent.map_err(|_| BrokerFault::Closed)?;
-    answer.await.map_err(|_| BrokerFault::Closed)
+    sent.map_err(|_| BrokerError::Closed)?;
+    answer.await.map_err(|_| BrokerError::Closed)
 }
 
 async fn connect(path: &Path, synchronous: SqliteSynchronous) -> sqlx::Result<SqliteConnection> {
@@ -257,14 +257,14 @@ async fn connect(path: &Path, synchronous: SqliteSynchronous) -> sqlx::Result<Sq
 
 /// Settles one delivery of the embedded broker.
 #[derive(Debug)]
-pub struct EmbeddedTicket {
+pub struct EmbeddedAcker {
     id: i64,
     /// Place of its queue in the subscription.
     place: usize,
     subscription: Arc<Subscription>,
 }
 
-impl EmbeddedTicket {
+impl EmbeddedAcker {
     /// False once the broker that delivered it is closed.
     pub fn is_live(&self) -> bool {
         !self.subscription.session.ended.is_cancelled()
@@ -317,7 +317,7 @@ impl EmbeddedConsumer {
             envelope: row.envelope,
             body: row.body,
             redelivered: row.deliveries > 1,
-            ticket: Ticket::Embedded(EmbeddedTicket {
+            acker: Acker::Embedded(EmbeddedAcker {
                 id: row.id,
                 place,
                 subscription: self.subscription.clone(),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{super::Queue, table::Row};
 
-/// One opening of the broker: tickets of an older one are dead.
+/// One opening of the broker: ackers of an older one are dead.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     /// Cancelled when the broker is closed.

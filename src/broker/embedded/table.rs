@@ -186,7 +186,8 @@ impl Table {
         .bind(self.delivery_limit)
         .fetch_all(&mut *connection)
         .await?;
-        self.bury(connection, &tired, "delivery_limit").await
+        self.keep_dead_letters(connection, &tired, "delivery_limit")
+            .await
     }
 
     /// Messages that a process held when it ended.
@@ -204,7 +205,7 @@ impl Table {
     }
 
     /// Moves messages to the dead letters; those that are there already stay as they are.
-    pub(super) async fn bury(
+    pub(super) async fn keep_dead_letters(
         &self,
         connection: &mut SqliteConnection,
         ids: &[i64],

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    super::{BrokerFault, Depth, Publication, PublishFault, Queue},
+    super::{BrokerError, Depth, Publication, PublishError, Queue},
     insert::{Insert, Length},
     subscription::{Session, Subscription},
     table::Table,
@@ -36,7 +36,7 @@ pub(super) enum Settlement {
     Reject,
 }
 
-pub(super) type Outcomes = Vec<Result<(), PublishFault>>;
+pub(super) type Outcomes = Vec<Result<(), PublishError>>;
 pub(super) type Reply<T> = oneshot::Sender<T>;
 
 /// What callers ask of the worker.
@@ -44,7 +44,7 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 pub(super) enum Command {
     Publish(Vec<Publication>, Reply<Outcomes>),
     Settle(Settlement, Vec<i64>, Reply<Result<(), String>>),
-    Subscribe(Arc<Subscription>, Reply<Result<(), BrokerFault>>),
+    Subscribe(Arc<Subscription>, Reply<Result<(), BrokerError>>),
     Depths(Reply<Result<Vec<Depth>, String>>),
     Clear(Reply<Result<(), String>>),
     /// Answered when closed subscriptions have put back their messages.
@@ -187,7 +187,9 @@ impl Worker {
                 }
                 (Work::Settle(how, ids), _) => {
                     if how == Settlement::Reject {
-                        self.table.bury(&mut transaction, &ids, "rejected").await?;
+                        self.table
+                            .keep_dead_letters(&mut transaction, &ids, "rejected")
+                            .await?;
                     }
                     self.table.release(&mut transaction, &ids).await?;
                 }
@@ -203,11 +205,11 @@ impl Worker {
 
     /// The first subscription takes the file for this process and puts back what an earlier one
     /// held when it ended.
-    async fn subscribe(&mut self, subscription: Arc<Subscription>) -> Result<(), BrokerFault> {
+    async fn subscribe(&mut self, subscription: Arc<Subscription>) -> Result<(), BrokerError> {
         if self.lock.is_none() {
             let lock = self.take_lock()?;
             let recovered = self.recover().await;
-            recovered.map_err(|error| BrokerFault::Storage {
+            recovered.map_err(|error| BrokerError::Storage {
                 path: self.path.display().to_string(),
                 message: error.to_string(),
             })?;
@@ -217,7 +219,7 @@ impl Worker {
         Ok(())
     }
 
-    fn take_lock(&self) -> Result<File, BrokerFault> {
+    fn take_lock(&self) -> Result<File, BrokerError> {
         let mut path = self.path.clone().into_os_string();
         path.push(".lock");
         let shown = || self.path.display().to_string();
@@ -226,14 +228,14 @@ impl Worker {
             .truncate(false)
             .write(true)
             .open(&path);
-        let storage = |error: std::io::Error| BrokerFault::Storage {
+        let storage = |error: std::io::Error| BrokerError::Storage {
             path: shown(),
             message: format!("lock file: {error}"),
         };
         let file = open.map_err(storage)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(BrokerFault::InUse { path: shown() }),
+            Err(TryLockError::WouldBlock) => Err(BrokerError::InUse { path: shown() }),
             Err(TryLockError::Error(error)) => Err(storage(error)),
         }
     }
@@ -252,7 +254,7 @@ impl Worker {
         transaction.commit().await
     }
 
-    /// Puts back what closed subscriptions were never asked for. When their last ticket is gone
+    /// Puts back what closed subscriptions were never asked for. When their last acker is gone
     /// too, nobody can settle the rest any more and that goes back as well.
     async fn reap(&mut self) -> sqlx::Result<()> {
         let mut ids = Vec::new();
@@ -272,7 +274,9 @@ impl Worker {
         let (rested, _) = self.table.due(&mut self.quick).await?;
         self.table.wake(&mut self.quick, &rested).await?;
         let (_, expired) = self.table.due(&mut self.quick).await?;
-        self.table.bury(&mut self.quick, &expired, "expired").await
+        self.table
+            .keep_dead_letters(&mut self.quick, &expired, "expired")
+            .await
     }
 
     /// Gives consumers what they want, each queue of each in turn.
@@ -348,7 +352,7 @@ impl Answer {
                 let outcomes = match written {
                     Ok(()) => outcomes,
                     Err(error) => {
-                        vec![Err(PublishFault::Unreachable(error.to_string())); expected]
+                        vec![Err(PublishError::Unreachable(error.to_string())); expected]
                     }
                 };
                 let _ = reply.send(outcomes);
@@ -361,7 +365,7 @@ impl Answer {
     }
 }
 
-/// Logs a fault that no caller waits for; the next look tries again.
+/// Logs a error that no caller waits for; the next look tries again.
 fn log(what: &str, result: sqlx::Result<()>) {
     if let Err(error) = result {
         tracing::error!(%error, "embedded broker: {what}");

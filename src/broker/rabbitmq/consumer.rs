@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use lapin::{
-    Acker, Channel,
+    Acker as LapinAcker, Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
@@ -17,7 +17,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::broker::{BrokerFault, Delivery, Queue, Ticket};
+use crate::broker::{Acker, BrokerError, Delivery, Queue};
 
 use super::{Shared, link, properties, put_back, topology::is_not_found};
 
@@ -25,14 +25,14 @@ use super::{Shared, link, properties, put_back, topology::is_not_found};
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settles one delivery of RabbitMQ.
-pub struct RabbitTicket {
-    pub(super) acker: Acker,
+pub struct RabbitAcker {
+    pub(super) acker: LapinAcker,
     queue: Queue,
     /// Keeps the channel open until its last delivery is settled, also after the consumer ended.
     _channel: Arc<Channel>,
 }
 
-impl RabbitTicket {
+impl RabbitAcker {
     /// False once the channel that delivered it is gone.
     pub fn is_live(&self) -> bool {
         self.acker.usable()
@@ -44,9 +44,9 @@ impl RabbitTicket {
     }
 }
 
-impl fmt::Debug for RabbitTicket {
+impl fmt::Debug for RabbitAcker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitTicket")
+        f.debug_struct("RabbitAcker")
             .field("live", &self.is_live())
             .finish_non_exhaustive()
     }
@@ -69,7 +69,7 @@ impl RabbitConsumer {
         shared: Arc<Shared>,
         queues: &[Queue],
         prefetch: u16,
-    ) -> Result<Self, BrokerFault> {
+    ) -> Result<Self, BrokerError> {
         // To AMQP 0 means without limit.
         let prefetch = prefetch.max(1);
         let capacity = usize::from(prefetch) * queues.len();
@@ -119,7 +119,7 @@ impl RabbitConsumer {
                 }
             }
             // What arrived before its connection broke will come again.
-            self.pending.retain(|delivery| delivery.ticket.is_live());
+            self.pending.retain(|delivery| delivery.acker.is_live());
             let taken = self.pending.len().min(max);
             if taken > 0 {
                 let batch: Vec<_> = self.pending.drain(..taken).collect();
@@ -158,7 +158,7 @@ struct Subscription {
 }
 
 impl Subscription {
-    async fn session(&self) -> Result<Session, BrokerFault> {
+    async fn session(&self) -> Result<Session, BrokerError> {
         let link = &self.shared.consuming;
         let connection = link.connection(self.shared.connect_timeout).await?;
         let subscribe = async {
@@ -187,16 +187,16 @@ impl Subscription {
         if is_not_found(&error) && !self.shared.topology.is_deleted() {
             // Somebody deleted the queue under a running fleet; the next attempt will find it.
             let declared = self.shared.topology.declare(&connection).await;
-            if let Err(fault) = declared {
+            if let Err(error) = declared {
                 return Err(
-                    fault.into_broker_fault(&|message| BrokerFault::Unreachable {
+                    error.into_broker_fault(&|message| BrokerError::Unreachable {
                         url: self.shared.topology.queue(self.queue).to_string(),
                         message,
                     }),
                 );
             }
         }
-        Err(link.fault(&error))
+        Err(link.error(&error))
     }
 
     /// Forwards messages, and subscribes again when they end, until told to stop.
@@ -219,8 +219,8 @@ impl Subscription {
                     () = self.stop.cancelled() => return,
                     opened = self.session() => match opened {
                         Ok(session) => break session,
-                        Err(BrokerFault::Closed) => return,
-                        Err(fault) => tracing::warn!(queue = name, %fault, "cannot subscribe yet"),
+                        Err(BrokerError::Closed) => return,
+                        Err(error) => tracing::warn!(queue = name, %error, "cannot subscribe yet"),
                     }
                 }
             };
@@ -262,7 +262,7 @@ impl Subscription {
             }),
             body: message.data,
             redelivered: message.redelivered,
-            ticket: Ticket::Rabbit(RabbitTicket {
+            acker: Acker::Rabbit(RabbitAcker {
                 acker: message.acker,
                 queue: self.queue,
                 _channel: channel.clone(),

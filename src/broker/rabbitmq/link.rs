@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{super::BrokerFault, topology::Topology};
+use super::{super::BrokerError, topology::Topology};
 use crate::{
     config::{BrokerConfig, SecretUrl},
     metrics::RECONNECTED,
@@ -59,7 +59,7 @@ impl Link {
         name: &'static str,
         topology: &Arc<Topology>,
         closed: &CancellationToken,
-    ) -> Result<Self, BrokerFault> {
+    ) -> Result<Self, BrokerError> {
         let dial = Dial::new(config, name, topology.clone())?;
         let connection = dial.connect().await?;
         let (sender, state) = watch::channel(State::Up(connection.clone()));
@@ -79,7 +79,7 @@ impl Link {
     }
 
     /// The connection, waiting at most `wait` for a broken one to be re-made.
-    pub(super) async fn connection(&self, wait: Duration) -> Result<Arc<Connection>, BrokerFault> {
+    pub(super) async fn connection(&self, wait: Duration) -> Result<Arc<Connection>, BrokerError> {
         let deadline = Instant::now() + wait;
         let mut state = self.state.clone();
         loop {
@@ -90,7 +90,7 @@ impl Link {
             // A connection may break before its keeper has noticed, hence the short looks.
             let look = deadline.min(Instant::now() + STATE_LOOK);
             match timeout_at(look, state.changed()).await {
-                Ok(Err(_)) => return Err(BrokerFault::Closed),
+                Ok(Err(_)) => return Err(BrokerError::Closed),
                 Err(_) if Instant::now() >= deadline => {
                     let message = match &*self.state.borrow() {
                         State::Down(message) => message.clone(),
@@ -109,12 +109,12 @@ impl Link {
     }
 
     /// What a call that failed on this connection means to the caller.
-    pub(super) fn fault(&self, error: &lapin::Error) -> BrokerFault {
+    pub(super) fn error(&self, error: &lapin::Error) -> BrokerError {
         self.unreachable(error.to_string())
     }
 
-    fn unreachable(&self, message: String) -> BrokerFault {
-        BrokerFault::Unreachable {
+    fn unreachable(&self, message: String) -> BrokerError {
+        BrokerError::Unreachable {
             url: self.url.masked(),
             message,
         }
@@ -135,7 +135,7 @@ impl Dial {
         config: &BrokerConfig,
         name: &'static str,
         topology: Arc<Topology>,
-    ) -> Result<Self, BrokerFault> {
+    ) -> Result<Self, BrokerError> {
         let masked = config.url.masked();
         // The parser's own error quotes the URL, password included.
         let mut uri: AMQPUri =
@@ -143,7 +143,7 @@ impl Dial {
                 .url
                 .expose()
                 .parse()
-                .map_err(|_| BrokerFault::Unreachable {
+                .map_err(|_| BrokerError::Unreachable {
                     url: masked.clone(),
                     message: "expected amqp://user:password@host:port/vhost".to_owned(),
                 })?;
@@ -160,8 +160,8 @@ impl Dial {
         })
     }
 
-    async fn connect(&self) -> Result<Arc<Connection>, BrokerFault> {
-        let unreachable = |message: String| BrokerFault::Unreachable {
+    async fn connect(&self) -> Result<Arc<Connection>, BrokerError> {
+        let unreachable = |message: String| BrokerError::Unreachable {
             url: self.masked.clone(),
             message,
         };
@@ -173,7 +173,7 @@ impl Dial {
             self.topology
                 .declare(&connection)
                 .await
-                .map_err(|fault| fault.into_broker_fault(&unreachable))?;
+                .map_err(|error| error.into_broker_fault(&unreachable))?;
             Ok(Arc::new(connection))
         };
         match timeout(self.timeout, attempt).await {
@@ -209,9 +209,9 @@ async fn keep(
             }
             match dial.connect().await {
                 Ok(connection) => break connection,
-                Err(fault) => {
-                    tracing::warn!(connection = dial.name, %fault, "RabbitMQ is still away");
-                    state.send_replace(State::Down(fault.to_string()));
+                Err(error) => {
+                    tracing::warn!(connection = dial.name, %error, "RabbitMQ is still away");
+                    state.send_replace(State::Down(error.to_string()));
                 }
             }
         };

@@ -4,7 +4,7 @@
 //! channel for each queue of a subscription (`consumer`). Publishing and consuming have a
 //! connection each, since a broker short of memory stops reading from those that publish. Broken
 //! connections are re-made here (`link`) and not by lapin's recovery: a new channel makes every
-//! older ticket provably dead, and the queues are declared again before anything is sent.
+//! older acker provably dead, and the queues are declared again before anything is sent.
 
 mod consumer;
 mod link;
@@ -19,14 +19,14 @@ use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{BrokerFault, Delivery, Depth, Publication, PublishFault, Queue, Ticket};
+use super::{Acker, BrokerError, Delivery, Depth, Publication, PublishError, Queue};
 use crate::config::BrokerConfig;
 
 use link::Link;
 use publisher::Publisher;
 use topology::Topology;
 
-pub use consumer::{RabbitConsumer, RabbitTicket};
+pub use consumer::{RabbitAcker, RabbitConsumer};
 
 /// A fleet's queues on a RabbitMQ server.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl RabbitBroker {
     ///
     /// # Errors
     /// When the server cannot be reached or has conflicting queues.
-    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerFault> {
+    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let closed = CancellationToken::new();
         let end = closed.clone().drop_guard();
         let topology = Arc::new(Topology::new(config));
@@ -70,7 +70,7 @@ impl RabbitBroker {
     }
 
     /// See [`super::Broker::publish`].
-    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishFault>> {
+    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishError>> {
         self.shared.publisher.publish(messages).await
     }
 
@@ -82,9 +82,9 @@ impl RabbitBroker {
         &self,
         queues: &[Queue],
         prefetch: u16,
-    ) -> Result<RabbitConsumer, BrokerFault> {
+    ) -> Result<RabbitConsumer, BrokerError> {
         if self.shared.closed.is_cancelled() {
-            return Err(BrokerFault::Closed);
+            return Err(BrokerError::Closed);
         }
         RabbitConsumer::open(self.shared.clone(), queues, prefetch).await
     }
@@ -92,12 +92,12 @@ impl RabbitBroker {
     /// See [`super::Broker::ack`].
     ///
     /// # Errors
-    /// Never: a ticket that cannot reach the server is passed over.
-    pub async fn ack(&self, tickets: Vec<Ticket>) -> Result<usize, BrokerFault> {
-        let tickets = of_rabbit(tickets);
-        let acks = tickets
+    /// Never: a acker that cannot reach the server is passed over.
+    pub async fn ack(&self, ackers: Vec<Acker>) -> Result<usize, BrokerError> {
+        let ackers = of_rabbit(ackers);
+        let acks = ackers
             .iter()
-            .map(|ticket| timeout(SETTLE_TIMEOUT, ticket.acker.ack(BasicAckOptions::default())));
+            .map(|acker| timeout(SETTLE_TIMEOUT, acker.acker.ack(BasicAckOptions::default())));
         let done = join_all(acks).await;
         Ok(done
             .iter()
@@ -109,8 +109,8 @@ impl RabbitBroker {
     ///
     /// # Errors
     /// Never: what cannot be put back returns by itself.
-    pub async fn requeue(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        nack(&of_rabbit(tickets), true).await;
+    pub async fn requeue(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        nack(&of_rabbit(ackers), true).await;
         Ok(())
     }
 
@@ -118,8 +118,8 @@ impl RabbitBroker {
     ///
     /// # Errors
     /// Never: what cannot be rejected comes again.
-    pub async fn reject(&self, tickets: Vec<Ticket>) -> Result<(), BrokerFault> {
-        nack(&of_rabbit(tickets), false).await;
+    pub async fn reject(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
+        nack(&of_rabbit(ackers), false).await;
         Ok(())
     }
 
@@ -127,14 +127,14 @@ impl RabbitBroker {
     ///
     /// # Errors
     /// When the server cannot be reached or a queue is missing.
-    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerFault> {
+    pub async fn depths(&self) -> Result<Vec<Depth>, BrokerError> {
         let shared = &self.shared;
         let connection = shared.consuming.connection(shared.connect_timeout).await?;
         shared
             .topology
             .depths(&connection)
             .await
-            .map_err(|fault| shared.consuming.fault(&fault))
+            .map_err(|error| shared.consuming.error(&error))
     }
 
     /// See [`super::Broker::is_connected`].
@@ -146,14 +146,14 @@ impl RabbitBroker {
     ///
     /// # Errors
     /// When the server cannot be reached.
-    pub async fn delete_queues(&self) -> Result<(), BrokerFault> {
+    pub async fn delete_queues(&self) -> Result<(), BrokerError> {
         let shared = &self.shared;
         let connection = shared.consuming.connection(shared.connect_timeout).await?;
         shared
             .topology
             .delete(&connection)
             .await
-            .map_err(|fault| shared.consuming.fault(&fault))
+            .map_err(|error| shared.consuming.error(&error))
     }
 
     /// See [`super::Broker::close`].
@@ -176,14 +176,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the farewell to the broker may take; what is unsettled returns without it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A ticket of another backend cannot be settled here, and only a fault of ours brings one.
-fn of_rabbit(tickets: Vec<Ticket>) -> Vec<RabbitTicket> {
-    tickets
+/// A acker of another backend cannot be settled here, and only a error of ours brings one.
+fn of_rabbit(ackers: Vec<Acker>) -> Vec<RabbitAcker> {
+    ackers
         .into_iter()
-        .filter_map(|ticket| match ticket {
-            Ticket::Rabbit(ticket) => Some(ticket),
-            Ticket::Embedded(_) => {
-                tracing::error!("a ticket of the embedded broker was given to RabbitMQ");
+        .filter_map(|acker| match acker {
+            Acker::Rabbit(acker) => Some(acker),
+            Acker::Embedded(_) => {
+                tracing::error!("a acker of the embedded broker was given to RabbitMQ");
                 None
             }
         })
@@ -191,20 +191,20 @@ fn of_rabbit(tickets: Vec<Ticket>) -> Vec<RabbitTicket> {
 }
 
 /// A nack that does not reach the server needs no answer: the message returns when the channel ends.
-async fn nack(tickets: &[RabbitTicket], requeue: bool) {
-    let nacks = tickets.iter().map(|ticket| {
-        let requeue = requeue || ticket.is_dead_letter();
+async fn nack(ackers: &[RabbitAcker], requeue: bool) {
+    let nacks = ackers.iter().map(|acker| {
+        let requeue = requeue || acker.is_dead_letter();
         let options = BasicNackOptions {
             requeue,
             ..BasicNackOptions::default()
         };
-        timeout(SETTLE_TIMEOUT, ticket.acker.nack(options))
+        timeout(SETTLE_TIMEOUT, acker.acker.nack(options))
     });
     join_all(nacks).await;
 }
 
 /// Puts deliveries back that nobody has seen.
 async fn put_back(deliveries: impl IntoIterator<Item = Delivery>) {
-    let tickets = deliveries.into_iter().map(|delivery| delivery.ticket);
-    nack(&of_rabbit(tickets.collect()), true).await;
+    let ackers = deliveries.into_iter().map(|delivery| delivery.acker);
+    nack(&of_rabbit(ackers.collect()), true).await;
 }

@@ -16,7 +16,7 @@ use metrics::histogram;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    broker::{BrokerFault, Publication, PublishFault, Target, counts::count_published},
+    broker::{BrokerError, Publication, PublishError, Target, counts::count_published},
     config::BrokerConfig,
     metrics::PUBLISH_SECONDS,
 };
@@ -28,7 +28,7 @@ const IDLE_CHANNELS_MAX: usize = 16;
 /// How often a connection that the broker has blocked is looked at.
 const BLOCKED_LOOK: Duration = Duration::from_millis(50);
 
-type Outcome = Result<(), PublishFault>;
+type Outcome = Result<(), PublishError>;
 /// Exchange and routing key.
 type Address = (ShortString, ShortString);
 
@@ -87,12 +87,12 @@ impl Publisher {
         };
         let connection = match self.link.connection(self.connect_timeout).await {
             Ok(connection) => connection,
-            Err(fault) => {
-                let message = match fault {
-                    BrokerFault::Unreachable { message, .. } => message,
+            Err(error) => {
+                let message = match error {
+                    BrokerError::Unreachable { message, .. } => message,
                     other => other.to_string(),
                 };
-                let outcomes = vec![Err(PublishFault::Unreachable(message)); messages.len()];
+                let outcomes = vec![Err(PublishError::Unreachable(message)); messages.len()];
                 count_published(&targets, &outcomes);
                 return outcomes;
             }
@@ -102,11 +102,11 @@ impl Publisher {
         let missing = match timeout_at(deadline, sending).await {
             Ok(Ok(channel)) => {
                 self.give_back(channel);
-                PublishFault::TimedOut(self.publish_timeout_ms)
+                PublishError::TimedOut(self.publish_timeout_ms)
             }
             // The channel goes too: its late confirms must not meet the next batch.
-            Ok(Err(error)) => PublishFault::Unreachable(error.to_string()),
-            Err(_) => PublishFault::TimedOut(self.publish_timeout_ms),
+            Ok(Err(error)) => PublishError::Unreachable(error.to_string()),
+            Err(_) => PublishError::TimedOut(self.publish_timeout_ms),
         };
         histogram!(PUBLISH_SECONDS).record(started.elapsed().as_secs_f64());
         let outcomes = progress.finish(&addresses, &missing);
@@ -139,7 +139,7 @@ impl Publisher {
             };
             let properties = properties::properties(&message.envelope, queue);
             let (Some((exchange, key)), Some(properties)) = (address.clone(), properties) else {
-                progress.outcomes[at] = Some(Err(PublishFault::Unroutable));
+                progress.outcomes[at] = Some(Err(PublishError::Unroutable));
                 continue;
             };
             let send = channel.basic_publish(exchange, key, options, &message.body, properties);
@@ -214,7 +214,7 @@ impl Progress {
         let outcome = if confirmation.is_ack() {
             Ok(())
         } else {
-            Err(PublishFault::Refused)
+            Err(PublishError::Refused)
         };
         self.outcomes[at] = Some(outcome);
         if let Some(returned) = confirmation.take_message() {
@@ -224,7 +224,7 @@ impl Progress {
     }
 
     /// The outcomes, `missing` for those that nothing is known of.
-    fn finish(mut self, addresses: &[Option<Address>], missing: &PublishFault) -> Vec<Outcome> {
+    fn finish(mut self, addresses: &[Option<Address>], missing: &PublishError) -> Vec<Outcome> {
         for (at, confirm) in std::mem::take(&mut self.confirms) {
             if let Some(Ok(confirmation)) = confirm.now_or_never() {
                 self.settle(at, confirmation);
@@ -235,7 +235,7 @@ impl Progress {
             .map(|(outcome, address)| {
                 let returned = address.as_ref().is_some_and(|a| self.returned.contains(a));
                 match outcome {
-                    Some(Ok(())) if returned => Err(PublishFault::Unroutable),
+                    Some(Ok(())) if returned => Err(PublishError::Unroutable),
                     Some(outcome) => outcome,
                     None => Err(missing.clone()),
                 }

@@ -11,7 +11,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::super::{BrokerFault, Depth, Queue};
+use super::super::{BrokerError, Depth, Queue};
 use crate::config::BrokerConfig;
 
 /// AMQP's code for a declaration that contradicts what is there.
@@ -24,20 +24,20 @@ const DEAD_DELIVERY_LIMIT: u32 = i32::MAX as u32;
 
 /// Why declaring failed.
 #[derive(Debug)]
-pub(super) enum DeclareFault {
+pub(super) enum DeclareError {
     /// The queue or exchange exists with other arguments.
     Conflict { name: String, message: String },
     /// Anything else.
     Broken(lapin::Error),
 }
 
-impl DeclareFault {
+impl DeclareError {
     pub(super) fn into_broker_fault(
         self,
-        unreachable: &impl Fn(String) -> BrokerFault,
-    ) -> BrokerFault {
+        unreachable: &impl Fn(String) -> BrokerError,
+    ) -> BrokerError {
         match self {
-            Self::Conflict { name, message } => BrokerFault::Conflict {
+            Self::Conflict { name, message } => BrokerError::Conflict {
                 queue: name,
                 message,
             },
@@ -46,7 +46,7 @@ impl DeclareFault {
     }
 }
 
-impl From<lapin::Error> for DeclareFault {
+impl From<lapin::Error> for DeclareError {
     fn from(error: lapin::Error) -> Self {
         Self::Broken(error)
     }
@@ -104,7 +104,7 @@ impl Topology {
     }
 
     /// Declares whatever is missing.
-    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), DeclareFault> {
+    pub(super) async fn declare(&self, connection: &Connection) -> Result<(), DeclareError> {
         let channel = connection.create_channel().await?;
         let exchange = self.exchange();
         let durable = ExchangeDeclareOptions {
@@ -162,7 +162,7 @@ impl Topology {
         let next = match queue {
             Queue::Dead => return arguments,
             Queue::Retry(_) => Queue::In,
-            Queue::In | Queue::Tier(_) | Queue::Lane(..) => Queue::Dead,
+            Queue::In | Queue::Tier(_) | Queue::Affinity(..) => Queue::Dead,
         };
         put("x-dead-letter-exchange", text(self.exchange().as_str()));
         put("x-dead-letter-routing-key", text(next.name()));
@@ -209,15 +209,15 @@ impl Topology {
     }
 }
 
-fn conflict_of<T>(name: &ShortString, declared: lapin::Result<T>) -> Result<T, DeclareFault> {
+fn conflict_of<T>(name: &ShortString, declared: lapin::Result<T>) -> Result<T, DeclareError> {
     declared.map_err(|error| match error.kind() {
         ErrorKind::ProtocolError(amqp) if amqp.get_id() == PRECONDITION_FAILED => {
-            DeclareFault::Conflict {
+            DeclareError::Conflict {
                 name: name.to_string(),
                 message: amqp.get_message().to_string(),
             }
         }
-        _ => DeclareFault::Broken(error),
+        _ => DeclareError::Broken(error),
     })
 }
 

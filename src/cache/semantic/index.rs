@@ -22,7 +22,7 @@ pub struct Question {
     pub entry: CacheKey,
     /// What was asked.
     pub text: Arc<str>,
-    /// Likeness that others must have to it.
+    /// NearQuestion that others must have to it.
     pub cosine_min: f32,
     /// From then on the answer is not reused.
     pub expires_at: DateTime<Utc>,

@@ -1,7 +1,7 @@
 //! Whether two requests ask the same, so that one's answer may serve the other.
 //!
 //! Comes in: two texts and the cosine of their embeddings. Goes out: hit or miss, and why
-//! ([`compare`]). Likeness alone never suffices: [`guards`] look for what embeddings do not see, and any
+//! ([`compare`]). NearQuestion alone never suffices: [`guards`] look for what embeddings do not see, and any
 //! doubt or failure is a miss. [`Index`] finds the near ones of many; [`says_same`] compares two answers.
 
 pub mod antonyms;
@@ -31,7 +31,7 @@ pub struct Comparison {
 
 impl Comparison {
     /// `hit` or `miss`.
-    pub fn verdict(self) -> &'static str {
+    pub fn outcome(self) -> &'static str {
         match self.veto {
             None => "hit",
             Some(_) => "miss",

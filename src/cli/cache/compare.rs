@@ -33,7 +33,7 @@ pub struct CompareArgs {
     /// File of JSON lines with id, a and b; `-` is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Directory or hub name of a BERT sentence encoder
+    /// ModelRegistry or hub name of a BERT sentence encoder
     #[arg(
         long,
         value_name = "DIR|NAME",
@@ -84,7 +84,7 @@ fn compare_pairs(
     // A text that cannot be embedded costs its neighbours their verdict, never gives a wrong one.
     let vectors = embedder
         .embed(&texts)
-        .inspect_err(|fault| complain(&format!("warning: {fault}")))
+        .inspect_err(|error| complain(&format!("warning: {error}")))
         .ok();
     for (at, pair) in pairs.iter().enumerate() {
         let found = vectors
@@ -94,7 +94,7 @@ fn compare_pairs(
         let line = json!({
             "id": pair.id,
             "cosine": comparison.cosine,
-            "verdict": comparison.verdict(),
+            "verdict": comparison.outcome(),
             "veto": comparison.veto.map(|veto| veto.as_str()),
         });
         writeln!(out, "{line}")?;

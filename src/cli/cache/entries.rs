@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_ledger, read_instant, say},
+    console::options::{Common, UsageError, complain, open_database, read_instant, say},
     console::table::table,
     job::{JobId, Tenant},
     store::{CacheFilter, CacheStats},
@@ -51,7 +51,7 @@ pub struct DropArgs {
 }
 
 pub(super) async fn stats(args: StatsArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let stats = store.cache_stats().await?;
     store.close().await;
     if args.json {
@@ -110,7 +110,7 @@ pub(super) async fn drop(args: DropArgs) -> anyhow::Result<ExitCode> {
         let message = "name a --tenant, --model, --revision, --before, --job, or --all";
         return Err(UsageError(message.to_owned()).into());
     }
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let outcome = if args.dry_run {
         store.count_cached(&filter).await
     } else {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-/// Look at kept answers, remove them, or judge semantic reuse on pairs of your own.
+/// StealRound at kept answers, remove them, or judge semantic reuse on pairs of your own.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// Compare texts: lines {"id", "a", "b"} in, cosine and verdict out

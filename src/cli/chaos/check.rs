@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     job::JobRecord,
-    store::{AttemptRecord, Store, StoreFault},
+    store::{AttemptRecord, Store, StoreError},
 };
 
 use super::Sent;
@@ -30,7 +30,7 @@ pub(super) async fn check(
     store: &Store,
     sent: &[Sent],
     records: &[JobRecord],
-) -> Result<Verdicts, StoreFault> {
+) -> Result<Verdicts, StoreError> {
     let mut verdicts = Verdicts::default();
     let mut by_key: HashMap<&str, Vec<&JobRecord>> = HashMap::new();
     for record in records {

@@ -71,7 +71,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<LabelledAnswer>> {
     let (mut rows, mut ids) = (Vec::new(), Ids::default());
     each_text(path, |number, text| {
         let line: Line = serde_json::from_str(text)
-            .map_err(|fault| anyhow!("line {number}: no labelled answer: {}", said(&fault)))?;
+            .map_err(|error| anyhow!("line {number}: no labelled answer: {}", said(&error)))?;
         if let Some(id) = &line.id {
             ids.add(number, id)?;
         }

@@ -10,7 +10,7 @@ use crate::{
     console::options::say,
     scoring::{
         cross_validation::{self, Split},
-        evaluate::{self, DISTRIBUTION, EvaluateFault, Judged, Report},
+        evaluate::{self, DISTRIBUTION, EvaluateError, Judged, Report},
         samples,
         train::{Recipe, Sample},
     },
@@ -69,7 +69,7 @@ enum LeaveOut {
 pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let samples = read_labelled(&args.input).await?.samples;
     if samples.is_empty() {
-        return Err(EvaluateFault::Empty.into());
+        return Err(EvaluateError::Empty.into());
     }
     let all: Vec<&Sample> = samples.iter().collect();
     let split = match (args.cv, args.leave_out) {
@@ -127,19 +127,19 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
                     show(&name, &report, &length)?;
                 }
             }
-            // A domain without a gap is no fault of the others.
-            (Err(fault), _) | (_, Err(fault)) => {
-                fault_of_all = Some(fault);
+            // A domain without a gap is no error of the others.
+            (Err(error), _) | (_, Err(error)) => {
+                fault_of_all = Some(error);
                 say(&if args.json {
-                    json!({"name": name, "n": rows.len(), "fault": fault.to_string()}).to_string()
+                    json!({"name": name, "n": rows.len(), "error": error.to_string()}).to_string()
                 } else {
-                    format!("{name:<32} {:>6} {fault}", rows.len())
+                    format!("{name:<32} {:>6} {error}", rows.len())
                 })?;
             }
         }
     }
     match fault_of_all {
-        Some(fault) if judged_groups == 0 => Err(fault.into()),
+        Some(error) if judged_groups == 0 => Err(error.into()),
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     config::{Config, Overrides, RouterConfig},
-    console::options::{Common, complain, require_ledger, say},
+    console::options::{Common, complain, require_database, say},
     fleet,
     job::{JobId, Tenant, Tier},
     router::{
@@ -15,7 +15,7 @@ use crate::{
         target::{Calibrations, in_force, isotonic},
     },
     scoring::{features::Features, scorer::Scorer},
-    store::{Store, StoreFault, TierCost},
+    store::{Store, StoreError, TierCost},
 };
 
 use super::{in_use, job};
@@ -65,15 +65,15 @@ impl Known {
             calibrations: Calibrations::new(&config.router),
             costs: Vec::new(),
         };
-        if require_ledger(config).is_ok()
-            && let Err(fault) = known.ask(config).await
+        if require_database(config).is_ok()
+            && let Err(error) = known.ask(config).await
         {
-            complain(&format!("the ledger cannot be asked: {fault}"));
+            complain(&format!("the ledger cannot be asked: {error}"));
         }
         Ok(known)
     }
 
-    async fn ask(&mut self, config: &Config) -> Result<(), StoreFault> {
+    async fn ask(&mut self, config: &Config) -> Result<(), StoreError> {
         let store = fleet::open_store(config, false).await?;
         let learned = self.learn(&store, &config.router).await;
         store.close().await;
@@ -81,7 +81,7 @@ impl Known {
     }
 
     /// Takes in weights, targets and outcomes as a router does.
-    async fn learn(&mut self, store: &Store, config: &RouterConfig) -> Result<(), StoreFault> {
+    async fn learn(&mut self, store: &Store, config: &RouterConfig) -> Result<(), StoreError> {
         if config.weights.is_none()
             && let Some(active) = store.active_weights().await?
         {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::Config,
-    console::options::{init_logs, require_ledger, say},
+    console::options::{init_logs, require_database, say},
     fleet,
     job::{Job, JobId, JobRecord, Tier},
     scoring::{features::Features, scorer::Scorer},
@@ -18,7 +18,7 @@ pub const COST_JOBS: usize = 2048;
 /// Tells of a job.
 pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyhow::Result<()> {
     init_logs(config)?;
-    require_ledger(config)?;
+    require_database(config)?;
     let store = fleet::open_store(config, false).await?;
     let found = gather(&store, config, id).await;
     store.close().await;

@@ -24,7 +24,7 @@ use crate::{
     config::Overrides,
     console::{
         jsonl::{Ids, each_text},
-        options::{Common, complain, open_ledger},
+        options::{Common, complain, open_database},
     },
     scoring::{samples, scorer::Scorer, train::Sample},
     store::StoredWeights,
@@ -113,7 +113,7 @@ fn common_of(url: &str) -> Common {
 
 /// The weights that routers of a ledger use, where it has some.
 async fn active_of(url: &str) -> anyhow::Result<Option<Scorer>> {
-    let (_, store) = open_ledger(&common_of(url)).await?;
+    let (_, store) = open_database(&common_of(url)).await?;
     let active = store.active_weights().await;
     store.close().await;
     Ok(active?.as_ref().map(in_use))
@@ -148,10 +148,10 @@ async fn read_ledger(url: &str) -> anyhow::Result<(Vec<Sample>, Option<StoredWei
 
 /// The weights that routers use where a ledger has some: damaged ones they refuse.
 pub(super) fn in_use(active: &StoredWeights) -> Scorer {
-    Scorer::from_bytes(&active.weights).unwrap_or_else(|fault| {
+    Scorer::from_bytes(&active.weights).unwrap_or_else(|error| {
         let version = &active.version;
         complain(&format!(
-            "the ledger's weights {version} are refused: {fault}; the bundled ones are taken"
+            "the ledger's weights {version} are refused: {error}; the bundled ones are taken"
         ));
         Scorer::bundled()
     })

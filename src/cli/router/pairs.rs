@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::{
     config::{Config, Overrides},
-    console::options::{Common, init_logs, require_ledger},
+    console::options::{Common, init_logs, require_database},
     fleet,
     router::learning::{self, LabelledRow},
     store::StoredWeights,
@@ -39,7 +39,7 @@ pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
 pub async fn read_pairs(
     config: &Config,
 ) -> anyhow::Result<(Vec<LabelledRow>, Option<StoredWeights>)> {
-    require_ledger(config)?;
+    require_database(config)?;
     let store = fleet::open_store(config, false).await?;
     let rows = learning::labelled_rows(&store).await;
     let active = store.active_weights().await;

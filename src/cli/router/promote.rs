@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    console::options::{Common, open_ledger, say},
+    console::options::{Common, open_database, say},
     scoring::{
         record::{LENGTH, Record},
         scorer::Scorer,
@@ -40,7 +40,7 @@ pub async fn promote(args: PromoteArgs) -> anyhow::Result<ExitCode> {
     let file = args.weights.display();
     let bytes = std::fs::read(&args.weights).with_context(|| format!("cannot read {file}"))?;
     let scorer = Scorer::from_bytes(&bytes).with_context(|| format!("{file} is refused"))?;
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let kept = keep(&store, &args, scorer, bytes).await;
     store.close().await;
     say(&kept?)?;

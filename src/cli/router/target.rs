@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     config::{RouteTarget, RouteTargets, TargetScope},
-    console::options::{Common, UsageError, complain, open_ledger, say},
+    console::options::{Common, UsageError, complain, open_database, say},
     console::table::table,
 };
 
@@ -69,7 +69,7 @@ pub async fn target(command: TargetCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let targets = store.route_targets().await?;
     store.close().await;
     if args.json {
@@ -95,7 +95,7 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let known = store.route_targets().await?;
     let is_known = known.iter().any(|one| one.scope == args.scope);
     if !is_known && known.len() >= RouteTargets::ENTRIES_MAX {
@@ -112,7 +112,7 @@ async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn unset(args: UnsetArgs) -> anyhow::Result<ExitCode> {
-    let (_, store) = open_ledger(&args.common).await?;
+    let (_, store) = open_database(&args.common).await?;
     let changed = store.unset_route_target(&args.scope).await?;
     store.close().await;
     complain(&if changed {

@@ -148,7 +148,7 @@ fn try_out(all: &[&Sample], recipe: &Recipe, present: &Present) -> anyhow::Resul
                 ))?;
                 record.sets.insert(set, compared);
             }
-            Err(fault) => say(&format!("{set}: not judged: {fault}"))?,
+            Err(error) => say(&format!("{set}: not judged: {error}"))?,
         }
     }
     Ok(record)

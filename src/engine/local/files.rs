@@ -18,7 +18,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug)]
 pub enum ModelFiles {
     /// A directory.
-    Directory(PathBuf),
+    ModelRegistry(PathBuf),
     /// Names and contents bundled with the binary.
     Bundled(&'static [(&'static str, &'static [u8])]),
 }
@@ -54,11 +54,11 @@ impl ModelFiles {
     /// When it is there and cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, String> {
         match self {
-            Self::Directory(folder) => match fs::read(folder.join(name)) {
+            Self::ModelRegistry(folder) => match fs::read(folder.join(name)) {
                 Ok(content) => Ok(Some(Cow::Owned(content))),
-                Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(fault) => Err(format!(
-                    "cannot read {}: {fault}",
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(format!(
+                    "cannot read {}: {error}",
                     folder.join(name).display()
                 )),
             },
@@ -95,7 +95,7 @@ impl ModelFiles {
             ));
         };
         let index: Index = serde_json::from_slice(&index)
-            .map_err(|fault| format!("{} is not understood: {fault}", Self::INDEX))?;
+            .map_err(|error| format!("{} is not understood: {error}", Self::INDEX))?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
         for name in &names {
             // The index comes with the checkpoint; it must not point elsewhere.
@@ -114,7 +114,7 @@ impl ModelFiles {
 
     fn contains(&self, name: &str) -> bool {
         match self {
-            Self::Directory(folder) => folder.join(name).is_file(),
+            Self::ModelRegistry(folder) => folder.join(name).is_file(),
             Self::Bundled(files) => files.iter().any(|(known, _)| *known == name),
         }
     }
@@ -126,7 +126,7 @@ impl ModelFiles {
     pub(in crate::engine) fn weights(&self) -> Result<Weights, String> {
         let names = self.weight_files()?;
         match self {
-            Self::Directory(folder) => {
+            Self::ModelRegistry(folder) => {
                 let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
                 paths.iter().try_for_each(|path| check_length(path))?;
                 map(&paths).map(Weights::Mapped)
@@ -135,7 +135,7 @@ impl ModelFiles {
                 .iter()
                 .filter(|(name, _)| names.iter().any(|wanted| wanted == name))
                 .map(|(name, content)| {
-                    SliceSafetensors::new(content).map_err(|fault| format!("{name}: {fault}"))
+                    SliceSafetensors::new(content).map_err(|error| format!("{name}: {error}"))
                 })
                 .collect::<Result<_, _>>()
                 .map(Weights::Bundled),
@@ -156,13 +156,13 @@ impl ModelFiles {
         for name in self.weight_files()? {
             let content = match self {
                 // Weights may be larger than memory: stream them.
-                Self::Directory(folder) => fs::File::open(folder.join(&name))
+                Self::ModelRegistry(folder) => fs::File::open(folder.join(&name))
                     .and_then(|file| {
                         let mut content = blake3::Hasher::new();
                         content.update_reader(file)?;
                         Ok(content.finalize())
                     })
-                    .map_err(|fault| format!("cannot read {name}: {fault}"))?,
+                    .map_err(|error| format!("cannot read {name}: {error}"))?,
                 Self::Bundled(_) => blake3::hash(&self.require(&name)?),
             };
             hash_part(&mut hasher, &name, content);
@@ -192,9 +192,9 @@ struct Extent {
 /// Says how much of a weights file is there when it ends too early, as a broken download leaves it.
 /// Whatever else is wrong with it is left to the library that reads it.
 fn check_length(path: &Path) -> Result<(), String> {
-    let fault = |fault: io::Error| format!("cannot read {}: {fault}", path.display());
-    let mut file = fs::File::open(path).map_err(fault)?;
-    let found = file.metadata().map_err(fault)?.len();
+    let error = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let mut file = fs::File::open(path).map_err(error)?;
+    let found = file.metadata().map_err(error)?.len();
     let cut_off = |expected: u64| {
         Err(format!(
             "{} is cut off: {found} bytes are there, at least {expected} are expected; fetch it again",
@@ -205,7 +205,7 @@ fn check_length(path: &Path) -> Result<(), String> {
     if found < 8 {
         return cut_off(8);
     }
-    file.read_exact(&mut length).map_err(fault)?;
+    file.read_exact(&mut length).map_err(error)?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > HEADER_BYTES_MAX {
         return Ok(());
@@ -216,7 +216,7 @@ fn check_length(path: &Path) -> Result<(), String> {
     let mut header = Vec::new();
     file.take(header_bytes)
         .read_to_end(&mut header)
-        .map_err(fault)?;
+        .map_err(error)?;
     let Ok(tensors) = serde_json::from_slice::<BTreeMap<String, Extent>>(&header) else {
         return Ok(());
     };
@@ -236,7 +236,7 @@ fn map(paths: &[PathBuf]) -> Result<MmapedSafetensors, String> {
     // SAFETY: the files must not change while they are mapped. Checkpoints are written once and
     // replaced as a whole; whoever truncates one under a running worker stops that worker.
     unsafe { MmapedSafetensors::multi(paths) }
-        .map_err(|fault| format!("the weights are not understood: {fault}"))
+        .map_err(|error| format!("the weights are not understood: {error}"))
 }
 
 impl Weights {
@@ -260,7 +260,7 @@ impl Weights {
             Self::Random => {
                 return Tensor::randn(0.0f32, 0.02, expected, &Device::Cpu)
                     .and_then(|tensor| tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32))
-                    .map_err(|fault| format!("tensor {name}: {fault}"));
+                    .map_err(|error| format!("tensor {name}: {error}"));
             }
         };
         let Some(view) = view else {
@@ -276,11 +276,11 @@ impl Weights {
         }
         let tensor = view
             .load(&Device::Cpu)
-            .map_err(|fault| format!("tensor {name}: {fault}"))?;
+            .map_err(|error| format!("tensor {name}: {error}"))?;
         match tensor.dtype() {
             DType::F32 | DType::F16 | DType::BF16 => tensor
                 .to_dtype(DType::F32)
-                .map_err(|fault| format!("tensor {name}: {fault}")),
+                .map_err(|error| format!("tensor {name}: {error}")),
             other => Err(format!(
                 "tensor {name} has type {other:?}; expected f32, f16 or bf16"
             )),
@@ -300,7 +300,7 @@ impl Weights {
         self.get(name, &[rows, columns])?
             .flatten_all()
             .and_then(|tensor| tensor.to_vec1())
-            .map_err(|fault| format!("tensor {name}: {fault}"))
+            .map_err(|error| format!("tensor {name}: {error}"))
     }
 
     /// A vector widened to f32.
@@ -311,6 +311,6 @@ impl Weights {
         let tensor = self.get(name, &[width])?;
         tensor
             .to_vec1()
-            .map_err(|fault| format!("tensor {name}: {fault}"))
+            .map_err(|error| format!("tensor {name}: {error}"))
     }
 }

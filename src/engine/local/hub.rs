@@ -50,10 +50,10 @@ fn fetch_with(model: &str, cache: &Cache, is_offline: bool) -> Result<ModelFiles
         .with_cache_dir(cache.path().clone())
         .with_progress(false)
         .build();
-    let api = api.map_err(|fault| fault.to_string())?.repo(repo);
-    let folder = download(&api).map_err(|fault| {
+    let api = api.map_err(|error| error.to_string())?.repo(repo);
+    let folder = download(&api).map_err(|error| {
         format!(
-            "it is not in {} and the hub does not give it ({fault}); name a directory, or see that the hub can be reached",
+            "it is not in {} and the hub does not give it ({error}); name a directory, or see that the hub can be reached",
             cache.path().display()
         )
     })?;
@@ -62,9 +62,9 @@ fn fetch_with(model: &str, cache: &Cache, is_offline: bool) -> Result<ModelFiles
 }
 
 fn download(api: &ApiRepo) -> Result<PathBuf, String> {
-    let short = |fault: hf_hub::api::sync::ApiError| {
+    let short = |error: hf_hub::api::sync::ApiError| {
         // Such errors quote whole responses; the first line says enough.
-        let text = fault.to_string();
+        let text = error.to_string();
         text.lines()
             .next()
             .unwrap_or_default()
@@ -83,7 +83,7 @@ fn download(api: &ApiRepo) -> Result<PathBuf, String> {
 
 /// The directory as a checkpoint, when nothing that is needed is missing.
 fn complete(folder: &Path) -> Option<ModelFiles> {
-    let files = ModelFiles::Directory(folder.to_owned());
+    let files = ModelFiles::ModelRegistry(folder.to_owned());
     let described = folder.join("tokenizer.json").is_file();
     (described && files.weight_files().is_ok()).then_some(files)
 }
@@ -104,10 +104,10 @@ mod tests {
     fn offline_it_takes_what_the_cache_has_and_says_what_it_lacks() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let cache = Cache::new(folder.path().to_owned());
-        let fault = fetch_with("owner/name", &cache, true).expect_err("nothing is cached");
+        let error = fetch_with("owner/name", &cache, true).expect_err("nothing is cached");
         assert!(
-            fault.contains("HF_HUB_OFFLINE") && !fault.contains('\n'),
-            "{fault}"
+            error.contains("HF_HUB_OFFLINE") && !error.contains('\n'),
+            "{error}"
         );
 
         let repo = folder.path().join("models--owner--name");
@@ -126,7 +126,7 @@ mod tests {
         )
         .expect("copied");
         let files = fetch_with("owner/name", &cache, true).expect("all is there");
-        assert!(matches!(files, ModelFiles::Directory(found) if found == snapshot));
+        assert!(matches!(files, ModelFiles::ModelRegistry(found) if found == snapshot));
     }
 
     #[test]

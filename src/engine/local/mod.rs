@@ -45,18 +45,18 @@ use crate::{
 };
 
 use super::{
-    Engine, EngineFault, EngineInfo, Generate, Generation,
+    Engine, EngineError, EngineInfo, Generate, Generation,
     admission::{WAITING_PER_RUNNING, queue_full},
     pulse::Pulse,
 };
 
 use opened::Opened;
-use runner::{Forward, Language, Runner, Ticket};
+use runner::{EngineRequest, Forward, Language, Runner};
 use structured::Grammars;
 
-pub use cpu::{CandleModel, Chunk, Logits, MachineLimits, Part, Profile, Rows, Workspace};
+pub use cpu::{Chunk, CpuModel, Logits, MachineLimits, Part, Profile, Rows, Workspace};
 pub use files::ModelFiles;
-pub use gpu::{DeviceModel, open_device};
+pub use gpu::{GpuModel, open_device};
 pub use shape::{Family, Rope, Shape};
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
@@ -66,28 +66,28 @@ pub fn is_bundled(config: &ModelConfig) -> bool {
 }
 
 /// A model in this process.
-pub struct CandleEngine {
+pub struct LocalEngine {
     info: EngineInfo,
     language: Arc<Language>,
     grammars: Arc<Grammars>,
     /// Logits of a row: tokens that a request may name.
     vocabulary: usize,
-    requests: SyncSender<Ticket>,
+    requests: SyncSender<EngineRequest>,
     /// For requests on their way to the thread.
     places: Arc<Semaphore>,
     pulse: Arc<Pulse>,
     thread: thread::JoinHandle<()>,
 }
 
-impl fmt::Debug for CandleEngine {
+impl fmt::Debug for LocalEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CandleEngine")
+        f.debug_struct("LocalEngine")
             .field("info", &self.info)
             .finish_non_exhaustive()
     }
 }
 
-impl CandleEngine {
+impl LocalEngine {
     /// Opens the model that a tier's configuration names: a directory, a hub name, or the bundled
     /// checkpoint when it names none.
     ///
@@ -97,7 +97,7 @@ impl CandleEngine {
         let config = config.clone();
         spawn_blocking(move || Self::open_blocking(tier, &config))
             .await
-            .map_err(|fault| format!("loading panicked: {fault}"))?
+            .map_err(|error| format!("loading panicked: {error}"))?
     }
 
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
@@ -156,7 +156,7 @@ impl CandleEngine {
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
             .spawn(move || runner.run())
-            .map_err(|fault| format!("cannot start the engine's thread: {fault}"))?;
+            .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
         Ok(Self {
             info,
             language,
@@ -170,11 +170,11 @@ impl CandleEngine {
     }
 
     /// Refuses what no token of this model can be.
-    fn check(&self, sampling: &Sampling) -> Result<(), EngineFault> {
+    fn check(&self, sampling: &Sampling) -> Result<(), EngineError> {
         let last = sampling.logit_bias.last_key_value();
         match last.map(|(token, _)| *token) {
             Some(token) if token as usize >= self.vocabulary => {
-                Err(EngineFault::Unservable(format!(
+                Err(EngineError::Unservable(format!(
                     "logit_bias names token {token}; {} has tokens 0 to {}",
                     self.info.model,
                     self.vocabulary.saturating_sub(1)
@@ -199,11 +199,11 @@ pub(super) fn locate_named(model: &str) -> Result<(String, ModelFiles), String> 
     let folder = Path::new(model);
     if folder.is_dir() {
         // `.` and `..` have no name of their own until they are resolved.
-        let whole = folder.canonicalize().map_err(|fault| fault.to_string())?;
+        let whole = folder.canonicalize().map_err(|error| error.to_string())?;
         let name = whole
             .file_name()
             .map_or(model.into(), |name| name.to_string_lossy());
-        return Ok((name.into_owned(), ModelFiles::Directory(whole.clone())));
+        return Ok((name.into_owned(), ModelFiles::ModelRegistry(whole.clone())));
     }
     if folder.exists() {
         return Err(
@@ -244,7 +244,7 @@ fn read_language(files: &ModelFiles, shape: &Shape) -> Result<Language, String> 
         files.read("chat_template.jinja")?.as_deref(),
     );
     let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
-    let vocabulary = vocabulary.map_err(|fault| fault.to_string())?;
+    let vocabulary = vocabulary.map_err(|error| error.to_string())?;
     // Models round their vocabulary up, so it may be larger than the tokenizer's, never smaller.
     let (tokens, rows) = (vocabulary.len(), shape.vocabulary);
     if tokens > rows {
@@ -253,20 +253,20 @@ fn read_language(files: &ModelFiles, shape: &Shape) -> Result<Language, String> 
         ));
     }
     Ok(Language {
-        template: template.map_err(|fault| fault.to_string())?,
+        template: template.map_err(|error| error.to_string())?,
         vocabulary,
         eos: shape.eos.clone(),
     })
 }
 
-impl Engine for CandleEngine {
+impl Engine for LocalEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
     }
 
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
-        if let Err(fault) = self.check(&request.sampling) {
-            return ready(Err(fault)).boxed();
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
+        if let Err(error) = self.check(&request.sampling) {
+            return ready(Err(error)).boxed();
         }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             return ready(Err(queue_full())).boxed();
@@ -283,12 +283,12 @@ impl Engine for CandleEngine {
                 .and_then(|prompt| Ok((prompt, grammars.compile(format)?)));
             let (prompt, grammar) = match made {
                 Ok(made) => made,
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
+                Err(error) => {
+                    let _ = reply.send(Err(error));
                     return;
                 }
             };
-            let ticket = Ticket {
+            let ticket = EngineRequest {
                 request,
                 prompt,
                 grammar,
@@ -298,7 +298,7 @@ impl Engine for CandleEngine {
             // There is room for every place. Of a thread that is gone the dropped reply tells.
             let _ = requests.send(ticket);
         });
-        async { answer.await.unwrap_or(Err(EngineFault::Closed)) }.boxed()
+        async { answer.await.unwrap_or(Err(EngineError::Closed)) }.boxed()
     }
 
     fn is_ready(&self) -> bool {

@@ -7,9 +7,7 @@ use crate::{
     config::{ModelConfig, WeightKind},
 };
 
-use super::{
-    cpu::model::CandleModel, files::ModelFiles, gpu::DeviceModel, runner::OnCpu, shape::Shape,
-};
+use super::{cpu::model::CpuModel, files::ModelFiles, gpu::GpuModel, runner::OnCpu, shape::Shape};
 
 /// Names the arithmetic: changed whenever the same checkpoint may answer differently.
 fn arithmetic(kind: WeightKind, device: Option<&Device>) -> String {
@@ -34,7 +32,7 @@ impl Opened<OnCpu> {
     /// # Errors
     /// One line that says what was found and what was expected.
     pub(super) fn on_cpu(files: &ModelFiles, config: &ModelConfig) -> Result<Self, String> {
-        let model = CandleModel::read(files, config.context_tokens_max, config.weights)?;
+        let model = CpuModel::read(files, config.context_tokens_max, config.weights)?;
         let context_tokens = model.context_tokens();
         let fit = config.kv_bytes_max / model.kv_bytes_per_block();
         // One whole context must fit, whatever the limit says.
@@ -50,7 +48,7 @@ impl Opened<OnCpu> {
     }
 }
 
-impl Opened<DeviceModel> {
+impl Opened<GpuModel> {
     /// # Errors
     /// One line that says what was found and what was expected.
     pub(super) fn on_device(
@@ -59,7 +57,7 @@ impl Opened<DeviceModel> {
         device: &Device,
     ) -> Result<Self, String> {
         let (context, kv_bytes) = (config.context_tokens_max, config.kv_bytes_max);
-        let model = DeviceModel::read(files, context, config.weights, device, kv_bytes)?;
+        let model = GpuModel::read(files, context, config.weights, device, kv_bytes)?;
         Ok(Self {
             shape: model.shape().clone(),
             context_tokens: model.context_tokens(),

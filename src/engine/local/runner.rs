@@ -17,19 +17,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     batching::{BLOCK_TOKENS, Limits, Plan, PrefixHash, Refusal, Request, Scheduler, SequenceId},
     config::PrefixSharing,
-    engine::{EngineFault, EngineInfo, Generate, Terms, admission::queue_full, pulse::Pulse},
+    engine::{EngineError, EngineInfo, Generate, Terms, admission::queue_full, pulse::Pulse},
     job::{FinishReason, Tier},
     metrics::{
         ENGINE_STEPS, ENGINE_WAITING, KV_BLOCKS_USED, PREEMPTED, STEP_SECONDS, STEP_SEQUENCES,
         STEP_TOKENS,
     },
-    prompt::{ChatTemplate, PromptFault, Vocabulary},
+    prompt::{ChatTemplate, PromptError, Vocabulary},
 };
 
 use super::{
     cpu::{
         kernels::share_parts,
-        model::{CandleModel, Chunk, Logits, Rows, Workspace},
+        model::{Chunk, CpuModel, Logits, Rows, Workspace},
     },
     sequence::{Reply, Sequence, Taken, Writer},
     structured::Grammar,
@@ -46,7 +46,7 @@ pub(super) trait Forward: Send + 'static {
 /// A model that computes on the CPU.
 #[derive(Debug)]
 pub(super) struct OnCpu {
-    pub(super) model: CandleModel,
+    pub(super) model: CpuModel,
     pub(super) workspace: Workspace,
 }
 
@@ -59,7 +59,7 @@ impl Forward for OnCpu {
 /// A request on its way to the thread. Its prompt was made beside the thread, so that a long one
 /// holds up nobody's next token.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct EngineRequest {
     pub(super) request: Generate,
     /// The tokens of the prompt.
     pub(super) prompt: Vec<u32>,
@@ -88,7 +88,7 @@ pub(super) struct Runner<M> {
     tier: Tier,
     kv_tokens_max: usize,
     sharing: PrefixSharing,
-    requests: Receiver<Ticket>,
+    requests: Receiver<EngineRequest>,
     pulse: Arc<Pulse>,
     scheduler: Scheduler,
     sequences: BTreeMap<SequenceId, Sequence>,
@@ -104,7 +104,7 @@ impl<M: Forward> Runner<M> {
         info: EngineInfo,
         tier: Tier,
         (limits, sharing): (Limits, PrefixSharing),
-        (requests, pulse): (Receiver<Ticket>, Arc<Pulse>),
+        (requests, pulse): (Receiver<EngineRequest>, Arc<Pulse>),
     ) -> Self {
         let kv_tokens_max = limits.kv_blocks * BLOCK_TOKENS;
         Self {
@@ -130,16 +130,16 @@ impl<M: Forward> Runner<M> {
             self.pulse.begin();
             let step = catch_unwind(AssertUnwindSafe(|| self.step()));
             self.pulse.end();
-            let fault = match step {
+            let error = match step {
                 Ok(Ok(())) => continue,
-                Ok(Err(fault)) => fault,
+                Ok(Err(error)) => error,
                 Err(_) => PANIC.to_owned(),
             };
-            tracing::error!(model.name = %self.info.model, tier = %self.tier, "an engine step failed: {fault}");
-            self.rebuild(&fault);
+            tracing::error!(model.name = %self.info.model, tier = %self.tier, "an engine step failed: {error}");
+            self.rebuild(&error);
         }
         for (_, sequence) in std::mem::take(&mut self.sequences) {
-            sequence.fail(EngineFault::Closed);
+            sequence.fail(EngineError::Closed);
         }
     }
 
@@ -165,8 +165,8 @@ impl<M: Forward> Runner<M> {
     }
 
     /// Makes a request a waiting sequence, or answers at once why it cannot be one.
-    fn enter(&mut self, ticket: Ticket) {
-        let Ticket {
+    fn enter(&mut self, ticket: EngineRequest) {
+        let EngineRequest {
             request,
             prompt,
             grammar,
@@ -179,8 +179,8 @@ impl<M: Forward> Runner<M> {
         }
         let completion_tokens_max = match self.completion_tokens_max(&request, prompt.len()) {
             Ok(tokens) => tokens,
-            Err(fault) => {
-                let _ = reply.send(Err(fault));
+            Err(error) => {
+                let _ = reply.send(Err(error));
                 return;
             }
         };
@@ -212,7 +212,7 @@ impl<M: Forward> Runner<M> {
                 self.sequences.insert(id, sequence);
             }
             Err(Refusal::QueueFull) => sequence.fail(queue_full()),
-            Err(Refusal::NeverFits) => sequence.fail(EngineFault::Unservable(format!(
+            Err(Refusal::NeverFits) => sequence.fail(EngineError::Unservable(format!(
                 "{tokens_max} tokens; at most {} fit the KV cache",
                 self.kv_tokens_max
             ))),
@@ -233,21 +233,21 @@ impl<M: Forward> Runner<M> {
         &self,
         request: &Generate,
         prompt_tokens: usize,
-    ) -> Result<usize, EngineFault> {
+    ) -> Result<usize, EngineError> {
         if prompt_tokens == 0 {
-            return Err(EngineFault::Unservable(
+            return Err(EngineError::Unservable(
                 "the prompt has no token".to_owned(),
             ));
         }
         if prompt_tokens >= self.context_tokens {
-            return Err(EngineFault::ContextTooLong {
+            return Err(EngineError::ContextTooLong {
                 model: self.info.model.clone(),
                 prompt_tokens,
                 context_tokens: self.context_tokens,
             });
         }
         match request.sampling.max_completion_tokens as usize {
-            0 => Err(EngineFault::Unservable(
+            0 => Err(EngineError::Unservable(
                 "at least one token must be asked for".to_owned(),
             )),
             most => Ok(most.min(self.context_tokens - prompt_tokens)),
@@ -332,10 +332,10 @@ impl<M: Forward> Runner<M> {
                         sequence.finish(reason, computed, &self.info);
                     }
                 }
-                Err(fault) => {
+                Err(error) => {
                     self.scheduler.leave(id);
                     if let Some(sequence) = self.sequences.remove(&id) {
-                        sequence.fail(fault);
+                        sequence.fail(error);
                     }
                 }
             }
@@ -370,10 +370,10 @@ impl<M: Forward> Runner<M> {
 
     /// After a failed step nothing that took part in it can be trusted: the running requests are
     /// told, the waiting ones go on waiting.
-    fn rebuild(&mut self, fault: &str) {
+    fn rebuild(&mut self, error: &str) {
         for id in self.scheduler.reset() {
             if let Some(sequence) = self.sequences.remove(&id) {
-                sequence.fail(EngineFault::Crashed(fault.to_owned()));
+                sequence.fail(EngineError::Crashed(error.to_owned()));
             }
         }
     }
@@ -381,16 +381,16 @@ impl<M: Forward> Runner<M> {
 
 impl Language {
     /// The tokens of a request's prompt.
-    pub(super) fn prompt(&self, request: &Generate) -> Result<Vec<u32>, EngineFault> {
+    pub(super) fn prompt(&self, request: &Generate) -> Result<Vec<u32>, EngineError> {
         let encode = || {
             let text = self.template.render(&request.messages);
             text.and_then(|text| self.vocabulary.encode(&text, self.template.specials()))
         };
         catch_unwind(AssertUnwindSafe(encode))
-            .map_err(|_| EngineFault::Crashed(PANIC.to_owned()))?
-            .map_err(|fault| match fault {
-                PromptFault::Refused(_) | PromptFault::Tokenizer(_) | PromptFault::BadFile(_) => {
-                    EngineFault::Unservable(fault.to_string())
+            .map_err(|_| EngineError::Crashed(PANIC.to_owned()))?
+            .map_err(|error| match error {
+                PromptError::Refused(_) | PromptError::Tokenizer(_) | PromptError::BadFile(_) => {
+                    EngineError::Unservable(error.to_string())
                 }
             })
     }

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use crate::{
-    engine::{EngineFault, EngineInfo, Generate, Generation, Stop, signals::SignalCollector},
+    engine::{EngineError, EngineInfo, Generate, Generation, Stop, signals::SignalCollector},
     job::{Answer, FinishReason, Likelihood, TokenLogprob, Usage},
-    prompt::{Detokenizer, PromptFault, Vocabulary},
+    prompt::{Detokenizer, PromptError, Vocabulary},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Where an answer goes.
-pub(super) type Reply = oneshot::Sender<Result<Generation, EngineFault>>;
+pub(super) type Reply = oneshot::Sender<Result<Generation, EngineError>>;
 
 /// An answer as it grows.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Writer {
         vocabulary: &Vocabulary,
         choice: &Choice,
         progress: Progress,
-    ) -> Result<Option<FinishReason>, PromptFault> {
+    ) -> Result<Option<FinishReason>, PromptError> {
         let token = choice.token;
         self.completion_tokens += 1;
         self.signals.push(choice.logprob, Some(choice.spread));
@@ -83,7 +83,7 @@ impl Writer {
     }
 
     /// Ends an answer that cannot go on.
-    fn cut_short(&mut self, vocabulary: &Vocabulary) -> Result<FinishReason, PromptFault> {
+    fn cut_short(&mut self, vocabulary: &Vocabulary) -> Result<FinishReason, PromptError> {
         let piece = self.detokenizer.finish(vocabulary)?;
         Ok(if self.add(&piece) {
             FinishReason::Stop
@@ -198,13 +198,13 @@ impl Sequence {
     /// Chooses the next token from a step's logits and tells whether it was the last.
     ///
     /// # Errors
-    /// [`EngineFault::Crashed`] when the logits are not finite or cannot become text.
+    /// [`EngineError::Crashed`] when the logits are not finite or cannot become text.
     pub(super) fn take(
         &mut self,
         vocabulary: &Vocabulary,
         logits: &[f32],
-    ) -> Result<Taken, EngineFault> {
-        let crashed = |fault: PromptFault| EngineFault::Crashed(fault.to_string());
+    ) -> Result<Taken, EngineError> {
+        let crashed = |error: PromptError| EngineError::Crashed(error.to_string());
         // Nothing allowed at all is a mask without a bit.
         let grammar = self.grammar.as_mut();
         let allowed = grammar.map(|grammar| grammar.allowed().unwrap_or_default());
@@ -215,7 +215,7 @@ impl Sequence {
                 return end.map(Taken::End).map_err(crashed);
             }
             Err(NoChoice::NotFinite) => {
-                return Err(EngineFault::Crashed(
+                return Err(EngineError::Crashed(
                     "the model gave logits that are not finite".to_owned(),
                 ));
             }
@@ -269,8 +269,8 @@ impl Sequence {
     }
 
     /// Says that there will be no answer.
-    pub(super) fn fail(self, fault: EngineFault) {
-        let _ = self.reply.send(Err(fault));
+    pub(super) fn fail(self, error: EngineError) {
+        let _ = self.reply.send(Err(error));
     }
 }
 

@@ -189,13 +189,13 @@ impl Shape {
     /// One line that says which field is wrong, what was found and what was expected.
     pub fn from_json(config: &[u8], generation_config: Option<&[u8]>) -> Result<Self, String> {
         let raw: RawConfig = serde_json::from_slice(config)
-            .map_err(|fault| format!("config.json is not understood: {fault}"))?;
+            .map_err(|error| format!("config.json is not understood: {error}"))?;
         let family = Family::of(&raw)?;
         raw.check()?;
         let generation: Option<GenerationConfig> = generation_config
             .map(serde_json::from_slice)
             .transpose()
-            .map_err(|fault| format!("generation_config.json is not understood: {fault}"))?;
+            .map_err(|error| format!("generation_config.json is not understood: {error}"))?;
         let (rope_theta, rope) = raw.rope()?;
         let attention_bias = raw.attention_bias.unwrap_or(false);
         let windows = raw.windows(family)?;

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
-    engine::{EngineFault, Generate, signals::SignalCollector},
+    engine::{EngineError, Generate, signals::SignalCollector},
     job::{FinishReason, Likelihood, Message, Signals, TokenLogprob, Usage},
     prompt::estimate_tokens,
 };
@@ -248,10 +248,10 @@ impl Collector {
     ///
     /// # Errors
     /// There was no choice, or it ended in a way that makes it no answer.
-    pub(super) fn finish(self, prompt: &[Message]) -> Result<Collected, EngineFault> {
+    pub(super) fn finish(self, prompt: &[Message]) -> Result<Collected, EngineError> {
         if !self.has_choice {
             let message = "the server's response has no choices".to_owned();
-            return Err(EngineFault::Crashed(message));
+            return Err(EngineError::Crashed(message));
         }
         let finish_reason = match self.finish_reason.as_deref() {
             Some("length") => FinishReason::Length,
@@ -259,11 +259,11 @@ impl Collector {
             Some("stop" | "eos_token" | "stop_sequence") | None => FinishReason::Stop,
             Some("content_filter") => {
                 let message = "the server's filter withheld the answer".to_owned();
-                return Err(EngineFault::Unservable(message));
+                return Err(EngineError::Unservable(message));
             }
             Some(other) => {
                 let message = format!("the server ended the answer with {other:?}");
-                return Err(EngineFault::Crashed(message));
+                return Err(EngineError::Crashed(message));
             }
         };
         let signals = self.signals.finish(finish_reason == FinishReason::Length);
@@ -316,7 +316,7 @@ mod tests {
         }]
     }
 
-    fn collect(chunks: &[Value]) -> Result<Collected, EngineFault> {
+    fn collect(chunks: &[Value]) -> Result<Collected, EngineError> {
         let mut collector = Collector::default();
         for (at, chunk) in (0..).zip(chunks) {
             let chunk = Chunk::deserialize(chunk).expect("a chunk");
@@ -414,10 +414,10 @@ mod tests {
     #[test]
     fn what_is_no_answer_is_a_fault() {
         let ended = |reason: &str| collect(&[json!({"choices": [{"finish_reason": reason}]})]);
-        assert!(matches!(collect(&[]), Err(EngineFault::Crashed(_))));
-        assert!(matches!(ended("tool_calls"), Err(EngineFault::Crashed(_))));
+        assert!(matches!(collect(&[]), Err(EngineError::Crashed(_))));
+        assert!(matches!(ended("tool_calls"), Err(EngineError::Crashed(_))));
         let filtered = ended("content_filter");
-        assert!(matches!(filtered, Err(EngineFault::Unservable(_))));
+        assert!(matches!(filtered, Err(EngineError::Unservable(_))));
         for error in [
             json!({"error": {"message": "m"}}),
             json!({"object": "error"}),

@@ -13,7 +13,7 @@ use super::{
     server::{RESPONSE_BYTES_MAX, Server, read_body, too_large},
     wire::CompletionRequest,
 };
-use crate::engine::{EngineFault, Generate};
+use crate::engine::{EngineError, Generate};
 
 /// A long answer of a loaded server; what takes longer is tried again later.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -41,7 +41,7 @@ impl Server {
                 .json(&body)
                 .send()
                 .await;
-            let response = sent.map_err(|fault| Refusal::of_transport(&fault))?;
+            let response = sent.map_err(|error| Refusal::of_transport(&error))?;
             let status = response.status();
             if status.is_success() {
                 let answer = if is_event_stream(&response) {
@@ -113,7 +113,7 @@ async fn read_stream(
             Ok(None) => break,
             // What was to come are counts, and they can be estimated.
             Err(_) if answer.is_whole() => return Ok(answer),
-            Err(fault) => return Err(Refusal::of_transport(&fault)),
+            Err(error) => return Err(Refusal::of_transport(&error)),
         };
         bytes += part.len();
         if bytes > RESPONSE_BYTES_MAX {
@@ -179,12 +179,12 @@ fn sorted(data: &[u8], sorter: Sorter<'_>) -> Refusal {
 
 /// Says where a response is not understood, never what stands there.
 fn parse(data: &[u8]) -> Result<Chunk, Refusal> {
-    serde_json::from_slice(data).map_err(|fault| {
-        Refusal::Answered(EngineFault::Crashed(format!(
+    serde_json::from_slice(data).map_err(|error| {
+        Refusal::Answered(EngineError::Crashed(format!(
             "the server's response is not understood: {:?} error at line {} column {}",
-            fault.classify(),
-            fault.line(),
-            fault.column()
+            error.classify(),
+            error.line(),
+            error.column()
         )))
     })
 }

@@ -19,7 +19,7 @@ use super::{
     refusal::unavailable,
 };
 use crate::{
-    engine::EngineFault,
+    engine::EngineError,
     job::Tier,
     metrics::{UPSTREAM_LIMIT, UPSTREAM_RUNNING, UPSTREAM_THROTTLED},
 };
@@ -98,7 +98,7 @@ impl Gate {
     ///
     /// # Errors
     /// The gate stayed closed for [`CLOSED_WAIT`].
-    pub(super) async fn enter(self: &Arc<Self>) -> Result<Turn, EngineFault> {
+    pub(super) async fn enter(self: &Arc<Self>) -> Result<Turn, EngineError> {
         let since = Instant::now();
         let _first = self.first.lock().await;
         self.wait(since, |state| state.returning == 0).await
@@ -108,7 +108,7 @@ impl Gate {
     ///
     /// # Errors
     /// The gate stayed closed for [`CLOSED_WAIT`].
-    pub(super) async fn enter_again(self: &Arc<Self>) -> Result<Turn, EngineFault> {
+    pub(super) async fn enter_again(self: &Arc<Self>) -> Result<Turn, EngineError> {
         let since = Instant::now();
         let _returning = Returning::new(self);
         self.wait(since, |_| true).await
@@ -118,7 +118,7 @@ impl Gate {
         self: &Arc<Self>,
         since: Instant,
         is_next: impl Fn(&State) -> bool,
-    ) -> Result<Turn, EngineFault> {
+    ) -> Result<Turn, EngineError> {
         loop {
             let changed = self.changed.notified();
             pin!(changed);
@@ -271,7 +271,7 @@ mod tests {
         gate.shut();
         let began = Instant::now();
         let (one, other) = tokio::join!(gate.enter(), gate.enter());
-        assert!(matches!(one, Err(EngineFault::Unavailable { .. })) && other.is_err());
+        assert!(matches!(one, Err(EngineError::Unavailable { .. })) && other.is_err());
         assert_eq!(began.elapsed(), CLOSED_WAIT, "both have waited enough");
         let late = gate.enter();
         pin_mut!(late);
@@ -290,11 +290,11 @@ mod tests {
         let turn = gate.enter().await.expect("open again");
         assert_eq!(began.elapsed(), Duration::from_secs(7));
         turn.end(End::Throttled(Some(CLOSED_WAIT * 2)));
-        let fault = gate.enter().await.expect_err("too long");
+        let error = gate.enter().await.expect_err("too long");
         let left = CLOSED_WAIT.as_millis() as u64;
         assert!(
-            matches!(fault, EngineFault::Unavailable { retry_after_ms: Some(ms), .. } if ms == left),
-            "{fault:?}"
+            matches!(error, EngineError::Unavailable { retry_after_ms: Some(ms), .. } if ms == left),
+            "{error:?}"
         );
     }
 

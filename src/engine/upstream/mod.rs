@@ -1,6 +1,6 @@
 //! Any server that speaks OpenAI's chat completions: vLLM, llama.cpp, TGI, a hosted API.
 //!
-//! Comes in: conversations. Goes out: the server's answers, and its faults sorted by what the
+//! Comes in: conversations. Goes out: the server's answers, and its errors sorted by what the
 //! caller does next. `gate` lets requests go, as many as `limit` has learnt that the server takes;
 //! `exchange` asks in the `wire`'s words and reads `events` into an `answer`; `refusal` sorts what
 //! is none; `server` knows whether there is one. No more than `batch_max` requests are in flight; a
@@ -25,7 +25,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{Engine, EngineFault, EngineInfo, Generate, Generation, admission::Places};
+use super::{Engine, EngineError, EngineInfo, Generate, Generation, admission::Places};
 use crate::{
     config::ModelConfig,
     job::{Answer, Tier},
@@ -34,7 +34,7 @@ use answer::Collected;
 use gate::{CLOSED_WAIT, Gate};
 use limit::End;
 use refusal::Refusal;
-use server::{ListFault, Server};
+use server::{ListError, Server};
 
 /// How long a request that is told to stop may take to hand over what there is.
 const STOP_WAIT: Duration = Duration::from_millis(500);
@@ -61,8 +61,8 @@ impl UpstreamEngine {
         let mut is_lost = false;
         let entry = match (&config.name, server.models().await) {
             (Some(name), Ok(models)) => models.into_iter().find(|entry| entry.id == *name),
-            (Some(_), Err(fault)) => {
-                is_lost = matches!(fault, ListFault::Down(_));
+            (Some(_), Err(error)) => {
+                is_lost = matches!(error, ListError::Down(_));
                 None
             }
             (None, Ok(models)) => Some(
@@ -71,7 +71,7 @@ impl UpstreamEngine {
                     .next()
                     .ok_or("the server lists no model")?,
             ),
-            (None, Err(ListFault::Down(message) | ListFault::Refused(message))) => {
+            (None, Err(ListError::Down(message) | ListError::Refused(message))) => {
                 return Err(format!("{message}; name the model to do without its list"));
             }
         };
@@ -97,7 +97,7 @@ impl UpstreamEngine {
 impl Server {
     /// Answers a request. One that the server did not take, for its load or for being away, is kept
     /// and sent again; every other failure is the caller's to judge.
-    async fn generate(self: &Arc<Self>, request: &Generate) -> Result<Generation, EngineFault> {
+    async fn generate(self: &Arc<Self>, request: &Generate) -> Result<Generation, EngineError> {
         let mut turn = self.gate.enter().await?;
         let mut kept_since = None;
         loop {
@@ -173,7 +173,7 @@ impl Engine for UpstreamEngine {
         &self.info
     }
 
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineFault>> {
+    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let server = self.server.clone();
         let stop = request.terms.stop.clone();
         self.places.begin(async move {
@@ -181,7 +181,7 @@ impl Engine for UpstreamEngine {
                 answer = server.generate(&request) => answer,
                 // A streamed answer ends by itself with what there is.
                 () = async { stop.requested().await; tokio::time::sleep(STOP_WAIT).await } => {
-                    Err(EngineFault::Stopped)
+                    Err(EngineError::Stopped)
                 }
             }
         })

@@ -91,16 +91,16 @@ impl Resolve for Guarded {
         let allowed = self.0;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let mut fault = None;
+            let mut error = None;
             let mut addresses: Vec<SocketAddr> = Vec::new();
             for address in found {
                 match check(address.ip(), allowed) {
                     Ok(()) => addresses.push(address),
-                    Err(forbidden) => fault = Some(forbidden),
+                    Err(forbidden) => error = Some(forbidden),
                 }
             }
-            match fault {
-                Some(fault) if addresses.is_empty() => Err(fault.into()),
+            match error {
+                Some(error) if addresses.is_empty() => Err(error.into()),
                 _ => Ok(Box::new(addresses.into_iter()) as Addrs),
             }
         })

@@ -10,7 +10,7 @@ use reqwest::{
 };
 use serde_json::Value;
 
-use crate::{config::Secret, engine::EngineFault};
+use crate::{config::Secret, engine::EngineError};
 
 /// Longest quotation of a server's own message.
 const MESSAGE_CHARS_MAX: usize = 300;
@@ -32,13 +32,13 @@ pub(super) enum Refusal {
     /// The connection broke before the answer's end.
     Broken(String),
     /// It is there, and this is what it makes of the request.
-    Answered(EngineFault),
+    Answered(EngineError),
 }
 
 impl Refusal {
     /// Sorts what went wrong below HTTP. Tells no URL, which may hold a secret.
-    pub(super) fn of_transport(fault: &reqwest::Error) -> Self {
-        let mut cause: &dyn std::error::Error = fault;
+    pub(super) fn of_transport(error: &reqwest::Error) -> Self {
+        let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
@@ -46,9 +46,9 @@ impl Refusal {
             detail if detail.contains("://") => String::new(),
             detail => format!(": {detail}"),
         };
-        if fault.is_connect() {
+        if error.is_connect() {
             Self::Lost(format!("the server cannot be reached{detail}"))
-        } else if fault.is_timeout() {
+        } else if error.is_timeout() {
             Self::TimedOut(format!("the server does not answer in time{detail}"))
         } else {
             Self::Broken(format!("the connection to the server broke{detail}"))
@@ -62,14 +62,14 @@ impl Refusal {
             | Self::TimedOut(message)
             | Self::Lost(message)
             | Self::Broken(message) => message,
-            Self::Answered(fault) => fault.to_string(),
+            Self::Answered(error) => error.to_string(),
         }
     }
 
     /// What a caller that does not ask again makes of it.
-    pub(super) fn into_fault(self) -> EngineFault {
+    pub(super) fn into_fault(self) -> EngineError {
         match self {
-            Self::Answered(fault) => fault,
+            Self::Answered(error) => error,
             Self::Throttled {
                 message,
                 retry_after,
@@ -82,8 +82,8 @@ impl Refusal {
 }
 
 /// What a request hears that is to be tried again later.
-pub(super) fn unavailable(message: String, retry_after: Option<Duration>) -> EngineFault {
-    EngineFault::Unavailable {
+pub(super) fn unavailable(message: String, retry_after: Option<Duration>) -> EngineError {
+    EngineError::Unavailable {
         message,
         retry_after_ms: retry_after
             .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
@@ -244,19 +244,19 @@ impl Sorter<'_> {
             if status.is_server_error() || status == StatusCode::TOO_EARLY {
                 unavailable(message, retry_after)
             } else if status.is_redirection() {
-                EngineFault::Unservable(format!(
+                EngineError::Unservable(format!(
                     "the server answered with status {status}: it moved elsewhere, where prompts are not sent unasked; configure its new URL"
                 ))
             } else if error.is_context_too_long()
                 && let Some((context_tokens, prompt_tokens)) = error.context_numbers()
             {
-                EngineFault::ContextTooLong {
+                EngineError::ContextTooLong {
                     model: self.model.to_owned(),
                     prompt_tokens,
                     context_tokens,
                 }
             } else {
-                EngineFault::Unservable(message)
+                EngineError::Unservable(message)
             },
         )
     }
@@ -337,7 +337,7 @@ mod tests {
         let expected = "the server answered with status 401 Unauthorized: wrong key *** given";
         assert_eq!(
             refusal,
-            Refusal::Answered(EngineFault::Unservable(expected.to_owned()))
+            Refusal::Answered(EngineError::Unservable(expected.to_owned()))
         );
     }
 

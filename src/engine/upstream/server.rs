@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::{ModelConfig, Secret},
-    engine::EngineFault,
+    engine::EngineError,
 };
 
 /// A connection that takes longer is as good as none.
@@ -65,7 +65,7 @@ impl fmt::Debug for Server {
 }
 
 /// Why a server's models are not known.
-pub(super) enum ListFault {
+pub(super) enum ListError {
     /// It is not there, or not ready.
     Down(String),
     /// It is there, but gives no list.
@@ -85,7 +85,7 @@ impl Server {
             .redirect(same_origin())
             .dns_resolver(Arc::new(Guarded(config.private_addresses)))
             .build()
-            .map_err(|fault| format!("cannot make an HTTP client: {fault}"))?;
+            .map_err(|error| format!("cannot make an HTTP client: {error}"))?;
         let base = base(url)?;
         // A literal address is not resolved.
         let literal = match base.host() {
@@ -94,7 +94,7 @@ impl Server {
             Some(Host::Domain(_)) | None => None,
         };
         if let Some(address) = literal {
-            reach::check(address, config.private_addresses).map_err(|fault| fault.to_string())?;
+            reach::check(address, config.private_addresses).map_err(|error| error.to_string())?;
         }
         let is_openai = is_openai(&base);
         Ok(Self {
@@ -174,29 +174,29 @@ impl Server {
     ///
     /// # Errors
     /// It is not there, or gives no list.
-    pub(super) async fn models(&self) -> Result<Vec<ModelEntry>, ListFault> {
-        let down = |refusal: Refusal| ListFault::Down(refusal.into_message());
+    pub(super) async fn models(&self) -> Result<Vec<ModelEntry>, ListError> {
+        let down = |refusal: Refusal| ListError::Down(refusal.into_message());
         let response = self
             .request(Method::GET, "models")
             .timeout(PROBE_TIMEOUT)
             .send()
             .await
-            .map_err(|fault| down(Refusal::of_transport(&fault)))?;
+            .map_err(|error| down(Refusal::of_transport(&error)))?;
         let status = response.status();
         if !status.is_success() {
             let message = format!("the server answers its list of models with status {status}");
             return Err(
                 if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-                    ListFault::Down(message)
+                    ListError::Down(message)
                 } else {
-                    ListFault::Refused(message)
+                    ListError::Refused(message)
                 },
             );
         }
         let body = read_body(response).await.map_err(down)?;
-        let list: ModelList = serde_json::from_slice(&body).map_err(|fault| {
-            ListFault::Refused(format!(
-                "the server's list of models is not understood: {fault}"
+        let list: ModelList = serde_json::from_slice(&body).map_err(|error| {
+            ListError::Refused(format!(
+                "the server's list of models is not understood: {error}"
             ))
         })?;
         Ok(list.data)
@@ -226,12 +226,12 @@ impl Server {
                     return;
                 };
                 match server.models().await {
-                    Ok(_) | Err(ListFault::Refused(_)) => {
+                    Ok(_) | Err(ListError::Refused(_)) => {
                         server.is_probed.store(false, Ordering::Release);
                         server.gate.open();
                         return;
                     }
-                    Err(ListFault::Down(_)) => server.gate.shut(),
+                    Err(ListError::Down(_)) => server.gate.shut(),
                 }
                 drop(server);
                 sleep(PROBE_EVERY).await;
@@ -242,7 +242,7 @@ impl Server {
 
 /// The API's root: `http://host:8000` and `http://host:8000/v1` mean the same.
 fn base(url: &str) -> Result<Url, String> {
-    let mut base = Url::parse(url).map_err(|fault| format!("this is no URL: {fault}"))?;
+    let mut base = Url::parse(url).map_err(|error| format!("this is no URL: {error}"))?;
     let path = base.path().trim_end_matches('/').to_owned();
     let path = if path.ends_with("/v1") {
         path
@@ -279,7 +279,7 @@ pub(super) async fn read_body(mut response: Response) -> Result<Vec<u8>, Refusal
     while let Some(part) = response
         .chunk()
         .await
-        .map_err(|fault| Refusal::of_transport(&fault))?
+        .map_err(|error| Refusal::of_transport(&error))?
     {
         if body.len() + part.len() > RESPONSE_BYTES_MAX {
             return Err(too_large());
@@ -291,7 +291,7 @@ pub(super) async fn read_body(mut response: Response) -> Result<Vec<u8>, Refusal
 
 /// What a response hears that exceeds [`RESPONSE_BYTES_MAX`].
 pub(super) fn too_large() -> Refusal {
-    Refusal::Answered(EngineFault::Crashed(format!(
+    Refusal::Answered(EngineError::Crashed(format!(
         "the server's response exceeds {RESPONSE_BYTES_MAX} bytes"
     )))
 }

@@ -14,18 +14,18 @@ use tokio::sync::Notify;
 use crate::{
     job::{ChatRequest, JobHead, Tenant, Tier},
     prompt::estimate_tokens,
-    store::{CancelledBatch, Hold, HoldQueue, TenantTerms},
+    store::{CancelledBatch, Deferral, DeferredQueue, TenantLimits},
 };
 
 use super::window::Window;
 
 /// What a router knows of the tiers' queues and of tenants; looked at several times a second.
 #[derive(Debug)]
-pub(crate) struct Holding {
+pub(crate) struct AdmissionControl {
     /// Smallest window; 0 holds only jobs of tenants that are counted.
     window_min: u64,
     state: Mutex<State>,
-    /// Told whenever a job is held.
+    /// Reported whenever a job is held.
     first_held: Notify,
     /// True while as many jobs are held as may be.
     is_full: AtomicBool,
@@ -34,7 +34,7 @@ pub(crate) struct Holding {
 #[derive(Debug, Default)]
 struct State {
     tiers: [TierState; 2],
-    terms: HashMap<Tenant, TenantTerms>,
+    terms: HashMap<Tenant, TenantLimits>,
     cancelled: Vec<CancelledBatch>,
 }
 
@@ -62,15 +62,15 @@ impl Default for TierState {
 
 /// What a look found.
 #[derive(Debug)]
-pub(in crate::router) struct Sight {
+pub(in crate::router) struct QueueSnapshot {
     /// Jobs that wait in each tier's queues.
     pub ready: [u64; 2],
     /// Jobs that are held for each tier, as far as they were counted.
     pub held: [u32; 2],
     /// Whether this router's last release left no room in each tier's queue.
     pub filled: [bool; 2],
-    pub tenants: Vec<(HoldQueue, Tenant)>,
-    pub terms: Vec<TenantTerms>,
+    pub tenants: Vec<(DeferredQueue, Tenant)>,
+    pub terms: Vec<TenantLimits>,
     /// Submissions that were taken back lately.
     pub cancelled: Vec<CancelledBatch>,
 }
@@ -92,7 +92,7 @@ fn tokens(request: &ChatRequest) -> u32 {
         .saturating_add(request.sampling.max_completion_tokens)
 }
 
-impl Holding {
+impl AdmissionControl {
     /// Knows nothing yet: whatever fits the smallest window goes.
     pub(crate) fn new(window_min: u64) -> Self {
         let tier = || TierState {
@@ -135,9 +135,9 @@ impl Holding {
         head: &JobHead,
         request: &ChatRequest,
         now: DateTime<Utc>,
-    ) -> Option<Hold> {
+    ) -> Option<Deferral> {
         let start = head.not_before.filter(|start| *start > now)?;
-        Some(Hold::until(start, tokens(request)))
+        Some(Deferral::until(start, tokens(request)))
     }
 
     /// True for a job of a submission that was taken back before it came in.
@@ -155,12 +155,12 @@ impl Holding {
         head: &JobHead,
         request: &ChatRequest,
         now: DateTime<Utc>,
-    ) -> Option<Hold> {
+    ) -> Option<Deferral> {
         let mut state = self.state();
         let is_counted = state
             .terms
             .get(&head.tenant)
-            .is_some_and(TenantTerms::is_limited);
+            .is_some_and(TenantLimits::is_limited);
         let open = &mut state.tiers[place(tier)];
         let is_behind = open.tenants.contains(&head.tenant);
         let is_full = self.window_min > 0 && open.credit == 0;
@@ -173,11 +173,11 @@ impl Holding {
         }
         drop(state);
         self.first_held.notify_one();
-        Some(Hold::for_turn(now, head.priority, tokens(request)))
+        Some(Deferral::for_turn(now, head.priority, tokens(request)))
     }
 
     /// Takes in what a look found; returns the room in each tier's queue.
-    pub(in crate::router) fn observe(&self, sight: Sight) -> [u64; 2] {
+    pub(in crate::router) fn observe(&self, sight: QueueSnapshot) -> [u64; 2] {
         let mut state = self.state();
         let mut rooms = [0; 2];
         for (at, tier) in state.tiers.iter_mut().enumerate() {
@@ -191,7 +191,7 @@ impl Holding {
             tier.credit = rooms[at];
         }
         for (queue, tenant) in sight.tenants {
-            if let HoldQueue::Tier(tier) = queue {
+            if let DeferredQueue::Tier(tier) = queue {
                 state.tiers[place(tier)].tenants.insert(tenant);
             }
         }
@@ -205,12 +205,12 @@ impl Holding {
     }
 
     /// What tenants are entitled to, as it was read last.
-    pub(in crate::router) fn terms(&self) -> HashMap<Tenant, TenantTerms> {
+    pub(in crate::router) fn terms(&self) -> HashMap<Tenant, TenantLimits> {
         self.state().terms.clone()
     }
 
     /// Jobs that are held for a tier, as far as they were counted.
-    pub(crate) fn held(&self, tier: Tier) -> u64 {
+    pub(crate) fn deferred(&self, tier: Tier) -> u64 {
         self.state().tiers[place(tier)].held.into()
     }
 }
@@ -240,15 +240,15 @@ mod tests {
         (head, request.request)
     }
 
-    fn is_held(holding: &Holding, tenant: &str) -> bool {
+    fn is_deferred(holding: &AdmissionControl, tenant: &str) -> bool {
         let (head, request) = job(tenant);
         holding
             .judge(Tier::Small, &head, &request, Utc::now())
             .is_some()
     }
 
-    fn nothing() -> Sight {
-        Sight {
+    fn nothing() -> QueueSnapshot {
+        QueueSnapshot {
             ready: [0; 2],
             held: [0; 2],
             filled: [false; 2],
@@ -260,45 +260,45 @@ mod tests {
 
     #[test]
     fn jobs_are_held_once_the_window_is_full_and_behind_their_own() {
-        let holding = Holding::new(4);
-        let held = (0..6).filter(|_| is_held(&holding, "flood")).count();
+        let holding = AdmissionControl::new(4);
+        let held = (0..6).filter(|_| is_deferred(&holding, "flood")).count();
         assert_eq!(held, 2);
         let small = (
-            HoldQueue::Tier(Tier::Small),
+            DeferredQueue::Tier(Tier::Small),
             "flood".parse().expect("a name"),
         );
-        let rooms = holding.observe(Sight {
+        let rooms = holding.observe(QueueSnapshot {
             ready: [1, 0],
             held: [2, 0],
             tenants: vec![small],
             ..nothing()
         });
         assert_eq!(rooms, [3, 4]);
-        assert!(is_held(&holding, "flood"), "behind those that are held");
-        assert!(!is_held(&holding, "trickle"), "there is room");
+        assert!(is_deferred(&holding, "flood"), "behind those that are held");
+        assert!(!is_deferred(&holding, "trickle"), "there is room");
         holding.observe(nothing());
-        assert!(!is_held(&holding, "flood"));
+        assert!(!is_deferred(&holding, "flood"));
     }
 
     #[test]
     fn jobs_of_counted_tenants_are_always_held_and_others_never_without_a_window() {
-        let holding = Holding::new(0);
-        let mut counted = TenantTerms::of("counted".parse().expect("a name"));
+        let holding = AdmissionControl::new(0);
+        let mut counted = TenantLimits::of("counted".parse().expect("a name"));
         counted.running_max = Some(1);
-        holding.observe(Sight {
+        holding.observe(QueueSnapshot {
             ready: [1_000_000; 2],
             terms: vec![counted],
             ..nothing()
         });
-        assert!(is_held(&holding, "counted"));
-        assert!(!is_held(&holding, "free"));
+        assert!(is_deferred(&holding, "counted"));
+        assert!(!is_deferred(&holding, "free"));
     }
 
     #[test]
     fn what_was_taken_back_before_it_came_in_is_known() {
-        let holding = Holding::new(4);
+        let holding = AdmissionControl::new(4);
         let (mut head, _) = job("a");
-        holding.observe(Sight {
+        holding.observe(QueueSnapshot {
             cancelled: vec![CancelledBatch {
                 batch: "b".to_owned(),
                 tenant: Some("a".parse().expect("a name")),
@@ -322,8 +322,8 @@ mod tests {
 
     #[test]
     fn high_priority_counts_as_a_minute_earlier() {
-        let holding = Holding::new(1);
-        assert!(!is_held(&holding, "a"));
+        let holding = AdmissionControl::new(1);
+        assert!(!is_deferred(&holding, "a"));
         let (mut head, request) = job("a");
         let now = Utc::now();
         let rank = |head: &JobHead| {

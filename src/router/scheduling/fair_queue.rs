@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     job::{JobId, Tenant},
-    store::{HeldJob, TenantLoad, TenantTerms},
+    store::{DeferredJob, TenantLimits, TenantLoad},
 };
 
 /// A point of virtual time.
@@ -61,7 +61,7 @@ impl From<&TenantLoad> for Load {
 impl Load {
     /// Counts a job in if its tenant's limits allow it. One that asks for more tokens than a minute has
     /// goes when nothing else went within the last.
-    fn take(&mut self, terms: Option<&TenantTerms>, tokens: u32) -> bool {
+    fn take(&mut self, terms: Option<&TenantLimits>, tokens: u32) -> bool {
         let tokens = u64::from(tokens);
         if let Some(terms) = terms {
             let is_full = terms.running_max.is_some_and(|most| self.running >= most);
@@ -83,12 +83,12 @@ impl Turns {
     /// against `loads`.
     pub(super) fn choose(
         &mut self,
-        held: Vec<HeldJob>,
+        held: Vec<DeferredJob>,
         room: usize,
-        terms: &HashMap<Tenant, TenantTerms>,
+        terms: &HashMap<Tenant, TenantLimits>,
         loads: &mut HashMap<Tenant, Load>,
     ) -> Vec<JobId> {
-        let mut waiting: HashMap<Tenant, VecDeque<HeldJob>> = HashMap::new();
+        let mut waiting: HashMap<Tenant, VecDeque<DeferredJob>> = HashMap::new();
         for job in held {
             waiting
                 .entry(job.tenant.clone())
@@ -140,9 +140,9 @@ mod tests {
         name.parse().expect("a name")
     }
 
-    fn jobs(name: &str, count: usize, tokens: u32) -> Vec<HeldJob> {
+    fn jobs(name: &str, count: usize, tokens: u32) -> Vec<DeferredJob> {
         (0..count)
-            .map(|_| HeldJob {
+            .map(|_| DeferredJob {
                 job: JobId::now(),
                 tenant: tenant(name),
                 tokens,
@@ -150,13 +150,13 @@ mod tests {
             .collect()
     }
 
-    fn terms(name: &str, change: impl Fn(&mut TenantTerms)) -> (Tenant, TenantTerms) {
-        let mut terms = TenantTerms::of(tenant(name));
+    fn terms(name: &str, change: impl Fn(&mut TenantLimits)) -> (Tenant, TenantLimits) {
+        let mut terms = TenantLimits::of(tenant(name));
         change(&mut terms);
         (tenant(name), terms)
     }
 
-    fn count(chosen: &[JobId], of: &[HeldJob]) -> usize {
+    fn count(chosen: &[JobId], of: &[DeferredJob]) -> usize {
         of.iter().filter(|job| chosen.contains(&job.job)).count()
     }
 
@@ -218,7 +218,7 @@ mod tests {
             rooms in prop::collection::vec(1_usize..40, 1..12),
         ) {
             let terms = HashMap::from([terms("b", |terms| terms.weight = weight.into())]);
-            let mut held: HashMap<&str, Vec<HeldJob>> = HashMap::new();
+            let mut held: HashMap<&str, Vec<DeferredJob>> = HashMap::new();
             for (a, b) in sizes {
                 held.entry("a").or_default().extend(jobs("a", 1, a));
                 held.entry("b").or_default().extend(jobs("b", 1, b));

@@ -11,4 +11,4 @@ mod fair_queue;
 pub(super) mod releaser;
 mod window;
 
-pub(super) use admission::Holding;
+pub(super) use admission::AdmissionControl;

@@ -9,14 +9,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::{
     broker::{Publication, publisher::publish_all},
     job::{JobId, Tenant, Tier},
-    metrics::{HELD_JOBS, RELEASED},
-    router::{Router, model_registry::Directory},
+    metrics::{DEFERRED_JOBS, RELEASED},
+    router::{Router, model_registry::ModelRegistry},
     shutdown::Shutdown,
-    store::{HoldQueue, Released, StoreFault, TenantTerms},
+    store::{DeferredQueue, Released, StoreError, TenantLimits},
 };
 
 use super::{
-    admission::Sight,
+    admission::QueueSnapshot,
     fair_queue::{Load, Turns},
 };
 
@@ -75,31 +75,38 @@ struct Round {
 
 impl Round {
     /// True while this router leads; the ledger is asked only when part of the lease is over.
-    async fn leads(&mut self, router: &Router) -> Result<bool, StoreFault> {
+    async fn leads(&mut self, router: &Router) -> Result<bool, StoreError> {
         if self.led_at.is_some_and(|at| at.elapsed() < LEAD_KEPT) {
             return Ok(true);
         }
         let now = Instant::now();
-        let leads = router.store.lead("release", &router.name, LEAD).await?;
+        let leads = router
+            .store
+            .acquire_leadership("release", &router.name, LEAD)
+            .await?;
         self.led_at = leads.then_some(now);
         Ok(leads)
     }
 }
 
 /// Looks for the first time, before anything is routed: what was taken back is to be known by then.
-pub(in crate::router) async fn begin(router: &Router, directory: &Directory, shutdown: &Shutdown) {
+pub(in crate::router) async fn begin(
+    router: &Router,
+    directory: &ModelRegistry,
+    shutdown: &Shutdown,
+) {
     let mut round = Round::default();
-    if let Err(fault) = look(router, directory, &mut round, shutdown).await {
-        tracing::warn!(%fault, "cannot look at held jobs yet");
+    if let Err(error) = look(router, directory, &mut round, shutdown).await {
+        tracing::warn!(%error, "cannot look at held jobs yet");
     }
 }
 
 /// Looks and releases until asked to stop.
-pub(in crate::router) async fn run(router: Router, directory: Directory, shutdown: Shutdown) {
+pub(in crate::router) async fn run(router: Router, directory: ModelRegistry, shutdown: Shutdown) {
     let mut round = Round::default();
     counter!(RELEASED).increment(0);
     let (mut wait, mut was_busy) = (Duration::ZERO, false);
-    let mut counts = interval(if router.config.held_max > COUNT_LONG {
+    let mut counts = interval(if router.config.deferred_max > COUNT_LONG {
         COUNT_INTERVAL_LONG
     } else {
         COUNT_INTERVAL
@@ -118,8 +125,8 @@ pub(in crate::router) async fn run(router: Router, directory: Directory, shutdow
         }
         let begun = Instant::now();
         let look = look(&router, &directory, &mut round, &shutdown).await;
-        let is_busy = look.unwrap_or_else(|fault| {
-            tracing::warn!(%fault, "cannot look at held jobs; they wait");
+        let is_busy = look.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot look at held jobs; they wait");
             false
         });
         was_busy = is_busy;
@@ -130,11 +137,11 @@ pub(in crate::router) async fn run(router: Router, directory: Directory, shutdow
 
 /// Counts what is held, far beyond what a look does, and stops the intake where that is too much.
 async fn count(router: &Router) {
-    let most = router.config.held_max;
-    let held = match router.store.held_counts(most).await {
+    let most = router.config.deferred_max;
+    let held = match router.store.deferred_counts(most).await {
         Ok(counts) => counts.iter().map(|count| u64::from(*count)).sum::<u64>(),
-        Err(fault) => {
-            tracing::warn!(%fault, "held jobs cannot be counted");
+        Err(error) => {
+            tracing::warn!(%error, "held jobs cannot be counted");
             return;
         }
     };
@@ -152,18 +159,18 @@ async fn count(router: &Router) {
 /// Looks once; true when anything is held.
 async fn look(
     router: &Router,
-    directory: &Directory,
+    directory: &ModelRegistry,
     round: &mut Round,
     shutdown: &Shutdown,
-) -> Result<bool, StoreFault> {
+) -> Result<bool, StoreError> {
     let store = &router.store;
-    let counts = store.held_counts(COUNTED_MAX).await?;
-    for (queue, count) in HoldQueue::ALL.into_iter().zip(counts) {
-        gauge!(HELD_JOBS, "queue" => queue.as_str()).set(f64::from(count));
+    let counts = store.deferred_counts(COUNTED_MAX).await?;
+    for (queue, count) in DeferredQueue::ALL.into_iter().zip(counts) {
+        gauge!(DEFERRED_JOBS, "queue" => queue.as_str()).set(f64::from(count));
     }
-    let is_held = counts[1..].iter().any(|count| *count > 0);
-    let tenants = if is_held {
-        store.held_tenants().await?
+    let is_deferred = counts[1..].iter().any(|count| *count > 0);
+    let tenants = if is_deferred {
+        store.deferred_tenants().await?
     } else {
         Vec::new()
     };
@@ -171,7 +178,7 @@ async fn look(
     let cancelled = store.cancelled_batches(Utc::now() - CANCELLED_FOR).await?;
     let Ok(depths) = router.broker.depths().await else {
         // Whoever uses the broker in earnest tells what is wrong with it.
-        return Ok(is_held);
+        return Ok(is_deferred);
     };
     let ready = Tier::ALL.map(|tier| {
         let queues = depths
@@ -179,7 +186,7 @@ async fn look(
             .filter(|depth| depth.queue.tier() == Some(tier));
         queues.map(|depth| depth.ready).sum::<u64>()
     });
-    let rooms = router.holding.observe(Sight {
+    let rooms = router.holding.observe(QueueSnapshot {
         ready,
         held: [counts[1], counts[2]],
         filled: std::mem::take(&mut round.filled),
@@ -189,7 +196,7 @@ async fn look(
     });
     let is_any = counts.iter().any(|count| *count > 0);
     let terms = router.holding.terms();
-    let is_counted = is_held && terms.values().any(TenantTerms::is_limited);
+    let is_counted = is_deferred && terms.values().any(TenantLimits::is_limited);
     let is_time = |at: Instant| at.elapsed() >= LOADS_INTERVAL;
     let wants_loads = is_counted || round.loads_at.is_none_or(is_time);
     if wants_loads {
@@ -220,11 +227,11 @@ async fn look(
         release(router, directory, jobs, Asked::Again, shutdown).await?;
     }
     if counts[0] > 0 {
-        let due = store.held(HoldQueue::In, DUE_MAX).await?;
+        let due = store.deferred(DeferredQueue::In, DUE_MAX).await?;
         let due = due.into_iter().map(|held| held.job).collect();
         release(router, directory, due, Asked::First, shutdown).await?;
     }
-    if !is_held {
+    if !is_deferred {
         return Ok(is_any);
     }
     let queues = Tier::ALL.into_iter().zip(rooms);
@@ -235,7 +242,7 @@ async fn look(
         if room == 0 {
             continue;
         }
-        let held = store.held(HoldQueue::Tier(tier), room).await?;
+        let held = store.deferred(DeferredQueue::Tier(tier), room).await?;
         let chosen = turns.choose(held, room, &terms, &mut loads);
         round.filled[usize::from(tier == Tier::Large)] = chosen.len() >= room;
         release(router, directory, chosen, Asked::First, shutdown).await?;
@@ -256,25 +263,25 @@ enum Asked {
 /// publishes again what it left published without the note: the second message does no harm.
 async fn release(
     router: &Router,
-    directory: &Directory,
+    directory: &ModelRegistry,
     jobs: Vec<JobId>,
     asked: Asked,
     shutdown: &Shutdown,
-) -> Result<(), StoreFault> {
+) -> Result<(), StoreError> {
     for part in jobs.chunks(RELEASE_MAX) {
         let mut again = asked == Asked::Again;
         let released = loop {
             match router.store.release(part, again).await {
                 Ok(released) => break released,
-                Err(fault) if fault.is_transient() => {
-                    tracing::warn!(%fault, jobs = part.len(), "held jobs wait for the ledger");
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, jobs = part.len(), "held jobs wait for the ledger");
                     again = true;
                     tokio::select! {
-                        () = shutdown.requested() => return Err(fault),
+                        () = shutdown.requested() => return Err(error),
                         () = sleep(STORE_RETRY_WAIT) => {}
                     }
                 }
-                Err(fault) => return Err(fault),
+                Err(error) => return Err(error),
             }
         };
         counter!(RELEASED).increment(released.len() as u64);

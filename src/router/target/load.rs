@@ -133,13 +133,13 @@ mod tests {
 
     /// A yard under constant load, second by second: `arrivals` jobs come, those whose uniform score
     /// lies above the shifted threshold go to large, and each tier serves what its places can.
-    struct Yard {
+    struct WorkerLoop {
         small: TierLoad,
         large: TierLoad,
         queues: [f64; 2],
     }
 
-    impl Yard {
+    impl WorkerLoop {
         fn new(small_service_s: f64, large_service_s: f64) -> Self {
             let tier = |service_s| TierLoad {
                 places: 8,
@@ -167,7 +167,7 @@ mod tests {
     const SECONDS: usize = 1200;
 
     /// The shifts of the second half under `arrivals` a second, with or without chance.
-    fn run(yard: &mut Yard, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
+    fn run(yard: &mut WorkerLoop, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
         let mut rng = seed.map(StdRng::seed_from_u64);
         let mut load = LoadShift::default();
         let mut shifts = Vec::new();
@@ -195,7 +195,7 @@ mod tests {
     /// settles where the queue stops growing, and stays there.
     #[test]
     fn constant_load_settles_without_swinging() {
-        let mut yard = Yard::new(0.1, 0.4);
+        let mut yard = WorkerLoop::new(0.1, 0.4);
         let shifts = run(&mut yard, 60.0, None);
         let last = shifts[shifts.len() - 1];
         assert!(swing(&shifts) < 0.002, "swings by {}", swing(&shifts));
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn chance_moves_it_little() {
         for seed in 0..5 {
-            let mut yard = Yard::new(0.1, 0.4);
+            let mut yard = WorkerLoop::new(0.1, 0.4);
             let shifts = run(&mut yard, 60.0, Some(seed));
             let mean = shifts.iter().sum::<f64>() / shifts.len() as f64;
             assert!((mean - 0.0667).abs() < 0.02, "seed {seed}: mean {mean}");
@@ -236,7 +236,7 @@ mod tests {
     /// More than both can take: everything that may be spilled is, and no more.
     #[test]
     fn the_shift_is_bounded() {
-        let mut yard = Yard::new(0.1, 0.4);
+        let mut yard = WorkerLoop::new(0.1, 0.4);
         let shifts = run(&mut yard, 120.0, None);
         assert!(shifts.iter().all(|shift| (shift - 0.2).abs() < 1e-9));
         // Hours of back-log that are gone at last move nothing half a minute later.
@@ -248,7 +248,7 @@ mod tests {
         (0..30).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
         assert!(load.shift().abs() < 1e-3, "{}", load.shift());
         // Small is the slow one: large takes over as far as it may.
-        let mut yard = Yard::new(0.4, 0.1);
+        let mut yard = WorkerLoop::new(0.4, 0.1);
         let shifts = run(&mut yard, 60.0, None);
         assert!(
             shifts.iter().all(|shift| (-0.2..0.0).contains(shift)),
@@ -300,7 +300,7 @@ mod tests {
     /// The latency of large comes to its target and stays about there.
     #[test]
     fn a_latency_target_is_kept() {
-        let mut yard = Yard::new(0.01, 0.5);
+        let mut yard = WorkerLoop::new(0.01, 0.5);
         let (mut share, mut within) = (LatencyShare::default(), 0);
         for second in 0..600 {
             yard.second(60.0, share.share());

@@ -312,7 +312,7 @@ mod tests {
         (0..count).map(known).collect()
     }
 
-    /// A tenant's quality is told by its own jobs as soon as there are enough of them.
+    /// A tenant's quality is reported by its own jobs as soon as there are enough of them.
     #[test]
     fn a_quality_is_told_by_the_pairs_of_its_scope() {
         let mut calibrations = Calibrations::new(&config(&[

@@ -13,7 +13,7 @@ use crate::{
     job::{Job, JobHead, JobId, JobState, Priority, Tier},
     router::{Router, intake, policy::Policy, target::load::TierLoad},
     shutdown::Shutdown,
-    store::{Admission, Admitted, Course, Route, RouteReason, StoreFault},
+    store::{Admission, AdmissionDecision, Admitted, Route, RouteReason, StoreError},
 };
 
 /// A copy that no worker has taken for so long is published again.
@@ -39,7 +39,7 @@ pub(in crate::router) async fn make(
     router: &Router,
     copies: Vec<Admission>,
     shutdown: &Shutdown,
-) -> Result<u64, StoreFault> {
+) -> Result<u64, StoreError> {
     if copies.is_empty() {
         return Ok(0);
     }
@@ -96,14 +96,14 @@ pub(in crate::router) fn copy_of(
         digest: *blake3::hash(&canonical).as_bytes(),
         head,
         request: Some(job.request),
-        course: Course::Route(Route {
+        decision: AdmissionDecision::Route(Route {
             tier,
             decision,
             // Its answer is for learning: it is not given to anybody, and none is taken for it.
             cache_key: None,
             pair: None,
             lookup: None,
-            hold: None,
+            deferral: None,
         }),
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     },
     scoring::scorer::Scorer,
     shutdown::Shutdown,
-    store::{DeadLetter, StoreFault},
+    store::{DeadLetter, StoreError},
 };
 
 /// Dead letters held at once.
@@ -50,14 +50,14 @@ pub(in crate::router) async fn run(router: Router, mut consumer: Consumer, shutd
             Ok(replies) => {
                 let finished = batch.into_iter().zip(replies);
                 let finished = finished
-                    .map(|(delivery, reply)| (delivery.ticket, reply))
+                    .map(|(delivery, reply)| (delivery.acker, reply))
                     .collect();
                 router.finish(finished, &shutdown).await;
             }
-            Err(fault) => {
-                tracing::warn!(%fault, letters = dead.len(), "dead letters wait for the ledger");
+            Err(error) => {
+                tracing::warn!(%error, letters = dead.len(), "dead letters wait for the ledger");
                 router
-                    .requeue(batch.into_iter().map(|delivery| delivery.ticket))
+                    .requeue(batch.into_iter().map(|delivery| delivery.acker))
                     .await;
                 tokio::time::sleep(RETRY_WAIT).await;
             }
@@ -66,7 +66,7 @@ pub(in crate::router) async fn run(router: Router, mut consumer: Consumer, shutd
     consumer.close().await;
 }
 
-/// A dead message with what can be told of its job.
+/// A dead message with what can be reported of its job.
 struct Dead {
     ending: Option<(JobHead, JobState, Reason)>,
     letter: Option<DeadLetter>,
@@ -156,7 +156,7 @@ fn head_of(router: &Router, delivery: &Delivery) -> Option<JobHead> {
         let context = IntakeContext {
             limits: router.limits(),
             policy: &Policy::new(&RouterConfig::default(), Scorer::bundled()),
-            models: &crate::router::model_registry::Models::default(),
+            models: &crate::router::model_registry::ServedModels::default(),
             semantic: None,
             now: Utc::now(),
         };
@@ -165,10 +165,10 @@ fn head_of(router: &Router, delivery: &Delivery) -> Option<JobHead> {
 }
 
 /// Writes endings and letters; returns the replies that each message calls for.
-async fn close(router: &Router, dead: &[Dead]) -> Result<Vec<Vec<Publication>>, StoreFault> {
+async fn close(router: &Router, dead: &[Dead]) -> Result<Vec<Vec<Publication>>, StoreError> {
     let letters: Vec<_> = dead.iter().filter_map(|dead| dead.letter.clone()).collect();
     if !letters.is_empty() {
-        router.store.bury(&letters).await?;
+        router.store.keep_dead_letters(&letters).await?;
         tracing::warn!(
             letters = letters.len(),
             "dead letters kept; see `promptyard dead list`"

@@ -7,18 +7,18 @@ use metrics::{counter, gauge};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    broker::BrokerFault,
+    broker::BrokerError,
     job::Tier,
     metrics::{ROUTER_SHIFT, SHADOWS},
     router::{
         Router, learning,
-        model_registry::Directory,
+        model_registry::ModelRegistry,
         policy::Policy,
         target::{isotonic, load::TierLoad},
     },
     scoring::scorer::Scorer,
     shutdown::Shutdown,
-    store::{ScopedTarget, Store, StoreFault, TierCost},
+    store::{ScopedTarget, Store, StoreError, TierCost},
 };
 
 /// How often the queues are looked at.
@@ -36,9 +36,9 @@ pub const PAST_MAX: usize = 4096;
 /// Workers unseen for longer run nothing any more.
 const WORKER_AGE: TimeDelta = TimeDelta::seconds(120);
 
-/// What was complained of last, so that each fault is told once.
+/// What was complained of last, so that each error is reported once.
 #[derive(Debug, Default)]
-pub(in crate::router) struct Told {
+pub(in crate::router) struct Reported {
     /// The version of the stored weights that were refused.
     weights: Option<String>,
     /// Why the targets cannot be read.
@@ -49,20 +49,22 @@ pub(in crate::router) struct Told {
 
 /// Takes in what an earlier run has decided and learned. A ledger that cannot tell is no reason not
 /// to route: the policy then begins anew.
-pub(in crate::router) async fn begin(router: &Router, policy: &Policy) -> Told {
-    let mut told = Told::default();
-    adopt_weights(router, policy, &mut told).await;
-    let targets = read_targets(router, &mut told).await.unwrap_or_default();
+pub(in crate::router) async fn begin(router: &Router, policy: &Policy) -> Reported {
+    let mut reported = Reported::default();
+    adopt_weights(router, policy, &mut reported).await;
+    let targets = read_targets(router, &mut reported)
+        .await
+        .unwrap_or_default();
     adopt_targets(router, policy, &targets).await;
-    learn(router, policy, &mut told).await;
-    told
+    learn(router, policy, &mut reported).await;
+    reported
 }
 
 /// Observes until asked to stop.
 pub(in crate::router) async fn run(
     router: Router,
-    (policy, directory): (Arc<Policy>, Directory),
-    mut told: Told,
+    (policy, directory): (Arc<Policy>, ModelRegistry),
+    mut reported: Reported,
     shutdown: Shutdown,
 ) {
     let mut loads = interval(LOAD_INTERVAL);
@@ -80,15 +82,15 @@ pub(in crate::router) async fn run(
         tokio::select! {
             () = shutdown.requested() => return,
             _ = lessons.tick() => {
-                adopt_weights(&router, &policy, &mut told).await;
-                learn(&router, &policy, &mut told).await;
+                adopt_weights(&router, &policy, &mut reported).await;
+                learn(&router, &policy, &mut reported).await;
             }
             _ = targets.tick() => {
-                if let Some(ledger) = read_targets(&router, &mut told).await
+                if let Some(ledger) = read_targets(&router, &mut reported).await
                     && !policy.follows(&ledger)
                 {
                     adopt_targets(&router, &policy, &ledger).await;
-                    learn(&router, &policy, &mut told).await;
+                    learn(&router, &policy, &mut reported).await;
                 }
             }
             _ = loads.tick(), if policy.wants_load() => {
@@ -100,7 +102,7 @@ pub(in crate::router) async fn run(
                     Ok([small, large]) => {
                         gauge!(ROUTER_SHIFT).set(policy.observe_load(small, large));
                     }
-                    Err(fault) => tracing::warn!(%fault, "cannot read the queues' depths; the threshold stays"),
+                    Err(error) => tracing::warn!(%error, "cannot read the queues' depths; the threshold stays"),
                 }
             }
         }
@@ -115,8 +117,8 @@ async fn read_costs(store: &Store, costs: &mut Vec<TierCost>) {
             costs.retain(|cost| latest.iter().all(|new| new.tier != cost.tier));
             costs.extend(latest);
         }
-        Err(fault) => {
-            tracing::warn!(%fault, "cannot read what jobs cost; the last figures stand");
+        Err(error) => {
+            tracing::warn!(%error, "cannot read what jobs cost; the last figures stand");
         }
     }
 }
@@ -124,9 +126,9 @@ async fn read_costs(store: &Store, costs: &mut Vec<TierCost>) {
 /// What waits for each tier, in its queues or held, and what it takes, small first.
 pub(in crate::router) async fn tier_loads(
     router: &Router,
-    directory: &Directory,
+    directory: &ModelRegistry,
     costs: &[TierCost],
-) -> Result<[TierLoad; 2], BrokerFault> {
+) -> Result<[TierLoad; 2], BrokerError> {
     let depths = router.broker.depths().await?;
     let models = directory.models();
     let since = Utc::now() - WORKER_AGE;
@@ -135,7 +137,7 @@ pub(in crate::router) async fn tier_loads(
         let queues = depths.iter().filter(|d| d.queue.tier() == Some(tier));
         let cost = costs.iter().find(|cost| cost.tier == tier);
         TierLoad {
-            waiting: queues.map(|depth| depth.ready).sum::<u64>() + router.holding.held(tier),
+            waiting: queues.map(|depth| depth.ready).sum::<u64>() + router.holding.deferred(tier),
             running,
             places,
             service_s: cost.map(|cost| cost.seconds_mean),
@@ -145,19 +147,20 @@ pub(in crate::router) async fn tier_loads(
 
 /// Puts the weights that the ledger calls active in use, unless a file was named. Bytes that are no
 /// weights of this version are refused with one line, and the present model stays.
-async fn adopt_weights(router: &Router, policy: &Policy, told: &mut Told) {
+async fn adopt_weights(router: &Router, policy: &Policy, reported: &mut Reported) {
     if router.config.weights.is_some() {
         return;
     }
     let stored = match router.store.active_weights().await {
         Ok(Some(stored)) => stored,
         Ok(None) => return,
-        Err(fault) => {
-            tracing::warn!(%fault, "cannot look for promoted weights; the present ones stay");
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for promoted weights; the present ones stay");
             return;
         }
     };
-    if stored.version == policy.scorer().version() || told.weights.as_ref() == Some(&stored.version)
+    if stored.version == policy.scorer().version()
+        || reported.weights.as_ref() == Some(&stored.version)
     {
         return;
     }
@@ -167,28 +170,28 @@ async fn adopt_weights(router: &Router, policy: &Policy, told: &mut Told) {
             tracing::info!(version = scorer.version(), "promoted weights are in use");
             policy.promote(scorer);
         }
-        Err(fault) => {
-            tracing::error!(version = stored.version, %fault, "stored weights are refused; the present ones stay");
-            told.weights = Some(stored.version);
+        Err(error) => {
+            tracing::error!(version = stored.version, %error, "stored weights are refused; the present ones stay");
+            reported.weights = Some(stored.version);
         }
     }
 }
 
 /// The targets that the ledger holds; `None` when it cannot tell, and what held before stays.
-async fn read_targets(router: &Router, told: &mut Told) -> Option<Vec<ScopedTarget>> {
+async fn read_targets(router: &Router, reported: &mut Reported) -> Option<Vec<ScopedTarget>> {
     match router.store.route_targets().await {
         Ok(targets) => {
-            told.targets = None;
+            reported.targets = None;
             Some(targets)
         }
-        Err(fault) => {
-            let fault = fault.to_string();
-            if told.targets.as_ref() != Some(&fault) {
+        Err(error) => {
+            let error = error.to_string();
+            if reported.targets.as_ref() != Some(&error) {
                 tracing::error!(
-                    fault,
+                    error,
                     "targets of the ledger cannot be read; the present ones stay"
                 );
-                told.targets = Some(fault);
+                reported.targets = Some(error);
             }
             None
         }
@@ -199,8 +202,8 @@ async fn read_targets(router: &Router, told: &mut Told) -> Option<Vec<ScopedTarg
 async fn adopt_targets(router: &Router, policy: &Policy, ledger: &[ScopedTarget]) {
     let scorer = policy.scorer();
     let past = router.store.past_decisions(scorer.version(), PAST_MAX);
-    let past = past.await.unwrap_or_else(|fault| {
-        tracing::warn!(%fault, "earlier decisions cannot be read; shares begin anew");
+    let past = past.await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "earlier decisions cannot be read; shares begin anew");
         Vec::new()
     });
     for (scope, target) in policy.set_targets(ledger, &past) {
@@ -212,22 +215,22 @@ async fn adopt_targets(router: &Router, policy: &Policy, ledger: &[ScopedTarget]
 }
 
 /// Reads outcomes for targets that are qualities.
-async fn learn(router: &Router, policy: &Policy, told: &mut Told) {
+async fn learn(router: &Router, policy: &Policy, reported: &mut Reported) {
     if !policy.wants_pairs() {
         return;
     }
-    if router.config.shadow_share == 0.0 && !told.no_copies {
+    if router.config.shadow_share == 0.0 && !reported.no_copies {
         tracing::warn!(
             "a quality is asked for, but router.shadow_share is 0: nothing is learned for it"
         );
-        told.no_copies = true;
+        reported.no_copies = true;
     }
-    let read: Result<_, StoreFault> = router.store.pairs(isotonic::PAIRS_MAX, false).await;
+    let read: Result<_, StoreError> = router.store.pairs(isotonic::PAIRS_MAX, false).await;
     match read {
         Ok(rows) => policy.observe_pairs(&learning::calibration_pairs(
             rows,
             policy.scorer().version(),
         )),
-        Err(fault) => tracing::warn!(%fault, "cannot read outcomes; thresholds stay"),
+        Err(error) => tracing::warn!(%error, "cannot read outcomes; thresholds stay"),
     }
 }

@@ -12,9 +12,9 @@ use crate::{
     cache::semantic::says_same,
     job::Tier,
     metrics::SEMANTIC_RECHECKS,
-    router::{Router, model_registry::Directory, policy::Policy, semantic_reuse::Reuse},
+    router::{Router, model_registry::ModelRegistry, policy::Policy, semantic_reuse::Reuse},
     shutdown::Shutdown,
-    store::{Judgement, Recheck, StoreFault},
+    store::{Recheck, RecheckOutcome, StoreError},
 };
 
 use super::{
@@ -35,7 +35,7 @@ const MARGIN: f32 = 0.01;
 pub(in crate::router) async fn run(
     router: Router,
     reuse: Arc<Reuse>,
-    (policy, directory): (Arc<Policy>, Directory),
+    (policy, directory): (Arc<Policy>, ModelRegistry),
     shutdown: Shutdown,
 ) {
     loop {
@@ -43,11 +43,11 @@ pub(in crate::router) async fn run(
             () = shutdown.requested() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        if let Err(fault) = judge(&router, &reuse).await {
-            tracing::warn!(%fault, "cannot judge reused answers");
+        if let Err(error) = judge(&router, &reuse).await {
+            tracing::warn!(%error, "cannot judge reused answers");
         }
-        if let Err(fault) = make(&router, &policy, &directory, &shutdown).await {
-            tracing::warn!(%fault, "cannot look for reused answers to check");
+        if let Err(error) = make(&router, &policy, &directory, &shutdown).await {
+            tracing::warn!(%error, "cannot look for reused answers to check");
         }
     }
 }
@@ -55,9 +55,9 @@ pub(in crate::router) async fn run(
 async fn make(
     router: &Router,
     policy: &Policy,
-    directory: &Directory,
+    directory: &ModelRegistry,
     shutdown: &Shutdown,
-) -> Result<(), StoreFault> {
+) -> Result<(), StoreError> {
     let open = router.store.open_rechecks().await?;
     let Ok(loads) = observer::tier_loads(router, directory, &[]).await else {
         // Whoever uses the broker in earnest tells what is wrong with it.
@@ -83,7 +83,7 @@ async fn make(
     Ok(())
 }
 
-async fn judge(router: &Router, reuse: &Arc<Reuse>) -> Result<(), StoreFault> {
+async fn judge(router: &Router, reuse: &Arc<Reuse>) -> Result<(), StoreError> {
     let ended = router.store.ended_rechecks(JUDGED_MAX).await?;
     if ended.is_empty() {
         return Ok(());
@@ -97,7 +97,7 @@ async fn judge(router: &Router, reuse: &Arc<Reuse>) -> Result<(), StoreFault> {
         tracing::error!("comparing answers crashed; they are compared again");
         return Ok(());
     };
-    let judged = router.store.judge_rechecks(&judgements).await?;
+    let judged = router.store.settle_rechecks(&judgements).await?;
     for judgement in judgements.iter().filter(|j| judged.contains(&j.job)) {
         let outcome = match judgement.agrees {
             Some(true) => "agrees",
@@ -116,7 +116,7 @@ async fn judge(router: &Router, reuse: &Arc<Reuse>) -> Result<(), StoreFault> {
 }
 
 /// Compares what a job was given with its own answer. Where the encoder fails only the words count.
-fn judgement(recheck: &Recheck, reuse: &Reuse) -> Judgement {
+fn judgement(recheck: &Recheck, reuse: &Reuse) -> RecheckOutcome {
     let agrees = recheck.own.as_deref().map(|own| {
         let vectors = reuse.encoder.encode(&[&recheck.given, own]).ok();
         let cosine = vectors
@@ -124,7 +124,7 @@ fn judgement(recheck: &Recheck, reuse: &Reuse) -> Judgement {
             .map(|vectors| vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum());
         says_same(&recheck.given, own, cosine)
     });
-    Judgement {
+    RecheckOutcome {
         job: recheck.job,
         entry: recheck.entry,
         agrees,

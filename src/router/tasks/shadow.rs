@@ -10,9 +10,9 @@ use metrics::counter;
 use crate::{
     job::Tier,
     metrics::SHADOWS,
-    router::{Router, model_registry::Directory, policy::Policy},
+    router::{Router, model_registry::ModelRegistry, policy::Policy},
     shutdown::Shutdown,
-    store::StoreFault,
+    store::StoreError,
 };
 
 use super::{
@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Makes copies until asked to stop.
 pub(in crate::router) async fn run(
     router: Router,
-    (policy, directory): (Arc<Policy>, Directory),
+    (policy, directory): (Arc<Policy>, ModelRegistry),
     shutdown: Shutdown,
 ) {
     loop {
@@ -36,8 +36,8 @@ pub(in crate::router) async fn run(
             () = shutdown.requested() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        if let Err(fault) = look(&router, &policy, &directory, &shutdown).await {
-            tracing::warn!(%fault, "cannot look for jobs to copy");
+        if let Err(error) = look(&router, &policy, &directory, &shutdown).await {
+            tracing::warn!(%error, "cannot look for jobs to copy");
         }
     }
 }
@@ -45,9 +45,9 @@ pub(in crate::router) async fn run(
 async fn look(
     router: &Router,
     policy: &Policy,
-    directory: &Directory,
+    directory: &ModelRegistry,
     shutdown: &Shutdown,
-) -> Result<(), StoreFault> {
+) -> Result<(), StoreError> {
     let open = router.store.close_shadows().await?;
     let Ok([_, large]) = observer::tier_loads(router, directory, &[]).await else {
         // Whoever uses the broker in earnest tells what is wrong with it.

@@ -27,7 +27,7 @@ pub(in crate::router) async fn run(router: Router, shutdown: Shutdown) {
             () = tokio::time::sleep(interval) => {}
         }
         interval = INTERVAL;
-        match router.store.promote_waiting(PROMOTED_MAX, lease).await {
+        match router.store.take_over_flights(PROMOTED_MAX, lease).await {
             Ok(jobs) if jobs.is_empty() => {}
             Ok(jobs) => {
                 tracing::info!(
@@ -38,7 +38,7 @@ pub(in crate::router) async fn run(router: Router, shutdown: Shutdown) {
                 publish_all(&router.broker, messages, &shutdown).await;
                 interval = INTERVAL_BUSY;
             }
-            Err(fault) => tracing::warn!(%fault, "cannot look for jobs whose leader was lost"),
+            Err(error) => tracing::warn!(%error, "cannot look for jobs whose leader was lost"),
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct LabelledAnswer {
 
 /// Why nothing can be fitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FitFault {
+pub enum FitError {
     /// There is too little to learn from.
     #[error("{found} labelled answers; at least {ROWS_MIN} are needed")]
     TooFew {
@@ -85,8 +85,8 @@ pub struct Report {
 /// that are kept is right.
 ///
 /// # Errors
-/// [`FitFault`] when the rows cannot teach anything.
-pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report), FitFault> {
+/// [`FitError`] when the rows cannot teach anything.
+pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report), FitError> {
     check(rows)?;
     let values: Vec<_> = rows.iter().map(|row| features(&row.signals)).collect();
     let labels: Vec<bool> = rows.iter().map(|row| row.right).collect();
@@ -135,9 +135,9 @@ pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report)
     Ok((Confidence { weights }, report))
 }
 
-fn check(rows: &[LabelledAnswer]) -> Result<(), FitFault> {
+fn check(rows: &[LabelledAnswer]) -> Result<(), FitError> {
     if rows.len() < ROWS_MIN {
-        return Err(FitFault::TooFew { found: rows.len() });
+        return Err(FitError::TooFew { found: rows.len() });
     }
     for (at, row) in rows.iter().enumerate() {
         let signals = &row.signals;
@@ -160,18 +160,18 @@ fn check(rows: &[LabelledAnswer]) -> Result<(), FitFault> {
         } else {
             continue;
         };
-        return Err(FitFault::BadRow {
+        return Err(FitError::BadRow {
             row: at + 1,
             message,
         });
     }
     if let Some(other) = rows.iter().find(|row| row.revision != rows[0].revision) {
         let name = |row: &LabelledAnswer| format!("{} {}", row.model, row.revision);
-        return Err(FitFault::Mixed(name(&rows[0]), name(other)));
+        return Err(FitError::Mixed(name(&rows[0]), name(other)));
     }
     match rows.iter().filter(|row| row.right).count() {
-        0 => Err(FitFault::OneClass("wrong")),
-        count if count == rows.len() => Err(FitFault::OneClass("right")),
+        0 => Err(FitError::OneClass("wrong")),
+        count if count == rows.len() => Err(FitError::OneClass("right")),
         _ => Ok(()),
     }
 }

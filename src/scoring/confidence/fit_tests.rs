@@ -185,17 +185,17 @@ fn separable_rows_end_in_finite_weights() {
 #[test]
 fn rows_that_teach_nothing_are_one_clear_fault() {
     let (rows, _) = synthetic(60, 2, true);
-    let fault = |change: &dyn Fn(&mut Vec<LabelledAnswer>)| {
+    let error = |change: &dyn Fn(&mut Vec<LabelledAnswer>)| {
         let mut rows = rows.clone();
         change(&mut rows);
-        fit(&rows, 0.9).expect_err("a fault").to_string()
+        fit(&rows, 0.9).expect_err("a error").to_string()
     };
-    assert!(fault(&|rows| rows.clear()).contains("0 labelled answers"));
-    assert!(fault(&|rows| rows.truncate(49)).contains("at least 50"));
-    assert!(fault(&|rows| rows.iter_mut().for_each(|row| row.right = true)).contains("is right"));
-    assert!(fault(&|rows| rows.iter_mut().for_each(|row| row.right = false)).contains("is wrong"));
-    assert!(fault(&|rows| rows[3].signals.mean_logprob = f32::NAN).contains("answer 4:"));
-    assert!(fault(&|rows| rows[0].signals.min_logprob = 0.5).contains("up to 0"));
-    assert!(fault(&|rows| rows[0].signals.tokens = 0).contains("one token"));
-    assert!(fault(&|rows| rows[9].revision = "2".to_owned()).contains("more than one model"));
+    assert!(error(&|rows| rows.clear()).contains("0 labelled answers"));
+    assert!(error(&|rows| rows.truncate(49)).contains("at least 50"));
+    assert!(error(&|rows| rows.iter_mut().for_each(|row| row.right = true)).contains("is right"));
+    assert!(error(&|rows| rows.iter_mut().for_each(|row| row.right = false)).contains("is wrong"));
+    assert!(error(&|rows| rows[3].signals.mean_logprob = f32::NAN).contains("answer 4:"));
+    assert!(error(&|rows| rows[0].signals.min_logprob = 0.5).contains("up to 0"));
+    assert!(error(&|rows| rows[0].signals.tokens = 0).contains("one token"));
+    assert!(error(&|rows| rows[9].revision = "2".to_owned()).contains("more than one model"));
 }

@@ -70,7 +70,7 @@ pub fn features(signals: &Signals) -> [Option<f64>; FEATURES] {
 /// Why weights cannot be used; the ones in use stay.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use the confidence weights {path}: {message}")]
-pub struct ConfidenceFault {
+pub struct ConfidenceError {
     /// The file.
     pub path: String,
     /// What was expected and what came.
@@ -135,9 +135,9 @@ impl Confidence {
     ///
     /// # Errors
     /// When the file that was built in is damaged.
-    pub fn bundled() -> Result<Self, ConfidenceFault> {
+    pub fn bundled() -> Result<Self, ConfidenceError> {
         let text = include_str!("../../../models/router/confidence.json");
-        Self::from_json(text).map_err(|message| ConfidenceFault {
+        Self::from_json(text).map_err(|message| ConfidenceError {
             path: "bundled with promptyard".to_owned(),
             message,
         })
@@ -174,18 +174,18 @@ impl Confidence {
     ///
     /// # Errors
     /// One line: the file cannot be read, is damaged, or is of another version.
-    pub fn read(path: &Path) -> Result<Self, ConfidenceFault> {
-        let fault = |message| ConfidenceFault {
+    pub fn read(path: &Path) -> Result<Self, ConfidenceError> {
+        let error = |message| ConfidenceError {
             path: path.display().to_string(),
             message,
         };
-        let text = std::fs::read_to_string(path).map_err(|cause| fault(cause.to_string()))?;
-        Self::from_json(&text).map_err(fault)
+        let text = std::fs::read_to_string(path).map_err(|cause| error(cause.to_string()))?;
+        Self::from_json(&text).map_err(error)
     }
 
     fn from_json(text: &str) -> Result<Self, String> {
         let sealed: Sealed =
-            serde_json::from_str(text).map_err(|fault| format!("it is not understood: {fault}"))?;
+            serde_json::from_str(text).map_err(|error| format!("it is not understood: {error}"))?;
         let weights = sealed.weights;
         if weights.format != FORMAT {
             return Err(format!(
@@ -316,9 +316,9 @@ mod tests {
         ] {
             let damaged = json.replacen(from, to, 1);
             assert_ne!(damaged, json, "{from}");
-            let fault = Confidence::from_json(&damaged).expect_err(to);
-            assert!(fault.contains(expected), "{to}: {fault}");
-            assert_eq!(fault.lines().count(), 1);
+            let error = Confidence::from_json(&damaged).expect_err(to);
+            assert!(error.contains(expected), "{to}: {error}");
+            assert_eq!(error.lines().count(), 1);
         }
         let missing = Confidence::read(Path::new("no/such/file.json")).expect_err("missing");
         assert!(missing.to_string().contains("no/such/file.json"));

@@ -34,7 +34,7 @@ pub struct Token {
 pub struct Seen<'a> {
     /// Bytes of the whole text.
     pub bytes: usize,
-    /// Beginning and end of the text.
+    /// PromptPrefix and end of the text.
     pub parts: [&'a str; 2],
     /// Tokens of the first part.
     pub tokens: Vec<Token>,

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    PostgresStore, cache, hold,
+    PostgresStore, cache, deferral,
     insert::{DecisionColumns, insert_jobs, write_hits},
     learning, lock_rows, semantic,
     text::encode,
@@ -19,8 +19,8 @@ use super::{
 use crate::{
     job::{CacheKey, JobHead, JobId},
     store::{
-        Admission, Admitted, Course, StoreFault,
-        fault::{Fault, persistent},
+        Admission, AdmissionDecision, Admitted, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{self, Entry, Hit, Meeting, NewJob},
     },
@@ -35,7 +35,7 @@ impl PostgresStore {
         &self,
         admissions: &[Admission],
         cache_lease: Duration,
-    ) -> Result<Vec<Admitted>, StoreFault> {
+    ) -> Result<Vec<Admitted>, StoreError> {
         if admissions.is_empty() {
             return Ok(Vec::new());
         }
@@ -46,7 +46,7 @@ impl PostgresStore {
         &self,
         admissions: &[Admission],
         lease: Duration,
-    ) -> Result<Vec<Admitted>, Fault> {
+    ) -> Result<Vec<Admitted>, BackendError> {
         let (firsts, repeats) = rules::split_repeats(admissions);
         let mut transaction = self.pool.begin().await?;
         let mut round = Round {
@@ -65,7 +65,9 @@ impl PostgresStore {
         }
         transaction.commit().await?;
         let outcomes = round.outcomes.into_iter().collect::<Option<_>>();
-        outcomes.ok_or_else(|| Fault::Rule("an admission was left without an outcome".to_owned()))
+        outcomes.ok_or_else(|| {
+            BackendError::Rule("an admission was left without an outcome".to_owned())
+        })
     }
 }
 
@@ -88,7 +90,7 @@ impl<'a> Round<'a> {
         &mut self,
         connection: &mut PgConnection,
         positions: Vec<usize>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), BackendError> {
         if positions.is_empty() {
             return Ok(());
         }
@@ -106,7 +108,9 @@ impl<'a> Round<'a> {
         let owners = fresh.iter().map(|&at| (at, self.head(at).id.0)).collect();
         let (moving, lost) = self.meet_owners(connection, &fresh, owners).await?;
         if !lost.is_empty() {
-            return Err(Fault::Rule("a job that exists cannot be found".to_owned()));
+            return Err(BackendError::Rule(
+                "a job that exists cannot be found".to_owned(),
+            ));
         }
         self.disown(connection, &fresh).await?;
         self.write(connection, &[], &moving).await?;
@@ -119,7 +123,7 @@ impl<'a> Round<'a> {
         &self,
         connection: &mut PgConnection,
         positions: &[usize],
-    ) -> Result<(HashMap<usize, Uuid>, HashSet<usize>), Fault> {
+    ) -> Result<(HashMap<usize, Uuid>, HashSet<usize>), BackendError> {
         let mut keyed: Vec<(&str, &str, usize)> = positions
             .iter()
             .filter_map(|&at| {
@@ -188,7 +192,7 @@ impl<'a> Round<'a> {
         connection: &mut PgConnection,
         positions: &[usize],
         mut owners: HashMap<usize, Uuid>,
-    ) -> Result<(Vec<usize>, Vec<usize>), Fault> {
+    ) -> Result<(Vec<usize>, Vec<usize>), BackendError> {
         // Without a key, only the id can be known.
         let keyless = positions.iter().filter(|&&at| self.head(at).key.is_none());
         let keyless: Vec<usize> = keyless.copied().collect();
@@ -205,7 +209,7 @@ impl<'a> Round<'a> {
         for at in keyless {
             owners.insert(at, self.head(at).id.0);
         }
-        let held = hold::held_of(connection, rows.values()).await?;
+        let held = deferral::held_of(connection, rows.values()).await?;
         let (mut moving, mut fresh, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
         let mut moved = HashSet::new();
         for &at in positions {
@@ -230,9 +234,10 @@ impl<'a> Round<'a> {
                 }),
                 Meeting::Waits => Some(Admitted::Waiting),
                 Meeting::Known
-                    if self.admissions[at].course != Course::Queue && held.contains(&row.id) =>
+                    if self.admissions[at].decision != AdmissionDecision::Queue
+                        && held.contains(&row.id) =>
                 {
-                    Some(Admitted::Held)
+                    Some(Admitted::Deferred)
                 }
                 Meeting::Known => Some(Admitted::Known(Box::new(row.clone().into_record()?))),
                 Meeting::Moves => {
@@ -247,7 +252,11 @@ impl<'a> Round<'a> {
     }
 
     /// Takes over keys that no job owns, or one that is gone: its partition was dropped.
-    async fn adopt(&self, connection: &mut PgConnection, orphans: &[usize]) -> Result<(), Fault> {
+    async fn adopt(
+        &self,
+        connection: &mut PgConnection,
+        orphans: &[usize],
+    ) -> Result<(), BackendError> {
         for &at in orphans {
             let head = self.head(at);
             sqlx::query!(
@@ -269,7 +278,7 @@ impl<'a> Round<'a> {
         &self,
         connection: &mut PgConnection,
         positions: &[usize],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), BackendError> {
         for &at in positions {
             let head = self.head(at);
             let stays = self.outcomes[at].is_some();
@@ -293,13 +302,13 @@ impl<'a> Round<'a> {
         connection: &mut PgConnection,
         fresh: &[usize],
         moving: &[usize],
-    ) -> Result<HashSet<usize>, Fault> {
+    ) -> Result<HashSet<usize>, BackendError> {
         let found = self.find_answers(connection, fresh, moving).await?;
         let (entries, won) = self.ask_cache(connection, fresh, moving, &found).await?;
         let new_job = |at: usize| {
             let admission = &self.admissions[at];
-            let by_key = || match &admission.course {
-                Course::Route(route) => entries.get(&route.cache_key?),
+            let by_key = || match &admission.decision {
+                AdmissionDecision::Route(route) => entries.get(&route.cache_key?),
                 _ => None,
             };
             NewJob::of(admission, found.get(&at).or_else(by_key))
@@ -342,10 +351,10 @@ impl<'a> Round<'a> {
         connection: &mut PgConnection,
         fresh: &[usize],
         moving: &[usize],
-    ) -> Result<HashMap<usize, Entry>, Fault> {
+    ) -> Result<HashMap<usize, Entry>, BackendError> {
         let mut near = Vec::new();
         for &at in fresh.iter().chain(moving) {
-            if let Course::Route(route) = &self.admissions[at].course
+            if let AdmissionDecision::Route(route) = &self.admissions[at].decision
                 && let (Some(likeness), Some(own)) = (route.hit(), route.cache_key)
             {
                 near.push((at, own, likeness));
@@ -379,13 +388,13 @@ impl<'a> Round<'a> {
         fresh: &[usize],
         moving: &[usize],
         found: &HashMap<usize, Entry>,
-    ) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), Fault> {
+    ) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), BackendError> {
         let mut bids: HashMap<CacheKey, cache::Bid<'_>> = HashMap::new();
         // Of those who ask the same the first leads, whether it is new or moves.
         let mut positions: Vec<usize> = fresh.iter().chain(moving).copied().collect();
         positions.sort_unstable();
         for at in positions {
-            let Course::Route(route) = &self.admissions[at].course else {
+            let AdmissionDecision::Route(route) = &self.admissions[at].decision else {
                 continue;
             };
             let Some(key) = route.cache_key.filter(|_| !found.contains_key(&at)) else {
@@ -412,7 +421,7 @@ async fn move_queued(
     connection: &mut PgConnection,
     jobs: &[NewJob<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -507,7 +516,7 @@ async fn move_queued(
     .execute(&mut *connection)
     .await?;
     let written: Vec<_> = jobs.iter().collect();
-    hold::hold(connection, &written, now).await?;
+    deferral::hold(connection, &written, now).await?;
     learning::note_shadows(connection, &written, now).await?;
     semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();

@@ -20,7 +20,7 @@ use crate::{
     store::{
         Settlement,
         effect::Effect,
-        fault::Fault,
+        error::BackendError,
         row::{Row, logprobs_json},
     },
 };
@@ -29,7 +29,7 @@ use crate::{
 pub(super) async fn write(
     connection: &mut PgConnection,
     committed: &[(&Settlement, Effect<'_>)],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if committed.is_empty() {
         return Ok(());
     }
@@ -101,7 +101,7 @@ async fn keep_answers(
     connection: &mut PgConnection,
     committed: &[(&Settlement, Effect<'_>)],
     written: &HashSet<(Uuid, i32)>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let (mut ids, mut attempts, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     let mut logprobs = Vec::new();
     for (settlement, effect) in committed {
@@ -134,7 +134,7 @@ async fn keep_answers(
 pub(super) async fn fall_back(
     connection: &mut PgConnection,
     ended: impl Iterator<Item = &Row>,
-) -> Result<HashMap<Uuid, Row>, Fault> {
+) -> Result<HashMap<Uuid, Row>, BackendError> {
     let ids: Vec<Uuid> = ended
         .filter(|row| row.may_fall_back())
         .map(|row| row.id)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     job::{Answer, CacheKey, JobId},
     store::{
-        fault::Fault,
+        error::BackendError,
         rules::{Entry, Hit, after},
     },
 };
@@ -34,7 +34,7 @@ pub(super) async fn lead(
     bids: &[Bid<'_>],
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<Vec<CacheKey>, Fault> {
+) -> Result<Vec<CacheKey>, BackendError> {
     debug_assert!(
         bids.is_sorted_by(|a, b| a.key.0 < b.key.0),
         "locks are taken in order"
@@ -70,7 +70,7 @@ pub(super) async fn settle_bids(
     bids: &[Bid<'_>],
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), Fault> {
+) -> Result<(HashMap<CacheKey, Entry>, HashSet<CacheKey>), BackendError> {
     let mut entries = HashMap::with_capacity(bids.len());
     let mut won = HashSet::new();
     if bids.is_empty() {
@@ -121,7 +121,7 @@ async fn count_hits(
     keys: &[Vec<u8>],
     counts: &[i64],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if !keys.is_empty() {
         sqlx::query!(
             "update cache_entries e set hits = e.hits + n.hits, last_hit_at = $3
@@ -143,7 +143,7 @@ pub(super) async fn take(
     connection: &mut PgConnection,
     keys: &[CacheKey],
     now: DateTime<Utc>,
-) -> Result<HashMap<CacheKey, (Answer, JobId)>, Fault> {
+) -> Result<HashMap<CacheKey, (Answer, JobId)>, BackendError> {
     let mut wanted: HashMap<CacheKey, i64> = HashMap::new();
     for key in keys {
         *wanted.entry(*key).or_default() += 1;
@@ -187,7 +187,10 @@ pub(super) async fn take(
 }
 
 /// Locks the entries that are there, so that no job decides to wait for them meanwhile.
-pub(super) async fn lock(connection: &mut PgConnection, keys: &[&[u8]]) -> Result<(), Fault> {
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    keys: &[&[u8]],
+) -> Result<(), BackendError> {
     if !keys.is_empty() {
         sqlx::query!(
             "select key from cache_entries where key = any($1) order by key for update",
@@ -213,7 +216,7 @@ pub(super) async fn fill(
     fillings: &[Filling<'_>],
     now: DateTime<Utc>,
     ttl: Duration,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if fillings.is_empty() {
         return Ok(());
     }
@@ -259,7 +262,7 @@ pub(super) async fn fill(
 pub(super) async fn give_up(
     connection: &mut PgConnection,
     led: &[(CacheKey, Uuid)],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if led.is_empty() {
         return Ok(());
     }

@@ -11,9 +11,9 @@ use super::{
 use crate::{
     job::{JobId, JobRecord},
     store::{
-        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreFault,
+        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
-        fault::{Fault, persistent},
+        error::{BackendError, persistent},
         row::now,
         rules::before,
     },
@@ -56,11 +56,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreFault> {
+    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreError> {
         persistent!(self, self.tend_cache_once(limits))
     }
 
-    async fn tend_cache_once(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, Fault> {
+    async fn tend_cache_once(
+        &self,
+        limits: CacheLimits,
+    ) -> Result<Option<CacheUpkeep>, BackendError> {
         // A connection of its own: the lock goes with it, whatever happens.
         let mut connection = PgConnection::connect_with(&self.options).await?;
         let outcome = tend(&mut connection, limits).await;
@@ -72,7 +75,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreFault> {
+    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 r#"select tenant, coalesce(model, '') as "model!", coalesce(revision, '') as "revision!",
@@ -92,7 +95,7 @@ impl PostgresStore {
                 hits: count(row.hits),
                 last_hit_at: row.last_hit_at,
             });
-            Ok::<_, Fault>(stats.collect())
+            Ok::<_, BackendError>(stats.collect())
         })
     }
 
@@ -100,7 +103,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         persistent!(self, async {
             let meant = sqlx::query_scalar!(
                 r#"select count(*) as "meant!" from cache_entries
@@ -116,7 +119,7 @@ impl PostgresStore {
             )
             .fetch_one(&self.pool)
             .await?;
-            Ok::<_, Fault>(count(meant))
+            Ok::<_, BackendError>(count(meant))
         })
     }
 
@@ -124,7 +127,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was removed.
-    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         persistent!(self, async {
             let gone = sqlx::query_scalar!(
                 r#"with gone as (
@@ -144,7 +147,7 @@ impl PostgresStore {
             )
             .fetch_one(&self.pool)
             .await?;
-            Ok::<_, Fault>(count(gone))
+            Ok::<_, BackendError>(count(gone))
         })
     }
 
@@ -152,14 +155,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         persistent!(self, self.answered_along_once(jobs))
     }
 
-    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, Fault> {
+    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         // One transaction settles them all and gives them all one instant.
         let rows = job_rows!(
@@ -176,7 +179,7 @@ impl PostgresStore {
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter()
-            .map(|row| decode_row(row).into_record().map_err(Fault::from))
+            .map(|row| decode_row(row).into_record().map_err(BackendError::from))
             .collect()
     }
 }
@@ -184,7 +187,7 @@ impl PostgresStore {
 async fn tend(
     connection: &mut PgConnection,
     limits: CacheLimits,
-) -> Result<Option<CacheUpkeep>, Fault> {
+) -> Result<Option<CacheUpkeep>, BackendError> {
     // Schemas of one database take turns as well; a round is short.
     let is_ours = sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "ours!""#, LOCK)
         .fetch_one(&mut *connection)
@@ -240,7 +243,7 @@ async fn tend(
 }
 
 /// Entries and bytes of answers.
-async fn size(connection: &mut PgConnection) -> Result<(u64, u64), Fault> {
+async fn size(connection: &mut PgConnection) -> Result<(u64, u64), BackendError> {
     let row = sqlx::query!(
         r#"select count(*) as "entries!", coalesce(sum(octet_length(answer)), 0)::bigint as "bytes!"
              from cache_entries where state = 'ready'"#
@@ -251,7 +254,7 @@ async fn size(connection: &mut PgConnection) -> Result<(u64, u64), Fault> {
 }
 
 /// Removes the entries used longest ago: of tenants that have too many, then of all.
-async fn evict(connection: &mut PgConnection, limits: CacheLimits) -> Result<u64, Fault> {
+async fn evict(connection: &mut PgConnection, limits: CacheLimits) -> Result<u64, BackendError> {
     let mut evicted = 0;
     let crowded = sqlx::query!(
         r#"select tenant, count(*) as "entries!" from cache_entries where state = 'ready'

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, CancelledBatch, StoreFault,
-        fault::{Fault, persistent},
+        CancelFilter, CancelledBatch, StoreError,
+        error::{BackendError, persistent},
         row::now,
         rules::{cancelled, cancelled_batch},
     },
@@ -30,7 +30,7 @@ impl PostgresStore {
         &self,
         filter: &CancelFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.cancel_once(filter, limit))
     }
 
@@ -38,7 +38,7 @@ impl PostgresStore {
         &self,
         filter: &CancelFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let now = now();
         let mut transaction = self.pool.begin().await?;
         let (tenant, ids): (_, Vec<Uuid>) = match filter {
@@ -90,7 +90,7 @@ impl PostgresStore {
         claim::write_ends(&mut transaction, &ends, now).await?;
         transaction.commit().await?;
         ends.into_iter()
-            .map(|end| end.row.into_record().map_err(Fault::from))
+            .map(|end| end.row.into_record().map_err(BackendError::from))
             .collect()
     }
 
@@ -101,7 +101,7 @@ impl PostgresStore {
     pub async fn cancelled_batches(
         &self,
         since: DateTime<Utc>,
-    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+    ) -> Result<Vec<CancelledBatch>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= $1",
@@ -111,15 +111,15 @@ impl PostgresStore {
             .await?;
             rows.into_iter()
                 .map(|row| cancelled_batch(decode(row.batch), &row.tenant, row.cancelled_at))
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
-    /// Attempts whose job is theirs no more; see [`crate::store::Store::withdrawn`].
+    /// Attempts whose job is theirs no more; see [`crate::store::Store::superseded`].
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn withdrawn(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreFault> {
+    pub async fn superseded(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreError> {
         let ids: Vec<Uuid> = attempts.iter().map(|(job, _)| job.0).collect();
         persistent!(self, async {
             let held = sqlx::query!(
@@ -134,7 +134,7 @@ impl PostgresStore {
                 held.get(&job.0).copied() != i32::try_from(*attempt).ok()
             };
             let gone = attempts.iter().filter(is_gone);
-            Ok::<_, Fault>(gone.map(|(job, _)| *job).collect())
+            Ok::<_, BackendError>(gone.map(|(job, _)| *job).collect())
         })
     }
 }

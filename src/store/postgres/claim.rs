@@ -10,8 +10,8 @@ use super::{PostgresStore, attempts, cache, dead, lock_rows, text::encode};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
-        Claim, Claimant, Claimed, StoreFault,
-        fault::{Fault, persistent},
+        Claim, Claimant, Claimed, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{self, ClaimStep, Fate, NewJob},
     },
@@ -22,7 +22,7 @@ pub(super) struct End {
     pub(super) row: Row,
     state: JobState,
     reason: Reason,
-    bury: bool,
+    keep_dead_letters: bool,
 }
 
 impl End {
@@ -32,7 +32,7 @@ impl End {
             row: row.ended(state.as_str(), &reason, now),
             state,
             reason,
-            bury: false,
+            keep_dead_letters: false,
         }
     }
 }
@@ -46,7 +46,7 @@ impl PostgresStore {
         &self,
         claimant: &Claimant,
         claims: &[Claim],
-    ) -> Result<Vec<Claimed>, StoreFault> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
@@ -57,7 +57,7 @@ impl PostgresStore {
         &self,
         claimant: &Claimant,
         claims: &[Claim],
-    ) -> Result<Vec<Claimed>, Fault> {
+    ) -> Result<Vec<Claimed>, BackendError> {
         let now = now();
         let mut transaction = self.pool.begin().await?;
         let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job.0).collect();
@@ -97,7 +97,7 @@ impl PostgresStore {
                     runs.push((id, attempt));
                     Claimed::Run {
                         attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
-                        suspect: was_running,
+                        poison_candidate: was_running,
                         last,
                     }
                 }
@@ -105,7 +105,7 @@ impl PostgresStore {
                     state,
                     reason,
                     lost: was_running,
-                    bury,
+                    keep_dead_letters,
                 } => {
                     if was_running {
                         lost.push((id, row.attempts));
@@ -117,7 +117,7 @@ impl PostgresStore {
                         row: ended,
                         state,
                         reason,
-                        bury,
+                        keep_dead_letters,
                     });
                     Claimed::Ended(Box::new(record))
                 }
@@ -144,7 +144,7 @@ impl PostgresStore {
     pub async fn end(
         &self,
         endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         if endings.is_empty() {
             return Ok(Vec::new());
         }
@@ -154,7 +154,7 @@ impl PostgresStore {
     async fn end_once(
         &self,
         endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let now = now();
         let mut transaction = self.pool.begin().await?;
         let owners = owners(&mut transaction, endings).await?;
@@ -195,7 +195,7 @@ impl PostgresStore {
                 row: ended,
                 state,
                 reason,
-                bury: false,
+                keep_dead_letters: false,
             });
         }
         mark_lost(&mut transaction, &lost, now).await?;
@@ -204,7 +204,7 @@ impl PostgresStore {
         transaction.commit().await?;
         ids.iter()
             .filter_map(|id| rows.get(id))
-            .map(|row| row.clone().into_record().map_err(Fault::from))
+            .map(|row| row.clone().into_record().map_err(BackendError::from))
             .collect()
     }
 }
@@ -214,7 +214,7 @@ pub(super) async fn alive(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = &Row>,
     now: DateTime<Utc>,
-) -> Result<HashSet<Uuid>, Fault> {
+) -> Result<HashSet<Uuid>, BackendError> {
     let running: Vec<&Row> = rows.filter(|row| row.state == "running").collect();
     if running.is_empty() {
         return Ok(HashSet::new());
@@ -251,7 +251,7 @@ pub(super) async fn mark_lost(
     connection: &mut PgConnection,
     lost: &[(Uuid, i32)],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if lost.is_empty() {
         return Ok(());
     }
@@ -275,7 +275,7 @@ async fn begin_attempts(
     claimant: &Claimant,
     runs: &[(Uuid, i32)],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if runs.is_empty() {
         return Ok(());
     }
@@ -318,7 +318,7 @@ pub(super) async fn write_ends(
     connection: &mut PgConnection,
     ends: &[End],
     now: DateTime<Utc>,
-) -> Result<HashMap<Uuid, Row>, Fault> {
+) -> Result<HashMap<Uuid, Row>, BackendError> {
     if ends.is_empty() {
         return Ok(HashMap::new());
     }
@@ -348,7 +348,7 @@ pub(super) async fn write_ends(
     let answered = attempts::fall_back(connection, ends.iter().map(|end| &end.row)).await?;
     let spent: Vec<_> = ends
         .iter()
-        .filter(|end| end.bury && !answered.contains_key(&end.row.id))
+        .filter(|end| end.keep_dead_letters && !answered.contains_key(&end.row.id))
         .map(|end| (&end.row, &end.reason))
         .collect();
     dead::quarantine(connection, &spent, now).await?;
@@ -359,7 +359,7 @@ pub(super) async fn write_ends(
 async fn owners(
     connection: &mut PgConnection,
     endings: &[(JobHead, JobState, Reason)],
-) -> Result<HashMap<Uuid, Uuid>, Fault> {
+) -> Result<HashMap<Uuid, Uuid>, BackendError> {
     let mut keyed: Vec<(&str, &str, Uuid)> = endings
         .iter()
         .filter_map(|(head, ..)| Some((head.tenant.as_str(), head.key.as_deref()?, head.id.0)))

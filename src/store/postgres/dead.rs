@@ -13,19 +13,19 @@ use super::{
 use crate::{
     job::{JobId, Reason},
     store::{
-        DeadFilter, DeadLetter, DeadResolution, StoreFault,
-        fault::{Fault, persistent},
+        DeadFilter, DeadLetter, DeadResolution, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules,
     },
 };
 
 impl PostgresStore {
-    /// Keeps dead letters; see [`crate::store::Store::bury`].
+    /// Keeps dead letters; see [`crate::store::Store::keep_dead_letters`].
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
+    pub async fn keep_dead_letters(&self, letters: &[DeadLetter]) -> Result<(), StoreError> {
         persistent!(self, async {
             let mut connection = self.pool.acquire().await?;
             insert(&mut connection, letters).await
@@ -40,7 +40,7 @@ impl PostgresStore {
         &self,
         filter: &DeadFilter,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, StoreFault> {
+    ) -> Result<Vec<DeadLetter>, StoreError> {
         persistent!(self, self.dead_letters_once(filter, limit))
     }
 
@@ -48,7 +48,7 @@ impl PostgresStore {
         &self,
         filter: &DeadFilter,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, Fault> {
+    ) -> Result<Vec<DeadLetter>, BackendError> {
         let rows = sqlx::query!(
             "select id, job_id, tenant, queue, reason_code, reason_message, body, died_at
                from dead_letters
@@ -89,7 +89,7 @@ impl PostgresStore {
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,
-    ) -> Result<u64, StoreFault> {
+    ) -> Result<u64, StoreError> {
         persistent!(self, async {
             let done = sqlx::query!(
                 "update dead_letters set resolution = $2, resolved_at = $3
@@ -100,7 +100,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(done.rows_affected())
+            Ok::<_, BackendError>(done.rows_affected())
         })
     }
 }
@@ -108,7 +108,7 @@ impl PostgresStore {
 pub(super) async fn insert(
     connection: &mut PgConnection,
     letters: &[DeadLetter],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if letters.is_empty() {
         return Ok(());
     }
@@ -156,7 +156,7 @@ pub(super) async fn quarantine(
     connection: &mut PgConnection,
     spent: &[(&Row, &Reason)],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if spent.is_empty() {
         return Ok(());
     }
@@ -176,7 +176,7 @@ pub(super) async fn quarantine(
 pub(super) async fn requests(
     connection: &mut PgConnection,
     ids: &[Uuid],
-) -> Result<HashMap<Uuid, String>, Fault> {
+) -> Result<HashMap<Uuid, String>, BackendError> {
     let rows = sqlx::query!(
         "select job_id, request from requests where job_id = any($1)",
         ids

@@ -7,12 +7,12 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    hold, learning, semantic,
+    deferral, learning, semantic,
     text::{encode, encode_json},
 };
 use crate::{
     job::{Answer, CacheKey},
-    store::{Decision, fault::Fault, row::logprobs_json, rules::NewJob},
+    store::{Decision, error::BackendError, row::logprobs_json, rules::NewJob},
 };
 
 type Text<'a> = Option<Cow<'a, str>>;
@@ -137,7 +137,7 @@ pub(super) async fn insert_jobs(
     connection: &mut PgConnection,
     jobs: &[NewJob<'_>],
     now: DateTime<Utc>,
-) -> Result<HashSet<Uuid>, Fault> {
+) -> Result<HashSet<Uuid>, BackendError> {
     if jobs.is_empty() {
         return Ok(HashSet::new());
     }
@@ -222,7 +222,7 @@ pub(super) async fn insert_jobs(
         .iter()
         .filter(|job| unseen.remove(&job.head.id.0))
         .collect();
-    hold::hold(connection, &written, now).await?;
+    deferral::hold(connection, &written, now).await?;
     learning::note_shadows(connection, &written, now).await?;
     semantic::note_lookups(connection, &written, now).await?;
     let hits: Vec<_> = written
@@ -237,7 +237,7 @@ async fn insert_requests(
     connection: &mut PgConnection,
     jobs: &[NewJob<'_>],
     inserted: &HashSet<Uuid>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let (ids, requests): (Vec<Uuid>, Vec<String>) = jobs
         .iter()
         .filter(|job| inserted.contains(&job.head.id.0))
@@ -265,7 +265,7 @@ async fn insert_requests(
 pub(super) async fn write_hits(
     connection: &mut PgConnection,
     jobs: &[&NewJob<'_>],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let answers: Vec<(Uuid, &Answer)> = jobs
         .iter()
         .filter_map(|job| Some((job.head.id.0, &job.hit()?.answer)))
@@ -306,7 +306,7 @@ pub(super) async fn write_hits(
 pub(super) async fn insert_texts(
     connection: &mut PgConnection,
     answers: &[(Uuid, &Answer)],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if answers.is_empty() {
         return Ok(());
     }

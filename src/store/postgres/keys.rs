@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use super::{PostgresStore, text};
 use crate::store::{
-    ApiKey, KeyDigest, StoreFault,
-    fault::{Fault, persistent},
+    ApiKey, KeyDigest, StoreError,
+    error::{BackendError, persistent},
     row::now,
 };
 
@@ -21,7 +21,7 @@ struct KeyRow {
 }
 
 impl KeyRow {
-    fn into_key(self) -> Result<ApiKey, Fault> {
+    fn into_key(self) -> Result<ApiKey, BackendError> {
         Ok(ApiKey {
             id: self.id,
             name: text::decode(self.name),
@@ -29,8 +29,8 @@ impl KeyRow {
                 .tenant
                 .map(|tenant| tenant.parse())
                 .transpose()
-                .map_err(Fault::Rule)?,
-            scopes: self.scopes.parse().map_err(Fault::Rule)?,
+                .map_err(BackendError::Rule)?,
+            scopes: self.scopes.parse().map_err(BackendError::Rule)?,
             created_at: self.created_at,
             expires_at: self.expires_at,
             revoked_at: self.revoked_at,
@@ -43,7 +43,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreFault> {
+    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreError> {
         persistent!(self, async {
             sqlx::query!(
                 "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
@@ -59,7 +59,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -67,7 +67,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreFault> {
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query_as!(
                 KeyRow,
@@ -78,7 +78,7 @@ impl PostgresStore {
             .await?;
             rows.into_iter()
                 .map(KeyRow::into_key)
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
@@ -86,7 +86,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreFault> {
+    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
         persistent!(self, async {
             let row = sqlx::query_as!(
                 KeyRow,
@@ -105,7 +105,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreFault> {
+    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreError> {
         persistent!(self, async {
             let done = sqlx::query!(
                 "update api_keys set revoked_at = $2 where id = $1 and revoked_at is null",
@@ -114,7 +114,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(done.rows_affected() > 0)
+            Ok::<_, BackendError>(done.rows_affected() > 0)
         })
     }
 }

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     job::{Job, JobId, Tenant},
     store::{
-        DecisionRecord, Feedback, PairRow, PastDecision, StoreFault, StoredWeights, TierCost,
-        fault::{Fault, persistent},
+        DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
+        error::{BackendError, persistent},
         row::now,
         rules::{self, NewJob, before},
     },
@@ -28,7 +28,7 @@ pub(super) async fn note_shadows(
     connection: &mut PgConnection,
     jobs: &[&NewJob<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let (drawn, chances): (Vec<Uuid>, Vec<f64>) = jobs
         .iter()
         .filter_map(|job| Some((job.head.id.0, job.shadow()?)))
@@ -73,7 +73,7 @@ impl PostgresStore {
         &self,
         tenant: &Tenant,
         words: &[Feedback],
-    ) -> Result<Vec<bool>, StoreFault> {
+    ) -> Result<Vec<bool>, StoreError> {
         if words.is_empty() {
             return Ok(Vec::new());
         }
@@ -84,7 +84,7 @@ impl PostgresStore {
         &self,
         tenant: &Tenant,
         words: &[Feedback],
-    ) -> Result<Vec<bool>, Fault> {
+    ) -> Result<Vec<bool>, BackendError> {
         // One statement cannot change a row twice: the last word of each source counts.
         let latest: HashMap<(Uuid, &str), &Feedback> = words
             .iter()
@@ -127,7 +127,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn close_shadows(&self) -> Result<u64, StoreFault> {
+    pub async fn close_shadows(&self) -> Result<u64, StoreError> {
         persistent!(self, async {
             let mut connection = self.pool.acquire().await?;
             sqlx::query!(
@@ -146,7 +146,7 @@ impl PostgresStore {
             )
             .fetch_one(&mut *connection)
             .await?;
-            Ok::<_, Fault>(u64::try_from(open).unwrap_or(0))
+            Ok::<_, BackendError>(u64::try_from(open).unwrap_or(0))
         })
     }
 
@@ -157,16 +157,16 @@ impl PostgresStore {
     pub async fn due_shadows(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<Job>, StoreFault> {
-        persistent!(self, self.due_shadows_once(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<Job>, StoreError> {
+        persistent!(self, self.due_shadows_once(limit, stuck_after))
     }
 
     async fn due_shadows_once(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<Job>, Fault> {
+        stuck_after: Duration,
+    ) -> Result<Vec<Job>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let rows = job_rows!(
             "select",
@@ -175,7 +175,7 @@ impl PostgresStore {
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < $1 and c.state = 'routed' and c.attempts = 0))
               order by s.job_id limit $2"#,
-            before(now(), lost_after),
+            before(now(), stuck_after),
             i64::try_from(limit).unwrap_or(i64::MAX)
         )
         .fetch_all(&mut *connection)
@@ -185,7 +185,11 @@ impl PostgresStore {
         rows.into_iter()
             .filter_map(|row| {
                 let request = requests.get(&row.id)?;
-                Some(text::decode_row(row).job(request).map_err(Fault::from))
+                Some(
+                    text::decode_row(row)
+                        .job(request)
+                        .map_err(BackendError::from),
+                )
             })
             .collect()
     }
@@ -198,7 +202,7 @@ impl PostgresStore {
         &self,
         scorer: &str,
         limit: usize,
-    ) -> Result<Vec<PastDecision>, StoreFault> {
+    ) -> Result<Vec<PastDecision>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 r#"select tenant as "tenant!", tags::text as tags, score as "score!"
@@ -216,7 +220,7 @@ impl PostgresStore {
                 tags: rules::tags_of(row.tags.as_deref()),
                 score: row.score,
             });
-            Ok::<_, Fault>(past.collect())
+            Ok::<_, BackendError>(past.collect())
         })
     }
 
@@ -224,7 +228,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreFault> {
+    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 r#"select tier as "tier!", count(*) as "jobs!",
@@ -242,14 +246,14 @@ impl PostgresStore {
             rows.into_iter()
                 .map(|row| {
                     Ok(TierCost {
-                        tier: row.tier.parse().map_err(Fault::Rule)?,
+                        tier: row.tier.parse().map_err(BackendError::Rule)?,
                         jobs: u64::try_from(row.jobs).unwrap_or(0),
                         seconds_mean: row.seconds,
                         prompt_tokens_mean: row.prompt_tokens,
                         completion_tokens_mean: row.completion_tokens,
                     })
                 })
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
@@ -261,11 +265,15 @@ impl PostgresStore {
         &self,
         limit: usize,
         for_training: bool,
-    ) -> Result<Vec<PairRow>, StoreFault> {
+    ) -> Result<Vec<PairRow>, StoreError> {
         persistent!(self, self.pairs_once(limit, for_training))
     }
 
-    async fn pairs_once(&self, limit: usize, for_training: bool) -> Result<Vec<PairRow>, Fault> {
+    async fn pairs_once(
+        &self,
+        limit: usize,
+        for_training: bool,
+    ) -> Result<Vec<PairRow>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let rows = sqlx::query!(
             r#"select p.job_id as "job_id!", p.tenant as "tenant!", p.scorer, p.score,
@@ -304,7 +312,7 @@ impl PostgresStore {
                 let request = requests.remove(&row.job_id);
                 Ok(PairRow {
                     job: JobId(row.job_id),
-                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                     tags: rules::tags_of(row.tags.as_deref()),
                     scorer: row.scorer,
                     score: row.score,
@@ -323,11 +331,11 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreFault> {
+    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreError> {
         persistent!(self, self.decision_once(id))
     }
 
-    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, Fault> {
+    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let Some(row) = sqlx::query!(
             r#"select j.scorer, j.features_version, j.features::text as features, j.score, j.threshold_base,
@@ -378,11 +386,15 @@ impl PostgresStore {
         &self,
         weights: &StoredWeights,
         promote: bool,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         persistent!(self, self.put_weights_once(weights, promote))
     }
 
-    async fn put_weights_once(&self, weights: &StoredWeights, promote: bool) -> Result<(), Fault> {
+    async fn put_weights_once(
+        &self,
+        weights: &StoredWeights,
+        promote: bool,
+    ) -> Result<(), BackendError> {
         let mut transaction = self.pool.begin().await?;
         if promote {
             sqlx::query!("update router_weights set active = false where active")
@@ -411,7 +423,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreFault> {
+    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreError> {
         persistent!(self, async {
             let row = sqlx::query!(
                 r#"select version, created_at, metrics::text as "metrics!", weights
@@ -420,7 +432,7 @@ impl PostgresStore {
             .fetch_optional(&self.pool)
             .await?;
             row.map(|row| {
-                Ok::<_, Fault>(StoredWeights {
+                Ok::<_, BackendError>(StoredWeights {
                     version: text::decode(row.version),
                     created_at: row.created_at,
                     metrics: serde_json::from_str(&row.metrics)?,

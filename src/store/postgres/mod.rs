@@ -16,15 +16,15 @@ mod cache_upkeep;
 mod cancel;
 mod claim;
 mod dead;
-mod hold;
+mod deferral;
 mod insert;
 mod keys;
 mod learning;
 mod read;
+mod rescue;
 mod savings;
 mod semantic;
 mod settle;
-mod sweep;
 mod targets;
 mod tenants;
 mod text;
@@ -39,7 +39,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreFault, fault::Fault, row, row::Row, schema};
+use super::{StoreError, error::BackendError, row, row::Row, schema};
 use crate::config::{SecretUrl, StoreConfig};
 
 /// Selects or returns [`Row`]s: the words before the columns, those after them, and the arguments.
@@ -112,10 +112,10 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the server cannot be reached or the URL is wrong.
-    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreError> {
         let url = SecretUrl::masked(&config.url);
         let options = PgConnectOptions::from_str(config.url.expose())
-            .map_err(|fault| Fault::from(fault).outward(&url))?
+            .map_err(|error| BackendError::from(error).outward(&url))?
             .application_name("promptyard")
             // Compiling these short statements costs more than it gains.
             .options([("search_path", config.schema.as_str()), ("jit", "off")]);
@@ -133,18 +133,18 @@ impl PostgresStore {
         };
         // The pool would try until its time is up; one connection tells at once what is wrong.
         let probe = store.connection().await?;
-        probe.close().await.map_err(|fault| store.outward(fault))?;
+        probe.close().await.map_err(|error| store.outward(error))?;
         Ok(store)
     }
 
-    fn outward(&self, fault: impl Into<Fault>) -> StoreFault {
-        fault.into().outward(&self.url)
+    fn outward(&self, error: impl Into<BackendError>) -> StoreError {
+        error.into().outward(&self.url)
     }
 
-    async fn connection(&self) -> Result<PgConnection, StoreFault> {
+    async fn connection(&self) -> Result<PgConnection, StoreError> {
         let connecting = PgConnection::connect_with(self.options.as_ref());
         match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(connection) => connection.map_err(|fault| self.outward(fault)),
+            Ok(connection) => connection.map_err(|error| self.outward(error)),
             Err(_) => Err(self.outward(sqlx::Error::PoolTimedOut)),
         }
     }
@@ -153,7 +153,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When a migration fails, or the tables are newer than this version.
-    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+    pub async fn migrate(&self) -> Result<usize, StoreError> {
         // The lock belongs to this connection and goes with it, however this ends.
         let mut connection = self.connection().await?;
         let outcome = self.migrate_on(&mut connection).await;
@@ -162,27 +162,27 @@ impl PostgresStore {
         outcome
     }
 
-    async fn migrate_on(&self, connection: &mut PgConnection) -> Result<usize, StoreFault> {
+    async fn migrate_on(&self, connection: &mut PgConnection) -> Result<usize, StoreError> {
         let lock = format!("promptyard.migrate.{}", self.schema);
         sqlx::query("select pg_advisory_lock(hashtextextended($1, 0))")
             .bind(lock)
             .execute(&mut *connection)
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         let exists: bool = sqlx::query_scalar("select to_regnamespace($1) is not null")
             .bind(&self.schema)
             .fetch_one(&mut *connection)
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         if !exists {
             // The configuration accepts only lower-case SQL names as a schema.
             let statement = format!("create schema \"{}\"", self.schema);
             sqlx::query(AssertSqlSafe(statement))
                 .execute(&mut *connection)
                 .await
-                .map_err(|fault| self.outward(fault))?;
+                .map_err(|error| self.outward(error))?;
         }
-        let migrate_fault = |fault| schema::migrate_fault(fault, |fault| self.outward(fault));
+        let migrate_fault = |error| schema::migrate_fault(error, |error| self.outward(error));
         connection
             .ensure_migrations_table(MIGRATIONS_TABLE)
             .await
@@ -198,24 +198,24 @@ impl PostgresStore {
             .map_err(migrate_fault)?;
         make_partitions(connection)
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         Ok(pending)
     }
 
     /// Fails unless the tables are of this version.
     ///
     /// # Errors
-    /// [`StoreFault::Schema`] when they are not.
-    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+    /// [`StoreError::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
         let mut connection = self
             .pool
             .acquire()
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         let applied = connection
             .list_applied_migrations(MIGRATIONS_TABLE)
             .await
-            .map_err(|fault| schema::migrate_fault(fault, |fault| self.outward(fault)))?;
+            .map_err(|error| schema::migrate_fault(error, |error| self.outward(error)))?;
         schema::require_complete(schema::pending(&migrator(), &applied)?)
     }
 
@@ -223,8 +223,8 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached or refuses.
-    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
-        super::fault::persistent!(self, async {
+    pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
+        super::error::persistent!(self, async {
             let mut connection = self.pool.acquire().await?;
             make_partitions(&mut connection).await
         })
@@ -243,14 +243,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn drop_all(&self) -> Result<(), StoreFault> {
+    pub async fn drop_all(&self) -> Result<(), StoreError> {
         let statement = format!("drop schema if exists \"{}\" cascade", self.schema);
-        super::fault::persistent!(self, async {
+        super::error::persistent!(self, async {
             sqlx::query(AssertSqlSafe(statement.clone()))
                 .execute(&self.pool)
                 .await
                 .map(|_| ())
-                .map_err(Fault::from)
+                .map_err(BackendError::from)
         })
     }
 
@@ -260,7 +260,7 @@ impl PostgresStore {
     }
 }
 
-async fn make_partitions(connection: &mut PgConnection) -> Result<(), Fault> {
+async fn make_partitions(connection: &mut PgConnection) -> Result<(), BackendError> {
     sqlx::query_scalar!("select make_partitions($1, $2)", row::now(), WEEKS_AHEAD)
         .fetch_one(connection)
         .await?;
@@ -268,7 +268,7 @@ async fn make_partitions(connection: &mut PgConnection) -> Result<(), Fault> {
 }
 
 /// The rows of these jobs, locked until the transaction ends.
-async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, Fault> {
+async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, BackendError> {
     let rows = job_rows!(
         "select",
         r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id

@@ -7,15 +7,19 @@ use super::{PostgresStore, dead, job_rows, text};
 use crate::{
     job::{Job, JobId, JobRecord, Reason, Tenant},
     store::{
-        AttemptRecord, Overview, RecordFilter, StoreFault,
-        fault::{Fault, persistent},
+        AttemptRecord, Overview, RecordFilter, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
     },
 };
 
-fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, Fault> {
+fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, BackendError> {
     rows.into_iter()
-        .map(|row| text::decode_row(row).into_record().map_err(Fault::from))
+        .map(|row| {
+            text::decode_row(row)
+                .into_record()
+                .map_err(BackendError::from)
+        })
         .collect()
 }
 
@@ -24,7 +28,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         persistent!(self, async {
             let rows = job_rows!(
@@ -47,7 +51,7 @@ impl PostgresStore {
         &self,
         tenant: &Tenant,
         keys: &[String],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         let keys: Vec<_> = keys.iter().map(|key| text::encode(key)).collect();
         persistent!(self, async {
             let rows = job_rows!(
@@ -72,7 +76,7 @@ impl PostgresStore {
         &self,
         filter: &RecordFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         let (after_at, after_id) = match filter.after {
             Some((at, id)) => (at, id.0),
             None => (DateTime::UNIX_EPOCH, Uuid::nil()),
@@ -104,11 +108,11 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         persistent!(self, self.job_once(id))
     }
 
-    async fn job_once(&self, id: JobId) -> Result<Option<Job>, Fault> {
+    async fn job_once(&self, id: JobId) -> Result<Option<Job>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let row = job_rows!(
             "select",
@@ -128,11 +132,11 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
         persistent!(self, self.attempts_once(id))
     }
 
-    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
+    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
         let rows = sqlx::query!(
             r#"select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
                       a.prompt_tokens, a.completion_tokens, a.confidence, a.signals::text as signals,
@@ -148,7 +152,7 @@ impl PostgresStore {
             .map(|row| {
                 Ok(AttemptRecord {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
-                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
                     model: text::decode(row.model),
                     revision: text::decode(row.revision),
                     worker: row.worker,
@@ -179,11 +183,11 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+    pub async fn overview(&self) -> Result<Overview, StoreError> {
         persistent!(self, self.overview_once(now()))
     }
 
-    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, Fault> {
+    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let states = sqlx::query!(
             r#"select state as "state!", count(*) as "jobs!"
@@ -197,10 +201,10 @@ impl PostgresStore {
         let states = states
             .into_iter()
             .map(|row| {
-                let state = row.state.parse().map_err(Fault::Rule)?;
+                let state = row.state.parse().map_err(BackendError::Rule)?;
                 Ok((state, u64::try_from(row.jobs).unwrap_or(0)))
             })
-            .collect::<Result<_, Fault>>()?;
+            .collect::<Result<_, BackendError>>()?;
         let minute = sqlx::query!(
             r#"select count(*) as "jobs!",
                       coalesce(sum(completion_tokens) filter (where source = 'computed'), 0) as "tokens!"

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::super::{Settlement, fault::Fault};
+use super::super::{Settlement, error::BackendError};
 
 /// Writes what the settled attempts saved, fenced as the settlement itself is. Few jobs save
 /// anything, so the statement runs only where one did; it runs before the rows are settled and
@@ -11,7 +11,7 @@ use super::super::{Settlement, fault::Fault};
 pub(super) async fn write_savings(
     connection: &mut PgConnection,
     settlements: &[&Settlement],
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let saving: Vec<_> = settlements.iter().filter(|s| !s.saved.is_empty()).collect();
     if saving.is_empty() {
         return Ok(());

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     job::{Answer, CacheKey, Job, JobId, Tier},
     store::{
-        Judgement, KnownQuestion, Recheck, StoreFault,
-        fault::{Fault, persistent},
+        KnownQuestion, Recheck, RecheckOutcome, StoreError,
+        error::{BackendError, persistent},
         row::now,
         rules::{NewJob, before},
     },
@@ -27,7 +27,7 @@ pub(super) async fn note_lookups(
     connection: &mut PgConnection,
     jobs: &[&NewJob<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     for job in jobs {
         // Embeddings are arrays themselves, which `unnest` would flatten; questions are few beside jobs.
         let Some((key, lookup)) = job.question() else {
@@ -60,7 +60,7 @@ pub(super) async fn note_lookups(
             .iter()
             .map(|(_, l)| l.likeness.entry.0.as_slice())
             .collect();
-        let verdicts: Vec<&str> = looked_up.iter().map(|(_, l)| l.verdict).collect();
+        let outcomes: Vec<&str> = looked_up.iter().map(|(_, l)| l.outcome).collect();
         let vetoes: Vec<_> = looked_up.iter().map(|(_, l)| l.veto).collect();
         let cosines: Vec<f32> = looked_up.iter().map(|(_, l)| l.likeness.cosine).collect();
         let least: Vec<f32> = looked_up
@@ -69,17 +69,17 @@ pub(super) async fn note_lookups(
             .collect();
         let chances: Vec<_> = looked_up.iter().map(|(_, l)| l.recheck).collect();
         sqlx::query!(
-            "insert into semantic_lookups (job_id, tenant, entry, verdict, veto, cosine, cosine_min,
+            "insert into semantic_lookups (job_id, tenant, entry, outcome, veto, cosine, cosine_min,
                                            looked_at, recheck_propensity)
-             select n.job_id, n.tenant, n.entry, n.verdict, n.veto, n.cosine, n.cosine_min, $9, n.chance
+             select n.job_id, n.tenant, n.entry, n.outcome, n.veto, n.cosine, n.cosine_min, $9, n.chance
                from unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::float4[],
                            $7::float4[], $8::float8[])
-                    as n (job_id, tenant, entry, verdict, veto, cosine, cosine_min, chance)
+                    as n (job_id, tenant, entry, outcome, veto, cosine, cosine_min, chance)
                  on conflict do nothing",
             &ids,
             &tenants as &[&str],
             &entries as &[&[u8]],
-            &verdicts as &[&str],
+            &outcomes as &[&str],
             &vetoes as &[Option<&str>],
             &cosines,
             &least,
@@ -118,7 +118,7 @@ impl PostgresStore {
         embedder: &str,
         since: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<KnownQuestion>, StoreFault> {
+    ) -> Result<Vec<KnownQuestion>, StoreError> {
         persistent!(self, self.known_questions_once(embedder, since, limit))
     }
 
@@ -127,7 +127,7 @@ impl PostgresStore {
         embedder: &str,
         since: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<KnownQuestion>, Fault> {
+    ) -> Result<Vec<KnownQuestion>, BackendError> {
         let rows = sqlx::query!(
             r#"select q.key, q.scope, q.question, q.embedding, q.cosine_min,
                       greatest(q.changed_at, e.created_at) as "changed_at!", e.expires_at as "expires_at!"
@@ -160,12 +160,12 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreFault> {
+    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
         persistent!(self, async {
             let mut transaction = self.pool.begin().await?;
             let mut taken = cache::take(&mut transaction, &[key], now()).await?;
             transaction.commit().await?;
-            Ok::<_, Fault>(taken.remove(&key))
+            Ok::<_, BackendError>(taken.remove(&key))
         })
     }
 
@@ -173,13 +173,13 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn open_rechecks(&self) -> Result<u64, StoreFault> {
+    pub async fn open_rechecks(&self) -> Result<u64, StoreError> {
         persistent!(self, async {
             let mut connection = self.pool.acquire().await?;
             sqlx::query!(
-                "update semantic_lookups l set judged_at = $1
+                "update semantic_lookups l set rechecked_at = $1
                    from jobs j
-                  where l.recheck_propensity is not null and l.judged_at is null and j.id = l.job_id
+                  where l.recheck_propensity is not null and l.rechecked_at is null and j.id = l.job_id
                     and j.finished_at is not null and j.source is distinct from 'semantic'",
                 now()
             )
@@ -187,11 +187,11 @@ impl PostgresStore {
             .await?;
             let open = sqlx::query_scalar!(
                 r#"select count(*) as "open!" from semantic_lookups
-                    where recheck_propensity is not null and judged_at is null and recheck_id is not null"#
+                    where recheck_propensity is not null and rechecked_at is null and recheck_id is not null"#
             )
             .fetch_one(&mut *connection)
             .await?;
-            Ok::<_, Fault>(u64::try_from(open).unwrap_or(0))
+            Ok::<_, BackendError>(u64::try_from(open).unwrap_or(0))
         })
     }
 
@@ -202,27 +202,27 @@ impl PostgresStore {
     pub async fn due_rechecks(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, StoreFault> {
-        persistent!(self, self.due_rechecks_once(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, StoreError> {
+        persistent!(self, self.due_rechecks_once(limit, stuck_after))
     }
 
     async fn due_rechecks_once(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, Fault> {
+        stuck_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let rows = job_rows!(
             "select",
             r#"null::text as "text?", null::text as logprobs
                from semantic_lookups l join jobs j on j.id = l.job_id
                left join jobs c on c.id = l.recheck_id
-              where l.recheck_propensity is not null and l.judged_at is null and j.source = 'semantic'
+              where l.recheck_propensity is not null and l.rechecked_at is null and j.source = 'semantic'
                 and (l.recheck_id is null
                      or (l.made_at < $1 and c.state = 'routed' and c.attempts = 0))
               order by l.job_id limit $2"#,
-            before(now(), lost_after),
+            before(now(), stuck_after),
             i64::try_from(limit).unwrap_or(i64::MAX)
         )
         .fetch_all(&mut *connection)
@@ -233,7 +233,7 @@ impl PostgresStore {
             .filter_map(|row| {
                 let request = requests.get(&row.id)?;
                 let tier = row.tier.as_deref()?.parse().ok()?;
-                let job = decode_row(row).job(request).map_err(Fault::from);
+                let job = decode_row(row).job(request).map_err(BackendError::from);
                 Some(job.map(|job| (job, tier)))
             })
             .collect()
@@ -243,18 +243,18 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreFault> {
+    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreError> {
         persistent!(self, self.ended_rechecks_once(limit))
     }
 
-    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, Fault> {
+    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
         let rows = sqlx::query!(
             r#"select l.job_id, l.entry, l.cosine, g.text as given, o.text as "own?"
                  from semantic_lookups l
                  join jobs c on c.id = l.recheck_id
                  join answers g on g.job_id = l.job_id
                  left join answers o on o.job_id = l.recheck_id
-                where l.recheck_propensity is not null and l.judged_at is null
+                where l.recheck_propensity is not null and l.rechecked_at is null
                   and c.finished_at is not null
                 order by l.job_id limit $1"#,
             i64::try_from(limit).unwrap_or(i64::MAX)
@@ -273,25 +273,31 @@ impl PostgresStore {
         Ok(ended.collect())
     }
 
-    /// Writes judgements; see [`crate::store::Store::judge_rechecks`].
+    /// Writes judgements; see [`crate::store::Store::settle_rechecks`].
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn judge_rechecks(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, StoreFault> {
+    pub async fn settle_rechecks(
+        &self,
+        judgements: &[RecheckOutcome],
+    ) -> Result<Vec<JobId>, StoreError> {
         if judgements.is_empty() {
             return Ok(Vec::new());
         }
-        persistent!(self, self.judge_rechecks_once(judgements))
+        persistent!(self, self.settle_rechecks_once(judgements))
     }
 
-    async fn judge_rechecks_once(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, Fault> {
+    async fn settle_rechecks_once(
+        &self,
+        judgements: &[RecheckOutcome],
+    ) -> Result<Vec<JobId>, BackendError> {
         let mut transaction = self.pool.begin().await?;
         let now = now();
         let mut judged = Vec::with_capacity(judgements.len());
         for judgement in judgements {
             let written = sqlx::query!(
-                "update semantic_lookups set judged_at = $2, agrees = $3
-                  where job_id = $1 and judged_at is null",
+                "update semantic_lookups set rechecked_at = $2, agrees = $3
+                  where job_id = $1 and rechecked_at is null",
                 judgement.job.0,
                 now,
                 judgement.agrees

@@ -21,9 +21,9 @@ use super::{
 use crate::{
     job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
     store::{
-        Settled, Settlement, StoreFault, Verdict,
+        AttemptOutcome, Settled, Settlement, StoreError,
         effect::{Effect, Given},
-        fault::{Fault, persistent},
+        error::{BackendError, persistent},
         row::{Row, now},
     },
 };
@@ -37,7 +37,7 @@ impl PostgresStore {
         &self,
         settlements: &[Settlement],
         cache_ttl: Duration,
-    ) -> Result<Vec<Settled>, StoreFault> {
+    ) -> Result<Vec<Settled>, StoreError> {
         if settlements.is_empty() {
             return Ok(Vec::new());
         }
@@ -48,7 +48,7 @@ impl PostgresStore {
         &self,
         settlements: &[Settlement],
         ttl: Duration,
-    ) -> Result<Vec<Settled>, Fault> {
+    ) -> Result<Vec<Settled>, BackendError> {
         let now = now();
         let mut seen = HashSet::new();
         // The same attempt twice in a batch: the first word counts, the second is fenced.
@@ -56,9 +56,9 @@ impl PostgresStore {
             .iter()
             .filter(|settlement| seen.insert((settlement.job, settlement.attempt)))
             .collect();
-        let (withdrawn, firsts): (Vec<&Settlement>, Vec<&Settlement>) = firsts
+        let (superseded, firsts): (Vec<&Settlement>, Vec<&Settlement>) = firsts
             .into_iter()
-            .partition(|one| matches!(one.verdict, Verdict::Cancelled(..)));
+            .partition(|one| matches!(one.outcome, AttemptOutcome::Cancelled(..)));
         let mut transaction = self.pool.begin().await?;
         write_savings(&mut transaction, &firsts).await?;
         let rows = end_attempts(&mut transaction, &firsts, now).await?;
@@ -70,11 +70,11 @@ impl PostgresStore {
                 rows.get(&settlement.job.0)
                     .is_some_and(|row| u32::try_from(row.attempts) == Ok(settlement.attempt))
             })
-            .map(|settlement| (*settlement, Effect::of(&settlement.verdict)))
+            .map(|settlement| (*settlement, Effect::of(&settlement.outcome)))
             .collect();
         attempts::write(&mut transaction, &committed).await?;
         let is_fenced = |one: &&Settlement| !committed.iter().any(|(done, _)| done.job == one.job);
-        let fenced = firsts.iter().copied().filter(is_fenced).chain(withdrawn);
+        let fenced = firsts.iter().copied().filter(is_fenced).chain(superseded);
         close_fenced(&mut transaction, fenced.collect()).await?;
         let answers: Vec<(Uuid, &Answer)> = committed
             .iter()
@@ -86,7 +86,7 @@ impl PostgresStore {
         let mut shared = settle_cache(&mut transaction, &committed, &rows, now, ttl).await?;
         let spent: Vec<_> = committed
             .iter()
-            .filter(|(_, effect)| effect.bury)
+            .filter(|(_, effect)| effect.keep_dead_letters)
             .filter_map(|(settlement, effect)| Some((rows.get(&settlement.job.0)?, effect.reason?)))
             .filter(|(row, _)| row.is_unanswered())
             .collect();
@@ -115,19 +115,23 @@ impl PostgresStore {
         Ok(outcomes.collect())
     }
 
-    /// Promotes waiting jobs; see [`crate::store::Store::promote_waiting`].
+    /// Promotes waiting jobs; see [`crate::store::Store::take_over_flights`].
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn promote_waiting(
+    pub async fn take_over_flights(
         &self,
         limit: usize,
         cache_lease: Duration,
-    ) -> Result<Vec<RoutedJob>, StoreFault> {
-        persistent!(self, self.promote_once(limit, cache_lease))
+    ) -> Result<Vec<RoutedJob>, StoreError> {
+        persistent!(self, self.take_over_flights_once(limit, cache_lease))
     }
 
-    async fn promote_once(&self, limit: usize, lease: Duration) -> Result<Vec<RoutedJob>, Fault> {
+    async fn take_over_flights_once(
+        &self,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Vec<RoutedJob>, BackendError> {
         let now = now();
         let mut transaction = self.pool.begin().await?;
         let candidates = sqlx::query!(
@@ -182,7 +186,7 @@ impl PostgresStore {
             .iter()
             .filter_map(|row| {
                 let request = requests.get(&row.id)?;
-                Some(row.routed_job(request).map_err(Fault::from))
+                Some(row.routed_job(request).map_err(BackendError::from))
             })
             .collect()
     }
@@ -192,15 +196,15 @@ impl PostgresStore {
 async fn close_fenced(
     connection: &mut PgConnection,
     fenced: Vec<&Settlement>,
-) -> Result<(), Fault> {
-    let verdicts: Vec<_> = fenced
+) -> Result<(), BackendError> {
+    let outcomes: Vec<_> = fenced
         .iter()
-        .map(|one| Verdict::withdrawn(Effect::of(&one.verdict).generated))
+        .map(|one| AttemptOutcome::superseded(Effect::of(&one.outcome).generated))
         .collect();
     let closing: Vec<_> = fenced
         .into_iter()
-        .zip(&verdicts)
-        .map(|(one, verdict)| (one, Effect::of(verdict)))
+        .zip(&outcomes)
+        .map(|(one, outcome)| (one, Effect::of(outcome)))
         .collect();
     attempts::write(connection, &closing).await
 }
@@ -210,8 +214,8 @@ async fn end_attempts(
     connection: &mut PgConnection,
     settlements: &[&Settlement],
     now: DateTime<Utc>,
-) -> Result<Vec<Row>, Fault> {
-    let effects: Vec<Effect<'_>> = settlements.iter().map(|s| Effect::of(&s.verdict)).collect();
+) -> Result<Vec<Row>, BackendError> {
+    let effects: Vec<Effect<'_>> = settlements.iter().map(|s| Effect::of(&s.outcome)).collect();
     let mut c = AnswerColumns::default();
     for effect in &effects {
         c.push_option(effect.answer);
@@ -320,7 +324,7 @@ async fn settle_cache(
     rows: &HashMap<Uuid, Row>,
     now: DateTime<Utc>,
     ttl: Duration,
-) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
+) -> Result<HashMap<JobId, Vec<JobRecord>>, BackendError> {
     // By rising key; should two jobs of a batch have computed the same, the later answer stays.
     let mut kept: BTreeMap<[u8; 32], Filling<'_>> = BTreeMap::new();
     let mut sharing: BTreeMap<[u8; 32], (JobId, Given<'_>)> = BTreeMap::new();
@@ -376,7 +380,7 @@ async fn share(
     connection: &mut PgConnection,
     sharing: &BTreeMap<[u8; 32], (JobId, Given<'_>)>,
     now: DateTime<Utc>,
-) -> Result<HashMap<JobId, Vec<JobRecord>>, Fault> {
+) -> Result<HashMap<JobId, Vec<JobRecord>>, BackendError> {
     if sharing.is_empty() {
         return Ok(HashMap::new());
     }

@@ -4,8 +4,8 @@ use super::PostgresStore;
 use crate::{
     config::{RouteTarget, TargetScope},
     store::{
-        ScopedTarget, StoreFault,
-        fault::{Fault, persistent},
+        ScopedTarget, StoreError,
+        error::{BackendError, persistent},
         row::now,
     },
 };
@@ -15,7 +15,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached, or a row holds no target.
-    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreFault> {
+    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 "select scope, target, changed_at from route_targets order by scope collate \"C\""
@@ -25,7 +25,7 @@ impl PostgresStore {
             rows.into_iter()
                 .map(|row| ScopedTarget::read(&row.scope, &row.target, row.changed_at))
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(Fault::Rule)
+                .map_err(BackendError::Rule)
         })
     }
 
@@ -37,7 +37,7 @@ impl PostgresStore {
         &self,
         scope: &TargetScope,
         target: RouteTarget,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         persistent!(self, async {
             sqlx::query!(
                 "insert into route_targets (scope, target, changed_at) values ($1, $2, $3)
@@ -49,7 +49,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -57,7 +57,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreFault> {
+    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreError> {
         persistent!(self, async {
             let gone = sqlx::query!(
                 "delete from route_targets where scope = $1",
@@ -65,7 +65,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(gone.rows_affected() > 0)
+            Ok::<_, BackendError>(gone.rows_affected() > 0)
         })
     }
 }

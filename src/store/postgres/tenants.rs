@@ -4,8 +4,8 @@ use super::PostgresStore;
 use crate::{
     job::Tenant,
     store::{
-        StoreFault, TenantTerms,
-        fault::{Fault, persistent},
+        StoreError, TenantLimits,
+        error::{BackendError, persistent},
         row::now,
     },
 };
@@ -15,7 +15,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tenants(&self) -> Result<Vec<TenantTerms>, StoreFault> {
+    pub async fn tenants(&self) -> Result<Vec<TenantLimits>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 "select tenant, weight, tokens_per_minute, running_max, requests_per_minute
@@ -26,8 +26,8 @@ impl PostgresStore {
             let count = |count: Option<i32>| count.and_then(|count| u32::try_from(count).ok());
             rows.into_iter()
                 .map(|row| {
-                    Ok(TenantTerms {
-                        tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    Ok(TenantLimits {
+                        tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                         weight: row.weight,
                         tokens_per_minute: row
                             .tokens_per_minute
@@ -36,7 +36,7 @@ impl PostgresStore {
                         requests_per_minute: count(row.requests_per_minute),
                     })
                 })
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
@@ -44,7 +44,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn set_tenant(&self, terms: &TenantTerms) -> Result<(), StoreFault> {
+    pub async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), StoreError> {
         let count =
             |count: Option<u32>| count.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
         persistent!(self, async {
@@ -66,7 +66,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -74,12 +74,12 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreFault> {
+    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreError> {
         persistent!(self, async {
             let gone = sqlx::query!("delete from tenants where tenant = $1", tenant.as_str())
                 .execute(&self.pool)
                 .await?;
-            Ok::<_, Fault>(gone.rows_affected() > 0)
+            Ok::<_, BackendError>(gone.rows_affected() > 0)
         })
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{PostgresStore, text};
 use crate::store::{
-    Heartbeat, StoreFault, WorkerRecord,
-    fault::{Fault, persistent},
+    Heartbeat, StoreError, WorkerRecord,
+    error::{BackendError, persistent},
     row::now,
     rules::{after, before},
 };
@@ -15,20 +15,20 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         let claimant = &heartbeat.claimant;
         persistent!(self, async {
             let now = now();
             sqlx::query!(
                 "insert into workers (worker, tier, model, revision, batch_max, running, draining,
-                                      lease_until, seen_at, context_tokens, takes_lanes)
+                                      lease_until, seen_at, context_tokens, takes_affinity_queues)
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
                      on conflict (worker) do update
                     set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                         batch_max = excluded.batch_max, running = excluded.running,
                         draining = excluded.draining, lease_until = excluded.lease_until,
                         seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
-                        takes_lanes = excluded.takes_lanes",
+                        takes_affinity_queues = excluded.takes_affinity_queues",
                 claimant.worker,
                 claimant.tier.as_str(),
                 &*text::encode(&claimant.model),
@@ -39,11 +39,11 @@ impl PostgresStore {
                 after(now, claimant.lease),
                 now,
                 heartbeat.context_tokens.map(i64::from),
-                heartbeat.takes_lanes
+                heartbeat.takes_affinity_queues
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -51,14 +51,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreError> {
         persistent!(self, self.workers_once(age))
     }
 
-    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
+    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
         let rows = sqlx::query!(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
-                    context_tokens, takes_lanes, lease_until
+                    context_tokens, takes_affinity_queues, lease_until
                from workers where seen_at >= $1 order by seen_at desc, worker",
             before(now(), age)
         )
@@ -67,7 +67,7 @@ impl PostgresStore {
         rows.into_iter()
             .map(|row| {
                 Ok(WorkerRecord {
-                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
                     worker: row.worker,
                     model: text::decode(row.model),
                     revision: text::decode(row.revision),
@@ -75,7 +75,7 @@ impl PostgresStore {
                     context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
-                    takes_lanes: row.takes_lanes,
+                    takes_affinity_queues: row.takes_affinity_queues,
                     lease_until: row.lease_until,
                     seen_at: row.seen_at,
                 })

@@ -6,12 +6,12 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, cache, find_row, hold, learning, semantic};
+use super::{SqliteStore, cache, deferral, find_row, learning, semantic};
 use crate::{
     job::{Answer, JobHead, JobId},
     store::{
-        Admission, Admitted, Course, StoreFault,
-        fault::{Fault, persistent},
+        Admission, AdmissionDecision, Admitted, StoreError,
+        error::{BackendError, persistent},
         row::{logprobs_json, now},
         rules::{self, Entry, Meeting, NewJob},
     },
@@ -26,7 +26,7 @@ impl SqliteStore {
         &self,
         admissions: &[Admission],
         cache_lease: Duration,
-    ) -> Result<Vec<Admitted>, StoreFault> {
+    ) -> Result<Vec<Admitted>, StoreError> {
         if admissions.is_empty() {
             return Ok(Vec::new());
         }
@@ -37,7 +37,7 @@ impl SqliteStore {
         &self,
         admissions: &[Admission],
         lease: Duration,
-    ) -> Result<Vec<Admitted>, Fault> {
+    ) -> Result<Vec<Admitted>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut outcomes = Vec::with_capacity(admissions.len());
@@ -54,7 +54,7 @@ async fn admit_one(
     admission: &Admission,
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<Admitted, Fault> {
+) -> Result<Admitted, BackendError> {
     let head = &admission.head;
     let owner = owner(connection, head).await?;
     let mut known = match owner {
@@ -73,16 +73,17 @@ async fn admit_one(
             }
             Meeting::Waits => return Ok(Admitted::Waiting),
             Meeting::Known
-                if admission.course != Course::Queue && hold::is_held(connection, &row).await? =>
+                if admission.decision != AdmissionDecision::Queue
+                    && deferral::is_deferred(connection, &row).await? =>
             {
-                return Ok(Admitted::Held);
+                return Ok(Admitted::Deferred);
             }
             Meeting::Known => return Ok(Admitted::Known(Box::new(row.into_record()?))),
             Meeting::Moves => {}
         }
     }
-    let entry = match &admission.course {
-        Course::Route(route) => match &route.cache_key {
+    let entry = match &admission.decision {
+        AdmissionDecision::Route(route) => match &route.cache_key {
             Some(key) => match semantic::find(connection, route, key, now).await? {
                 Some(hit) => Some(Entry::Ready(hit)),
                 None => Some(cache::ask(connection, key, head, now, lease).await?),
@@ -101,7 +102,7 @@ async fn admit_one(
 pub(super) async fn owner(
     connection: &mut SqliteConnection,
     head: &JobHead,
-) -> Result<Option<Uuid>, Fault> {
+) -> Result<Option<Uuid>, BackendError> {
     let Some(key) = &head.key else {
         return Ok(None);
     };
@@ -117,7 +118,7 @@ pub(super) async fn owner(
 pub(super) async fn own_key(
     connection: &mut SqliteConnection,
     head: &JobHead,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let Some(key) = &head.key else { return Ok(()) };
     sqlx::query(
         "insert into idempotency (tenant, key, job_id) values (?1, ?2, ?3)
@@ -136,7 +137,7 @@ pub(super) async fn write(
     connection: &mut SqliteConnection,
     job: &NewJob<'_>,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let head = job.head;
     let route = job.route();
     let decision = route.map(|route| &route.decision);
@@ -216,7 +217,7 @@ pub(super) async fn write(
     .bind(head.attempts_max)
     .execute(&mut *connection)
     .await?;
-    hold::hold(connection, job, now).await?;
+    deferral::hold(connection, job, now).await?;
     learning::note_shadow(connection, job, now).await?;
     semantic::note_lookup(connection, job, now).await?;
     if let Some(request) = job.request {
@@ -241,7 +242,7 @@ pub(super) async fn insert_text(
     connection: &mut SqliteConnection,
     id: Uuid,
     answer: &Answer,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     sqlx::query("insert into answers (job_id, text, logprobs) values (?1, ?2, ?3)")
         .bind(id)
         .bind(&answer.text)

@@ -8,7 +8,7 @@ use crate::{
     store::{
         Settlement,
         effect::Effect,
-        fault::Fault,
+        error::BackendError,
         row::{Row, logprobs_json},
     },
 };
@@ -18,7 +18,7 @@ pub(super) async fn write(
     connection: &mut SqliteConnection,
     settlement: &Settlement,
     effect: &Effect<'_>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let answer = effect.generated;
     let usage = answer.map(|answer| answer.usage);
     let signals = settlement.signals.as_ref().map(Signals::to_json);
@@ -63,7 +63,10 @@ pub(super) async fn write(
 
 /// Gives a job that has just ended without an answer the one that was escalated, if there is one;
 /// the reason stays beside it. Returns the job as it is now.
-pub(super) async fn fall_back(connection: &mut SqliteConnection, row: Row) -> Result<Row, Fault> {
+pub(super) async fn fall_back(
+    connection: &mut SqliteConnection,
+    row: Row,
+) -> Result<Row, BackendError> {
     if !row.may_fall_back() {
         return Ok(row);
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     job::{Answer, CacheKey, JobHead, JobId},
     store::{
-        fault::Fault,
+        error::BackendError,
         rules::{Entry, Hit, after},
     },
 };
@@ -21,7 +21,7 @@ pub(super) async fn ask(
     head: &JobHead,
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<Entry, Fault> {
+) -> Result<Entry, BackendError> {
     if lead(connection, key, head.tenant.as_str(), head.id.0, now, lease).await? {
         return Ok(Entry::Led(head.id));
     }
@@ -47,7 +47,7 @@ pub(super) async fn take(
     connection: &mut SqliteConnection,
     key: &CacheKey,
     now: DateTime<Utc>,
-) -> Result<Option<(Answer, JobId)>, Fault> {
+) -> Result<Option<(Answer, JobId)>, BackendError> {
     let found: Option<(Uuid, String)> = sqlx::query_as(
         "update cache_entries set hits = hits + 1, last_hit_at = ?2
           where key = ?1 and state = 'ready' and expires_at > ?2 returning leader, answer",
@@ -69,7 +69,7 @@ pub(super) async fn lead(
     job: Uuid,
     now: DateTime<Utc>,
     lease: Duration,
-) -> Result<bool, Fault> {
+) -> Result<bool, BackendError> {
     let won = sqlx::query(
         "insert into cache_entries (key, tenant, state, leader, lease_until, created_at)
          values (?1, ?2, 'computing', ?3, ?4, ?5)
@@ -98,7 +98,7 @@ pub(super) async fn fill(
     job: Uuid,
     answer: &Answer,
     lifetime: (DateTime<Utc>, Duration),
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let (now, ttl) = lifetime;
     sqlx::query(
         "insert into cache_entries (key, tenant, state, leader, model, revision, answer, created_at, expires_at)
@@ -126,7 +126,7 @@ pub(super) async fn give_up(
     connection: &mut SqliteConnection,
     key: &CacheKey,
     job: Uuid,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     sqlx::query("delete from cache_entries where key = ?1 and leader = ?2 and state = 'computing'")
         .bind(key.0.as_slice())
         .bind(job)

@@ -7,9 +7,9 @@ use super::{SqliteStore, row_columns};
 use crate::{
     job::{JobId, JobRecord},
     store::{
-        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreFault,
+        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
-        fault::{Fault, persistent},
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::before,
     },
@@ -65,11 +65,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreFault> {
+    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreError> {
         persistent!(self, self.tend_cache_once(limits))
     }
 
-    async fn tend_cache_once(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, Fault> {
+    async fn tend_cache_once(
+        &self,
+        limits: CacheLimits,
+    ) -> Result<Option<CacheUpkeep>, BackendError> {
         let now = now();
         let expired = remove!(
             self,
@@ -121,7 +124,7 @@ impl SqliteStore {
     }
 
     /// Entries and bytes of answers.
-    async fn cache_size(&self) -> Result<(u64, u64), Fault> {
+    async fn cache_size(&self) -> Result<(u64, u64), BackendError> {
         let (entries, bytes): (i64, i64) = sqlx::query_as(
             "select count(*), coalesce(sum(length(cast(answer as blob))), 0)
                from cache_entries where state = 'ready'",
@@ -132,7 +135,7 @@ impl SqliteStore {
     }
 
     /// Removes the entries used longest ago: of tenants that have too many, then of all.
-    async fn evict(&self, limits: CacheLimits) -> Result<u64, Fault> {
+    async fn evict(&self, limits: CacheLimits) -> Result<u64, BackendError> {
         let mut evicted = 0;
         let crowded: Vec<(String, i64)> = sqlx::query_as(
             "select tenant, count(*) from cache_entries where state = 'ready'
@@ -177,7 +180,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreFault> {
+    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreError> {
         persistent!(self, async {
             let rows: Vec<StatsRow> = sqlx::query_as(
                 "select tenant, coalesce(model, '') as model, coalesce(revision, '') as revision,
@@ -197,7 +200,7 @@ impl SqliteStore {
                 hits: count(row.hits),
                 last_hit_at: row.last_hit_at,
             });
-            Ok::<_, Fault>(stats.collect())
+            Ok::<_, BackendError>(stats.collect())
         })
     }
 
@@ -205,7 +208,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         persistent!(self, async {
             let statement = concat!("select count(*) from cache_entries where ", meant!());
             let meant: i64 = sqlx::query_scalar(statement)
@@ -216,7 +219,7 @@ impl SqliteStore {
                 .bind(filter.job.map(|job| job.0))
                 .fetch_one(&self.readers)
                 .await?;
-            Ok::<_, Fault>(count(meant))
+            Ok::<_, BackendError>(count(meant))
         })
     }
 
@@ -224,11 +227,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was removed.
-    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreFault> {
+    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
         persistent!(self, self.drop_cached_once(filter))
     }
 
-    async fn drop_cached_once(&self, filter: &CacheFilter) -> Result<u64, Fault> {
+    async fn drop_cached_once(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         let questions = concat!(
             "delete from cache_questions where key in (select key from cache_entries where ",
@@ -248,11 +251,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.answered_along_once(jobs))
     }
 
-    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, Fault> {
+    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let mut records = Vec::new();
         for job in jobs {
             // One transaction settles them all and gives them all one instant.
@@ -283,7 +286,7 @@ async fn delete(
     connection: &mut SqliteConnection,
     statement: &'static str,
     filter: &CacheFilter,
-) -> Result<u64, Fault> {
+) -> Result<u64, BackendError> {
     let done = sqlx::query(statement)
         .bind(filter.tenant.as_ref().map(|tenant| tenant.as_str()))
         .bind(&filter.model)

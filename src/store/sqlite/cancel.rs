@@ -8,8 +8,8 @@ use super::{SqliteStore, claim, find_row};
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, CancelledBatch, StoreFault,
-        fault::{Fault, persistent},
+        CancelFilter, CancelledBatch, StoreError,
+        error::{BackendError, persistent},
         row::now,
         rules::{cancelled, cancelled_batch},
     },
@@ -24,7 +24,7 @@ impl SqliteStore {
         &self,
         filter: &CancelFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.cancel_once(filter, limit))
     }
 
@@ -32,7 +32,7 @@ impl SqliteStore {
         &self,
         filter: &CancelFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let (tenant, ids) = match filter {
@@ -86,7 +86,7 @@ impl SqliteStore {
     pub async fn cancelled_batches(
         &self,
         since: DateTime<Utc>,
-    ) -> Result<Vec<CancelledBatch>, StoreFault> {
+    ) -> Result<Vec<CancelledBatch>, StoreError> {
         persistent!(self, async {
             let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
                 "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= ?1",
@@ -96,30 +96,30 @@ impl SqliteStore {
             .await?;
             rows.into_iter()
                 .map(|(batch, tenant, cancelled_at)| cancelled_batch(batch, &tenant, cancelled_at))
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
-    /// Attempts whose job is theirs no more; see [`crate::store::Store::withdrawn`].
+    /// Attempts whose job is theirs no more; see [`crate::store::Store::superseded`].
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn withdrawn(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreFault> {
+    pub async fn superseded(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreError> {
         persistent!(self, async {
             let mut gone = Vec::new();
             for (job, attempt) in attempts {
-                let is_held: Option<i64> = sqlx::query_scalar(
+                let is_deferred: Option<i64> = sqlx::query_scalar(
                     "select 1 from jobs where id = ?1 and attempts = ?2 and state = 'running'",
                 )
                 .bind(job.0)
                 .bind(attempt)
                 .fetch_optional(&self.readers)
                 .await?;
-                if is_held.is_none() {
+                if is_deferred.is_none() {
                     gone.push(*job);
                 }
             }
-            Ok::<_, Fault>(gone)
+            Ok::<_, BackendError>(gone)
         })
     }
 }
@@ -130,7 +130,7 @@ async fn unfinished(
     tenant: Option<&Tenant>,
     batch: &str,
     limit: usize,
-) -> Result<Vec<Uuid>, Fault> {
+) -> Result<Vec<Uuid>, BackendError> {
     let ids = sqlx::query_scalar(
         "select id from jobs where batch = ?1 and finished_at is null and (?2 is null or tenant = ?2)
           order by id limit ?3",

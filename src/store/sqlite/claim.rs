@@ -10,8 +10,8 @@ use super::{SqliteStore, admit, attempts, cache, dead, find_row};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
-        Claim, Claimant, Claimed, StoreFault,
-        fault::{Fault, persistent},
+        Claim, Claimant, Claimed, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{self, ClaimStep, Fate, NewJob},
     },
@@ -26,7 +26,7 @@ impl SqliteStore {
         &self,
         claimant: &Claimant,
         claims: &[Claim],
-    ) -> Result<Vec<Claimed>, StoreFault> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
@@ -37,7 +37,7 @@ impl SqliteStore {
         &self,
         claimant: &Claimant,
         claims: &[Claim],
-    ) -> Result<Vec<Claimed>, Fault> {
+    ) -> Result<Vec<Claimed>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut seen = HashSet::new();
@@ -63,7 +63,7 @@ impl SqliteStore {
     pub async fn end(
         &self,
         endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         if endings.is_empty() {
             return Ok(Vec::new());
         }
@@ -73,7 +73,7 @@ impl SqliteStore {
     async fn end_once(
         &self,
         endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut records = Vec::with_capacity(endings.len());
@@ -91,7 +91,7 @@ async fn claim_one(
     row: Row,
     redelivered: bool,
     now: DateTime<Utc>,
-) -> Result<Claimed, Fault> {
+) -> Result<Claimed, BackendError> {
     let is_alive = is_alive(connection, &row, now).await?;
     let step = rules::claim_step(&row, redelivered, is_alive, claimant, now);
     match step {
@@ -109,7 +109,7 @@ async fn claim_one(
             begin_attempt(connection, claimant, row.id, attempt, now).await?;
             Ok(Claimed::Run {
                 attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
-                suspect: lost,
+                poison_candidate: lost,
                 last,
             })
         }
@@ -117,13 +117,13 @@ async fn claim_one(
             state,
             reason,
             lost,
-            bury,
+            keep_dead_letters,
         } => {
             if lost {
                 mark_lost(connection, &row, now).await?;
             }
             let row = write_end(connection, row, state, &reason, now).await?;
-            if bury && row.is_unanswered() {
+            if keep_dead_letters && row.is_unanswered() {
                 dead::quarantine(connection, &row, &reason, now).await?;
             }
             Ok(Claimed::Ended(Box::new(row.into_record()?)))
@@ -137,7 +137,7 @@ async fn end_one(
     state: JobState,
     reason: &Reason,
     now: DateTime<Utc>,
-) -> Result<JobRecord, Fault> {
+) -> Result<JobRecord, BackendError> {
     let mut known = find_row(connection, head.id.0).await?;
     if known.is_none()
         && let Some(owner) = admit::owner(connection, head).await?
@@ -170,7 +170,7 @@ pub(super) async fn is_alive(
     connection: &mut SqliteConnection,
     row: &Row,
     now: DateTime<Utc>,
-) -> Result<bool, Fault> {
+) -> Result<bool, BackendError> {
     if row.state != "running" {
         return Ok(false);
     }
@@ -190,7 +190,7 @@ pub(super) async fn mark_lost(
     connection: &mut SqliteConnection,
     row: &Row,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     sqlx::query(
         "update attempts set outcome = 'lost', finished_at = ?3
           where job_id = ?1 and attempt = ?2 and outcome = 'running'",
@@ -209,7 +209,7 @@ async fn begin_attempt(
     id: Uuid,
     attempt: i32,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     sqlx::query(
         "update jobs
             set state = 'running', attempts = ?2, worker = ?3, lease_until = ?4, started_at = ?5,
@@ -247,7 +247,7 @@ pub(super) async fn write_end(
     state: JobState,
     reason: &Reason,
     now: DateTime<Utc>,
-) -> Result<Row, Fault> {
+) -> Result<Row, BackendError> {
     sqlx::query(
         "update jobs
             set state = ?2, reason_code = ?3, reason_message = ?4, finished_at = ?5, waits_for = null

@@ -8,15 +8,15 @@ use super::SqliteStore;
 use crate::{
     job::{JobId, Reason},
     store::{
-        DeadFilter, DeadLetter, DeadResolution, StoreFault,
-        fault::{Fault, persistent},
+        DeadFilter, DeadLetter, DeadResolution, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules,
     },
 };
 
 #[derive(sqlx::FromRow)]
-struct LetterRow {
+struct DeadLetterRow {
     id: Uuid,
     job_id: Option<Uuid>,
     tenant: Option<String>,
@@ -28,15 +28,15 @@ struct LetterRow {
 }
 
 impl SqliteStore {
-    /// Keeps dead letters; see [`crate::store::Store::bury`].
+    /// Keeps dead letters; see [`crate::store::Store::keep_dead_letters`].
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn bury(&self, letters: &[DeadLetter]) -> Result<(), StoreFault> {
-        persistent!(self, self.bury_once(letters))
+    pub async fn keep_dead_letters(&self, letters: &[DeadLetter]) -> Result<(), StoreError> {
+        persistent!(self, self.keep_dead_letters_once(letters))
     }
 
-    async fn bury_once(&self, letters: &[DeadLetter]) -> Result<(), Fault> {
+    async fn keep_dead_letters_once(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         for letter in letters {
             insert(&mut transaction, letter).await?;
@@ -53,7 +53,7 @@ impl SqliteStore {
         &self,
         filter: &DeadFilter,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, StoreFault> {
+    ) -> Result<Vec<DeadLetter>, StoreError> {
         persistent!(self, self.dead_letters_once(filter, limit))
     }
 
@@ -61,13 +61,13 @@ impl SqliteStore {
         &self,
         filter: &DeadFilter,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, Fault> {
+    ) -> Result<Vec<DeadLetter>, BackendError> {
         let ids: Vec<String> = filter
             .ids
             .iter()
             .map(|id| id.simple().to_string())
             .collect();
-        let rows: Vec<LetterRow> = sqlx::query_as(
+        let rows: Vec<DeadLetterRow> = sqlx::query_as(
             "select id, job_id, tenant, queue, reason_code, reason_message, body, died_at
                from dead_letters
               where resolution is null
@@ -108,7 +108,7 @@ impl SqliteStore {
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,
-    ) -> Result<u64, StoreFault> {
+    ) -> Result<u64, StoreError> {
         persistent!(self, self.resolve_dead_once(ids, resolution))
     }
 
@@ -116,7 +116,7 @@ impl SqliteStore {
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,
-    ) -> Result<u64, Fault> {
+    ) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut resolved = 0;
@@ -137,7 +137,10 @@ impl SqliteStore {
     }
 }
 
-async fn insert(connection: &mut SqliteConnection, letter: &DeadLetter) -> Result<(), Fault> {
+async fn insert(
+    connection: &mut SqliteConnection,
+    letter: &DeadLetter,
+) -> Result<(), BackendError> {
     sqlx::query(
         "insert into dead_letters (id, job_id, tenant, queue, reason_code, reason_message, body, died_at)
          values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (id) do nothing",
@@ -161,7 +164,7 @@ pub(super) async fn quarantine(
     row: &Row,
     reason: &Reason,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let request = request(connection, row.id).await?;
     let letter = rules::letter_of(row, request.as_deref(), reason, now)?;
     insert(connection, &letter).await
@@ -171,7 +174,7 @@ pub(super) async fn quarantine(
 pub(super) async fn request(
     connection: &mut SqliteConnection,
     id: Uuid,
-) -> Result<Option<String>, Fault> {
+) -> Result<Option<String>, BackendError> {
     let request = sqlx::query_scalar("select request from requests where job_id = ?1")
         .bind(id)
         .fetch_optional(connection)

@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::store::{
-    ApiKey, KeyDigest, StoreFault,
-    fault::{Fault, persistent},
+    ApiKey, KeyDigest, StoreError,
+    error::{BackendError, persistent},
     row::now,
 };
 
@@ -22,7 +22,7 @@ struct KeyRow {
 }
 
 impl KeyRow {
-    fn into_key(self) -> Result<ApiKey, Fault> {
+    fn into_key(self) -> Result<ApiKey, BackendError> {
         Ok(ApiKey {
             id: self.id,
             name: self.name,
@@ -30,8 +30,8 @@ impl KeyRow {
                 .tenant
                 .map(|tenant| tenant.parse())
                 .transpose()
-                .map_err(Fault::Rule)?,
-            scopes: self.scopes.parse().map_err(Fault::Rule)?,
+                .map_err(BackendError::Rule)?,
+            scopes: self.scopes.parse().map_err(BackendError::Rule)?,
             created_at: self.created_at,
             expires_at: self.expires_at,
             revoked_at: self.revoked_at,
@@ -44,7 +44,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreFault> {
+    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreError> {
         persistent!(self, async {
             sqlx::query(
                 "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
@@ -60,7 +60,7 @@ impl SqliteStore {
             .bind(key.revoked_at)
             .execute(&self.writer)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -68,7 +68,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreFault> {
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
         persistent!(self, async {
             let rows: Vec<KeyRow> = sqlx::query_as(
                 "select id, name, tenant, scopes, created_at, expires_at, revoked_at
@@ -78,7 +78,7 @@ impl SqliteStore {
             .await?;
             rows.into_iter()
                 .map(KeyRow::into_key)
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
@@ -86,7 +86,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreFault> {
+    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
         persistent!(self, async {
             let row: Option<KeyRow> = sqlx::query_as(
                 "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
@@ -104,7 +104,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreFault> {
+    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreError> {
         persistent!(self, async {
             let done = sqlx::query(
                 "update api_keys set revoked_at = ?2 where id = ?1 and revoked_at is null",
@@ -113,7 +113,7 @@ impl SqliteStore {
             .bind(now())
             .execute(&self.writer)
             .await?;
-            Ok::<_, Fault>(done.rows_affected() > 0)
+            Ok::<_, BackendError>(done.rows_affected() > 0)
         })
     }
 }

@@ -10,8 +10,8 @@ use super::{SqliteStore, dead, row_columns};
 use crate::{
     job::{Job, JobId, Tenant},
     store::{
-        DecisionRecord, Feedback, PairRow, PastDecision, StoreFault, StoredWeights, TierCost,
-        fault::{Fault, persistent},
+        DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{self, NewJob, before},
     },
@@ -22,7 +22,7 @@ pub(super) async fn note_shadow(
     connection: &mut SqliteConnection,
     job: &NewJob<'_>,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if let Some(chance) = job.shadow() {
         sqlx::query(
             "insert into shadows (job_id, propensity, drawn_at) values (?1, ?2, ?3) on conflict do nothing",
@@ -92,7 +92,7 @@ impl SqliteStore {
         &self,
         tenant: &Tenant,
         words: &[Feedback],
-    ) -> Result<Vec<bool>, StoreFault> {
+    ) -> Result<Vec<bool>, StoreError> {
         if words.is_empty() {
             return Ok(Vec::new());
         }
@@ -103,7 +103,7 @@ impl SqliteStore {
         &self,
         tenant: &Tenant,
         words: &[Feedback],
-    ) -> Result<Vec<bool>, Fault> {
+    ) -> Result<Vec<bool>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut known = Vec::with_capacity(words.len());
@@ -132,11 +132,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn close_shadows(&self) -> Result<u64, StoreFault> {
+    pub async fn close_shadows(&self) -> Result<u64, StoreError> {
         persistent!(self, self.close_shadows_once())
     }
 
-    async fn close_shadows_once(&self) -> Result<u64, Fault> {
+    async fn close_shadows_once(&self) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
             "update shadows set ended_at = ?1
@@ -166,16 +166,16 @@ impl SqliteStore {
     pub async fn due_shadows(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<Job>, StoreFault> {
-        persistent!(self, self.due_shadows_once(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<Job>, StoreError> {
+        persistent!(self, self.due_shadows_once(limit, stuck_after))
     }
 
     async fn due_shadows_once(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<Job>, Fault> {
+        stuck_after: Duration,
+    ) -> Result<Vec<Job>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<Row> = sqlx::query_as(concat!(
             "select",
@@ -186,7 +186,7 @@ impl SqliteStore {
                 and (s.shadow_id is null or (s.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
               order by s.job_id limit ?2"
         ))
-        .bind(before(now(), lost_after))
+        .bind(before(now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
@@ -207,7 +207,7 @@ impl SqliteStore {
         &self,
         scorer: &str,
         limit: usize,
-    ) -> Result<Vec<PastDecision>, StoreFault> {
+    ) -> Result<Vec<PastDecision>, StoreError> {
         persistent!(self, self.past_decisions_once(scorer, limit))
     }
 
@@ -215,7 +215,7 @@ impl SqliteStore {
         &self,
         scorer: &str,
         limit: usize,
-    ) -> Result<Vec<PastDecision>, Fault> {
+    ) -> Result<Vec<PastDecision>, BackendError> {
         let rows: Vec<(String, Option<String>, f64)> = sqlx::query_as(
             "select tenant, tags, score
                from (select * from jobs where id >= ?1 order by id desc limit ?2)
@@ -239,11 +239,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreFault> {
+    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreError> {
         persistent!(self, self.tier_costs_once(limit))
     }
 
-    async fn tier_costs_once(&self, limit: usize) -> Result<Vec<TierCost>, Fault> {
+    async fn tier_costs_once(&self, limit: usize) -> Result<Vec<TierCost>, BackendError> {
         let rows: Vec<CostRow> = sqlx::query_as(
             "select tier, count(*) as jobs,
                     avg((julianday(finished_at) - julianday(started_at)) * 86400.0) as seconds,
@@ -260,7 +260,7 @@ impl SqliteStore {
         rows.into_iter()
             .map(|row| {
                 Ok(TierCost {
-                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
                     jobs: u64::try_from(row.jobs).unwrap_or(0),
                     seconds_mean: row.seconds,
                     prompt_tokens_mean: row.prompt_tokens,
@@ -278,11 +278,15 @@ impl SqliteStore {
         &self,
         limit: usize,
         for_training: bool,
-    ) -> Result<Vec<PairRow>, StoreFault> {
+    ) -> Result<Vec<PairRow>, StoreError> {
         persistent!(self, self.pairs_once(limit, for_training))
     }
 
-    async fn pairs_once(&self, limit: usize, for_training: bool) -> Result<Vec<PairRow>, Fault> {
+    async fn pairs_once(
+        &self,
+        limit: usize,
+        for_training: bool,
+    ) -> Result<Vec<PairRow>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<PairOf> = sqlx::query_as(
             "select p.job_id, p.tenant, (select j.tags from jobs j where j.id = p.job_id) as tags, p.scorer, p.score, p.propensity, p.agrees,
@@ -316,7 +320,7 @@ impl SqliteStore {
             };
             pairs.push(PairRow {
                 job: JobId(row.job_id),
-                tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                 tags: rules::tags_of(row.tags.as_deref()),
                 scorer: row.scorer,
                 score: row.score,
@@ -335,11 +339,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreFault> {
+    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreError> {
         persistent!(self, self.decision_once(id))
     }
 
-    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, Fault> {
+    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let row: Option<DecisionRow> = sqlx::query_as(
             "select j.scorer, j.features_version, j.features, j.score, j.threshold_base, j.threshold, j.target,
@@ -383,11 +387,15 @@ impl SqliteStore {
         &self,
         weights: &StoredWeights,
         promote: bool,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         persistent!(self, self.put_weights_once(weights, promote))
     }
 
-    async fn put_weights_once(&self, weights: &StoredWeights, promote: bool) -> Result<(), Fault> {
+    async fn put_weights_once(
+        &self,
+        weights: &StoredWeights,
+        promote: bool,
+    ) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         if promote {
             sqlx::query("update router_weights set active = 0 where active")
@@ -416,11 +424,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreFault> {
+    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreError> {
         persistent!(self, self.active_weights_once())
     }
 
-    async fn active_weights_once(&self) -> Result<Option<StoredWeights>, Fault> {
+    async fn active_weights_once(&self) -> Result<Option<StoredWeights>, BackendError> {
         let row: Option<(String, DateTime<Utc>, String, Vec<u8>)> = sqlx::query_as(
             "select version, created_at, metrics, weights from router_weights where active",
         )

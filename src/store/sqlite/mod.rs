@@ -11,14 +11,14 @@ mod cache_upkeep;
 mod cancel;
 mod claim;
 mod dead;
-mod hold;
+mod deferral;
 mod keys;
 mod learning;
 mod read;
+mod rescue;
 mod savings;
 mod semantic;
 mod settle;
-mod sweep;
 mod targets;
 mod tenants;
 mod workers;
@@ -32,7 +32,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreFault, fault::Fault, row::Row, schema};
+use super::{StoreError, error::BackendError, row::Row, schema};
 use crate::config::StoreConfig;
 
 /// The columns of a [`Row`] but its text.
@@ -88,9 +88,9 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be opened or made.
-    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreFault> {
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreError> {
         let url = config.url.masked();
-        let outward = |fault: sqlx::Error| Fault::from(fault).outward(&url);
+        let outward = |error: sqlx::Error| BackendError::from(error).outward(&url);
         let timeout = Duration::from_millis(config.connect_timeout_ms);
         let path = config.sqlite_path().unwrap_or_default();
         let options = SqliteConnectOptions::new()
@@ -104,8 +104,8 @@ impl SqliteStore {
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
         {
-            std::fs::create_dir_all(folder).map_err(|fault| StoreFault::Storage {
-                message: format!("cannot make the folder {}: {fault}", folder.display()),
+            std::fs::create_dir_all(folder).map_err(|error| StoreError::Storage {
+                message: format!("cannot make the folder {}: {error}", folder.display()),
             })?;
         }
         let pool = |connections| {
@@ -125,12 +125,12 @@ impl SqliteStore {
         })
     }
 
-    fn outward(&self, fault: impl Into<Fault>) -> StoreFault {
-        fault.into().outward(&self.url)
+    fn outward(&self, error: impl Into<BackendError>) -> StoreError {
+        error.into().outward(&self.url)
     }
 
     /// A transaction that holds the file's write lock from its beginning.
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, Fault> {
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, BackendError> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
@@ -138,10 +138,10 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When a migration fails, or the tables are newer than this version.
-    pub async fn migrate(&self) -> Result<usize, StoreFault> {
+    pub async fn migrate(&self) -> Result<usize, StoreError> {
         // All migrations or none, and one process at a time: the write lock is held throughout.
-        let mut transaction = self.begin().await.map_err(|fault| self.outward(fault))?;
-        let migrate_fault = |fault| schema::migrate_fault(fault, |fault| self.outward(fault));
+        let mut transaction = self.begin().await.map_err(|error| self.outward(error))?;
+        let migrate_fault = |error| schema::migrate_fault(error, |error| self.outward(error));
         transaction
             .ensure_migrations_table(MIGRATIONS_TABLE)
             .await
@@ -158,24 +158,24 @@ impl SqliteStore {
         transaction
             .commit()
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         Ok(pending)
     }
 
     /// Fails unless the tables are of this version.
     ///
     /// # Errors
-    /// [`StoreFault::Schema`] when they are not.
-    pub async fn check_schema(&self) -> Result<(), StoreFault> {
+    /// [`StoreError::Schema`] when they are not.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
         let mut connection = self
             .readers
             .acquire()
             .await
-            .map_err(|fault| self.outward(fault))?;
+            .map_err(|error| self.outward(error))?;
         let applied = connection
             .list_applied_migrations(MIGRATIONS_TABLE)
             .await
-            .map_err(|fault| schema::migrate_fault(fault, |fault| self.outward(fault)))?;
+            .map_err(|error| schema::migrate_fault(error, |error| self.outward(error)))?;
         schema::require_complete(schema::pending(&migrator(), &applied)?)
     }
 
@@ -183,7 +183,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// None.
-    pub async fn ensure_partitions(&self) -> Result<(), StoreFault> {
+    pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -200,11 +200,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn drop_all(&self) -> Result<(), StoreFault> {
-        super::fault::persistent!(self, self.drop_once())
+    pub async fn drop_all(&self) -> Result<(), StoreError> {
+        super::error::persistent!(self, self.drop_once())
     }
 
-    async fn drop_once(&self) -> Result<(), Fault> {
+    async fn drop_once(&self) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         for statement in [
             "drop view if exists token_savings",
@@ -225,7 +225,7 @@ impl SqliteStore {
             "drop view if exists escalations",
             "drop table if exists route_targets",
             "drop table if exists tenants",
-            "drop table if exists held_jobs",
+            "drop table if exists deferred_jobs",
             "drop table if exists leaders",
             "drop table if exists cancelled_batches",
             "drop table if exists api_keys",
@@ -258,7 +258,10 @@ impl SqliteStore {
     }
 }
 
-async fn find_row(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<Row>, Fault> {
+async fn find_row(
+    connection: &mut SqliteConnection,
+    id: Uuid,
+) -> Result<Option<Row>, BackendError> {
     let row = sqlx::query_as(select_rows!("where j.id = ?1"))
         .bind(id)
         .fetch_optional(connection)

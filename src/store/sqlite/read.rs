@@ -7,8 +7,8 @@ use super::{SqliteStore, dead, find_row, select_rows};
 use crate::{
     job::{Job, JobId, JobRecord, Reason, Tenant},
     store::{
-        AttemptRecord, Overview, RecordFilter, StoreFault,
-        fault::{Fault, persistent},
+        AttemptRecord, Overview, RecordFilter, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
     },
 };
@@ -37,11 +37,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreFault> {
+    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.records_once(ids))
     }
 
-    async fn records_once(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, Fault> {
+    async fn records_once(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let mut records = Vec::with_capacity(ids.len());
         for id in ids {
@@ -60,7 +60,7 @@ impl SqliteStore {
         &self,
         tenant: &Tenant,
         keys: &[String],
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.records_by_key_once(tenant, keys))
     }
 
@@ -68,7 +68,7 @@ impl SqliteStore {
         &self,
         tenant: &Tenant,
         keys: &[String],
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let mut records = Vec::with_capacity(keys.len());
         for key in keys {
@@ -94,7 +94,7 @@ impl SqliteStore {
         &self,
         filter: &RecordFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreFault> {
+    ) -> Result<Vec<JobRecord>, StoreError> {
         persistent!(self, self.finished_once(filter, limit))
     }
 
@@ -102,7 +102,7 @@ impl SqliteStore {
         &self,
         filter: &RecordFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, Fault> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let (after_at, after_id) = match filter.after {
             Some((at, id)) => (at, id.0),
             None => (DateTime::UNIX_EPOCH, Uuid::nil()),
@@ -122,7 +122,7 @@ impl SqliteStore {
         .fetch_all(&self.readers)
         .await?;
         rows.into_iter()
-            .map(|row| row.into_record().map_err(Fault::from))
+            .map(|row| row.into_record().map_err(BackendError::from))
             .collect()
     }
 
@@ -130,11 +130,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreFault> {
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         persistent!(self, self.job_once(id))
     }
 
-    async fn job_once(&self, id: JobId) -> Result<Option<Job>, Fault> {
+    async fn job_once(&self, id: JobId) -> Result<Option<Job>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let row = find_row(&mut connection, id.0).await?;
         let request = dead::request(&mut connection, id.0).await?;
@@ -148,11 +148,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreFault> {
+    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
         persistent!(self, self.attempts_once(id))
     }
 
-    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
+    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
         let rows: Vec<AttemptRow> = sqlx::query_as(
             "select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
                     a.prompt_tokens, a.completion_tokens, a.confidence, a.signals, t.text as answer,
@@ -168,7 +168,7 @@ impl SqliteStore {
             .map(|row| {
                 Ok(AttemptRecord {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
-                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
                     model: row.model,
                     revision: row.revision,
                     worker: row.worker,
@@ -199,11 +199,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn overview(&self) -> Result<Overview, StoreFault> {
+    pub async fn overview(&self) -> Result<Overview, StoreError> {
         persistent!(self, self.overview_once(now()))
     }
 
-    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, Fault> {
+    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let states: Vec<(String, i64)> = sqlx::query_as(
             "select state, count(*)
@@ -217,10 +217,10 @@ impl SqliteStore {
         let states = states
             .into_iter()
             .map(|(state, jobs)| {
-                let state = state.parse().map_err(Fault::Rule)?;
+                let state = state.parse().map_err(BackendError::Rule)?;
                 Ok((state, u64::try_from(jobs).unwrap_or(0)))
             })
-            .collect::<Result<_, Fault>>()?;
+            .collect::<Result<_, BackendError>>()?;
         let (jobs, tokens): (i64, i64) = sqlx::query_as(
             "select count(*), coalesce(sum(completion_tokens) filter (where source = 'computed'), 0)
                from jobs where finished_at >= ?1",

@@ -2,14 +2,14 @@
 
 use sqlx::SqliteConnection;
 
-use crate::store::{Settlement, fault::Fault};
+use crate::store::{Settlement, error::BackendError};
 
 /// Writes what a settled attempt saved, fenced as the settlement itself is; before the row is
 /// settled and read.
 pub(super) async fn write_savings(
     connection: &mut SqliteConnection,
     settlement: &Settlement,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if settlement.saved.is_empty() {
         return Ok(());
     }

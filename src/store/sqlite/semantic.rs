@@ -10,8 +10,8 @@ use super::{SqliteStore, cache, dead, row_columns};
 use crate::{
     job::{Answer, CacheKey, Job, JobId, Tier},
     store::{
-        Judgement, KnownQuestion, Recheck, Route, StoreFault,
-        fault::{Fault, persistent},
+        KnownQuestion, Recheck, RecheckOutcome, Route, StoreError,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{Hit, NewJob, before},
         semantic::{from_bytes, to_bytes},
@@ -25,7 +25,7 @@ pub(super) async fn find(
     route: &Route,
     key: &CacheKey,
     now: DateTime<Utc>,
-) -> Result<Option<Hit>, Fault> {
+) -> Result<Option<Hit>, BackendError> {
     let Some(likeness) = route.hit() else {
         return Ok(None);
     };
@@ -41,7 +41,7 @@ pub(super) async fn note_lookup(
     connection: &mut SqliteConnection,
     job: &NewJob<'_>,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     if let Some((key, lookup)) = job.question() {
         sqlx::query(
             "insert into cache_questions (key, tenant, scope, embedder, question, embedding, cosine_min,
@@ -61,14 +61,14 @@ pub(super) async fn note_lookup(
     }
     if let Some(looked_up) = job.looked_up() {
         sqlx::query(
-            "insert into semantic_lookups (job_id, tenant, entry, verdict, veto, cosine, cosine_min,
+            "insert into semantic_lookups (job_id, tenant, entry, outcome, veto, cosine, cosine_min,
                                            looked_at, recheck_propensity)
              values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) on conflict do nothing",
         )
         .bind(job.head.id.0)
         .bind(job.head.tenant.as_str())
         .bind(looked_up.likeness.entry.0.as_slice())
-        .bind(looked_up.verdict)
+        .bind(looked_up.outcome)
         .bind(looked_up.veto)
         .bind(looked_up.likeness.cosine)
         .bind(looked_up.likeness.cosine_min)
@@ -121,7 +121,7 @@ impl SqliteStore {
         embedder: &str,
         since: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<KnownQuestion>, StoreFault> {
+    ) -> Result<Vec<KnownQuestion>, StoreError> {
         persistent!(self, self.known_questions_once(embedder, since, limit))
     }
 
@@ -130,7 +130,7 @@ impl SqliteStore {
         embedder: &str,
         since: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<KnownQuestion>, Fault> {
+    ) -> Result<Vec<KnownQuestion>, BackendError> {
         let rows: Vec<QuestionRow> = sqlx::query_as(
             "select q.key, q.scope, q.question, q.embedding, q.cosine_min,
                     max(q.changed_at, e.created_at) as changed_at, e.expires_at
@@ -163,12 +163,12 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreFault> {
+    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
         persistent!(self, async {
             let mut transaction = self.begin().await?;
             let taken = cache::take(&mut transaction, &key, now()).await?;
             transaction.commit().await?;
-            Ok::<_, Fault>(taken)
+            Ok::<_, BackendError>(taken)
         })
     }
 
@@ -176,15 +176,15 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn open_rechecks(&self) -> Result<u64, StoreFault> {
+    pub async fn open_rechecks(&self) -> Result<u64, StoreError> {
         persistent!(self, self.open_rechecks_once())
     }
 
-    async fn open_rechecks_once(&self) -> Result<u64, Fault> {
+    async fn open_rechecks_once(&self) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
-            "update semantic_lookups set judged_at = ?1
-              where recheck_propensity is not null and judged_at is null
+            "update semantic_lookups set rechecked_at = ?1
+              where recheck_propensity is not null and rechecked_at is null
                 and exists (select 1 from jobs j
                              where j.id = semantic_lookups.job_id and j.finished_at is not null
                                and j.source is not 'semantic')",
@@ -194,7 +194,7 @@ impl SqliteStore {
         .await?;
         let open: i64 = sqlx::query_scalar(
             "select count(*) from semantic_lookups
-              where recheck_propensity is not null and judged_at is null and recheck_id is not null",
+              where recheck_propensity is not null and rechecked_at is null and recheck_id is not null",
         )
         .fetch_one(&mut *transaction)
         .await?;
@@ -209,16 +209,16 @@ impl SqliteStore {
     pub async fn due_rechecks(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, StoreFault> {
-        persistent!(self, self.due_rechecks_once(limit, lost_after))
+        stuck_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, StoreError> {
+        persistent!(self, self.due_rechecks_once(limit, stuck_after))
     }
 
     async fn due_rechecks_once(
         &self,
         limit: usize,
-        lost_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, Fault> {
+        stuck_after: Duration,
+    ) -> Result<Vec<(Job, Tier)>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<Row> = sqlx::query_as(concat!(
             "select",
@@ -226,12 +226,12 @@ impl SqliteStore {
             "null as text, null as logprobs
                from semantic_lookups l join jobs j on j.id = l.job_id
                left join jobs c on c.id = l.recheck_id
-              where l.recheck_propensity is not null and l.judged_at is null and j.source = 'semantic'
+              where l.recheck_propensity is not null and l.rechecked_at is null and j.source = 'semantic'
                 and (l.recheck_id is null
                      or (l.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
               order by l.job_id limit ?2"
         ))
-        .bind(before(now(), lost_after))
+        .bind(before(now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
@@ -251,18 +251,18 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreFault> {
+    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreError> {
         persistent!(self, self.ended_rechecks_once(limit))
     }
 
-    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, Fault> {
+    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
         let rows: Vec<RecheckRow> = sqlx::query_as(
             "select l.job_id, l.entry, l.cosine, g.text as given, o.text as own
                from semantic_lookups l
                join jobs c on c.id = l.recheck_id
                join answers g on g.job_id = l.job_id
                left join answers o on o.job_id = l.recheck_id
-              where l.recheck_propensity is not null and l.judged_at is null
+              where l.recheck_propensity is not null and l.rechecked_at is null
                 and c.finished_at is not null
               order by l.job_id limit ?1",
         )
@@ -281,25 +281,31 @@ impl SqliteStore {
         Ok(ended.collect())
     }
 
-    /// Writes judgements; see [`crate::store::Store::judge_rechecks`].
+    /// Writes judgements; see [`crate::store::Store::settle_rechecks`].
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn judge_rechecks(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, StoreFault> {
+    pub async fn settle_rechecks(
+        &self,
+        judgements: &[RecheckOutcome],
+    ) -> Result<Vec<JobId>, StoreError> {
         if judgements.is_empty() {
             return Ok(Vec::new());
         }
-        persistent!(self, self.judge_rechecks_once(judgements))
+        persistent!(self, self.settle_rechecks_once(judgements))
     }
 
-    async fn judge_rechecks_once(&self, judgements: &[Judgement]) -> Result<Vec<JobId>, Fault> {
+    async fn settle_rechecks_once(
+        &self,
+        judgements: &[RecheckOutcome],
+    ) -> Result<Vec<JobId>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut judged = Vec::with_capacity(judgements.len());
         for judgement in judgements {
             let written = sqlx::query(
-                "update semantic_lookups set judged_at = ?2, agrees = ?3
-                  where job_id = ?1 and judged_at is null",
+                "update semantic_lookups set rechecked_at = ?2, agrees = ?3
+                  where job_id = ?1 and rechecked_at is null",
             )
             .bind(judgement.job.0)
             .bind(now)

@@ -12,9 +12,9 @@ use super::{
 use crate::{
     job::{CacheKey, JobRecord, JobState, RoutedJob},
     store::{
-        Settled, Settlement, StoreFault, Verdict,
+        AttemptOutcome, Settled, Settlement, StoreError,
         effect::{Effect, Given},
-        fault::{Fault, persistent},
+        error::{BackendError, persistent},
         row::{Row, now},
     },
 };
@@ -28,7 +28,7 @@ impl SqliteStore {
         &self,
         settlements: &[Settlement],
         cache_ttl: Duration,
-    ) -> Result<Vec<Settled>, StoreFault> {
+    ) -> Result<Vec<Settled>, StoreError> {
         if settlements.is_empty() {
             return Ok(Vec::new());
         }
@@ -39,7 +39,7 @@ impl SqliteStore {
         &self,
         settlements: &[Settlement],
         ttl: Duration,
-    ) -> Result<Vec<Settled>, Fault> {
+    ) -> Result<Vec<Settled>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut outcomes = Vec::with_capacity(settlements.len());
@@ -50,19 +50,23 @@ impl SqliteStore {
         Ok(outcomes)
     }
 
-    /// Promotes waiting jobs; see [`crate::store::Store::promote_waiting`].
+    /// Promotes waiting jobs; see [`crate::store::Store::take_over_flights`].
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn promote_waiting(
+    pub async fn take_over_flights(
         &self,
         limit: usize,
         cache_lease: Duration,
-    ) -> Result<Vec<RoutedJob>, StoreFault> {
-        persistent!(self, self.promote_once(limit, cache_lease))
+    ) -> Result<Vec<RoutedJob>, StoreError> {
+        persistent!(self, self.take_over_flights_once(limit, cache_lease))
     }
 
-    async fn promote_once(&self, limit: usize, lease: Duration) -> Result<Vec<RoutedJob>, Fault> {
+    async fn take_over_flights_once(
+        &self,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Vec<RoutedJob>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         // Ids sort by time, so the smallest is the oldest.
@@ -102,12 +106,12 @@ async fn settle_one(
     settlement: &Settlement,
     now: DateTime<Utc>,
     ttl: Duration,
-) -> Result<Settled, Fault> {
-    let effect = Effect::of(&settlement.verdict);
+) -> Result<Settled, BackendError> {
+    let effect = Effect::of(&settlement.outcome);
     savings::write_savings(connection, settlement).await?;
     let is_withdrawn = effect.state == JobState::Cancelled;
     if is_withdrawn || !end_attempt(connection, settlement, &effect, now).await? {
-        let late = Verdict::withdrawn(effect.generated);
+        let late = AttemptOutcome::superseded(effect.generated);
         attempts::write(connection, settlement, &Effect::of(&late)).await?;
         return Ok(Settled::Fenced);
     }
@@ -117,10 +121,15 @@ async fn settle_one(
     }
     attempts::write(connection, settlement, &effect).await?;
     let Some(row) = find_row(connection, id).await? else {
-        return Err(Fault::Rule("a job that exists cannot be found".to_owned()));
+        return Err(BackendError::Rule(
+            "a job that exists cannot be found".to_owned(),
+        ));
     };
     let row = attempts::fall_back(connection, row).await?;
-    if let (true, Some(reason)) = (effect.bury && row.is_unanswered(), effect.reason) {
+    if let (true, Some(reason)) = (
+        effect.keep_dead_letters && row.is_unanswered(),
+        effect.reason,
+    ) {
         dead::quarantine(connection, &row, reason, now).await?;
     }
     let mut shared = Vec::new();
@@ -152,7 +161,7 @@ async fn end_attempt(
     settlement: &Settlement,
     effect: &Effect<'_>,
     now: DateTime<Utc>,
-) -> Result<bool, Fault> {
+) -> Result<bool, BackendError> {
     let answer = effect.answer;
     let escalated = effect.escalated();
     let reason = effect.job_reason();
@@ -207,7 +216,7 @@ async fn share(
     key: &CacheKey,
     given: Given<'_>,
     now: DateTime<Utc>,
-) -> Result<Vec<JobRecord>, Fault> {
+) -> Result<Vec<JobRecord>, BackendError> {
     let waiting: Vec<Uuid> = sqlx::query_scalar(
         "select j.id from jobs j left join semantic_lookups l on l.job_id = j.id
           where j.waits_for = ?1 and j.state = 'routed' and (?2 is null or l.entry = ?2)

@@ -6,8 +6,8 @@ use super::SqliteStore;
 use crate::{
     config::{RouteTarget, TargetScope},
     store::{
-        ScopedTarget, StoreFault,
-        fault::{Fault, persistent},
+        ScopedTarget, StoreError,
+        error::{BackendError, persistent},
         row::now,
     },
 };
@@ -17,7 +17,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read, or a row holds no target.
-    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreFault> {
+    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreError> {
         persistent!(self, async {
             let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
                 "select scope, target, changed_at from route_targets order by scope",
@@ -27,7 +27,7 @@ impl SqliteStore {
             rows.into_iter()
                 .map(|(scope, target, changed_at)| ScopedTarget::read(&scope, &target, changed_at))
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(Fault::Rule)
+                .map_err(BackendError::Rule)
         })
     }
 
@@ -39,7 +39,7 @@ impl SqliteStore {
         &self,
         scope: &TargetScope,
         target: RouteTarget,
-    ) -> Result<(), StoreFault> {
+    ) -> Result<(), StoreError> {
         persistent!(self, async {
             sqlx::query(
                 "insert into route_targets (scope, target, changed_at) values (?1, ?2, ?3)
@@ -51,7 +51,7 @@ impl SqliteStore {
             .bind(now())
             .execute(&self.writer)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -59,13 +59,13 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreFault> {
+    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreError> {
         persistent!(self, async {
             let gone = sqlx::query("delete from route_targets where scope = ?1")
                 .bind(scope.to_string())
                 .execute(&self.writer)
                 .await?;
-            Ok::<_, Fault>(gone.rows_affected() > 0)
+            Ok::<_, BackendError>(gone.rows_affected() > 0)
         })
     }
 }

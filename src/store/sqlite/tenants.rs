@@ -4,8 +4,8 @@ use super::SqliteStore;
 use crate::{
     job::Tenant,
     store::{
-        StoreFault, TenantTerms,
-        fault::{Fault, persistent},
+        StoreError, TenantLimits,
+        error::{BackendError, persistent},
         row::now,
     },
 };
@@ -24,11 +24,11 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn tenants(&self) -> Result<Vec<TenantTerms>, StoreFault> {
+    pub async fn tenants(&self) -> Result<Vec<TenantLimits>, StoreError> {
         persistent!(self, self.tenants_once())
     }
 
-    async fn tenants_once(&self) -> Result<Vec<TenantTerms>, Fault> {
+    async fn tenants_once(&self) -> Result<Vec<TenantLimits>, BackendError> {
         let rows: Vec<TermsRow> = sqlx::query_as(
             "select tenant, weight, tokens_per_minute, running_max, requests_per_minute
                from tenants order by tenant",
@@ -38,8 +38,8 @@ impl SqliteStore {
         let count = |count: Option<i64>| count.and_then(|count| u32::try_from(count).ok());
         rows.into_iter()
             .map(|row| {
-                Ok(TenantTerms {
-                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                Ok(TenantLimits {
+                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                     weight: row.weight,
                     tokens_per_minute: count(row.tokens_per_minute),
                     running_max: count(row.running_max),
@@ -53,7 +53,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn set_tenant(&self, terms: &TenantTerms) -> Result<(), StoreFault> {
+    pub async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), StoreError> {
         persistent!(self, async {
             sqlx::query(
                 "insert into tenants (tenant, weight, tokens_per_minute, running_max, requests_per_minute,
@@ -73,7 +73,7 @@ impl SqliteStore {
             .bind(now())
             .execute(&self.writer)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -81,13 +81,13 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreFault> {
+    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreError> {
         persistent!(self, async {
             let gone = sqlx::query("delete from tenants where tenant = ?1")
                 .bind(tenant.as_str())
                 .execute(&self.writer)
                 .await?;
-            Ok::<_, Fault>(gone.rows_affected() > 0)
+            Ok::<_, BackendError>(gone.rows_affected() > 0)
         })
     }
 }

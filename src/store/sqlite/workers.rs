@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 
 use super::SqliteStore;
 use crate::store::{
-    Heartbeat, StoreFault, WorkerRecord,
-    fault::{Fault, persistent},
+    Heartbeat, StoreError, WorkerRecord,
+    error::{BackendError, persistent},
     row::now,
     rules::{after, before},
 };
@@ -22,7 +22,7 @@ struct WorkerRow {
     context_tokens: Option<i64>,
     running: i64,
     draining: bool,
-    takes_lanes: bool,
+    takes_affinity_queues: bool,
     lease_until: DateTime<Utc>,
     seen_at: DateTime<Utc>,
 }
@@ -32,23 +32,23 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreFault> {
-        persistent!(self, self.beat_once(heartbeat))
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+        persistent!(self, self.heartbeat_once(heartbeat))
     }
 
-    async fn beat_once(&self, heartbeat: &Heartbeat) -> Result<(), Fault> {
+    async fn heartbeat_once(&self, heartbeat: &Heartbeat) -> Result<(), BackendError> {
         let claimant = &heartbeat.claimant;
         let now = now();
         sqlx::query(
             "insert into workers (worker, tier, model, revision, batch_max, running, draining, lease_until,
-                                  seen_at, context_tokens, takes_lanes)
+                                  seen_at, context_tokens, takes_affinity_queues)
              values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  on conflict (worker) do update
                 set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
                     batch_max = excluded.batch_max, running = excluded.running,
                     draining = excluded.draining, lease_until = excluded.lease_until,
                     seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
-                        takes_lanes = excluded.takes_lanes",
+                        takes_affinity_queues = excluded.takes_affinity_queues",
         )
         .bind(&claimant.worker)
         .bind(claimant.tier.as_str())
@@ -60,7 +60,7 @@ impl SqliteStore {
         .bind(after(now, claimant.lease))
         .bind(now)
         .bind(heartbeat.context_tokens)
-        .bind(heartbeat.takes_lanes)
+        .bind(heartbeat.takes_affinity_queues)
         .execute(&self.writer)
         .await?;
         Ok(())
@@ -70,14 +70,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreFault> {
+    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreError> {
         persistent!(self, self.workers_once(age))
     }
 
-    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, Fault> {
+    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
         let rows: Vec<WorkerRow> = sqlx::query_as(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
-                    context_tokens, takes_lanes, lease_until
+                    context_tokens, takes_affinity_queues, lease_until
                from workers where seen_at >= ?1 order by seen_at desc, worker",
         )
         .bind(before(now(), age))
@@ -86,7 +86,7 @@ impl SqliteStore {
         rows.into_iter()
             .map(|row| {
                 Ok(WorkerRecord {
-                    tier: row.tier.parse().map_err(Fault::Rule)?,
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
                     worker: row.worker,
                     model: row.model,
                     revision: row.revision,
@@ -94,7 +94,7 @@ impl SqliteStore {
                     context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
                     running: u32::try_from(row.running).unwrap_or(0),
                     draining: row.draining,
-                    takes_lanes: row.takes_lanes,
+                    takes_affinity_queues: row.takes_affinity_queues,
                     lease_until: row.lease_until,
                     seen_at: row.seen_at,
                 })

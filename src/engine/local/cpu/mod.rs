@@ -14,5 +14,5 @@ pub(super) mod profile;
 pub(super) mod rope;
 
 pub use kernels::MachineLimits;
-pub use model::{CandleModel, Chunk, Logits, Rows, Workspace};
+pub use model::{Chunk, CpuModel, Logits, Rows, Workspace};
 pub use profile::{Part, Profile};

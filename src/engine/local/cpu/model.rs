@@ -91,7 +91,7 @@ struct Scratch {
 
 /// A decoder of the Llama, Mistral, Qwen2 or Qwen3 family, computed on the CPU.
 #[derive(Debug)]
-pub struct CandleModel {
+pub struct CpuModel {
     shape: Shape,
     context_tokens: usize,
     isa: Isa,
@@ -103,14 +103,14 @@ pub struct CandleModel {
     rope: RopeTable,
 }
 
-impl CandleModel {
+impl CpuModel {
     /// Opens a checkpoint's directory.
     ///
     /// # Errors
     /// One line that says what was found and what was expected.
     pub fn open(folder: &Path) -> Result<Self, String> {
         Self::read(
-            &ModelFiles::Directory(folder.to_owned()),
+            &ModelFiles::ModelRegistry(folder.to_owned()),
             0,
             WeightKind::F32,
         )

@@ -22,7 +22,7 @@ impl Target<'_> {
         expected: &[usize],
     ) -> std::result::Result<Tensor, String> {
         self.send(&self.weights.get(name, expected)?)
-            .map_err(|fault| format!("tensor {name}: {fault}"))
+            .map_err(|error| format!("tensor {name}: {error}"))
     }
 
     fn send(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -59,7 +59,7 @@ impl Dense {
             let tensors = tensors.collect::<std::result::Result<Vec<_>, _>>()?;
             Tensor::cat(&tensors, 0)
                 .and_then(|all| target.send(&all))
-                .map_err(|fault| format!("tensor {}.{kind}: {fault}", parts[0].0))
+                .map_err(|error| format!("tensor {}.{kind}: {error}", parts[0].0))
         };
         Self::new(
             &read_all("weight", &[inputs])?,
@@ -68,7 +68,7 @@ impl Dense {
                 false => None,
             },
         )
-        .map_err(|fault| fault.to_string())
+        .map_err(|error| error.to_string())
     }
 
     /// From a weight `[out, in]` that is on the device.

@@ -53,8 +53,8 @@ impl Layer {
             _ => None,
         };
         let arena = Attention::arena(widths, blocks, target.dtype, target.device);
-        let arena = arena.map_err(|fault| {
-            format!("no memory for a KV cache of {blocks} blocks of {BLOCK_TOKENS} tokens: {fault}")
+        let arena = arena.map_err(|error| {
+            format!("no memory for a KV cache of {blocks} blocks of {BLOCK_TOKENS} tokens: {error}")
         })?;
         Ok(Self {
             attention_norm: target.read(&name("input_layernorm.weight"), &[shape.hidden])?,
@@ -81,7 +81,7 @@ impl HeadNorms {
         let home = Attention::home(target.device);
         let read = |part: &str| {
             let norm = target.weights.get(&name(part), &[head])?.to_device(&home);
-            norm.map_err(|fault| format!("tensor {}: {fault}", name(part)))
+            norm.map_err(|error| format!("tensor {}: {error}", name(part)))
         };
         Ok(Self {
             queries: read("self_attn.q_norm.weight")?,

@@ -1,6 +1,6 @@
 //! The decoder on a device of candle's: CUDA, Metal, or the CPU to prove the other two.
 //!
-//! Comes in: the same steps as for [`CandleModel`](crate::engine::local::CandleModel). Goes out: logits. The dense
+//! Comes in: the same steps as for [`CpuModel`](crate::engine::local::CpuModel). Goes out: logits. The dense
 //! work is candle's; keys, values and attention are kernels of our own over the scheduler's block
 //! tables (`paged.cu`, compiled when a model is opened). Their plain form (`reference`) runs on the
 //! CPU and is what the kernels are tested against; on Metal it is what runs, behind a copy of the
@@ -24,7 +24,7 @@ mod open;
 mod reference;
 mod step;
 
-pub use model::DeviceModel;
+pub use model::GpuModel;
 pub use open::open_device;
 
 /// Widths of attention.

@@ -26,10 +26,10 @@ use super::{
     step::Step,
 };
 
-/// A decoder of the same families as [`CandleModel`](crate::engine::local::CandleModel), on any device of
+/// A decoder of the same families as [`CpuModel`](crate::engine::local::CpuModel), on any device of
 /// candle's.
 #[derive(Debug)]
-pub struct DeviceModel {
+pub struct GpuModel {
     shape: Shape,
     context_tokens: usize,
     blocks: usize,
@@ -42,7 +42,7 @@ pub struct DeviceModel {
     head: Dense,
 }
 
-impl DeviceModel {
+impl GpuModel {
     /// Reads a checkpoint onto a device for contexts of up to `context_tokens_max` tokens, or the
     /// model's own limit if that is shorter or `context_tokens_max` is 0. The KV cache takes up to
     /// `kv_bytes_max` bytes, unless one full context needs more.
@@ -117,7 +117,7 @@ impl DeviceModel {
             .tied
             .unwrap_or_else(|| !target.weights.has("lm_head.weight"));
         let head = if tied {
-            Dense::new(&embedding, None).map_err(|fault| fault.to_string())?
+            Dense::new(&embedding, None).map_err(|error| error.to_string())?
         } else {
             let parts = [("lm_head".to_owned(), shape.vocabulary)];
             Dense::read(target, &parts, shape.hidden, false)?
@@ -127,7 +127,7 @@ impl DeviceModel {
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self {
             attention: attention(&shape, widths, context_tokens, target)
-                .map_err(|fault| fault.to_string())?,
+                .map_err(|error| error.to_string())?,
             norm: target.read("model.norm.weight", &[shape.hidden])?,
             device: target.device.clone(),
             embedding,
@@ -160,7 +160,7 @@ impl DeviceModel {
         self.block_bytes
     }
 
-    /// Computes one ragged step, as [`CandleModel::forward`](crate::engine::local::CandleModel::forward).
+    /// Computes one ragged step, as [`CpuModel::forward`](crate::engine::local::CpuModel::forward).
     ///
     /// # Errors
     /// When a token is not in the vocabulary, a chunk exceeds the context or its block table, or
@@ -171,7 +171,7 @@ impl DeviceModel {
             return Ok(Logits::new(Vec::new(), self.shape.vocabulary));
         }
         let step = Step::new(chunks, self.attention.widths);
-        self.compute(step).map_err(|fault| fault.to_string())
+        self.compute(step).map_err(|error| error.to_string())
     }
 
     fn check(&self, chunk: &Chunk<'_>) -> std::result::Result<(), String> {
@@ -232,7 +232,7 @@ impl DeviceModel {
     }
 }
 
-impl Forward for DeviceModel {
+impl Forward for GpuModel {
     fn forward(&mut self, chunks: &[Chunk<'_>]) -> std::result::Result<Logits, String> {
         Self::forward(self, chunks)
     }
@@ -278,10 +278,10 @@ mod tests {
     use crate::engine::local::cpu::model::Rows;
     use crate::engine::local::gpu::model::*;
 
-    fn open(name: &str, filler: f32) -> DeviceModel {
+    fn open(name: &str, filler: f32) -> GpuModel {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
-        let files = ModelFiles::Directory(fixtures.join(name));
-        let mut model = DeviceModel::read(&files, 128, WeightKind::F32, &Device::Cpu, 0)
+        let files = ModelFiles::ModelRegistry(fixtures.join(name));
+        let mut model = GpuModel::read(&files, 128, WeightKind::F32, &Device::Cpu, 0)
             .expect("the fixture is a model");
         for layer in &mut model.layers {
             let arena = &layer.attention.arena;
@@ -320,9 +320,9 @@ mod tests {
     #[test]
     fn eight_bit_weights_are_refused_with_the_way_out() {
         let config = include_bytes!("../../../../tests/fixtures/models/tiny-llama/config.json");
-        let fault = DeviceModel::random(config, WeightKind::Q8, &Device::Cpu, 0)
+        let error = GpuModel::random(config, WeightKind::Q8, &Device::Cpu, 0)
             .expect_err("a device has no 8-bit products");
-        assert!(fault.contains("device = \"cpu\""), "{fault}");
+        assert!(error.contains("device = \"cpu\""), "{error}");
     }
 
     /// As many blocks as the bytes hold, but at least one whole context.
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(open("tiny-llama", 0.0).kv_blocks(), 128 / BLOCK_TOKENS);
         let config = include_bytes!("../../../../tests/fixtures/models/tiny-llama/config.json");
         let blocks = |kind, bytes| {
-            let model = DeviceModel::random(config, kind, &Device::Cpu, bytes);
+            let model = GpuModel::random(config, kind, &Device::Cpu, bytes);
             model.expect("a model by chance").kv_blocks()
         };
         let shape = Shape::from_json(config, None).expect("the fixture is a model");

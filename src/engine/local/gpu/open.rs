@@ -20,10 +20,10 @@ pub fn open_device(kind: DeviceKind) -> Result<Option<Device>, String> {
         DeviceKind::Metal if !metal_is_available() => Err(absent("metal")),
         DeviceKind::Cuda => cuda::open()
             .map(Some)
-            .map_err(|fault| format!("no CUDA device can be opened: {fault}")),
+            .map_err(|error| format!("no CUDA device can be opened: {error}")),
         DeviceKind::Metal => Device::new_metal(0)
             .map(Some)
-            .map_err(|fault| format!("no Metal device can be opened: {fault}")),
+            .map_err(|error| format!("no Metal device can be opened: {error}")),
         DeviceKind::Auto if cuda_is_available() => Ok(found("CUDA", cuda::open())),
         DeviceKind::Auto if metal_is_available() => Ok(found("Metal", Device::new_metal(0))),
         DeviceKind::Auto => Ok(None),
@@ -39,8 +39,8 @@ fn absent(feature: &str) -> String {
 /// A device that is there, or the reason in the log why the CPU computes instead.
 fn found(name: &str, device: candle_core::Result<Device>) -> Option<Device> {
     device
-        .inspect_err(|fault| {
-            tracing::warn!("no {name} device can be opened, the CPU computes: {fault}")
+        .inspect_err(|error| {
+            tracing::warn!("no {name} device can be opened, the CPU computes: {error}")
         })
         .ok()
 }
@@ -57,10 +57,10 @@ mod tests {
             (DeviceKind::Metal, metal_is_available()),
         ] {
             if !is_built_in {
-                let fault = open_device(kind).expect_err("is not built in");
+                let error = open_device(kind).expect_err("is not built in");
                 assert!(
-                    fault.contains(&format!("without the feature `{kind}`")),
-                    "{fault}"
+                    error.contains(&format!("without the feature `{kind}`")),
+                    "{error}"
                 );
             }
         }

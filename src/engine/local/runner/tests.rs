@@ -64,10 +64,10 @@ const LIMITS: Limits = Limits {
     step_seconds_max: None,
 };
 
-type Answer = oneshot::Receiver<Result<Generation, EngineFault>>;
+type Answer = oneshot::Receiver<Result<Generation, EngineError>>;
 
 /// Hands in prompts before the thread starts, then closes the engine once all are answered.
-fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineFault>> {
+fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineError>> {
     let (requests, receiver) = sync_channel(LIMITS.waiting_max);
     let answers: Vec<Answer> = prompts
         .iter()
@@ -85,7 +85,7 @@ fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineFault>> {
     answers
 }
 
-fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer {
+fn send(requests: &std::sync::mpsc::SyncSender<EngineRequest>, prompt: &str) -> Answer {
     let (reply, answer) = oneshot::channel();
     let message = Message {
         role: Role::User,
@@ -101,7 +101,7 @@ fn send(requests: &std::sync::mpsc::SyncSender<Ticket>, prompt: &str) -> Answer 
         terms: Default::default(),
     };
     let prompt = language().prompt(&request).expect("encodes");
-    let ticket = Ticket {
+    let ticket = EngineRequest {
         request,
         prompt,
         grammar: None,
@@ -122,7 +122,7 @@ fn language() -> Language {
     }
 }
 
-fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
+fn runner(receiver: Receiver<EngineRequest>) -> Runner<Faulty> {
     let model = Faulty {
         panics_on: token("X"),
         errs_on: token("Y"),
@@ -145,7 +145,7 @@ fn runner(receiver: Receiver<Ticket>) -> Runner<Faulty> {
     )
 }
 
-fn text(outcome: &Result<Generation, EngineFault>) -> &str {
+fn text(outcome: &Result<Generation, EngineError>) -> &str {
     &outcome.as_ref().expect("an answer").answer.text
 }
 
@@ -154,13 +154,13 @@ fn a_panic_fails_those_that_ran_and_those_that_waited_are_answered() {
     for (poison, expected) in [("X", "panic"), ("Y", "told to err")] {
         let outcomes = run(&["a", poison, "b", "c"]);
         assert!(
-            matches!(&outcomes[0], Err(EngineFault::Crashed(_))),
+            matches!(&outcomes[0], Err(EngineError::Crashed(_))),
             "ran beside it"
         );
-        let Err(EngineFault::Crashed(fault)) = &outcomes[1] else {
+        let Err(EngineError::Crashed(error)) = &outcomes[1] else {
             panic!("it crashed");
         };
-        assert!(fault.contains(expected), "{fault}");
+        assert!(error.contains(expected), "{error}");
         assert_eq!(text(&outcomes[2]), "bbbb");
         assert_eq!(text(&outcomes[3]), "cccc");
     }
@@ -171,7 +171,7 @@ fn logits_that_are_no_numbers_fail_their_own_request_only() {
     let outcomes = run(&["a", "Z", "b"]);
     assert_eq!(text(&outcomes[0]), "aaaa");
     assert!(
-        matches!(&outcomes[1], Err(EngineFault::Crashed(fault)) if fault.contains("not finite"))
+        matches!(&outcomes[1], Err(EngineError::Crashed(error)) if error.contains("not finite"))
     );
     assert_eq!(text(&outcomes[2]), "bbbb");
 }
@@ -214,7 +214,7 @@ fn closing_the_engine_tells_those_that_run() {
     runner.run();
     assert_eq!(
         answer.blocking_recv().expect("told"),
-        Err(EngineFault::Closed)
+        Err(EngineError::Closed)
     );
 }
 
@@ -222,7 +222,7 @@ fn closing_the_engine_tells_those_that_run() {
 fn the_context_limits_prompt_and_answer() {
     let outcomes = run(&[&"a ".repeat(40), &"a".repeat(30)]);
     assert!(
-        matches!(&outcomes[0], Err(EngineFault::ContextTooLong { prompt_tokens, context_tokens: 32, .. }) if *prompt_tokens >= 32),
+        matches!(&outcomes[0], Err(EngineError::ContextTooLong { prompt_tokens, context_tokens: 32, .. }) if *prompt_tokens >= 32),
         "{:?}",
         outcomes[0]
     );

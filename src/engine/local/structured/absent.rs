@@ -1,6 +1,6 @@
 //! What stands in for grammars in a binary without the feature `structured`.
 
-use crate::{engine::EngineFault, job::ResponseFormat, prompt::Vocabulary};
+use crate::{engine::EngineError, job::ResponseFormat, prompt::Vocabulary};
 
 use super::Progress;
 
@@ -30,15 +30,15 @@ impl Grammars {
     }
 
     /// # Errors
-    /// [`EngineFault::Unservable`] for any form but plain text.
+    /// [`EngineError::Unservable`] for any form but plain text.
     pub(in crate::engine) fn compile(
         &self,
         format: &ResponseFormat,
-    ) -> Result<Option<Grammar>, EngineFault> {
+    ) -> Result<Option<Grammar>, EngineError> {
         if format.is_text() {
             return Ok(None);
         }
-        Err(EngineFault::Unservable(
+        Err(EngineError::Unservable(
             "response_format: this binary was built without the feature `structured`".to_owned(),
         ))
     }

@@ -13,14 +13,14 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use crate::{engine::EngineFault, job::ResponseFormat, prompt::Vocabulary};
+use crate::{engine::EngineError, job::ResponseFormat, prompt::Vocabulary};
 
 use super::Progress;
 
 /// White space between JSON's words: a space, or a new line with its indentation. Without a bound a
 /// model may add spaces until its tokens are spent.
 const WHITE_SPACE: &str = r" |\n {0,32}";
-/// What is told of a schema's fault, in characters.
+/// What is told of a schema's error, in characters.
 const FAULT_CHARS_MAX: usize = 300;
 
 /// Makes grammars for one model's vocabulary. What they share is built when the first is asked for.
@@ -53,11 +53,11 @@ impl Grammars {
     /// milliseconds, the first one longer.
     ///
     /// # Errors
-    /// [`EngineFault::Unservable`] when the schema cannot be obeyed.
+    /// [`EngineError::Unservable`] when the schema cannot be obeyed.
     pub(in crate::engine) fn compile(
         &self,
         format: &ResponseFormat,
-    ) -> Result<Option<Grammar>, EngineFault> {
+    ) -> Result<Option<Grammar>, EngineError> {
         let schema = match format {
             ResponseFormat::Text => return Ok(None),
             ResponseFormat::JsonObject => json!({"type": "object"}),
@@ -66,24 +66,24 @@ impl Grammars {
         let refused = |why: &str| {
             let line = why.lines().next().unwrap_or_default();
             let line: String = line.chars().take(FAULT_CHARS_MAX).collect();
-            EngineFault::Unservable(format!("response_format: {line}"))
+            EngineError::Unservable(format!("response_format: {line}"))
         };
         let factory = self.factory.get_or_init(|| self.factory());
-        let factory = factory.as_ref().map_err(|fault| refused(fault))?;
+        let factory = factory.as_ref().map_err(|error| refused(error))?;
         let made = catch_unwind(AssertUnwindSafe(|| {
             let grammar = TopLevelGrammar::from_json_schema(with_white_space(schema));
             Matcher::new(factory.create_parser(grammar))
         }));
         let matcher = made.map_err(|_| refused("the schema cannot be read"))?;
         match matcher.get_error() {
-            Some(fault) => Err(refused(&fault)),
+            Some(error) => Err(refused(&error)),
             None => Ok(Some(Grammar(matcher))),
         }
     }
 
     fn factory(&self) -> Result<ParserFactory, String> {
         let tokens: TokEnv = Arc::new(Tokens::new(&self.vocabulary, &self.eos, self.rows));
-        let mut factory = ParserFactory::new_simple(&tokens).map_err(|fault| fault.to_string())?;
+        let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| error.to_string())?;
         factory.quiet();
         // Faults must not quote what was generated.
         factory.limits_mut().verbose_errors = false;

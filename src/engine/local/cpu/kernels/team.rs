@@ -217,8 +217,8 @@ impl Team {
     fn start(&'static self) {
         for helper in 1..threads() {
             let thread = thread::Builder::new().name(format!("compute-{helper}"));
-            if let Err(fault) = thread.spawn(|| self.help()) {
-                tracing::warn!("computing on {helper} threads: {fault}");
+            if let Err(error) = thread.spawn(|| self.help()) {
+                tracing::warn!("computing on {helper} threads: {error}");
                 return;
             }
         }

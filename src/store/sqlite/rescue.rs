@@ -1,4 +1,4 @@
-//! What a fault left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+//! What a error left behind: jobs whose time is over, whose message is lost, whose worker is gone.
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
@@ -8,37 +8,36 @@ use super::{SqliteStore, claim, dead, find_row};
 use crate::{
     job::{JobId, JobRecord, JobState},
     store::{
-        Released, StoreFault, SweepRules, Swept,
-        fault::{Fault, persistent},
-        hold,
+        Released, RescueRules, Rescued, StoreError, deferral,
+        error::{BackendError, persistent},
         row::now,
         rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
     },
 };
 
 impl SqliteStore {
-    /// Puts right what a fault left behind; see [`crate::store::Store::sweep`].
+    /// Puts right what a error left behind; see [`crate::store::Store::sweep`].
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
-        persistent!(self, self.sweep_once(rules))
+    pub async fn rescue(&self, rules: RescueRules) -> Result<Rescued, StoreError> {
+        persistent!(self, self.rescue_once(rules))
     }
 
-    async fn sweep_once(&self, rules: SweepRules) -> Result<Swept, Fault> {
+    async fn rescue_once(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
         let expired = expire(&mut transaction, now, limit).await?;
         let next = window_end(&mut transaction, &rules).await?;
-        let swept = Swept {
+        let rescued = Rescued {
             expired,
-            lost: find_lost(&mut transaction, &rules, next, now, limit).await?,
+            stuck: find_lost(&mut transaction, &rules, next, now, limit).await?,
             attempts: close_attempts(&mut transaction, now).await?,
             next: next.map(JobId),
         };
         transaction.commit().await?;
-        Ok(swept)
+        Ok(rescued)
     }
 }
 
@@ -47,7 +46,7 @@ async fn expire(
     connection: &mut SqliteConnection,
     now: DateTime<Utc>,
     limit: i64,
-) -> Result<Vec<JobRecord>, Fault> {
+) -> Result<Vec<JobRecord>, BackendError> {
     let due: Vec<Uuid> = sqlx::query_scalar(
         "select id from jobs where deadline <= ?1 and finished_at is null order by deadline limit ?2",
     )
@@ -76,8 +75,8 @@ async fn expire(
 /// The first open job that is not looked at this time.
 async fn window_end(
     connection: &mut SqliteConnection,
-    rules: &SweepRules,
-) -> Result<Option<Uuid>, Fault> {
+    rules: &RescueRules,
+) -> Result<Option<Uuid>, BackendError> {
     Ok(sqlx::query_scalar(
         "select id from jobs where finished_at is null and id >= ?1 order by id limit 1 offset ?2",
     )
@@ -90,18 +89,18 @@ async fn window_end(
 /// Finds jobs to which nothing has happened for so long that their message must be lost.
 async fn find_lost(
     connection: &mut SqliteConnection,
-    rules: &SweepRules,
+    rules: &RescueRules,
     next: Option<Uuid>,
     now: DateTime<Utc>,
     limit: i64,
-) -> Result<Vec<Released>, Fault> {
+) -> Result<Vec<Released>, BackendError> {
     let [router, small, large] = rules.since(now);
     let ids: Vec<Uuid> = sqlx::query_scalar(
-        "select j.id from jobs j left join held_jobs h on h.job_id = j.id
+        "select j.id from jobs j left join deferred_jobs h on h.job_id = j.id
           where j.id >= ?5 and j.id < ?6 and j.finished_at is null and j.waits_for is null
             and (h.job_id is null or h.released_at is not null)
             and max(coalesce(j.routed_at, j.submitted_at), coalesce(j.started_at, ''),
-                    coalesce(j.lease_until, ''), coalesce(j.swept_at, ''), coalesce(h.released_at, ''))
+                    coalesce(j.lease_until, ''), coalesce(j.rescued_at, ''), coalesce(h.released_at, ''))
                 < case when j.state = 'queued' then ?1 when j.tier = 'large' then ?3 else ?2 end
           order by j.id limit ?4",
     )
@@ -110,7 +109,7 @@ async fn find_lost(
     .bind(large)
     .bind(limit)
     .bind(rules.from.map_or(Uuid::nil(), |from| from.0))
-    .bind(SweepRules::end(next))
+    .bind(RescueRules::end(next))
     .fetch_all(&mut *connection)
     .await?;
     let mut lost = Vec::new();
@@ -127,9 +126,9 @@ async fn find_lost(
         let message = match row.state.as_str() {
             // Whoever claims it finds the lease over.
             "running" => Some(Released::Tier(row.routed_job(&request)?)),
-            _ => hold::message(&row, &request)?,
+            _ => deferral::message(&row, &request)?,
         };
-        sqlx::query("update jobs set swept_at = ?2 where id = ?1")
+        sqlx::query("update jobs set rescued_at = ?2 where id = ?1")
             .bind(id)
             .bind(now)
             .execute(&mut *connection)
@@ -143,7 +142,7 @@ async fn find_lost(
 async fn close_attempts(
     connection: &mut SqliteConnection,
     now: DateTime<Utc>,
-) -> Result<u64, Fault> {
+) -> Result<u64, BackendError> {
     let closed = sqlx::query(
         "update attempts set outcome = 'lost', finished_at = ?1
           where outcome = 'running'

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::job::{Candidate, Job, JobHead, JobId, Pair, Priority, Reason, RoutedJob, Tenant, Tier};
+use crate::job::{
+    Candidate, Job, JobHead, JobId, ModelPair, Priority, Reason, RoutedJob, Tenant, Tier,
+};
 
 /// How much earlier a job of high priority counts as having come: a normal one that has waited so long
 /// goes before it, so none starves.
@@ -19,14 +21,14 @@ pub const CANCEL_SETTLES: Duration = Duration::from_millis(1500);
 
 /// The queue that a held job goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum HoldQueue {
+pub enum DeferredQueue {
     /// The router's: the job is not to begin yet.
     In,
     /// A tier's: it is not its tenant's turn.
     Tier(Tier),
 }
 
-impl HoldQueue {
+impl DeferredQueue {
     /// The queues, the router's first.
     pub const ALL: [Self; 3] = [Self::In, Self::Tier(Tier::Small), Self::Tier(Tier::Large)];
 
@@ -39,7 +41,7 @@ impl HoldQueue {
     }
 }
 
-impl std::str::FromStr for HoldQueue {
+impl std::str::FromStr for DeferredQueue {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
@@ -52,14 +54,14 @@ impl std::str::FromStr for HoldQueue {
 
 /// How a job is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
+pub struct Deferral {
     /// Order within the tenant; before this instant the job does not go.
     pub rank: DateTime<Utc>,
     /// Prompt tokens (estimated) and answer tokens (as asked for).
     pub tokens: u32,
 }
 
-impl Hold {
+impl Deferral {
     /// A hold that lasts until an instant.
     pub fn until(at: DateTime<Utc>, tokens: u32) -> Self {
         Self { rank: at, tokens }
@@ -79,7 +81,7 @@ impl Hold {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Extras {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pair: Option<Pair>,
+    pub pair: Option<ModelPair>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<Candidate>,
 }
@@ -96,7 +98,7 @@ impl Extras {
 
 /// A job that could be released.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HeldJob {
+pub struct DeferredJob {
     /// The job.
     pub job: JobId,
     /// Whose it is.
@@ -116,7 +118,7 @@ pub enum Released {
 
 /// What a tenant is entitled to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TenantTerms {
+pub struct TenantLimits {
     /// The tenant.
     pub tenant: Tenant,
     /// Share of the work beside other tenants' weights while several wait; above 0.
@@ -129,7 +131,7 @@ pub struct TenantTerms {
     pub requests_per_minute: Option<u32>,
 }
 
-impl TenantTerms {
+impl TenantLimits {
     /// Those of a tenant that nothing is said of.
     pub fn of(tenant: Tenant) -> Self {
         Self {
@@ -146,12 +148,12 @@ impl TenantTerms {
     /// # Errors
     /// The first of them.
     pub fn check(&self) -> Result<(), Reason> {
-        let fault = |field: &str| {
+        let error = |field: &str| {
             let message = format!("{field}: expected a number above 0");
             Err(Reason::new("invalid_value", message))
         };
         if !(self.weight > 0.0 && self.weight.is_finite()) {
-            return fault("weight");
+            return error("weight");
         }
         let limits = [
             ("tokens_per_minute", self.tokens_per_minute),
@@ -159,7 +161,7 @@ impl TenantTerms {
             ("requests_per_minute", self.requests_per_minute),
         ];
         match limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
-            Some((field, _)) => fault(field),
+            Some((field, _)) => error(field),
             None => Ok(()),
         }
     }
@@ -194,12 +196,12 @@ pub struct TenantLoad {
 
 /// What a sweep looks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SweepRules {
+pub struct RescueRules {
     /// How long nothing may have happened to a job before its message counts as lost, where the queue it
     /// would wait in is empty.
-    pub lost_after: TimeDelta,
+    pub stuck_after: TimeDelta,
     /// The same where that queue is not empty.
-    pub lost_after_busy: TimeDelta,
+    pub stuck_after_busy: TimeDelta,
     /// The queues that are empty: the router's, small's, large's.
     pub is_empty: [bool; 3],
     /// Most jobs that are put right at once.
@@ -210,7 +212,7 @@ pub struct SweepRules {
     pub looked_at_max: usize,
 }
 
-impl SweepRules {
+impl RescueRules {
     /// The id before which open jobs are looked at; no job has the last of all.
     pub(super) fn end(next: Option<Uuid>) -> Uuid {
         next.unwrap_or(Uuid::max())
@@ -220,9 +222,9 @@ impl SweepRules {
     pub(super) fn since(&self, now: DateTime<Utc>) -> [DateTime<Utc>; 3] {
         let span = |is_empty: bool| -> TimeDelta {
             if is_empty {
-                self.lost_after
+                self.stuck_after
             } else {
-                self.lost_after_busy
+                self.stuck_after_busy
             }
         };
         self.is_empty.map(|is_empty| now - span(is_empty))
@@ -231,9 +233,9 @@ impl SweepRules {
 
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Swept {
+pub struct Rescued {
     /// Jobs whose message seems lost: publish it again; a second one does no harm.
-    pub lost: Vec<Released>,
+    pub stuck: Vec<Released>,
     /// Jobs that were ended because their deadline had passed.
     pub expired: Vec<crate::job::JobRecord>,
     /// Attempts that were closed because their jobs had ended without them.

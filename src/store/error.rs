@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use super::{StoreFault, row::BadRow};
+use super::{StoreError, row::BadRow};
 
 /// Times a call is tried when it loses against concurrent ones.
 const TRIES_MAX: u32 = 8;
 
-/// A fault inside a call.
+/// A error inside a call.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum BackendError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     #[error(transparent)]
@@ -22,16 +22,16 @@ pub(super) enum Fault {
     Rule(String),
 }
 
-impl Fault {
+impl BackendError {
     /// The database's own code: SQLSTATE, or SQLite's extended result code.
     fn code(&self) -> Option<String> {
         match self {
-            Self::Database(sqlx::Error::Database(fault)) => fault.code().map(|code| code.into()),
+            Self::Database(sqlx::Error::Database(error)) => error.code().map(|code| code.into()),
             _ => None,
         }
     }
 
-    /// True when the same call is likely to work at once: deadlock, serialisation fault, busy file.
+    /// True when the same call is likely to work at once: deadlock, serialisation error, busy file.
     fn is_conflict(&self) -> bool {
         match self.code().as_deref() {
             Some("40001" | "40P01" | "55P03") => true,
@@ -42,33 +42,33 @@ impl Fault {
         }
     }
 
-    /// The fault of the seam; `url` is masked.
-    pub(super) fn outward(self, url: &str) -> StoreFault {
+    /// The error of the seam; `url` is masked.
+    pub(super) fn outward(self, url: &str) -> StoreError {
         let message = self.to_string();
-        let unreachable = |message| StoreFault::Unreachable {
+        let unreachable = |message| StoreError::Unreachable {
             url: url.to_owned(),
             message,
         };
         match &self {
-            Self::Database(fault) => match fault {
+            Self::Database(error) => match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed => unreachable(message),
-                sqlx::Error::Database(fault) => {
-                    let message = fault.message().to_owned();
+                sqlx::Error::Database(error) => {
+                    let message = error.message().to_owned();
                     match sort(self.code().as_deref().unwrap_or_default(), &message) {
                         Sort::Unreachable => unreachable(message),
-                        Sort::Schema => StoreFault::Schema { message },
-                        Sort::Storage => StoreFault::Storage { message },
-                        Sort::Refused => StoreFault::Refused { message },
+                        Sort::Schema => StoreError::Schema { message },
+                        Sort::Storage => StoreError::Storage { message },
+                        Sort::Refused => StoreError::Refused { message },
                     }
                 }
-                _ => StoreFault::Refused { message },
+                _ => StoreError::Refused { message },
             },
-            _ => StoreFault::Refused { message },
+            _ => StoreError::Refused { message },
         }
     }
 }
@@ -112,9 +112,9 @@ pub(super) struct Tries {
 
 impl Tries {
     /// True when the call should be made again, after a pause that sets rivals apart.
-    pub(super) async fn again(&mut self, fault: &Fault) -> bool {
+    pub(super) async fn again(&mut self, error: &BackendError) -> bool {
         self.begun += 1;
-        if !fault.is_conflict() || self.begun >= TRIES_MAX {
+        if !error.is_conflict() || self.begun >= TRIES_MAX {
             return false;
         }
         let most_ms = 4u64 << self.begun;
@@ -124,15 +124,15 @@ impl Tries {
     }
 }
 
-/// Makes a call again while it loses against concurrent ones, then turns its fault outward.
+/// Makes a call again while it loses against concurrent ones, then turns its error outward.
 macro_rules! persistent {
     ($store:expr, $call:expr) => {{
-        let mut tries = $crate::store::fault::Tries::default();
+        let mut tries = $crate::store::error::Tries::default();
         loop {
             match $call.await {
                 Ok(value) => break Ok(value),
-                Err(fault) if tries.again(&fault).await => {}
-                Err(fault) => break Err(fault.outward(&$store.url)),
+                Err(error) if tries.again(&error).await => {}
+                Err(error) => break Err(error.outward(&$store.url)),
             }
         }
     }};

@@ -10,9 +10,9 @@ use super::{SqliteStore, dead, find_row};
 use crate::{
     job::{JobId, Tenant},
     store::{
-        HeldJob, HoldQueue, Released, StoreFault, TenantLoad,
-        fault::{Fault, persistent},
-        hold::{self, Extras},
+        DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
+        deferral::{self, Extras},
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{NewJob, after, before},
     },
@@ -23,12 +23,12 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn lead(
+    pub async fn acquire_leadership(
         &self,
         role: &'static str,
         holder: &str,
         lease: Duration,
-    ) -> Result<bool, StoreFault> {
+    ) -> Result<bool, StoreError> {
         persistent!(self, async {
             let now = now();
             let led = sqlx::query(
@@ -43,7 +43,7 @@ impl SqliteStore {
             .bind(now)
             .execute(&self.writer)
             .await?;
-            Ok::<_, Fault>(led.rows_affected() > 0)
+            Ok::<_, BackendError>(led.rows_affected() > 0)
         })
     }
 
@@ -51,15 +51,23 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
-        persistent!(self, self.held_once(queue, each))
+    pub async fn deferred(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+    ) -> Result<Vec<DeferredJob>, StoreError> {
+        persistent!(self, self.deferred_once(queue, each))
     }
 
-    async fn held_once(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, Fault> {
+    async fn deferred_once(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+    ) -> Result<Vec<DeferredJob>, BackendError> {
         let mut held = Vec::new();
         for tenant in self.waiting_tenants(queue).await? {
             let rows: Vec<(Uuid, i64)> = sqlx::query_as(
-                "select job_id, tokens from held_jobs
+                "select job_id, tokens from deferred_jobs
                   where queue = ?1 and tenant = ?2 and released_at is null and rank <= ?3
                   order by rank, job_id limit ?4",
             )
@@ -69,8 +77,8 @@ impl SqliteStore {
             .bind(i64::try_from(each).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
-            let tenant: Tenant = tenant.parse().map_err(Fault::Rule)?;
-            held.extend(rows.into_iter().map(|(id, tokens)| HeldJob {
+            let tenant: Tenant = tenant.parse().map_err(BackendError::Rule)?;
+            held.extend(rows.into_iter().map(|(id, tokens)| DeferredJob {
                 job: JobId(id),
                 tenant: tenant.clone(),
                 tokens: u32::try_from(tokens).unwrap_or(0),
@@ -80,12 +88,12 @@ impl SqliteStore {
     }
 
     /// Each tenant is found by one step into the index, however many jobs it has.
-    async fn waiting_tenants(&self, queue: HoldQueue) -> Result<Vec<String>, Fault> {
+    async fn waiting_tenants(&self, queue: DeferredQueue) -> Result<Vec<String>, BackendError> {
         let tenants = sqlx::query_scalar(
             "with recursive t (tenant) as (
-                 select min(tenant) from held_jobs where queue = ?1 and released_at is null
+                 select min(tenant) from deferred_jobs where queue = ?1 and released_at is null
                  union all
-                 select (select min(h.tenant) from held_jobs h
+                 select (select min(h.tenant) from deferred_jobs h
                           where h.queue = ?1 and h.released_at is null and h.tenant > t.tenant)
                    from t where t.tenant is not null)
              select tenant from t where tenant is not null",
@@ -100,28 +108,28 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
+    pub async fn deferred_tenants(&self) -> Result<Vec<(DeferredQueue, Tenant)>, StoreError> {
         persistent!(self, async {
             let mut held = Vec::new();
-            for queue in &HoldQueue::ALL[1..] {
+            for queue in &DeferredQueue::ALL[1..] {
                 for tenant in self.waiting_tenants(*queue).await? {
-                    held.push((*queue, tenant.parse().map_err(Fault::Rule)?));
+                    held.push((*queue, tenant.parse().map_err(BackendError::Rule)?));
                 }
             }
-            Ok::<_, Fault>(held)
+            Ok::<_, BackendError>(held)
         })
     }
 
-    /// How many jobs are held; see [`crate::store::Store::held_counts`].
+    /// How many jobs are held; see [`crate::store::Store::deferred_counts`].
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
+    pub async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], StoreError> {
         persistent!(self, async {
             let mut counts = [0; 3];
-            for (count, queue) in counts.iter_mut().zip(HoldQueue::ALL) {
+            for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
                 let held: i64 = sqlx::query_scalar(
-                    "select count(*) from (select 1 from held_jobs
+                    "select count(*) from (select 1 from deferred_jobs
                       where queue = ?1 and released_at is null limit ?2)",
                 )
                 .bind(queue.as_str())
@@ -130,7 +138,7 @@ impl SqliteStore {
                 .await?;
                 *count = u32::try_from(held).unwrap_or(0);
             }
-            Ok::<_, Fault>(counts)
+            Ok::<_, BackendError>(counts)
         })
     }
 
@@ -138,20 +146,24 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         persistent!(self, self.release_once(jobs, again))
     }
 
-    async fn release_once(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, Fault> {
+    async fn release_once(
+        &self,
+        jobs: &[JobId],
+        again: bool,
+    ) -> Result<Vec<Released>, BackendError> {
         let mut transaction = self.begin().await?;
         let now = now();
         let mut released = Vec::with_capacity(jobs.len());
         for job in jobs {
             let held: Option<Option<String>> = sqlx::query_scalar(
-                "update held_jobs set released_at = ?2
+                "update deferred_jobs set released_at = ?2
                   where job_id = ?1 and (released_at is null or ?3) returning extras",
             )
             .bind(job.0)
@@ -164,7 +176,7 @@ impl SqliteStore {
             };
             let request = dead::request(&mut transaction, job.0).await?;
             let message = request
-                .map(|request| hold::message(&row, &request))
+                .map(|request| deferral::message(&row, &request))
                 .transpose()?;
             match message.flatten() {
                 Some(Released::Tier(mut routed)) => {
@@ -185,7 +197,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreError> {
         if jobs.is_empty() {
             return Ok(());
         }
@@ -194,7 +206,7 @@ impl SqliteStore {
             let now = now();
             for job in jobs {
                 sqlx::query(
-                    "update held_jobs set published_at = ?2
+                    "update deferred_jobs set published_at = ?2
                       where job_id = ?1 and released_at is not null",
                 )
                 .bind(job.0)
@@ -203,7 +215,7 @@ impl SqliteStore {
                 .await?;
             }
             transaction.commit().await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -215,10 +227,10 @@ impl SqliteStore {
         &self,
         released_for: Duration,
         limit: usize,
-    ) -> Result<Vec<JobId>, StoreFault> {
+    ) -> Result<Vec<JobId>, StoreError> {
         persistent!(self, async {
             let found: Vec<Uuid> = sqlx::query_scalar(
-                "select h.job_id from held_jobs h join jobs j on j.id = h.job_id
+                "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
                   where h.released_at <= ?1 and h.published_at is null
                     and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
                     and j.waits_for is null and j.attempts = 0
@@ -228,7 +240,7 @@ impl SqliteStore {
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
-            Ok::<_, Fault>(found.into_iter().map(JobId).collect())
+            Ok::<_, BackendError>(found.into_iter().map(JobId).collect())
         })
     }
 
@@ -236,20 +248,20 @@ impl SqliteStore {
     ///
     /// # Errors
     /// When the file cannot be read or written.
-    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreError> {
         persistent!(self, self.tenant_loads_once())
     }
 
-    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, Fault> {
+    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
         let minute_ago = now() - TimeDelta::minutes(1);
         let mut transaction = self.begin().await?;
         sqlx::query(
-            "delete from held_jobs
+            "delete from deferred_jobs
               where released_at is not null
-                and not exists (select 1 from jobs j where j.id = held_jobs.job_id and j.finished_at is null
-                                   and (held_jobs.queue <> 'in' or j.state = 'queued'))
+                and not exists (select 1 from jobs j where j.id = deferred_jobs.job_id and j.finished_at is null
+                                   and (deferred_jobs.queue <> 'in' or j.state = 'queued'))
                 and (released_at < ?1 or queue = 'in'
-                     or not exists (select 1 from tenants t where t.tenant = held_jobs.tenant
+                     or not exists (select 1 from tenants t where t.tenant = deferred_jobs.tenant
                                        and t.tokens_per_minute is not null))",
         )
         .bind(minute_ago)
@@ -258,7 +270,7 @@ impl SqliteStore {
         let rows: Vec<(String, i64, i64)> = sqlx::query_as(
             "select h.tenant, count(*) filter (where j.finished_at is null),
                     coalesce(sum(h.tokens) filter (where h.released_at >= ?1), 0)
-               from held_jobs h left join jobs j on j.id = h.job_id
+               from deferred_jobs h left join jobs j on j.id = h.job_id
               where h.released_at is not null and h.queue <> 'in' group by h.tenant",
         )
         .bind(minute_ago)
@@ -268,7 +280,7 @@ impl SqliteStore {
         rows.into_iter()
             .map(|(tenant, running, tokens)| {
                 Ok(TenantLoad {
-                    tenant: tenant.parse().map_err(Fault::Rule)?,
+                    tenant: tenant.parse().map_err(BackendError::Rule)?,
                     running: u32::try_from(running).unwrap_or(u32::MAX),
                     tokens_last_minute: u64::try_from(tokens).unwrap_or(0),
                 })
@@ -277,8 +289,8 @@ impl SqliteStore {
     }
 }
 
-async fn forget(connection: &mut SqliteConnection, id: Uuid) -> Result<(), Fault> {
-    sqlx::query("delete from held_jobs where job_id = ?1")
+async fn forget(connection: &mut SqliteConnection, id: Uuid) -> Result<(), BackendError> {
+    sqlx::query("delete from deferred_jobs where job_id = ?1")
         .bind(id)
         .execute(connection)
         .await?;
@@ -290,16 +302,16 @@ pub(super) async fn hold(
     connection: &mut SqliteConnection,
     job: &NewJob<'_>,
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let Some((queue, hold)) = job.hold() else {
         return Ok(());
     };
     sqlx::query(
-        "insert into held_jobs (job_id, tenant, queue, rank, tokens, extras, held_at)
+        "insert into deferred_jobs (job_id, tenant, queue, rank, tokens, extras, deferred_at)
          values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              on conflict (job_id) do update
             set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, held_at = excluded.held_at, released_at = null,
+                extras = excluded.extras, deferred_at = excluded.deferred_at, released_at = null,
                 published_at = null",
     )
     .bind(job.head.id.0)
@@ -315,12 +327,15 @@ pub(super) async fn hold(
 }
 
 /// True when a job waits to be released.
-pub(super) async fn is_held(connection: &mut SqliteConnection, row: &Row) -> Result<bool, Fault> {
+pub(super) async fn is_deferred(
+    connection: &mut SqliteConnection,
+    row: &Row,
+) -> Result<bool, BackendError> {
     if !row.is_open() || row.state == "running" {
         return Ok(false);
     }
     let held: Option<i64> =
-        sqlx::query_scalar("select 1 from held_jobs where job_id = ?1 and released_at is null")
+        sqlx::query_scalar("select 1 from deferred_jobs where job_id = ?1 and released_at is null")
             .bind(row.id)
             .fetch_optional(connection)
             .await?;

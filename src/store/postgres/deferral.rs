@@ -13,9 +13,9 @@ use super::{PostgresStore, dead, lock_rows};
 use crate::{
     job::{JobId, Tenant},
     store::{
-        HeldJob, HoldQueue, Released, StoreFault, TenantLoad,
-        fault::{Fault, persistent},
-        hold::{self, Extras},
+        DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
+        deferral::{self, Extras},
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{NewJob, after, before},
     },
@@ -26,12 +26,12 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn lead(
+    pub async fn acquire_leadership(
         &self,
         role: &'static str,
         holder: &str,
         lease: Duration,
-    ) -> Result<bool, StoreFault> {
+    ) -> Result<bool, StoreError> {
         persistent!(self, async {
             let now = now();
             let led = sqlx::query!(
@@ -46,7 +46,7 @@ impl PostgresStore {
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(led.rows_affected() > 0)
+            Ok::<_, BackendError>(led.rows_affected() > 0)
         })
     }
 
@@ -54,22 +54,30 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, StoreFault> {
-        persistent!(self, self.held_once(queue, each))
+    pub async fn deferred(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+    ) -> Result<Vec<DeferredJob>, StoreError> {
+        persistent!(self, self.deferred_once(queue, each))
     }
 
-    async fn held_once(&self, queue: HoldQueue, each: usize) -> Result<Vec<HeldJob>, Fault> {
+    async fn deferred_once(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+    ) -> Result<Vec<DeferredJob>, BackendError> {
         // Each tenant is found by one step into the index, however many jobs it has.
         let rows = sqlx::query!(
             r#"with recursive t (tenant) as (
-                   select min(tenant) from held_jobs where queue = $1 and released_at is null
+                   select min(tenant) from deferred_jobs where queue = $1 and released_at is null
                    union all
-                   select (select min(h.tenant) from held_jobs h
+                   select (select min(h.tenant) from deferred_jobs h
                             where h.queue = $1 and h.released_at is null and h.tenant > t.tenant)
                      from t where t.tenant is not null)
                select h.job_id, h.tenant, h.tokens
                  from t cross join lateral (
-                      select job_id, tenant, tokens, rank from held_jobs
+                      select job_id, tenant, tokens, rank from deferred_jobs
                        where queue = $1 and tenant = t.tenant and released_at is null and rank <= $2
                        order by rank, job_id limit $3) h
                 order by h.tenant, h.rank, h.job_id"#,
@@ -81,9 +89,9 @@ impl PostgresStore {
         .await?;
         rows.into_iter()
             .map(|row| {
-                Ok(HeldJob {
+                Ok(DeferredJob {
                     job: JobId(row.job_id),
-                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                     tokens: u32::try_from(row.tokens).unwrap_or(0),
                 })
             })
@@ -94,15 +102,15 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held_tenants(&self) -> Result<Vec<(HoldQueue, Tenant)>, StoreFault> {
+    pub async fn deferred_tenants(&self) -> Result<Vec<(DeferredQueue, Tenant)>, StoreError> {
         persistent!(self, async {
             let rows = sqlx::query!(
                 r#"with recursive t (queue, tenant) as (
-                       select q.queue, (select min(tenant) from held_jobs h
+                       select q.queue, (select min(tenant) from deferred_jobs h
                                          where h.queue = q.queue and h.released_at is null)
                          from unnest(array['small', 'large']) as q (queue)
                        union all
-                       select t.queue, (select min(h.tenant) from held_jobs h
+                       select t.queue, (select min(h.tenant) from deferred_jobs h
                                          where h.queue = t.queue and h.released_at is null
                                            and h.tenant > t.tenant)
                          from t where t.tenant is not null)
@@ -112,24 +120,24 @@ impl PostgresStore {
             .await?;
             rows.into_iter()
                 .map(|row| {
-                    let queue = row.queue.parse().map_err(Fault::Rule)?;
-                    Ok((queue, row.tenant.parse().map_err(Fault::Rule)?))
+                    let queue = row.queue.parse().map_err(BackendError::Rule)?;
+                    Ok((queue, row.tenant.parse().map_err(BackendError::Rule)?))
                 })
-                .collect::<Result<Vec<_>, Fault>>()
+                .collect::<Result<Vec<_>, BackendError>>()
         })
     }
 
-    /// How many jobs are held; see [`crate::store::Store::held_counts`].
+    /// How many jobs are held; see [`crate::store::Store::deferred_counts`].
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn held_counts(&self, most: u32) -> Result<[u32; 3], StoreFault> {
+    pub async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], StoreError> {
         persistent!(self, async {
             let mut counts = [0; 3];
-            for (count, queue) in counts.iter_mut().zip(HoldQueue::ALL) {
+            for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
                 let held = sqlx::query_scalar!(
                     r#"select count(*) as "held!" from (
-                           select 1 from held_jobs where queue = $1 and released_at is null limit $2) h"#,
+                           select 1 from deferred_jobs where queue = $1 and released_at is null limit $2) h"#,
                     queue.as_str(),
                     i64::from(most)
                 )
@@ -137,7 +145,7 @@ impl PostgresStore {
                 .await?;
                 *count = u32::try_from(held).unwrap_or(0);
             }
-            Ok::<_, Fault>(counts)
+            Ok::<_, BackendError>(counts)
         })
     }
 
@@ -145,14 +153,18 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreFault> {
+    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         persistent!(self, self.release_once(jobs, again))
     }
 
-    async fn release_once(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, Fault> {
+    async fn release_once(
+        &self,
+        jobs: &[JobId],
+        again: bool,
+    ) -> Result<Vec<Released>, BackendError> {
         let mut transaction = self.pool.begin().await?;
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         let rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
@@ -161,7 +173,7 @@ impl PostgresStore {
             .map(|row| (row.id, row))
             .collect();
         let mut held: HashMap<Uuid, Option<String>> = sqlx::query!(
-            "update held_jobs set released_at = $2
+            "update deferred_jobs set released_at = $2
               where job_id = any($1) and (released_at is null or $3) returning job_id, extras",
             &ids,
             now(),
@@ -180,7 +192,7 @@ impl PostgresStore {
                 continue;
             };
             let known = rows.get(&id).zip(requests.get(&id));
-            let message = known.map(|(row, request)| hold::message(row, request));
+            let message = known.map(|(row, request)| deferral::message(row, request));
             match message.transpose()?.flatten() {
                 Some(Released::Tier(mut routed)) => {
                     Extras::restore(extras.as_deref(), &mut routed);
@@ -192,7 +204,7 @@ impl PostgresStore {
                 None => gone.push(id),
             }
         }
-        sqlx::query!("delete from held_jobs where job_id = any($1)", &gone)
+        sqlx::query!("delete from deferred_jobs where job_id = any($1)", &gone)
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
@@ -203,21 +215,21 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When nothing was written.
-    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreFault> {
+    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreError> {
         if jobs.is_empty() {
             return Ok(());
         }
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         persistent!(self, async {
             sqlx::query!(
-                "update held_jobs set published_at = $2
+                "update deferred_jobs set published_at = $2
                   where job_id = any($1) and released_at is not null",
                 &ids,
                 now()
             )
             .execute(&self.pool)
             .await?;
-            Ok::<_, Fault>(())
+            Ok::<_, BackendError>(())
         })
     }
 
@@ -229,10 +241,10 @@ impl PostgresStore {
         &self,
         released_for: Duration,
         limit: usize,
-    ) -> Result<Vec<JobId>, StoreFault> {
+    ) -> Result<Vec<JobId>, StoreError> {
         persistent!(self, async {
             let found = sqlx::query_scalar!(
-                "select h.job_id from held_jobs h join jobs j on j.id = h.job_id
+                "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
                   where h.released_at <= $1 and h.published_at is null
                     and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
                     and j.waits_for is null and j.attempts = 0
@@ -242,7 +254,7 @@ impl PostgresStore {
             )
             .fetch_all(&self.pool)
             .await?;
-            Ok::<_, Fault>(found.into_iter().map(JobId).collect())
+            Ok::<_, BackendError>(found.into_iter().map(JobId).collect())
         })
     }
 
@@ -250,14 +262,14 @@ impl PostgresStore {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreFault> {
+    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreError> {
         persistent!(self, self.tenant_loads_once())
     }
 
-    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, Fault> {
+    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
         let minute_ago = now() - TimeDelta::minutes(1);
         sqlx::query!(
-            "delete from held_jobs h
+            "delete from deferred_jobs h
               where h.released_at is not null
                 and not exists (select from jobs j where j.id = h.job_id and j.finished_at is null
                                    and (h.queue <> 'in' or j.state = 'queued'))
@@ -271,7 +283,7 @@ impl PostgresStore {
         let rows = sqlx::query!(
             r#"select h.tenant, count(*) filter (where j.finished_at is null) as "running!",
                       coalesce(sum(h.tokens) filter (where h.released_at >= $1), 0)::bigint as "tokens!"
-                 from held_jobs h left join jobs j on j.id = h.job_id
+                 from deferred_jobs h left join jobs j on j.id = h.job_id
                 where h.released_at is not null and h.queue <> 'in' group by h.tenant"#,
             minute_ago
         )
@@ -280,7 +292,7 @@ impl PostgresStore {
         rows.into_iter()
             .map(|row| {
                 Ok(TenantLoad {
-                    tenant: row.tenant.parse().map_err(Fault::Rule)?,
+                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
                     running: u32::try_from(row.running).unwrap_or(u32::MAX),
                     tokens_last_minute: u64::try_from(row.tokens).unwrap_or(0),
                 })
@@ -294,7 +306,7 @@ pub(super) async fn hold(
     connection: &mut PgConnection,
     jobs: &[&NewJob<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Fault> {
+) -> Result<(), BackendError> {
     let held: Vec<_> = jobs
         .iter()
         .filter_map(|job| Some((job, job.hold()?)))
@@ -316,13 +328,13 @@ pub(super) async fn hold(
     // JSON writes U+0000 as an escape, so this text never holds one.
     let extras: Vec<_> = held.iter().map(|(job, _)| job.extras()).collect();
     sqlx::query!(
-        "insert into held_jobs (job_id, tenant, queue, rank, tokens, extras, held_at)
+        "insert into deferred_jobs (job_id, tenant, queue, rank, tokens, extras, deferred_at)
          select n.job_id, n.tenant, n.queue, n.rank, n.tokens, n.extras, $7
            from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::int4[], $6::text[])
                 as n (job_id, tenant, queue, rank, tokens, extras)
              on conflict (job_id) do update
             set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, held_at = excluded.held_at, released_at = null,
+                extras = excluded.extras, deferred_at = excluded.deferred_at, released_at = null,
                 published_at = null",
         &ids,
         &tenants as &[&str],
@@ -341,7 +353,7 @@ pub(super) async fn hold(
 pub(super) async fn held_of(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = &Row>,
-) -> Result<HashSet<Uuid>, Fault> {
+) -> Result<HashSet<Uuid>, BackendError> {
     let ids: Vec<Uuid> = rows
         .filter(|row| row.is_open() && row.state != "running")
         .map(|row| row.id)
@@ -350,7 +362,7 @@ pub(super) async fn held_of(
         return Ok(HashSet::new());
     }
     let held = sqlx::query_scalar!(
-        "select job_id from held_jobs where job_id = any($1) and released_at is null",
+        "select job_id from deferred_jobs where job_id = any($1) and released_at is null",
         &ids
     )
     .fetch_all(connection)

@@ -1,4 +1,4 @@
-//! What a fault left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+//! What a error left behind: jobs whose time is over, whose message is lost, whose worker is gone.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -12,24 +12,23 @@ use super::{
 use crate::{
     job::{JobId, JobRecord, JobState},
     store::{
-        Released, StoreFault, SweepRules, Swept,
-        fault::{Fault, persistent},
-        hold,
+        Released, RescueRules, Rescued, StoreError, deferral,
+        error::{BackendError, persistent},
         row::{Row, now},
         rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
     },
 };
 
 impl PostgresStore {
-    /// Puts right what a fault left behind; see [`crate::store::Store::sweep`].
+    /// Puts right what a error left behind; see [`crate::store::Store::sweep`].
     ///
     /// # Errors
     /// When nothing was changed.
-    pub async fn sweep(&self, rules: SweepRules) -> Result<Swept, StoreFault> {
-        persistent!(self, self.sweep_once(rules))
+    pub async fn rescue(&self, rules: RescueRules) -> Result<Rescued, StoreError> {
+        persistent!(self, self.rescue_once(rules))
     }
 
-    async fn sweep_once(&self, rules: SweepRules) -> Result<Swept, Fault> {
+    async fn rescue_once(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
         let now = now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
         let mut transaction = self.pool.begin().await?;
@@ -50,8 +49,8 @@ impl PostgresStore {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(Swept {
-            lost,
+        Ok(Rescued {
+            stuck: lost,
             expired,
             attempts: closed.rows_affected(),
             next: next.map(JobId),
@@ -64,7 +63,7 @@ async fn expire(
     connection: &mut PgConnection,
     now: DateTime<Utc>,
     limit: i64,
-) -> Result<Vec<JobRecord>, Fault> {
+) -> Result<Vec<JobRecord>, BackendError> {
     let due: Vec<Uuid> = sqlx::query_scalar!(
         "select id from jobs where deadline <= $1 and finished_at is null order by deadline limit $2",
         now,
@@ -99,7 +98,7 @@ async fn expire(
     ends.into_iter()
         .map(|end| {
             let row = answered.remove(&end.row.id).unwrap_or(end.row);
-            row.into_record().map_err(Fault::from)
+            row.into_record().map_err(BackendError::from)
         })
         .collect()
 }
@@ -107,8 +106,8 @@ async fn expire(
 /// The first open job that is not looked at this time.
 async fn window_end(
     connection: &mut PgConnection,
-    rules: &SweepRules,
-) -> Result<Option<Uuid>, Fault> {
+    rules: &RescueRules,
+) -> Result<Option<Uuid>, BackendError> {
     Ok(sqlx::query_scalar!(
         "select id from jobs where finished_at is null and id >= $1 order by id offset $2 limit 1",
         rules.from.map_or(Uuid::nil(), |from| from.0),
@@ -121,17 +120,17 @@ async fn window_end(
 /// Finds jobs to which nothing has happened for so long that their message must be lost.
 async fn find_lost(
     connection: &mut PgConnection,
-    rules: &SweepRules,
+    rules: &RescueRules,
     next: Option<Uuid>,
     now: DateTime<Utc>,
     limit: i64,
-) -> Result<Vec<Released>, Fault> {
+) -> Result<Vec<Released>, BackendError> {
     let [router, small, large] = rules.since(now);
     let ids: Vec<Uuid> = sqlx::query_scalar!(
-        "select j.id from jobs j left join held_jobs h on h.job_id = j.id
+        "select j.id from jobs j left join deferred_jobs h on h.job_id = j.id
           where j.id >= $5 and j.id < $6 and j.finished_at is null and j.waits_for is null
             and (h.job_id is null or h.released_at is not null)
-            and greatest(coalesce(j.routed_at, j.submitted_at), j.started_at, j.lease_until, j.swept_at,
+            and greatest(coalesce(j.routed_at, j.submitted_at), j.started_at, j.lease_until, j.rescued_at,
                          h.released_at)
                 < case when j.state = 'queued' then $1::timestamptz
                        when j.tier = 'large' then $3::timestamptz else $2::timestamptz end
@@ -141,7 +140,7 @@ async fn find_lost(
         large,
         limit,
         rules.from.map_or(Uuid::nil(), |from| from.0),
-        SweepRules::end(next)
+        RescueRules::end(next)
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -151,7 +150,7 @@ async fn find_lost(
     let rows = lock_rows(connection, &ids).await?;
     let alive = claim::alive(connection, rows.iter(), now).await?;
     // A router may have held one since it was found.
-    let held = super::hold::held_of(connection, rows.iter()).await?;
+    let held = super::deferral::held_of(connection, rows.iter()).await?;
     let requests = dead::requests(connection, &ids).await?;
     let (mut lost, mut swept) = (Vec::new(), Vec::new());
     for row in rows
@@ -164,13 +163,13 @@ async fn find_lost(
         let message = match row.state.as_str() {
             // Whoever claims it finds the lease over.
             "running" => Some(Released::Tier(row.routed_job(request)?)),
-            _ => hold::message(row, request)?,
+            _ => deferral::message(row, request)?,
         };
         swept.push(row.id);
         lost.extend(message);
     }
     sqlx::query!(
-        "update jobs set swept_at = $2 where id = any($1)",
+        "update jobs set rescued_at = $2 where id = any($1)",
         &swept,
         now
     )
