@@ -4,7 +4,7 @@
     reason = "a test that cannot open its weights has failed"
 )]
 
-use promptyard::engine::local::{Embedder, cosine};
+use promptyard::engine::{Embedder, cosine};
 use serde_json::Value;
 
 /// Largest difference of a component: f32 sums in another order.

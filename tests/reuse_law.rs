@@ -5,7 +5,7 @@
 use std::{cell::Cell, time::Duration};
 
 use chrono::Utc;
-use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::Models, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Settlement, Store, AttemptOutcome, WorkerRecord}};
+use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::ServedModels, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Settlement, Store, AttemptOutcome, WorkerRecord}};
 use proptest::{
     prelude::*,
     sample::select,
@@ -220,7 +220,7 @@ impl Asked {
         let context = IntakeContext {
             limits: &RequestLimits::default(),
             policy,
-            models: &Models::of(self.workers()),
+            models: &ServedModels::of(self.workers()),
             semantic: None,
             now: Utc::now(),
         };
@@ -276,7 +276,7 @@ async fn answer(store: &Store, admission: Admission) -> AnswerSource {
     let settlement = Settlement {
         job,
         attempt,
-        verdict: AttemptOutcome::Succeeded(Answer {
+        outcome: AttemptOutcome::Succeeded(Answer {
             text: "so".to_owned(),
             finish_reason: FinishReason::Stop,
             usage: Usage::default(),

@@ -115,11 +115,11 @@ pub fn compare(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{
+    use super::*;
+    use crate::scoring::{
         cross_validation::judge,
         train::tests::{fitted, samples},
     };
-    use crate::router::*;
 
     pub(crate) fn record(sets: &[(&str, f64, f64)]) -> Record {
         let compared = |&(set, new, present): &(&str, f64, f64)| {

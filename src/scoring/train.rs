@@ -270,12 +270,12 @@ fn unseen_words(
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
-    use super::{
+    use super::*;
+    use crate::scoring::{
         codec,
         cross_validation::{Split, cross_validate, folds},
         evaluate::evaluate,
     };
-    use crate::router::*;
 
     /// Small enough for a test.
     fn recipe(seed: u64) -> Recipe {

@@ -162,7 +162,7 @@ async fn settle(store: &Store, routed: &RoutedJob) {
     let settlement = Settlement {
         job,
         attempt: 1,
-        verdict: AttemptOutcome::Succeeded(answer),
+        outcome: AttemptOutcome::Succeeded(answer),
         started_at: now,
         first_token_at: None,
         finished_at: now,

@@ -133,23 +133,23 @@ impl Case {
             looked_at_max,
         };
         let before = now();
-        let mut swept = Rescued::default();
+        let mut rescued = Rescued::default();
         loop {
             let part = self.store.rescue(rules).await.unwrap();
-            prop_assert!(part.expired.len() <= limit && part.lost.len() <= limit);
-            swept.expired.extend(part.expired);
-            rescued.stuck.extend(part.lost);
-            swept.attempts += part.attempts;
-            rules.from = part.disposition;
-            if part.disposition.is_none() {
+            prop_assert!(part.expired.len() <= limit && part.stuck.len() <= limit);
+            rescued.expired.extend(part.expired);
+            rescued.stuck.extend(part.stuck);
+            rescued.attempts += part.attempts;
+            rules.from = part.next;
+            if part.next.is_none() {
                 break;
             }
         }
         let after = Utc::now();
-        prop_assert_eq!(swept.attempts, 0, "their workers have minutes");
+        prop_assert_eq!(rescued.attempts, 0, "their workers have minutes");
         // Other sequences, if they failed, left jobs.
         let is_mine = |id: &JobId| self.model.jobs.contains_key(id);
-        let expired: BTreeSet<JobId> = swept.expired.iter().map(|record| record.id).collect();
+        let expired: BTreeSet<JobId> = rescued.expired.iter().map(|record| record.id).collect();
         let expired: BTreeSet<JobId> = expired.into_iter().filter(is_mine).collect();
         for (id, job) in &self.model.jobs {
             let deadline = job
@@ -168,7 +168,7 @@ impl Case {
             self.model.expire(*id);
             self.note("sweep: expired");
         }
-        for record in &swept.expired {
+        for record in &rescued.expired {
             if expired.contains(&record.id) {
                 self.agrees(record)?;
             }

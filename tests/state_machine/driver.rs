@@ -219,7 +219,7 @@ impl Case {
             let found = match outcome {
                 Admitted::Queued => Admit::Queued,
                 Admitted::Routed => Admit::Routed,
-                Admitted::Deferred => Admit::Held,
+                Admitted::Deferred => Admit::Deferred,
                 Admitted::Waiting => Admit::Waiting,
                 Admitted::Ended(record) => Admit::Ended(record.id),
                 Admitted::Known(record) => Admit::Known(record.id),

@@ -14,7 +14,7 @@ use crate::model::{Admit, Job, Lease, Model};
 pub enum Entry {
     Led {
         leader: JobId,
-        holds: Deferral,
+        holds: Lead,
     },
     Ready {
         leader: JobId,
@@ -25,7 +25,7 @@ pub enum Entry {
 
 /// Whether a lead holds: one without a lease does within its own batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deferral {
+pub enum Lead {
     Long,
     ThisBatch,
     Over,
@@ -36,9 +36,9 @@ impl Model {
     pub fn end_operation(&mut self) {
         for entry in self.entries.values_mut() {
             if let Entry::Led { holds, .. } = entry
-                && *holds == Deferral::ThisBatch
+                && *holds == Lead::ThisBatch
             {
-                *holds = Deferral::Over;
+                *holds = Lead::Over;
             }
         }
     }
@@ -58,14 +58,14 @@ impl Model {
                 Admit::Ended(job.head.id)
             }
             Some(Entry::Led {
-                holds: Deferral::Long | Deferral::ThisBatch,
+                holds: Lead::Long | Lead::ThisBatch,
                 ..
             }) => {
                 job.waits = true;
                 Admit::Waiting
             }
             _ => {
-                self.acquire_leadership(key, job.head.id, lease);
+                self.lead(key, job.head.id, lease);
                 Admit::Routed
             }
         }
@@ -73,8 +73,8 @@ impl Model {
 
     pub fn lead(&mut self, key: CacheKey, leader: JobId, lease: Lease) {
         let holds = match lease {
-            Lease::Long => Deferral::Long,
-            Lease::None => Deferral::ThisBatch,
+            Lease::Long => Lead::Long,
+            Lease::None => Lead::ThisBatch,
         };
         self.entries.insert(key, Entry::Led { leader, holds });
     }
@@ -121,7 +121,7 @@ impl Model {
             let key = job.cache_key.unwrap();
             let is_free = match self.entries.get(&key) {
                 None => true,
-                Some(Entry::Led { holds, .. }) => *holds == Deferral::Over,
+                Some(Entry::Led { holds, .. }) => *holds == Lead::Over,
                 Some(Entry::Ready { is_fresh, .. }) => !is_fresh,
             };
             if is_free {
@@ -132,7 +132,7 @@ impl Model {
     }
 
     pub fn promote(&mut self, job: JobId, key: CacheKey, lease: Lease) {
-        self.acquire_leadership(key, job, lease);
+        self.lead(key, job, lease);
     }
 
     /// The job leads its entry: it was promoted if it waits all the same.
@@ -145,7 +145,7 @@ impl Model {
     pub fn forgotten(&self) -> Option<JobId> {
         let is_forgotten = |job: &&Job| match &self.entries.get(&job.cache_key.unwrap()) {
             Some(Entry::Led { leader, holds }) => {
-                *holds == Deferral::Long && !self.jobs[leader].is_open()
+                *holds == Lead::Long && !self.jobs[leader].is_open()
             }
             Some(Entry::Ready { is_fresh, .. }) => *is_fresh,
             None => false,

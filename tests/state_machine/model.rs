@@ -218,7 +218,7 @@ impl Model {
                 return if is_known {
                     Admit::Known(id)
                 } else {
-                    Admit::Held
+                    Admit::Deferred
                 };
             }
         }
@@ -230,7 +230,7 @@ impl Model {
             AdmissionDecision::Queue => Admit::Queued,
             AdmissionDecision::Schedule(hold) => {
                 self.hold(head, DeferredQueue::In, hold);
-                Admit::Held
+                Admit::Deferred
             }
             AdmissionDecision::End { state, reason } => {
                 job.end(*state, &reason.code);
@@ -243,7 +243,7 @@ impl Model {
                 match (self.ask(&mut job, lease), &route.deferral) {
                     (Admit::Routed, Some(hold)) => {
                         self.hold(head, DeferredQueue::Tier(route.tier), hold);
-                        Admit::Held
+                        Admit::Deferred
                     }
                     (asked, _) => asked,
                 }
@@ -316,7 +316,7 @@ impl Model {
         }
     }
 
-    pub fn beat(&mut self, worker: &str, lease: Lease) {
+    pub fn heartbeat(&mut self, worker: &str, lease: Lease) {
         match lease {
             Lease::Long => self.alive.insert(worker.to_owned()),
             Lease::None => self.alive.remove(worker),

@@ -73,7 +73,7 @@ pub struct Entrant {
     pub who: Who,
     pub tenant: u8,
     pub prompt: u8,
-    pub course: Way,
+    pub decision: Way,
     pub deadline: Deadline,
     /// The submission that it is of.
     pub batch: Option<u8>,
@@ -228,7 +228,7 @@ fn who() -> impl Strategy<Value = Who> {
 }
 
 fn entrant() -> impl Strategy<Value = Entrant> {
-    let course = prop_oneof![
+    let decision = prop_oneof![
         3 => Just(Way::Queue),
         12 => (tier(), prop::bool::weighted(0.9), prop::bool::weighted(0.1))
             .prop_map(|(tier, cached, held)| Way::Route { tier, cached, held }),
@@ -251,8 +251,8 @@ fn entrant() -> impl Strategy<Value = Entrant> {
         1 => Just(Some(100)),
     ];
     let envelope = (deadline, batch, attempts_max);
-    (who(), tenant, prompt, course, envelope).prop_map(
-        |(who, tenant, prompt, course, (deadline, batch, attempts_max))| Entrant {
+    (who(), tenant, prompt, decision, envelope).prop_map(
+        |(who, tenant, prompt, decision, (deadline, batch, attempts_max))| Entrant {
             who,
             tenant,
             prompt,

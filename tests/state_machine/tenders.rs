@@ -87,8 +87,8 @@ impl Actor {
             from: None,
             looked_at_max: 1000,
         };
-        let swept = self.store.rescue(rules).await.unwrap();
-        for record in &swept.expired {
+        let rescued = self.store.rescue(rules).await.unwrap();
+        for record in &rescued.expired {
             self.told.ended.push(record.id);
             self.see(record);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use promptyard::{
-    job::{JobHead, JobId, JobState, Pair, Priority, ServedModel, Tier},
+    job::{JobHead, JobId, JobState, ModelPair, Priority, ServedModel, Tier},
     store::{
         Admission, Admitted, ApiKey, CancelFilter, Claimant, Claimed, AdmissionDecision, Deferral, DeferredQueue,
         KeyDigest, Released, Settled, Store, RescueRules, TenantLimits, AttemptOutcome,
@@ -74,11 +74,11 @@ fn released_ids(released: &[Released]) -> Vec<JobId> {
 contract! {
     /// Held jobs come by tenant and rank, and each is released once, with all that its message carries.
     async fn held_jobs_are_released_once(store: Store) {
-        let (late, early) = (held(of("a"), turn(1, 5)), held(of("a"), turn(9, 6)));
-        let other = held(of("b"), turn(5, 7));
-        let mut paired = held(of("c"), turn(0, 8));
+        let (late, early) = (deferred(of("a"), turn(1, 5)), deferred(of("a"), turn(9, 6)));
+        let other = deferred(of("b"), turn(5, 7));
+        let mut paired = deferred(of("c"), turn(0, 8));
         let model = |model: &str| ServedModel { model: model.to_owned(), revision: "1".to_owned() };
-        let pair = Pair { small: model("s"), large: model("l") };
+        let pair = ModelPair { small: model("s"), large: model("l") };
         if let AdmissionDecision::Route(route) = &mut paired.decision {
             route.pair = Some(pair.clone());
         }
@@ -121,7 +121,7 @@ contract! {
         let later = JobHead { not_before: Some(soon), ..head() };
         let jobs = [head(), head(), head(), later].map(|head| match head.not_before {
             Some(start) => admission(head, "a prompt", AdmissionDecision::Schedule(Deferral::until(start, 3))),
-            None => held(head, turn(1, 5)),
+            None => deferred(head, turn(1, 5)),
         });
         let [first, second, third, scheduled] = jobs.clone().map(|job| job.head.id);
         for job in jobs.clone() {
@@ -142,7 +142,7 @@ contract! {
         claim_one(&store, third, false).await;
         assert_eq!(unpublished(Duration::ZERO).await, [scheduled, first]);
         // It comes to the router, which holds it once more.
-        let mut again = held(jobs[3].head.clone(), turn(0, 3));
+        let mut again = deferred(jobs[3].head.clone(), turn(0, 3));
         again.head.id = scheduled;
         assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
         assert_eq!(unpublished(Duration::ZERO).await, [first]);
@@ -164,14 +164,14 @@ contract! {
         assert_eq!(record(&store, head.id).await.state, JobState::Queued);
         assert_eq!(ids(&store, DeferredQueue::In, 9).await, []);
         // Not lost, however long it is held.
-        assert_eq!(store.rescue(rules(TimeDelta::zero())).await.unwrap().lost, []);
+        assert_eq!(store.rescue(rules(TimeDelta::zero())).await.unwrap().stuck, []);
         tokio::time::sleep(Duration::from_millis(1000)).await;
         assert_eq!(ids(&store, DeferredQueue::In, 9).await, [head.id]);
         let released = store.release(&[head.id], false).await.unwrap();
         let [Released::Router(job)] = &released[..] else { panic!("{released:?}") };
         assert_eq!(job.head, head);
         // The fleet is busy: it is held once more, for its tier.
-        let mut again = held(head.clone(), turn(0, 3));
+        let mut again = deferred(head.clone(), turn(0, 3));
         again.head = job.head.clone();
         assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
         assert_eq!(ids(&store, SMALL, 9).await, [head.id]);
@@ -213,7 +213,7 @@ contract! {
     /// Jobs are taken back wherever they are; one that runs keeps what it had written with its attempt.
     async fn jobs_are_taken_back(store: Store) {
         let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
-        let (waiting, running) = (held(head(), turn(0, 1)), plain(head()));
+        let (waiting, running) = (deferred(head(), turn(0, 1)), plain(head()));
         let done = plain(head());
         for job in [&queued, &waiting, &running, &done] {
             admit_one(&store, job.clone()).await;
@@ -343,7 +343,7 @@ contract! {
     async fn sweeps_find_what_is_lost(store: Store) {
         let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let (routed, alive, dead) = (plain(head()), plain(head()), plain(head()));
-        let (held, led) = (held(head(), turn(0, 1)), cached("p"));
+        let (held, led) = (deferred(head(), turn(0, 1)), cached("p"));
         let waiting = cached("p");
         for job in [&queued, &routed, &alive, &dead, &held, &led, &waiting] {
             admit_one(&store, job.clone()).await;
@@ -354,19 +354,19 @@ contract! {
         run_one(&store, led.head.id).await;
         tokio::time::sleep(Duration::from_millis(800)).await;
         let age = TimeDelta::milliseconds(700);
-        let swept = store.rescue(rules(age)).await.unwrap();
+        let rescued = store.rescue(rules(age)).await.unwrap();
         let mut lost = released_ids(&rescued.stuck);
         lost.sort();
         let mut expected = [queued.head.id, routed.head.id, dead.head.id];
         expected.sort();
         assert_eq!(lost, expected);
         assert!(rescued.stuck.iter().any(|lost| matches!(lost, Released::Router(_))));
-        assert_eq!(store.rescue(rules(age)).await.unwrap().lost, [], "once in that time");
+        assert_eq!(store.rescue(rules(age)).await.unwrap().stuck, [], "once in that time");
         let again = claim_one(&store, dead.head.id, false).await;
         assert_eq!(again, Claimed::Run { attempt: 2, poison_candidate: true, last: false });
         tokio::time::sleep(Duration::from_millis(800)).await;
         let busy = RescueRules { stuck_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
-        let swept = store.rescue(busy).await.unwrap();
+        let rescued = store.rescue(busy).await.unwrap();
         assert_eq!(released_ids(&rescued.stuck), [queued.head.id], "small's queue has jobs yet");
     }
 
@@ -374,7 +374,7 @@ contract! {
     async fn sweeps_go_on_behind_what_was_looked_at(store: Store) {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         for at in 0..5 {
-            let (lost, held) = (plain(head()), held(head(), turn(at, 1)));
+            let (lost, held) = (plain(head()), deferred(head(), turn(at, 1)));
             admit_one(&store, lost.clone()).await;
             admit_one(&store, held).await;
             expected.push(lost.head.id);
@@ -383,10 +383,10 @@ contract! {
         let (mut from, mut sweeps) = (None, 0);
         loop {
             let rules = RescueRules { from, looked_at_max: 3, ..rules(TimeDelta::milliseconds(200)) };
-            let swept = store.rescue(rules).await.unwrap();
+            let rescued = store.rescue(rules).await.unwrap();
             found.extend(released_ids(&rescued.stuck));
             sweeps += 1;
-            from = swept.disposition;
+            from = rescued.next;
             if from.is_none() {
                 break;
             }
@@ -399,19 +399,19 @@ contract! {
     /// A sweep ends what is overdue, but not in living hands, and replies can be made of the records.
     async fn sweeps_end_what_is_overdue(store: Store) {
         let due = || JobHead { deadline: Some(now() + TimeDelta::milliseconds(600)), ..head() };
-        let (routed, alive, held) = (plain(due()), plain(due()), held(due(), turn(0, 1)));
+        let (routed, alive, held) = (plain(due()), plain(due()), deferred(due(), turn(0, 1)));
         for job in [&routed, &alive, &held] {
             admit_one(&store, job.clone()).await;
         }
         run_one(&store, alive.head.id).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
-        let swept = store.rescue(rules(TimeDelta::hours(1))).await.unwrap();
-        let mut expired: Vec<_> = swept.expired.iter().map(|record| record.id).collect();
+        let rescued = store.rescue(rules(TimeDelta::hours(1))).await.unwrap();
+        let mut expired: Vec<_> = rescued.expired.iter().map(|record| record.id).collect();
         expired.sort();
         let mut expected = [routed.head.id, held.head.id];
         expected.sort();
         assert_eq!(expired, expected);
-        for record in &swept.expired {
+        for record in &rescued.expired {
             assert_eq!(record.state, JobState::Expired);
             assert_eq!(record.reason.as_ref().unwrap().code, "deadline_passed");
         }
@@ -434,7 +434,7 @@ contract! {
     async fn released_jobs_count_against_their_tenant(store: Store) {
         let quota = TenantLimits { tokens_per_minute: Some(100), ..TenantLimits::of(tenant("q")) };
         store.set_tenant(&quota).await.unwrap();
-        let jobs = [held(of("q"), turn(2, 30)), held(of("q"), turn(1, 12)), held(of("p"), turn(0, 5))];
+        let jobs = [deferred(of("q"), turn(2, 30)), deferred(of("q"), turn(1, 12)), deferred(of("p"), turn(0, 5))];
         for job in &jobs {
             admit_one(&store, job.clone()).await;
         }

@@ -228,7 +228,7 @@ pub fn settlement(job: JobId, attempt: u32, verdict: AttemptOutcome) -> Settleme
     Settlement {
         job,
         attempt,
-        verdict,
+        outcome: verdict,
         started_at: now(),
         first_token_at: Some(now()),
         finished_at: now(),

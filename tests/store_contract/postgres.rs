@@ -348,7 +348,7 @@ async fn ended_jobs_lead_nothing() {
     .await;
 }
 
-/// A job that a router holds while it is swept is not lost.
+/// A job that a router holds while it is rescued is not lost.
 #[tokio::test]
 async fn jobs_that_are_held_meanwhile_are_not_lost() {
     with_postgres(async |store, config| {
@@ -389,7 +389,7 @@ async fn jobs_that_are_held_meanwhile_are_not_lost() {
         let mut watch = connection(&config).await;
         wait_until_blocked_by(&mut watch, router).await;
         routing.commit().await.unwrap();
-        assert_eq!(sweep.await.unwrap().lost, []);
+        assert_eq!(sweep.await.unwrap().stuck, []);
         assert_eq!(store.release(&[id], false).await.unwrap().len(), 1);
     })
     .await;

@@ -45,7 +45,7 @@ fn near(question: &str, verdict: NearOutcome, recheck: Option<f64>) -> Option<Ne
         question: question.to_owned(),
         cosine: 0.95,
         cosine_min: 0.9,
-        verdict,
+        outcome: verdict,
         recheck,
     })
 }

@@ -124,11 +124,11 @@ fn the_same_question_in_other_words_passes() {
 fn doubt_and_failure_are_misses() {
     let (a, b) = ("How do I lose weight?", "How can I lose weight?");
     let judge = |cosine| compare(a, b, cosine, COSINE_MIN);
-    assert_eq!(judge(Some(0.99)).verdict(), "hit");
+    assert_eq!(judge(Some(0.99)).outcome(), "hit");
     assert_eq!(judge(Some(COSINE_MIN - 0.01)).veto, Some(Veto::Cosine));
     assert_eq!(judge(None).veto, Some(Veto::Failure));
     assert_eq!(judge(Some(f32::NAN)).veto, Some(Veto::Failure));
-    assert_eq!(compare(a, a, None, COSINE_MIN).verdict(), "hit");
+    assert_eq!(compare(a, a, None, COSINE_MIN).outcome(), "hit");
 }
 
 /// None of 500 questions is taken for itself with a number, a denial, a contrary or a name changed,
