@@ -11,7 +11,12 @@ use std::{
 };
 
 use futures::future::join_all;
-use promptyard::{config::ModelConfig, engine::{self, Engine, EngineError, Generate, local::is_bundled}, job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier}, scoring::confidence::Confidence};
+use promptyard::{
+    config::ModelConfig,
+    engine::{self, Engine, EngineError, Generate, local::is_bundled},
+    job::{Answer, FinishReason, Message, Role, Sampling, Signals, Tier},
+    scoring::confidence::Confidence,
+};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -9,7 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use promptyard::{config::ModelConfig, engine::{self, local::{Family, Rope, Shape}}, job::Tier};
+use promptyard::{
+    config::ModelConfig,
+    engine::{
+        self,
+        local::{Family, Rope, Shape},
+    },
+    job::Tier,
+};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {

@@ -12,7 +12,11 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use promptyard::{batching::BlockId, config::{DeviceKind, WeightKind}, engine::local::{Chunk, GpuModel, ModelFiles, Rows, open_device}};
+use promptyard::{
+    batching::BlockId,
+    config::{DeviceKind, WeightKind},
+    engine::local::{Chunk, GpuModel, ModelFiles, Rows, open_device},
+};
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral"];
 /// Largest difference of a logit; logits reach 20, and both sides compute in f32.

@@ -11,7 +11,11 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Tensor};
-use promptyard::{batching::{BLOCK_TOKENS, BlockId}, config::WeightKind, engine::local::{CpuModel, Chunk, ModelFiles, Rows, Workspace}};
+use promptyard::{
+    batching::{BLOCK_TOKENS, BlockId},
+    config::WeightKind,
+    engine::local::{Chunk, CpuModel, ModelFiles, Rows, Workspace},
+};
 
 const MODELS: [&str; 5] = [
     "tiny-llama",

@@ -5,7 +5,23 @@
 use std::{cell::Cell, time::Duration};
 
 use chrono::Utc;
-use promptyard::{broker::Envelope, config::{RouterConfig, SecretUrl, StoreConfig}, job::{Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage}, router::{model_registry::ServedModels, intake::{self, IntakeContext}, policy::Policy}, scoring::scorer::Scorer, store::{Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Settlement, Store, AttemptOutcome, WorkerRecord}};
+use promptyard::{
+    broker::Envelope,
+    config::{RouterConfig, SecretUrl, StoreConfig},
+    job::{
+        Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage,
+    },
+    router::{
+        intake::{self, IntakeContext},
+        model_registry::ServedModels,
+        policy::Policy,
+    },
+    scoring::scorer::Scorer,
+    store::{
+        Admission, AdmissionDecision, Admitted, AttemptOutcome, Claim, Claimant, Claimed,
+        Settlement, Store, WorkerRecord,
+    },
+};
 use proptest::{
     prelude::*,
     sample::select,

@@ -15,7 +15,14 @@ use std::{
 };
 
 use chrono::NaiveDateTime;
-use promptyard::{console::input::{self, Line, Lines}, config::{Config, Overrides, WeightKind}, engine::local::{CpuModel, ModelFiles, Shape}, job::{Message, RequestLimits, Role, Submission}, prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary}, scoring::{codec, features::Features, scorer::Scorer}};
+use promptyard::{
+    config::{Config, Overrides, WeightKind},
+    console::input::{self, Line, Lines},
+    engine::local::{CpuModel, ModelFiles, Shape},
+    job::{Message, RequestLimits, Role, Submission},
+    prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary},
+    scoring::{codec, features::Features, scorer::Scorer},
+};
 
 /// Longest message of a refusal, in bytes; it quotes no more than a name of the input.
 const MESSAGE_BYTES_MAX: usize = 4096;

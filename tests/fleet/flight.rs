@@ -6,7 +6,7 @@ use chrono::Utc;
 use promptyard::{
     broker::Queue,
     job::{Answer, ContextSavings, FinishReason, RoutedJob, Tier, Usage},
-    store::{Claim, Claimant, Claimed, Settlement, Store, AttemptOutcome},
+    store::{AttemptOutcome, Claim, Claimant, Claimed, Settlement, Store},
 };
 use serde_json::{Value, json};
 

@@ -6,8 +6,8 @@ use std::{collections::HashMap, time::Duration};
 use promptyard::{
     job::{CacheKey, JobId, JobRecord, Tier},
     store::{
-        Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Released, Settled, Settlement,
-        Store, AttemptOutcome,
+        Admission, AdmissionDecision, Admitted, AttemptOutcome, Claim, Claimant, Claimed, Released,
+        Settled, Settlement, Store,
     },
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};

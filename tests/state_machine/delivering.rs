@@ -241,9 +241,18 @@ impl Case {
         Ok(promoted.iter().map(|routed| routed.job.head.id).collect())
     }
 
-    pub async fn acquire_leadership(&mut self, role: usize, holder: usize, lease: Lease) -> TestCaseResult {
+    pub async fn acquire_leadership(
+        &mut self,
+        role: usize,
+        holder: usize,
+        lease: Lease,
+    ) -> TestCaseResult {
         let (role, holder) = (ROLES[role], HOLDERS[holder]);
-        let leads = self.store.acquire_leadership(role, holder, span(lease)).await.unwrap();
+        let leads = self
+            .store
+            .acquire_leadership(role, holder, span(lease))
+            .await
+            .unwrap();
         let led = self.leaders.get(role);
         let is_free = led.is_none_or(|(by, lease)| *by == holder || *lease == Lease::None);
         prop_assert_eq!(leads, is_free, "{} under {:?}", holder, led);

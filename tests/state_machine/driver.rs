@@ -57,7 +57,10 @@ pub fn span(lease: Lease) -> Duration {
 pub async fn clear(store: &Store) {
     for role in ROLES {
         for holder in HOLDERS {
-            store.acquire_leadership(role, holder, Duration::ZERO).await.unwrap();
+            store
+                .acquire_leadership(role, holder, Duration::ZERO)
+                .await
+                .unwrap();
         }
     }
     for _ in 0..100 {
@@ -300,7 +303,13 @@ impl Case {
             is_changed |= was_open && matches!(found, Take::Run { .. } | Take::Ended(_));
             self.note(match (outcome, code) {
                 (Claimed::Run { last: true, .. }, _) => "claim: last",
-                (Claimed::Run { poison_candidate: true, .. }, _) => "claim: poison_candidate",
+                (
+                    Claimed::Run {
+                        poison_candidate: true,
+                        ..
+                    },
+                    _,
+                ) => "claim: poison_candidate",
                 (Claimed::Run { .. }, _) => "claim: run",
                 (Claimed::Busy, _) => "claim: busy",
                 (Claimed::Elsewhere(_), _) => "claim: elsewhere",

@@ -35,7 +35,8 @@ fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
             };
             let mut course = route(Tier::Small, key);
             if let AdmissionDecision::Route(route) = &mut course {
-                route.deferral = (nr % 6 == 0).then(|| Deferral::for_turn(now(), Priority::Normal, 1));
+                route.deferral =
+                    (nr % 6 == 0).then(|| Deferral::for_turn(now(), Priority::Normal, 1));
             }
             admission(head, &prompt, course)
         })

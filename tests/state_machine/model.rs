@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use promptyard::{
     job::{AnswerSource, CacheKey, JobHead, JobId, JobState, Tier},
-    store::{Admission, Claim, Claimant, AdmissionDecision, DeferredQueue},
+    store::{Admission, AdmissionDecision, Claim, Claimant, DeferredQueue},
 };
 
 use crate::{entries::Entry, holds::Held};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use promptyard::{
     job::{Answer, JobId, JobState, Tier},
-    store::{Settled, Settlement, AttemptOutcome},
+    store::{AttemptOutcome, Settled, Settlement},
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
@@ -93,9 +93,13 @@ fn verdict_of(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome {
         End::Succeeded => AttemptOutcome::Succeeded(generated),
         End::Failed => AttemptOutcome::Failed(reason("unservable")),
         End::Spent => AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
-        End::Expired { written } => AttemptOutcome::Expired(reason("deadline_passed"), some(written)),
+        End::Expired { written } => {
+            AttemptOutcome::Expired(reason("deadline_passed"), some(written))
+        }
         End::Cancelled { .. } if is_its_own => AttemptOutcome::Returned,
-        End::Cancelled { written } => AttemptOutcome::Cancelled(reason("superseded"), some(written)),
+        End::Cancelled { written } => {
+            AttemptOutcome::Cancelled(reason("superseded"), some(written))
+        }
         End::Retry => AttemptOutcome::Retry(reason("engine_unavailable")),
         End::Apart => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
         End::Escalate { answered, .. } => AttemptOutcome::Escalate {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobState, Tenant},
-    store::{CancelFilter, Settlement, AttemptOutcome},
+    store::{AttemptOutcome, CancelFilter, Settlement},
 };
 
 use crate::model::{Job, Lease, Model};

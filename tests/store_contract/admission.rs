@@ -2,7 +2,7 @@
 
 use promptyard::{
     job::{JobHead, JobState, Priority, ReplyTo, Tier},
-    store::{Admission, Admitted, AdmissionDecision, Store},
+    store::{Admission, AdmissionDecision, Admitted, Store},
 };
 
 use crate::fixture::{

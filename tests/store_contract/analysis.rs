@@ -3,7 +3,7 @@
 use promptyard::{
     config::StoreConfig,
     job::{ContextSavings, Tier},
-    store::{DeadLetter, Settled, Settlement, Store, AttemptOutcome},
+    store::{AttemptOutcome, DeadLetter, Settled, Settlement, Store},
 };
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;

@@ -6,7 +6,8 @@ use chrono::TimeDelta;
 use promptyard::{
     job::{AnswerSource, JobHead, JobId, JobState, RoutedJob, Tier},
     store::{
-        Admitted, Claim, Claimant, Claimed, AdmissionDecision, DeadFilter, Settled, Settlement, Store, AttemptOutcome,
+        AdmissionDecision, Admitted, AttemptOutcome, Claim, Claimant, Claimed, DeadFilter, Settled,
+        Settlement, Store,
     },
 };
 

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use promptyard::{
     job::{AnswerSource, JobId, JobState},
     store::{
-        Admission, Admitted, Claim, Claimed, RecordFilter, Settled, Settlement, Store, AttemptOutcome,
+        Admission, Admitted, AttemptOutcome, Claim, Claimed, RecordFilter, Settled, Settlement,
+        Store,
     },
 };
 

@@ -6,8 +6,9 @@ use chrono::TimeDelta;
 use promptyard::{
     job::{JobHead, JobId, JobState, ModelPair, Priority, ServedModel, Tier},
     store::{
-        Admission, Admitted, ApiKey, CancelFilter, Claimant, Claimed, AdmissionDecision, Deferral, DeferredQueue,
-        KeyDigest, Released, Settled, Store, RescueRules, TenantLimits, AttemptOutcome,
+        Admission, AdmissionDecision, Admitted, ApiKey, AttemptOutcome, CancelFilter, Claimant,
+        Claimed, Deferral, DeferredQueue, KeyDigest, Released, RescueRules, Settled, Store,
+        TenantLimits,
     },
 };
 

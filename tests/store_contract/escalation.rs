@@ -7,7 +7,8 @@ use promptyard::{
         Tier, Usage,
     },
     store::{
-        Admitted, AttemptRecord, Claimant, Claimed, DeadFilter, Settled, Settlement, Store, AttemptOutcome,
+        Admitted, AttemptOutcome, AttemptRecord, Claimant, Claimed, DeadFilter, Settled,
+        Settlement, Store,
     },
 };
 

@@ -11,8 +11,8 @@ use promptyard::{
         Likelihood, Priority, Reason, RequestLimits, Submission, Tenant, Tier, TokenLogprob, Usage,
     },
     store::{
-        Admission, Admitted, Claim, Claimant, Claimed, AdmissionDecision, Decision, Heartbeat, Route, Settled,
-        Settlement, Store, AttemptOutcome,
+        Admission, AdmissionDecision, Admitted, AttemptOutcome, Claim, Claimant, Claimed, Decision,
+        Heartbeat, Route, Settled, Settlement, Store,
     },
 };
 use serde_json::json;

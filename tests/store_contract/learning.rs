@@ -6,8 +6,8 @@ use promptyard::{
     config::StoreConfig,
     job::{ChatRequest, JobHead, JobId, JobState, RequestLimits, Submission, Tier},
     store::{
-        Admission, Admitted, Claimant, Claimed, AdmissionDecision, Decision, Feedback, Route, RouteReason,
-        ScopedTarget, Store, StoredWeights, AttemptOutcome,
+        Admission, AdmissionDecision, Admitted, AttemptOutcome, Claimant, Claimed, Decision,
+        Feedback, Route, RouteReason, ScopedTarget, Store, StoredWeights,
     },
 };
 use serde_json::json;

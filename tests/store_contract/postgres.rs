@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use promptyard::{
     config::StoreConfig,
     job::{JobHead, JobId, JobState, Tier},
-    store::{Admitted, Claimed, AdmissionDecision, Store, StoreError, RescueRules},
+    store::{AdmissionDecision, Admitted, Claimed, RescueRules, Store, StoreError},
 };
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use uuid::Uuid;

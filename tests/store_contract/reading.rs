@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 use chrono::TimeDelta;
 use promptyard::{
     job::{JobHead, JobId, JobState},
-    store::{AdmissionDecision, DeadFilter, DeadLetter, DeadResolution, RecordFilter, Store, WorkerRecord},
+    store::{
+        AdmissionDecision, DeadFilter, DeadLetter, DeadResolution, RecordFilter, Store,
+        WorkerRecord,
+    },
 };
 use uuid::Uuid;
 

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use promptyard::{
     job::{AnswerSource, JobId, JobState, Tier},
     store::{
-        Admission, Admitted, AdmissionDecision, Decision, RecheckOutcome, NearQuestion, NearOutcome, Lookup,
-        Reused, Route, RouteReason, Settlement, Store, AttemptOutcome,
+        Admission, AdmissionDecision, Admitted, AttemptOutcome, Decision, Lookup, NearOutcome,
+        NearQuestion, RecheckOutcome, Reused, Route, RouteReason, Settlement, Store,
     },
 };
 

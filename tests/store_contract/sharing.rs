@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptyard::{
     job::{AnswerSource, JobState, Tier},
-    store::{Admitted, Claimed, Settlement, Store, AttemptOutcome},
+    store::{Admitted, AttemptOutcome, Claimed, Settlement, Store},
 };
 
 use crate::fixture::{

@@ -5,8 +5,8 @@ use std::time::Duration;
 use promptyard::{
     job::{JobId, ReplyTo},
     store::{
-        Admission, Admitted, CacheFilter, CacheLimits, CacheUpkeep, Claimant, Heartbeat,
-        Settlement, Store, AttemptOutcome,
+        Admission, Admitted, AttemptOutcome, CacheFilter, CacheLimits, CacheUpkeep, Claimant,
+        Heartbeat, Settlement, Store,
     },
 };
 
