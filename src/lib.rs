@@ -17,7 +17,7 @@
 //! | module | comes in → goes out |
 //! |---|---|
 //! | [`job`] | the words every stage shares: a job, its life, its answer; the request contract |
-//! | [`config`], [`metrics`], [`telemetry`], [`shutdown`] | settings, figures, logs, the stop |
+//! | [`clock`], [`config`], [`metrics`], [`telemetry`], [`shutdown`] | time, settings, figures, logs, the stop |
 //! | [`api`] | HTTP requests → jobs on the queue, answers when they are there |
 //! | [`broker`] | messages wait: RabbitMQ, or tables of a SQLite file |
 //! | [`prompt`] | messages → the model's chat template → tokens, and back |
@@ -40,6 +40,7 @@ pub mod bench;
 pub mod broker;
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod console;
 pub mod engine;

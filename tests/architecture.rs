@@ -13,7 +13,7 @@ use std::{
 
 /// The rows, lowest first; modules of one row do not import each other.
 const ROWS: &[&[&str]] = &[
-    &["job", "shutdown"],
+    &["clock", "job", "shutdown"],
     &["config", "metrics", "scoring"],
     &["broker", "store", "prompt", "batching", "telemetry"],
     &["cache", "engine", "affinity"],

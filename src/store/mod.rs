@@ -32,6 +32,7 @@ use metrics::{counter, histogram};
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     config::StoreConfig,
     job::{Job, JobHead, JobId, JobRecord, JobState, Reason, RoutedJob, Tenant},
     metrics::{STORE_ERRORS, STORE_SECONDS},
@@ -182,6 +183,18 @@ impl Store {
         } else {
             PostgresStore::connect(config).await.map(Self::Postgres)
         }
+    }
+
+    /// Takes the time from `clock`; clones made before keep theirs.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        each!(&mut self, store => store.clock = clock);
+        self
+    }
+
+    /// The clock that leases, deadlines and latencies are measured by.
+    pub fn clock(&self) -> &Clock {
+        each!(self, store => &store.clock)
     }
 
     /// Brings the tables to this version; safe to run from several processes at once.

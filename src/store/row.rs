@@ -1,6 +1,6 @@
 //! A job's row as both backends read it, and the values of the seam that it becomes.
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::job::{
@@ -14,15 +14,6 @@ use crate::job::{
 pub(super) struct BadRow {
     id: Uuid,
     message: String,
-}
-
-/// The present time, as exact as Postgres keeps it.
-///
-/// All times come from the processes' clocks, never from the database's: leases, deadlines and
-/// latencies then compare instants of one kind on both backends. Fleets need synchronised clocks
-/// (a second is plenty: leases last a minute and more).
-pub(super) fn now() -> DateTime<Utc> {
-    Utc::now().trunc_subsecs(6)
 }
 
 /// A number of tokens as it was written; none is nothing.

@@ -21,7 +21,7 @@ use crate::{
     store::{
         Admission, AdmissionDecision, Admitted, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{self, Entry, Hit, Meeting, NewJob},
     },
 };
@@ -52,7 +52,7 @@ impl PostgresStore {
         let mut round = Round {
             admissions,
             lease,
-            now: now(),
+            now: self.clock.now(),
             outcomes: vec![None; admissions.len()],
             deferred: Vec::new(),
         };

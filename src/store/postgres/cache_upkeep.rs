@@ -14,7 +14,6 @@ use crate::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         error::{BackendError, persistent},
-        row::now,
         rules::before,
     },
 };
@@ -66,7 +65,7 @@ impl PostgresStore {
     ) -> Result<Option<CacheUpkeep>, BackendError> {
         // A connection of its own: the lock goes with it, whatever happens.
         let mut connection = PgConnection::connect_with(&self.options).await?;
-        let outcome = tend(&mut connection, limits).await;
+        let outcome = tend(&mut connection, limits, self.clock.now()).await;
         let _ = connection.close().await;
         outcome
     }
@@ -187,6 +186,7 @@ impl PostgresStore {
 async fn tend(
     connection: &mut PgConnection,
     limits: CacheLimits,
+    now: DateTime<Utc>,
 ) -> Result<Option<CacheUpkeep>, BackendError> {
     // Schemas of one database take turns as well; a round is short.
     let is_ours = sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "ours!""#, LOCK)
@@ -195,7 +195,6 @@ async fn tend(
     if !is_ours {
         return Ok(None);
     }
-    let now = now();
     let expired = remove!(
         connection,
         u64::MAX,

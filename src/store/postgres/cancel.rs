@@ -16,7 +16,6 @@ use crate::{
     store::{
         CancelFilter, CancelledBatch, StoreError,
         error::{BackendError, persistent},
-        row::now,
         rules::{cancelled, cancelled_batch},
     },
 };
@@ -39,7 +38,7 @@ impl PostgresStore {
         filter: &CancelFilter,
         limit: usize,
     ) -> Result<Vec<JobRecord>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         let (tenant, ids): (_, Vec<Uuid>) = match filter {
             CancelFilter::Jobs(tenant, jobs) => {

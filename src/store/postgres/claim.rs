@@ -12,7 +12,7 @@ use crate::{
     store::{
         Claim, Claimant, Claimed, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
 };
@@ -58,7 +58,7 @@ impl PostgresStore {
         claimant: &Claimant,
         claims: &[Claim],
     ) -> Result<Vec<Claimed>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job.0).collect();
         let mut rows: HashMap<Uuid, Row> = lock_rows(&mut transaction, &ids)
@@ -155,7 +155,7 @@ impl PostgresStore {
         &self,
         endings: &[(JobHead, JobState, Reason)],
     ) -> Result<Vec<JobRecord>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         let owners = owners(&mut transaction, endings).await?;
         let jobs: Vec<NewJob<'_>> = endings

@@ -15,7 +15,7 @@ use crate::{
     store::{
         DeadFilter, DeadLetter, DeadResolution, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules,
     },
 };
@@ -96,7 +96,7 @@ impl PostgresStore {
                   where id = any($1) and resolution is null",
                 ids,
                 resolution.as_str(),
-                now()
+                self.clock.now()
             )
             .execute(&self.pool)
             .await?;

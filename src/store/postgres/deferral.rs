@@ -16,7 +16,7 @@ use crate::{
         DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
         deferral::{self, Extras},
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{NewJob, after, before},
     },
 };
@@ -33,7 +33,7 @@ impl PostgresStore {
         lease: Duration,
     ) -> Result<bool, StoreError> {
         persistent!(self, async {
-            let now = now();
+            let now = self.clock.now();
             let led = sqlx::query!(
                 "insert into leaders (role, holder, lease_until) values ($1, $2, $3)
                      on conflict (role) do update
@@ -82,7 +82,7 @@ impl PostgresStore {
                        order by rank, job_id limit $3) h
                 order by h.tenant, h.rank, h.job_id"#,
             queue.as_str(),
-            now(),
+            self.clock.now(),
             i64::try_from(each).unwrap_or(i64::MAX)
         )
         .fetch_all(&self.pool)
@@ -176,7 +176,7 @@ impl PostgresStore {
             "update deferred_jobs set released_at = $2
               where job_id = any($1) and (released_at is null or $3) returning job_id, extras",
             &ids,
-            now(),
+            self.clock.now(),
             again
         )
         .fetch_all(&mut *transaction)
@@ -225,7 +225,7 @@ impl PostgresStore {
                 "update deferred_jobs set published_at = $2
                   where job_id = any($1) and released_at is not null",
                 &ids,
-                now()
+                self.clock.now()
             )
             .execute(&self.pool)
             .await?;
@@ -249,7 +249,7 @@ impl PostgresStore {
                     and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
                     and j.waits_for is null and j.attempts = 0
                   order by h.released_at, h.job_id limit $2",
-                before(now(), released_for),
+                before(self.clock.now(), released_for),
                 i64::try_from(limit).unwrap_or(i64::MAX)
             )
             .fetch_all(&self.pool)
@@ -267,7 +267,7 @@ impl PostgresStore {
     }
 
     async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
-        let minute_ago = now() - TimeDelta::minutes(1);
+        let minute_ago = self.clock.now() - TimeDelta::minutes(1);
         sqlx::query!(
             "delete from deferred_jobs h
               where h.released_at is not null

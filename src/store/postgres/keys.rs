@@ -7,7 +7,6 @@ use super::{PostgresStore, text};
 use crate::store::{
     ApiKey, KeyDigest, StoreError,
     error::{BackendError, persistent},
-    row::now,
 };
 
 struct KeyRow {
@@ -93,7 +92,7 @@ impl PostgresStore {
                 "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
                   where digest = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
                 digest.as_bytes(),
-                now()
+                self.clock.now()
             )
             .fetch_optional(&self.pool)
             .await?;
@@ -110,7 +109,7 @@ impl PostgresStore {
             let done = sqlx::query!(
                 "update api_keys set revoked_at = $2 where id = $1 and revoked_at is null",
                 id,
-                now()
+                self.clock.now()
             )
             .execute(&self.pool)
             .await?;

@@ -18,7 +18,6 @@ use crate::{
     store::{
         DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
         error::{BackendError, persistent},
-        row::now,
         rules::{self, NewJob, before},
     },
 };
@@ -111,7 +110,7 @@ impl PostgresStore {
             &scores,
             &comments as &[Option<std::borrow::Cow<'_, str>>],
             tenant.as_str(),
-            now()
+            self.clock.now()
         )
         .fetch_all(&self.pool)
         .await?
@@ -137,7 +136,7 @@ impl PostgresStore {
                     and case when s.shadow_id is not null then j.finished_at is not null
                              else j.finished_at is not null
                                   and (j.state <> 'succeeded' or j.source <> 'computed' or j.tier <> 'small') end",
-                now()
+                self.clock.now()
             )
             .execute(&mut *connection)
             .await?;
@@ -175,7 +174,7 @@ impl PostgresStore {
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < $1 and c.state = 'routed' and c.attempts = 0))
               order by s.job_id limit $2"#,
-            before(now(), stuck_after),
+            before(self.clock.now(), stuck_after),
             i64::try_from(limit).unwrap_or(i64::MAX)
         )
         .fetch_all(&mut *connection)
@@ -209,7 +208,7 @@ impl PostgresStore {
                      from (select * from jobs where id >= $1 order by id desc limit $2) j
                     where scorer = $3 and score is not null and route_reason in ('score', 'load', 'explore')
                     order by id"#,
-                rules::id_floor(now() - TimeDelta::days(7)),
+                rules::id_floor(self.clock.now() - TimeDelta::days(7)),
                 i64::try_from(limit).unwrap_or(i64::MAX),
                 scorer
             )
@@ -238,7 +237,7 @@ impl PostgresStore {
                      from (select * from jobs where finished_at >= $1 order by finished_at desc limit $2) j
                     where source = 'computed' and started_at is not null and tier is not null
                     group by tier order by tier desc"#,
-                now() - TimeDelta::hours(1),
+                self.clock.now() - TimeDelta::hours(1),
                 i64::try_from(limit).unwrap_or(i64::MAX)
             )
             .fetch_all(&self.pool)

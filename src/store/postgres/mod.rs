@@ -32,6 +32,7 @@ mod workers;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool,
     migrate::{Migrate, Migrator},
@@ -39,8 +40,11 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreError, error::BackendError, row, row::Row, schema};
-use crate::config::{SecretUrl, StoreConfig};
+use super::{StoreError, error::BackendError, row::Row, schema};
+use crate::{
+    clock::Clock,
+    config::{SecretUrl, StoreConfig},
+};
 
 /// Selects or returns [`Row`]s: the words before the columns, those after them, and the arguments.
 /// The tail names the answer's text as `text` itself, since only some statements can reach it.
@@ -81,6 +85,7 @@ pub struct PostgresStore {
     /// Masked, for messages.
     pub(in crate::store) url: String,
     connect_timeout: Duration,
+    pub(in crate::store) clock: Clock,
 }
 
 /// Leaves TLS away on the way to this same machine, unless the URL asks for it: a batch in TLS
@@ -130,6 +135,7 @@ impl PostgresStore {
             schema: config.schema.clone(),
             url,
             connect_timeout,
+            clock: Clock::default(),
         };
         // The pool would try until its time is up; one connection tells at once what is wrong.
         let probe = store.connection().await?;
@@ -196,7 +202,7 @@ impl PostgresStore {
             .run_direct(None, &mut *connection, false)
             .await
             .map_err(migrate_fault)?;
-        make_partitions(connection)
+        make_partitions(connection, self.clock.now())
             .await
             .map_err(|error| self.outward(error))?;
         Ok(pending)
@@ -226,7 +232,7 @@ impl PostgresStore {
     pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
         super::error::persistent!(self, async {
             let mut connection = self.pool.acquire().await?;
-            make_partitions(&mut connection).await
+            make_partitions(&mut connection, self.clock.now()).await
         })
     }
 
@@ -260,8 +266,11 @@ impl PostgresStore {
     }
 }
 
-async fn make_partitions(connection: &mut PgConnection) -> Result<(), BackendError> {
-    sqlx::query_scalar!("select make_partitions($1, $2)", row::now(), WEEKS_AHEAD)
+async fn make_partitions(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<(), BackendError> {
+    sqlx::query_scalar!("select make_partitions($1, $2)", now, WEEKS_AHEAD)
         .fetch_one(connection)
         .await?;
     Ok(())

@@ -14,7 +14,7 @@ use crate::{
     store::{
         Released, RescueRules, Rescued, StoreError, deferral,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
     },
 };
@@ -29,7 +29,7 @@ impl PostgresStore {
     }
 
     async fn rescue_once(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
         let mut transaction = self.pool.begin().await?;
         let expired = expire(&mut transaction, now, limit).await?;

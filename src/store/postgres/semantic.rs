@@ -17,7 +17,6 @@ use crate::{
     store::{
         KnownQuestion, Recheck, RecheckOutcome, StoreError,
         error::{BackendError, persistent},
-        row::now,
         rules::{NewJob, before},
     },
 };
@@ -137,7 +136,7 @@ impl PostgresStore {
                 order by 6 desc limit $4"#,
             embedder,
             since,
-            now(),
+            self.clock.now(),
             i64::try_from(limit).unwrap_or(i64::MAX)
         )
         .fetch_all(&self.pool)
@@ -163,7 +162,7 @@ impl PostgresStore {
     pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
         persistent!(self, async {
             let mut transaction = self.pool.begin().await?;
-            let mut taken = cache::take(&mut transaction, &[key], now()).await?;
+            let mut taken = cache::take(&mut transaction, &[key], self.clock.now()).await?;
             transaction.commit().await?;
             Ok::<_, BackendError>(taken.remove(&key))
         })
@@ -181,7 +180,7 @@ impl PostgresStore {
                    from jobs j
                   where l.recheck_propensity is not null and l.rechecked_at is null and j.id = l.job_id
                     and j.finished_at is not null and j.source is distinct from 'semantic'",
-                now()
+                self.clock.now()
             )
             .execute(&mut *connection)
             .await?;
@@ -222,7 +221,7 @@ impl PostgresStore {
                 and (l.recheck_id is null
                      or (l.made_at < $1 and c.state = 'routed' and c.attempts = 0))
               order by l.job_id limit $2"#,
-            before(now(), stuck_after),
+            before(self.clock.now(), stuck_after),
             i64::try_from(limit).unwrap_or(i64::MAX)
         )
         .fetch_all(&mut *connection)
@@ -292,7 +291,7 @@ impl PostgresStore {
         judgements: &[RecheckOutcome],
     ) -> Result<Vec<JobId>, BackendError> {
         let mut transaction = self.pool.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut judged = Vec::with_capacity(judgements.len());
         for judgement in judgements {
             let written = sqlx::query!(

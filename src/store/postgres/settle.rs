@@ -24,7 +24,7 @@ use crate::{
         AttemptOutcome, Settled, Settlement, StoreError,
         effect::{Effect, Given},
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
     },
 };
 
@@ -49,7 +49,7 @@ impl PostgresStore {
         settlements: &[Settlement],
         ttl: Duration,
     ) -> Result<Vec<Settled>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let mut seen = HashSet::new();
         // The same attempt twice in a batch: the first word counts, the second is fenced.
         let firsts: Vec<&Settlement> = settlements
@@ -132,7 +132,7 @@ impl PostgresStore {
         limit: usize,
         lease: Duration,
     ) -> Result<Vec<RoutedJob>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         let candidates = sqlx::query!(
             r#"select distinct on (j.waits_for) j.waits_for as "key!", j.id, j.tenant

@@ -6,7 +6,6 @@ use crate::{
     store::{
         ScopedTarget, StoreError,
         error::{BackendError, persistent},
-        row::now,
     },
 };
 
@@ -45,7 +44,7 @@ impl PostgresStore {
                     set target = excluded.target, changed_at = excluded.changed_at",
                 scope.to_string(),
                 target.to_string(),
-                now()
+                self.clock.now()
             )
             .execute(&self.pool)
             .await?;

@@ -6,7 +6,6 @@ use crate::{
     store::{
         StoreError, TenantLimits,
         error::{BackendError, persistent},
-        row::now,
     },
 };
 
@@ -62,7 +61,7 @@ impl PostgresStore {
                 terms.tokens_per_minute.map(i64::from),
                 count(terms.running_max),
                 count(terms.requests_per_minute),
-                now()
+                self.clock.now()
             )
             .execute(&self.pool)
             .await?;

@@ -6,7 +6,6 @@ use super::{PostgresStore, text};
 use crate::store::{
     Heartbeat, StoreError, WorkerRecord,
     error::{BackendError, persistent},
-    row::now,
     rules::{after, before},
 };
 
@@ -18,7 +17,7 @@ impl PostgresStore {
     pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         let claimant = &heartbeat.claimant;
         persistent!(self, async {
-            let now = now();
+            let now = self.clock.now();
             sqlx::query!(
                 "insert into workers (worker, tier, model, revision, batch_max, running, draining,
                                       lease_until, seen_at, context_tokens, takes_affinity_queues)
@@ -60,7 +59,7 @@ impl PostgresStore {
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
                     context_tokens, takes_affinity_queues, lease_until
                from workers where seen_at >= $1 order by seen_at desc, worker",
-            before(now(), age)
+            before(self.clock.now(), age)
         )
         .fetch_all(&self.pool)
         .await?;

@@ -12,7 +12,7 @@ use crate::{
     store::{
         Admission, AdmissionDecision, Admitted, StoreError,
         error::{BackendError, persistent},
-        row::{logprobs_json, now},
+        row::logprobs_json,
         rules::{self, Entry, Meeting, NewJob},
     },
 };
@@ -39,7 +39,7 @@ impl SqliteStore {
         lease: Duration,
     ) -> Result<Vec<Admitted>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut outcomes = Vec::with_capacity(admissions.len());
         for admission in admissions {
             outcomes.push(admit_one(&mut transaction, admission, now, lease).await?);

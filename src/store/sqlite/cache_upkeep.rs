@@ -10,7 +10,7 @@ use crate::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::before,
     },
 };
@@ -73,7 +73,7 @@ impl SqliteStore {
         &self,
         limits: CacheLimits,
     ) -> Result<Option<CacheUpkeep>, BackendError> {
-        let now = now();
+        let now = self.clock.now();
         let expired = remove!(
             self,
             u64::MAX,

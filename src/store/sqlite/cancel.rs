@@ -10,7 +10,6 @@ use crate::{
     store::{
         CancelFilter, CancelledBatch, StoreError,
         error::{BackendError, persistent},
-        row::now,
         rules::{cancelled, cancelled_batch},
     },
 };
@@ -34,7 +33,7 @@ impl SqliteStore {
         limit: usize,
     ) -> Result<Vec<JobRecord>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let (tenant, ids) = match filter {
             CancelFilter::Jobs(tenant, jobs) => {
                 (tenant, jobs.iter().map(|job| job.0).take(limit).collect())

@@ -12,7 +12,7 @@ use crate::{
     store::{
         Claim, Claimant, Claimed, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
 };
@@ -39,7 +39,7 @@ impl SqliteStore {
         claims: &[Claim],
     ) -> Result<Vec<Claimed>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut seen = HashSet::new();
         let mut outcomes = Vec::with_capacity(claims.len());
         for claim in claims {
@@ -75,7 +75,7 @@ impl SqliteStore {
         endings: &[(JobHead, JobState, Reason)],
     ) -> Result<Vec<JobRecord>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut records = Vec::with_capacity(endings.len());
         for (head, state, reason) in endings {
             records.push(end_one(&mut transaction, head, *state, reason, now).await?);

@@ -10,7 +10,7 @@ use crate::{
     store::{
         DeadFilter, DeadLetter, DeadResolution, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules,
     },
 };
@@ -118,7 +118,7 @@ impl SqliteStore {
         resolution: DeadResolution,
     ) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut resolved = 0;
         for id in ids {
             let done = sqlx::query(

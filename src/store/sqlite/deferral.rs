@@ -13,7 +13,7 @@ use crate::{
         DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
         deferral::{self, Extras},
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{NewJob, after, before},
     },
 };
@@ -30,7 +30,7 @@ impl SqliteStore {
         lease: Duration,
     ) -> Result<bool, StoreError> {
         persistent!(self, async {
-            let now = now();
+            let now = self.clock.now();
             let led = sqlx::query(
                 "insert into leaders (role, holder, lease_until) values (?1, ?2, ?3)
                      on conflict (role) do update
@@ -73,7 +73,7 @@ impl SqliteStore {
             )
             .bind(queue.as_str())
             .bind(&tenant)
-            .bind(now())
+            .bind(self.clock.now())
             .bind(i64::try_from(each).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
@@ -159,7 +159,7 @@ impl SqliteStore {
         again: bool,
     ) -> Result<Vec<Released>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut released = Vec::with_capacity(jobs.len());
         for job in jobs {
             let held: Option<Option<String>> = sqlx::query_scalar(
@@ -203,7 +203,7 @@ impl SqliteStore {
         }
         persistent!(self, async {
             let mut transaction = self.begin().await?;
-            let now = now();
+            let now = self.clock.now();
             for job in jobs {
                 sqlx::query(
                     "update deferred_jobs set published_at = ?2
@@ -236,7 +236,7 @@ impl SqliteStore {
                     and j.waits_for is null and j.attempts = 0
                   order by h.released_at, h.job_id limit ?2",
             )
-            .bind(before(now(), released_for))
+            .bind(before(self.clock.now(), released_for))
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
@@ -253,7 +253,7 @@ impl SqliteStore {
     }
 
     async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
-        let minute_ago = now() - TimeDelta::minutes(1);
+        let minute_ago = self.clock.now() - TimeDelta::minutes(1);
         let mut transaction = self.begin().await?;
         sqlx::query(
             "delete from deferred_jobs

@@ -7,7 +7,6 @@ use super::SqliteStore;
 use crate::store::{
     ApiKey, KeyDigest, StoreError,
     error::{BackendError, persistent},
-    row::now,
 };
 
 #[derive(sqlx::FromRow)]
@@ -93,7 +92,7 @@ impl SqliteStore {
                   where digest = ?1 and revoked_at is null and (expires_at is null or expires_at > ?2)",
             )
             .bind(digest.as_bytes())
-            .bind(now())
+            .bind(self.clock.now())
             .fetch_optional(&self.readers)
             .await?;
             row.map(KeyRow::into_key).transpose()
@@ -110,7 +109,7 @@ impl SqliteStore {
                 "update api_keys set revoked_at = ?2 where id = ?1 and revoked_at is null",
             )
             .bind(id)
-            .bind(now())
+            .bind(self.clock.now())
             .execute(&self.writer)
             .await?;
             Ok::<_, BackendError>(done.rows_affected() > 0)

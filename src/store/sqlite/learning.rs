@@ -12,7 +12,7 @@ use crate::{
     store::{
         DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{self, NewJob, before},
     },
 };
@@ -105,7 +105,7 @@ impl SqliteStore {
         words: &[Feedback],
     ) -> Result<Vec<bool>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut known = Vec::with_capacity(words.len());
         for word in words {
             let done = sqlx::query(
@@ -147,7 +147,7 @@ impl SqliteStore {
                                and (shadows.shadow_id is not null or j.state <> 'succeeded'
                                     or j.source <> 'computed' or j.tier <> 'small'))",
         )
-        .bind(now())
+        .bind(self.clock.now())
         .execute(&mut *transaction)
         .await?;
         let open: i64 = sqlx::query_scalar(
@@ -186,7 +186,7 @@ impl SqliteStore {
                 and (s.shadow_id is null or (s.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
               order by s.job_id limit ?2"
         ))
-        .bind(before(now(), stuck_after))
+        .bind(before(self.clock.now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
@@ -222,7 +222,7 @@ impl SqliteStore {
               where scorer = ?3 and score is not null and route_reason in ('score', 'load', 'explore')
               order by id",
         )
-        .bind(rules::id_floor(now() - TimeDelta::days(7)))
+        .bind(rules::id_floor(self.clock.now() - TimeDelta::days(7)))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(scorer)
         .fetch_all(&self.readers)
@@ -253,7 +253,7 @@ impl SqliteStore {
               where source = 'computed' and started_at is not null and tier is not null
               group by tier order by tier desc",
         )
-        .bind(now() - TimeDelta::hours(1))
+        .bind(self.clock.now() - TimeDelta::hours(1))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await?;

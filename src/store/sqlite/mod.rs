@@ -33,7 +33,7 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::{StoreError, error::BackendError, row::Row, schema};
-use crate::config::StoreConfig;
+use crate::{clock::Clock, config::StoreConfig};
 
 /// The columns of a [`Row`] but its text.
 macro_rules! row_columns {
@@ -75,6 +75,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     /// For messages; the file's name.
     pub(in crate::store) url: String,
+    pub(in crate::store) clock: Clock,
 }
 
 fn migrator() -> Migrator {
@@ -122,6 +123,7 @@ impl SqliteStore {
             writer,
             readers,
             url,
+            clock: Clock::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::{
     store::{
         AttemptRecord, Overview, RecordFilter, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
     },
 };
 
@@ -200,7 +200,7 @@ impl SqliteStore {
     /// # Errors
     /// When the file cannot be read.
     pub async fn overview(&self) -> Result<Overview, StoreError> {
-        persistent!(self, self.overview_once(now()))
+        persistent!(self, self.overview_once(self.clock.now()))
     }
 
     async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, BackendError> {

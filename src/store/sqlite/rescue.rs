@@ -10,7 +10,6 @@ use crate::{
     store::{
         Released, RescueRules, Rescued, StoreError, deferral,
         error::{BackendError, persistent},
-        row::now,
         rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
     },
 };
@@ -26,7 +25,7 @@ impl SqliteStore {
 
     async fn rescue_once(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
         let expired = expire(&mut transaction, now, limit).await?;
         let next = window_end(&mut transaction, &rules).await?;

@@ -12,7 +12,7 @@ use crate::{
     store::{
         KnownQuestion, Recheck, RecheckOutcome, Route, StoreError,
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
         rules::{Hit, NewJob, before},
         semantic::{from_bytes, to_bytes},
     },
@@ -141,7 +141,7 @@ impl SqliteStore {
         )
         .bind(embedder)
         .bind(since)
-        .bind(now())
+        .bind(self.clock.now())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await?;
@@ -166,7 +166,7 @@ impl SqliteStore {
     pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
         persistent!(self, async {
             let mut transaction = self.begin().await?;
-            let taken = cache::take(&mut transaction, &key, now()).await?;
+            let taken = cache::take(&mut transaction, &key, self.clock.now()).await?;
             transaction.commit().await?;
             Ok::<_, BackendError>(taken)
         })
@@ -189,7 +189,7 @@ impl SqliteStore {
                              where j.id = semantic_lookups.job_id and j.finished_at is not null
                                and j.source is not 'semantic')",
         )
-        .bind(now())
+        .bind(self.clock.now())
         .execute(&mut *transaction)
         .await?;
         let open: i64 = sqlx::query_scalar(
@@ -231,7 +231,7 @@ impl SqliteStore {
                      or (l.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
               order by l.job_id limit ?2"
         ))
-        .bind(before(now(), stuck_after))
+        .bind(before(self.clock.now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
@@ -300,7 +300,7 @@ impl SqliteStore {
         judgements: &[RecheckOutcome],
     ) -> Result<Vec<JobId>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut judged = Vec::with_capacity(judgements.len());
         for judgement in judgements {
             let written = sqlx::query(

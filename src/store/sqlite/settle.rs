@@ -15,7 +15,7 @@ use crate::{
         AttemptOutcome, Settled, Settlement, StoreError,
         effect::{Effect, Given},
         error::{BackendError, persistent},
-        row::{Row, now},
+        row::Row,
     },
 };
 
@@ -41,7 +41,7 @@ impl SqliteStore {
         ttl: Duration,
     ) -> Result<Vec<Settled>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         let mut outcomes = Vec::with_capacity(settlements.len());
         for settlement in settlements {
             outcomes.push(settle_one(&mut transaction, settlement, now, ttl).await?);
@@ -68,7 +68,7 @@ impl SqliteStore {
         lease: Duration,
     ) -> Result<Vec<RoutedJob>, BackendError> {
         let mut transaction = self.begin().await?;
-        let now = now();
+        let now = self.clock.now();
         // Ids sort by time, so the smallest is the oldest.
         let rows: Vec<Row> = sqlx::query_as(concat!(
             "select",

@@ -8,7 +8,6 @@ use crate::{
     store::{
         ScopedTarget, StoreError,
         error::{BackendError, persistent},
-        row::now,
     },
 };
 
@@ -48,7 +47,7 @@ impl SqliteStore {
             )
             .bind(scope.to_string())
             .bind(target.to_string())
-            .bind(now())
+            .bind(self.clock.now())
             .execute(&self.writer)
             .await?;
             Ok::<_, BackendError>(())

@@ -6,7 +6,6 @@ use crate::{
     store::{
         StoreError, TenantLimits,
         error::{BackendError, persistent},
-        row::now,
     },
 };
 
@@ -70,7 +69,7 @@ impl SqliteStore {
             .bind(terms.tokens_per_minute)
             .bind(terms.running_max)
             .bind(terms.requests_per_minute)
-            .bind(now())
+            .bind(self.clock.now())
             .execute(&self.writer)
             .await?;
             Ok::<_, BackendError>(())

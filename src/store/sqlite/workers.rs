@@ -8,7 +8,6 @@ use super::SqliteStore;
 use crate::store::{
     Heartbeat, StoreError, WorkerRecord,
     error::{BackendError, persistent},
-    row::now,
     rules::{after, before},
 };
 
@@ -38,7 +37,7 @@ impl SqliteStore {
 
     async fn heartbeat_once(&self, heartbeat: &Heartbeat) -> Result<(), BackendError> {
         let claimant = &heartbeat.claimant;
-        let now = now();
+        let now = self.clock.now();
         sqlx::query(
             "insert into workers (worker, tier, model, revision, batch_max, running, draining, lease_until,
                                   seen_at, context_tokens, takes_affinity_queues)
@@ -80,7 +79,7 @@ impl SqliteStore {
                     context_tokens, takes_affinity_queues, lease_until
                from workers where seen_at >= ?1 order by seen_at desc, worker",
         )
-        .bind(before(now(), age))
+        .bind(before(self.clock.now(), age))
         .fetch_all(&self.readers)
         .await?;
         rows.into_iter()
