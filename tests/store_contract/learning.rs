@@ -134,7 +134,7 @@ fn weights(version: &str) -> StoredWeights {
     }
 }
 
-/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `acker-17`; two versions of
+/// A job whose copy disagreed, one whose copy agreed, and an escalated one, `ticket-17`; two versions of
 /// weights, the second in use.
 async fn fill(store: &Store) {
     for (chance, text) in [(0.25, "yes"), (0.5, "no")] {
@@ -150,12 +150,12 @@ async fn fill(store: &Store) {
         admit_one(store, copy.clone()).await;
         succeed_on_large(store, copy.head.id, text).await;
     }
-    let acker = JobHead {
-        custom_id: Some("acker-17".to_owned()),
+    let ticket = JobHead {
+        custom_id: Some("ticket-17".to_owned()),
         ..head()
     };
-    let id = acker.id;
-    escalate(store, acker).await;
+    let id = ticket.id;
+    escalate(store, ticket).await;
     succeed_on_large(store, id, "certainly").await;
     for version in ["w-1", "w-2"] {
         store.put_weights(&weights(version), true).await.unwrap();
@@ -166,7 +166,7 @@ async fn fill(store: &Store) {
 const DOCUMENTED: [(&str, &str); 4] = [
     (
         "select count(*) || ' ' || sum(case when large_agrees then 1 else 0 end) || ' '
-                || sum(case when custom_id = 'acker-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
+                || sum(case when custom_id = 'ticket-17' and small_confidence = 0.25 and feedback = 0.5 and tier = 'large'
                             then 1 else 0 end) || ' ' || sum(case when score = 0.4 and threshold = 0.6
                                  and propensity = 0.9 and features_version = 3 then 1 else 0 end)",
         "3 1 1 2",
