@@ -1,18 +1,20 @@
--- Weekly partitions, Monday to Monday in UTC, made ahead of need; the default ones keep odd ids.
+-- Weekly partitions, Monday to Monday in UTC, created ahead of need; the default ones take ids outside of them.
+
 create function uuid7_floor(at timestamptz) returns uuid
     language sql immutable parallel safe
     return (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
-comment on function uuid7_floor is 'The smallest UUIDv7 of an instant: compare ids with it to select by time.';
+
+comment on function uuid7_floor is 'Smallest UUIDv7 of an instant; compare ids with it to select by time.';
 
 create table jobs_default partition of jobs default with (fillfactor = 80);
 create table requests_default partition of requests default;
 create table answers_default partition of answers default;
 create table attempts_default partition of attempts default with (fillfactor = 80);
+create table attempt_answers_default partition of attempt_answers default;
 
--- A partition is filled with what the default one holds of its range before it is attached, since
--- the server refuses to attach it otherwise. Attaching, unlike CREATE … PARTITION OF, lets readers
--- and writers of the other partitions go on.
-create function make_partitions(since timestamptz, weeks integer) returns integer
+-- Fills a partition with the rows that the default one holds of its range, then attaches it: the server refuses
+-- to attach it otherwise. Attaching, unlike CREATE … PARTITION OF, does not block the other partitions.
+create or replace function make_partitions(since timestamptz, weeks integer) returns integer
     language plpgsql as $$
 declare
     spec record;
@@ -24,7 +26,8 @@ begin
                uuid7_floor(w.at at time zone 'UTC') as low,
                uuid7_floor((w.at + interval '7 days') at time zone 'UTC') as high
           from (values (1, 'jobs', 'id', ' with (fillfactor = 80)'), (2, 'requests', 'job_id', ''),
-                       (3, 'answers', 'job_id', ''), (4, 'attempts', 'job_id', ' with (fillfactor = 80)'))
+                       (3, 'answers', 'job_id', ''), (4, 'attempts', 'job_id', ' with (fillfactor = 80)'),
+                       (5, 'attempt_answers', 'job_id', ''))
                as t (nr, parent, id_column, options),
                generate_series(date_trunc('week', since at time zone 'UTC'),
                                date_trunc('week', since at time zone 'UTC') + make_interval(weeks => weeks),
@@ -45,4 +48,5 @@ begin
     end loop;
     return made;
 end $$;
-comment on function make_partitions is 'Makes the partitions of the week of an instant and of so many weeks after it; returns how many were missing.';
+
+comment on function make_partitions is 'Creates missing weekly partitions from the week of an instant on, for so many weeks; returns how many it created.';

@@ -1,1 +1,0 @@
-comment on column router_weights.metrics is 'How router train judged them, as JSON: prompts, seed, held_out (domains or folds), against (the version that was in use, or length), and by set the exact APGRs of the new and the present ones on prompts that the present ones were not fitted to.';
