@@ -202,7 +202,7 @@ async fn everything_is_commented() {
                from pg_class c
                left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
               where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v')
-                and not c.relispartition and c.relname not in ('ledger_migrations', 'requests', 'answers')
+                and not c.relispartition and c.relname not in ('schema_migrations', 'requests', 'answers')
                 and (col_description(c.oid, a.attnum) is null or obj_description(c.oid) is null)",
         )
         .fetch_all(&mut raw)
@@ -221,7 +221,7 @@ async fn everything_is_commented() {
 async fn newer_tables_are_refused() {
     with_postgres(async |store, config| {
         let mut raw = connection(&config).await;
-        sqlx::query("insert into ledger_migrations values (9999, 'later', now(), true, '', 0)")
+        sqlx::query("insert into schema_migrations values (9999, 'later', now(), true, '', 0)")
             .execute(&mut raw)
             .await
             .unwrap();

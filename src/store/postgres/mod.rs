@@ -72,7 +72,7 @@ use job_rows;
 /// Whole weeks for which partitions are made ahead.
 const WEEKS_AHEAD: i32 = 2;
 /// The table in which migrations are counted; the same in both dialects.
-const MIGRATIONS_TABLE: &str = "ledger_migrations";
+const MIGRATIONS_TABLE: &str = "schema_migrations";
 /// Most milliseconds that a readiness probe waits.
 const PROBE_MS: u64 = 2_000;
 

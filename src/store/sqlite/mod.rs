@@ -64,7 +64,7 @@ use row_columns;
 use select_rows;
 
 /// The table in which migrations are counted; the embedded broker's tables have their own.
-const MIGRATIONS_TABLE: &str = "ledger_migrations";
+const MIGRATIONS_TABLE: &str = "schema_migrations";
 /// Most milliseconds that a readiness probe waits.
 const PROBE_MS: u64 = 2_000;
 
@@ -245,7 +245,7 @@ impl SqliteStore {
             "drop table if exists shadows",
             "drop table if exists feedback",
             "drop table if exists router_weights",
-            "drop table if exists ledger_migrations",
+            "drop table if exists schema_migrations",
         ] {
             sqlx::query(statement).execute(&mut *transaction).await?;
         }
