@@ -27,8 +27,8 @@ ARG CUDA_COMPUTE_CAP=80
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=promptyard-target-${FEATURES},target=/src/target,sharing=locked \
     CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} \
-    cargo build --release --locked --bin promptyard --features "${FEATURES}" \
-    && cp target/release/promptyard /usr/local/bin/promptyard
+    cargo build --profile dist --locked --bin promptyard --features "${FEATURES}" \
+    && cp target/dist/promptyard /usr/local/bin/promptyard
 
 FROM ${RUNTIME_IMAGE} AS runtime
 # curl asks /healthz for the health checks; ca-certificates serve the model hub and TLS to broker and ledger.

@@ -16,14 +16,14 @@ format:
 
 lint:
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --release --workspace --all-targets -- -D warnings
 
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
 # The types of the feature `cuda`, without a toolkit or a GPU.
 cuda-types:
-    ./scripts/cuda-build types --lib
+    ./scripts/cuda-build types --release --lib
 
 # The kernels' tests under AddressSanitizer.
 sanitize:

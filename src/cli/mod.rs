@@ -20,7 +20,7 @@ mod submit;
 mod summary;
 mod tenant;
 
-use std::process::ExitCode;
+use std::{pin::Pin, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -87,29 +87,14 @@ enum Command {
 pub const INTERRUPTED: u8 = 130;
 
 /// Runs the command line; the exit code tells how it went.
-pub async fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = match cli.command {
-        Command::Run(args) => run::run(args).await,
-        Command::Up(args) => roles::up(args).await,
-        Command::Route(args) => roles::route(args).await,
-        Command::Work(args) => roles::work(args).await,
-        Command::Serve(args) => roles::serve(args).await,
-        Command::Submit(args) => submit::submit(args).await,
-        Command::Results(args) => results::results(args).await,
-        Command::Status(args) => status::status(args).await,
-        Command::Cancel(args) => cancel::cancel(args).await,
-        Command::Dead(command) => dead::dead(command).await,
-        Command::Chaos(args) => chaos::chaos(args).await,
-        Command::Tenant(command) => tenant::tenant(command).await,
-        Command::Key(command) => key::key(command).await,
-        Command::Migrate(args) => admin::migrate(args).await,
-        Command::Config(command) => admin::config(command),
-        Command::Router(command) => router::router(command).await,
-        Command::Cache(command) => cache::cache(command).await,
-        Command::Prompt(command) => prompt::prompt(command),
-        Command::Bench(command) => bench::bench(command).await,
-    };
+///
+/// It starts the runtime itself: an async `main` would leave every command to be compiled where it
+/// is polled, with the binary.
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let outcome = tokio::runtime::Runtime::new()
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(execute(command)));
     outcome.unwrap_or_else(|error| {
         if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
@@ -117,6 +102,31 @@ pub async fn main() -> ExitCode {
         options::complain(&format!("error: {error:#}"));
         ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
+}
+
+/// The command's future, boxed so that the commands are compiled apart.
+fn execute(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitCode>>>> {
+    match command {
+        Command::Run(args) => Box::pin(run::run(args)),
+        Command::Up(args) => Box::pin(roles::up(args)),
+        Command::Route(args) => Box::pin(roles::route(args)),
+        Command::Work(args) => Box::pin(roles::work(args)),
+        Command::Serve(args) => Box::pin(roles::serve(args)),
+        Command::Submit(args) => Box::pin(submit::submit(args)),
+        Command::Results(args) => Box::pin(results::results(args)),
+        Command::Status(args) => Box::pin(status::status(args)),
+        Command::Cancel(args) => Box::pin(cancel::cancel(args)),
+        Command::Dead(command) => Box::pin(dead::dead(command)),
+        Command::Chaos(args) => Box::pin(chaos::chaos(args)),
+        Command::Tenant(command) => Box::pin(tenant::tenant(command)),
+        Command::Key(command) => Box::pin(key::key(command)),
+        Command::Migrate(args) => Box::pin(admin::migrate(args)),
+        Command::Config(command) => Box::pin(async { admin::config(command) }),
+        Command::Router(command) => Box::pin(router::router(command)),
+        Command::Cache(command) => Box::pin(cache::cache(command)),
+        Command::Prompt(command) => Box::pin(async { prompt::prompt(command) }),
+        Command::Bench(command) => Box::pin(bench::bench(command)),
+    }
 }
 
 /// True when whoever read our output has stopped reading: no error of ours.

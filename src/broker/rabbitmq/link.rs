@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{super::BrokerError, topology::Topology};
+use super::{super::BrokerError, topology::Topology, transport};
 use crate::{
     config::{BrokerConfig, SecretUrl},
     metrics::RECONNECTED,
@@ -167,7 +167,7 @@ impl Dial {
         };
         let attempt = async {
             let properties = ConnectionProperties::default().with_connection_name(self.name.into());
-            let connection = Connection::connect_uri(self.uri.clone(), properties)
+            let connection = transport::connect(self.uri.clone(), properties)
                 .await
                 .map_err(|error| unreachable(error.to_string()))?;
             self.topology

@@ -11,6 +11,7 @@ mod link;
 mod properties;
 mod publisher;
 mod topology;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
