@@ -130,11 +130,11 @@ pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreEr
             store.migrate().await?;
             return Ok(store);
         }
-        match (store.check_schema().await, &store) {
-            (Err(StoreError::Schema { .. }), Store::Sqlite(_)) => {
+        match store.check_schema().await {
+            Err(StoreError::Schema { .. }) if store.is_embedded() => {
                 store.migrate().await?;
             }
-            (outcome, _) => outcome?,
+            outcome => outcome?,
         }
         Ok(store)
     };

@@ -258,7 +258,7 @@ async fn measure_router(config: &Config, jobs: usize) -> anyhow::Result<Measured
     running.await??;
     broker.delete_queues().await?;
     broker.close().await;
-    if matches!(store, Store::Postgres(_)) {
+    if !store.is_embedded() {
         store.drop_all().await?;
     }
     store.close().await;

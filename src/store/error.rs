@@ -1,19 +1,25 @@
-//! What went wrong inside a backend, sorted by what the caller does next.
+//! Errors inside a backend, sorted by what the caller does next.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use rand::RngExt;
+use sqlx::migrate::MigrateError;
 
 use super::{StoreError, row::BadRow};
 
 /// Times a call is tried when it loses against concurrent ones.
 const TRIES_MAX: u32 = 8;
 
-/// A error inside a call.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BackendError {
+pub(crate) enum BackendError {
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+    #[error("migration {0}: {1}")]
+    Migration(i64, sqlx::Error),
+    /// The tables are of another version.
+    #[error("{0}")]
+    Schema(String),
     #[error(transparent)]
     BadRow(#[from] BadRow),
     #[error("a cached answer cannot be read: {0}")]
@@ -26,9 +32,17 @@ impl BackendError {
     /// The database's own code: SQLSTATE, or SQLite's extended result code.
     fn code(&self) -> Option<String> {
         match self {
-            Self::Database(sqlx::Error::Database(error)) => error.code().map(|code| code.into()),
+            Self::Database(sqlx::Error::Database(error))
+            | Self::Migration(_, sqlx::Error::Database(error)) => error.code().map(Into::into),
             _ => None,
         }
+    }
+
+    /// The tables were migrated by a newer version.
+    pub(super) fn newer(version: i64) -> Self {
+        Self::Schema(format!(
+            "migration {version} was applied by a newer version"
+        ))
     }
 
     /// True when the same call is likely to work at once: deadlock, serialisation error, busy file.
@@ -42,37 +56,55 @@ impl BackendError {
         }
     }
 
-    /// The error of the seam; `url` is masked.
+    /// The error that callers see; `url` is without a password.
     pub(super) fn outward(self, url: &str) -> StoreError {
-        let message = self.to_string();
-        let unreachable = |message| StoreError::Unreachable {
-            url: url.to_owned(),
-            message,
-        };
-        match &self {
-            Self::Database(error) => match error {
+        let (sort, message) = match &self {
+            Self::Schema(message) => (Sort::Schema, message.clone()),
+            Self::Database(error) | Self::Migration(_, error) => match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed => unreachable(message),
+                | sqlx::Error::WorkerCrashed => (Sort::Unreachable, self.to_string()),
                 sqlx::Error::Database(error) => {
-                    let message = error.message().to_owned();
-                    match sort(self.code().as_deref().unwrap_or_default(), &message) {
-                        Sort::Unreachable => unreachable(message),
-                        Sort::Schema => StoreError::Schema { message },
-                        Sort::Storage => StoreError::Storage { message },
-                        Sort::Refused => StoreError::Refused { message },
+                    let message = error.message();
+                    let sort = sort(self.code().as_deref().unwrap_or_default(), message);
+                    match (&self, &sort) {
+                        (Self::Migration(version, _), Sort::Refused) => {
+                            (sort, format!("migration {version}: {message}"))
+                        }
+                        _ => (sort, message.to_owned()),
                     }
                 }
-                _ => StoreError::Refused { message },
+                _ => (Sort::Refused, self.to_string()),
             },
-            _ => StoreError::Refused { message },
+            _ => (Sort::Refused, self.to_string()),
+        };
+        match sort {
+            Sort::Unreachable => StoreError::Unreachable {
+                url: url.to_owned(),
+                message,
+            },
+            Sort::Schema => StoreError::Schema { message },
+            Sort::Storage => StoreError::Storage { message },
+            Sort::Refused => StoreError::Refused { message },
         }
     }
 }
 
+impl From<MigrateError> for BackendError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) => Self::Database(error),
+            MigrateError::ExecuteMigration(error, version) => Self::Migration(version, error),
+            MigrateError::VersionMissing(version) => Self::newer(version),
+            other => Self::Schema(other.to_string()),
+        }
+    }
+}
+
+/// What the caller does next.
 enum Sort {
     Unreachable,
     Schema,
@@ -104,37 +136,18 @@ fn sort(code: &str, message: &str) -> Sort {
     }
 }
 
-/// Counts the tries of a call that may lose against concurrent ones.
-#[derive(Debug, Default)]
-pub(super) struct Tries {
-    begun: u32,
-}
-
-impl Tries {
-    /// True when the call should be made again, after a pause that sets rivals apart.
-    pub(super) async fn again(&mut self, error: &BackendError) -> bool {
-        self.begun += 1;
-        if !error.is_conflict() || self.begun >= TRIES_MAX {
-            return false;
+/// Repeats a call while it loses against concurrent ones, after pauses that set rivals apart.
+pub(super) async fn retry<T, F>(attempt: impl Fn() -> F) -> Result<T, BackendError>
+where
+    F: Future<Output = Result<T, BackendError>>,
+{
+    for tries in 1..TRIES_MAX {
+        match attempt().await {
+            Err(error) if error.is_conflict() => {}
+            outcome => return outcome,
         }
-        let most_ms = 4u64 << self.begun;
-        let pause_ms = rand::rng().random_range(1..=most_ms);
+        let pause_ms = rand::rng().random_range(1..=4u64 << tries);
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        true
     }
+    attempt().await
 }
-
-/// Makes a call again while it loses against concurrent ones, then turns its error outward.
-macro_rules! persistent {
-    ($store:expr, $call:expr) => {{
-        let mut tries = $crate::store::error::Tries::default();
-        loop {
-            match $call.await {
-                Ok(value) => break Ok(value),
-                Err(error) if tries.again(&error).await => {}
-                Err(error) => break Err(error.outward(&$store.url)),
-            }
-        }
-    }};
-}
-pub(super) use persistent;

@@ -155,7 +155,7 @@ contract! {
     /// jobs that can all be brought to their end.
     async fn sequences_follow_the_model(store: Store) {
         // Each call is dearer on Postgres.
-        let cases = cases(if matches!(store, Store::Postgres(_)) { 24 } else { 100 });
+        let cases = cases(if store.is_embedded() { 100 } else { 24 });
         let ledger = Handle::current();
         let run = tokio::task::spawn_blocking(move || run_sequences(&store, &ledger, cases));
         if let Err(fault) = run.await {

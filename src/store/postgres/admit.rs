@@ -19,30 +19,15 @@ use super::{
 use crate::{
     job::{CacheKey, JobHead, JobId},
     store::{
-        Admission, AdmissionDecision, Admitted, StoreError,
-        error::{BackendError, persistent},
+        Admission, AdmissionDecision, Admitted,
+        error::BackendError,
         row::Row,
         rules::{self, Entry, Hit, Meeting, NewJob},
     },
 };
 
 impl PostgresStore {
-    /// Writes jobs that come in; see [`crate::store::Store::admit`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn admit(
-        &self,
-        admissions: &[Admission],
-        cache_lease: Duration,
-    ) -> Result<Vec<Admitted>, StoreError> {
-        if admissions.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.admit_once(admissions, cache_lease))
-    }
-
-    async fn admit_once(
+    pub(crate) async fn admit(
         &self,
         admissions: &[Admission],
         lease: Duration,

@@ -11,9 +11,9 @@ use super::{
 use crate::{
     job::{JobId, JobRecord},
     store::{
-        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
+        CacheFilter, CacheLimits, CacheStats, CacheUpkeep,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
-        error::{BackendError, persistent},
+        error::BackendError,
         rules::before,
     },
 };
@@ -51,15 +51,7 @@ macro_rules! remove {
 }
 
 impl PostgresStore {
-    /// Removes what is to go; see [`crate::store::Store::tend_cache`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreError> {
-        persistent!(self, self.tend_cache_once(limits))
-    }
-
-    async fn tend_cache_once(
+    pub(crate) async fn tend_cache(
         &self,
         limits: CacheLimits,
     ) -> Result<Option<CacheUpkeep>, BackendError> {
@@ -70,98 +62,72 @@ impl PostgresStore {
         outcome
     }
 
-    /// Figures; see [`crate::store::Store::cache_stats`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                r#"select tenant, coalesce(model, '') as "model!", coalesce(revision, '') as "revision!",
-                          count(*) as "entries!", coalesce(sum(octet_length(answer)), 0)::bigint as "bytes!",
-                          coalesce(sum(hits), 0)::bigint as "hits!", max(last_hit_at) as last_hit_at
-                     from cache_entries where state = 'ready'
-                    group by 1, 2, 3 order by 4 desc, 1, 2, 3"#
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            let stats = rows.into_iter().map(|row| CacheStats {
-                tenant: row.tenant,
-                model: decode(row.model),
-                revision: decode(row.revision),
-                entries: count(row.entries),
-                bytes: count(row.bytes),
-                hits: count(row.hits),
-                last_hit_at: row.last_hit_at,
-            });
-            Ok::<_, BackendError>(stats.collect())
-        })
+    pub(crate) async fn cache_stats(&self) -> Result<Vec<CacheStats>, BackendError> {
+        let rows = sqlx::query!(
+            r#"select tenant, coalesce(model, '') as "model!", coalesce(revision, '') as "revision!",
+                      count(*) as "entries!", coalesce(sum(octet_length(answer)), 0)::bigint as "bytes!",
+                      coalesce(sum(hits), 0)::bigint as "hits!", max(last_hit_at) as last_hit_at
+                 from cache_entries where state = 'ready'
+                group by 1, 2, 3 order by 4 desc, 1, 2, 3"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let stats = rows.into_iter().map(|row| CacheStats {
+            tenant: row.tenant,
+            model: decode(row.model),
+            revision: decode(row.revision),
+            entries: count(row.entries),
+            bytes: count(row.bytes),
+            hits: count(row.hits),
+            last_hit_at: row.last_hit_at,
+        });
+        Ok(stats.collect())
     }
 
-    /// Counts; see [`crate::store::Store::count_cached`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let meant = sqlx::query_scalar!(
-                r#"select count(*) as "meant!" from cache_entries
+    pub(crate) async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
+        let meant = sqlx::query_scalar!(
+            r#"select count(*) as "meant!" from cache_entries
+                where state = 'ready' and ($1::text is null or tenant = $1)
+                  and ($2::text is null or model = $2) and ($3::text is null or revision = $3)
+                  and ($4::timestamptz is null or created_at < $4)
+                  and ($5::uuid is null or leader = $5)"#,
+            filter.tenant.as_ref().map(|tenant| tenant.as_str()) as Option<&str>,
+            filter.model.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
+            filter.revision.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
+            filter.answered_before as Option<DateTime<Utc>>,
+            filter.job.map(|job| job.0) as Option<Uuid>
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count(meant))
+    }
+
+    pub(crate) async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
+        let gone = sqlx::query_scalar!(
+            r#"with gone as (
+                   delete from cache_entries
                     where state = 'ready' and ($1::text is null or tenant = $1)
                       and ($2::text is null or model = $2) and ($3::text is null or revision = $3)
                       and ($4::timestamptz is null or created_at < $4)
-                      and ($5::uuid is null or leader = $5)"#,
-                filter.tenant.as_ref().map(|tenant| tenant.as_str()) as Option<&str>,
-                filter.model.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
-                filter.revision.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
-                filter.answered_before as Option<DateTime<Utc>>,
-                filter.job.map(|job| job.0) as Option<Uuid>
-            )
-            .fetch_one(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(count(meant))
-        })
+                      and ($5::uuid is null or leader = $5)
+                   returning key),
+               questions as (delete from cache_questions q using gone where q.key = gone.key)
+               select count(*) as "gone!" from gone"#,
+            filter.tenant.as_ref().map(|tenant| tenant.as_str()) as Option<&str>,
+            filter.model.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
+            filter.revision.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
+            filter.answered_before as Option<DateTime<Utc>>,
+            filter.job.map(|job| job.0) as Option<Uuid>
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count(gone))
     }
 
-    /// Removes; see [`crate::store::Store::drop_cached`].
-    ///
-    /// # Errors
-    /// When nothing was removed.
-    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let gone = sqlx::query_scalar!(
-                r#"with gone as (
-                       delete from cache_entries
-                        where state = 'ready' and ($1::text is null or tenant = $1)
-                          and ($2::text is null or model = $2) and ($3::text is null or revision = $3)
-                          and ($4::timestamptz is null or created_at < $4)
-                          and ($5::uuid is null or leader = $5)
-                       returning key),
-                   questions as (delete from cache_questions q using gone where q.key = gone.key)
-                   select count(*) as "gone!" from gone"#,
-                filter.tenant.as_ref().map(|tenant| tenant.as_str()) as Option<&str>,
-                filter.model.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
-                filter.revision.as_deref().map(encode) as Option<std::borrow::Cow<'_, str>>,
-                filter.answered_before as Option<DateTime<Utc>>,
-                filter.job.map(|job| job.0) as Option<Uuid>
-            )
-            .fetch_one(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(count(gone))
-        })
-    }
-
-    /// Jobs settled together; see [`crate::store::Store::answered_along`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
-        if jobs.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.answered_along_once(jobs))
-    }
-
-    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
+    pub(crate) async fn answered_along(
+        &self,
+        jobs: &[JobId],
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         // One transaction settles them all and gives them all one instant.
         let rows = job_rows!(

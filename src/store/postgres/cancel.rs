@@ -14,26 +14,14 @@ use super::{
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, CancelledBatch, StoreError,
-        error::{BackendError, persistent},
+        CancelFilter, CancelledBatch,
+        error::BackendError,
         rules::{cancelled, cancelled_batch},
     },
 };
 
 impl PostgresStore {
-    /// Takes unfinished jobs back; see [`crate::store::Store::cancel`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn cancel(
-        &self,
-        filter: &CancelFilter,
-        limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.cancel_once(filter, limit))
-    }
-
-    async fn cancel_once(
+    pub(crate) async fn cancel(
         &self,
         filter: &CancelFilter,
         limit: usize,
@@ -93,47 +81,37 @@ impl PostgresStore {
             .collect()
     }
 
-    /// The submissions that were taken back since an instant.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn cancelled_batches(
+    pub(crate) async fn cancelled_batches(
         &self,
         since: DateTime<Utc>,
-    ) -> Result<Vec<CancelledBatch>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= $1",
-                since
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            rows.into_iter()
-                .map(|row| cancelled_batch(decode(row.batch), &row.tenant, row.cancelled_at))
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
+    ) -> Result<Vec<CancelledBatch>, BackendError> {
+        let rows = sqlx::query!(
+            "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= $1",
+            since
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| cancelled_batch(decode(row.batch), &row.tenant, row.cancelled_at))
+            .collect()
     }
 
-    /// Attempts whose job is theirs no more; see [`crate::store::Store::superseded`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn superseded(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreError> {
+    pub(crate) async fn superseded(
+        &self,
+        attempts: &[(JobId, u32)],
+    ) -> Result<Vec<JobId>, BackendError> {
         let ids: Vec<Uuid> = attempts.iter().map(|(job, _)| job.0).collect();
-        persistent!(self, async {
-            let held = sqlx::query!(
-                "select id, attempts from jobs where id = any($1) and state = 'running'",
-                &ids
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            let held: HashMap<Uuid, i32> =
-                held.into_iter().map(|row| (row.id, row.attempts)).collect();
-            let is_gone = |(job, attempt): &&(JobId, u32)| {
-                held.get(&job.0).copied() != i32::try_from(*attempt).ok()
-            };
-            let gone = attempts.iter().filter(is_gone);
-            Ok::<_, BackendError>(gone.map(|(job, _)| *job).collect())
-        })
+        let held = sqlx::query!(
+            "select id, attempts from jobs where id = any($1) and state = 'running'",
+            &ids
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let held: HashMap<Uuid, i32> = held.into_iter().map(|row| (row.id, row.attempts)).collect();
+        let is_gone = |(job, attempt): &&(JobId, u32)| {
+            held.get(&job.0).copied() != i32::try_from(*attempt).ok()
+        };
+        let gone = attempts.iter().filter(is_gone);
+        Ok(gone.map(|(job, _)| *job).collect())
     }
 }

@@ -10,8 +10,8 @@ use super::{PostgresStore, attempts, cache, dead, lock_rows, text::encode};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
-        Claim, Claimant, Claimed, StoreError,
-        error::{BackendError, persistent},
+        Claim, Claimant, Claimed,
+        error::BackendError,
         row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
@@ -38,22 +38,7 @@ impl End {
 }
 
 impl PostgresStore {
-    /// Records an attempt for each job before it runs; see [`crate::store::Store::claim`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn claim(
-        &self,
-        claimant: &Claimant,
-        claims: &[Claim],
-    ) -> Result<Vec<Claimed>, StoreError> {
-        if claims.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.claim_once(claimant, claims))
-    }
-
-    async fn claim_once(
+    pub(crate) async fn claim(
         &self,
         claimant: &Claimant,
         claims: &[Claim],
@@ -137,21 +122,7 @@ impl PostgresStore {
         Ok(outcomes)
     }
 
-    /// Ends jobs that no attempt holds; see [`crate::store::Store::end`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn end(
-        &self,
-        endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        if endings.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.end_once(endings))
-    }
-
-    async fn end_once(
+    pub(crate) async fn end(
         &self,
         endings: &[(JobHead, JobState, Reason)],
     ) -> Result<Vec<JobRecord>, BackendError> {

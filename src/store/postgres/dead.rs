@@ -12,39 +12,19 @@ use super::{
 };
 use crate::{
     job::{JobId, Reason},
-    store::{
-        DeadFilter, DeadLetter, DeadResolution, StoreError,
-        error::{BackendError, persistent},
-        row::Row,
-        rules,
-    },
+    store::{DeadFilter, DeadLetter, DeadResolution, error::BackendError, row::Row, rules},
 };
 
 impl PostgresStore {
-    /// Keeps dead letters; see [`crate::store::Store::keep_dead_letters`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn keep_dead_letters(&self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        persistent!(self, async {
-            let mut connection = self.pool.acquire().await?;
-            insert(&mut connection, letters).await
-        })
-    }
-
-    /// Unresolved dead letters, the oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn dead_letters(
+    pub(crate) async fn keep_dead_letters(
         &self,
-        filter: &DeadFilter,
-        limit: usize,
-    ) -> Result<Vec<DeadLetter>, StoreError> {
-        persistent!(self, self.dead_letters_once(filter, limit))
+        letters: &[DeadLetter],
+    ) -> Result<(), BackendError> {
+        let mut connection = self.pool.acquire().await?;
+        insert(&mut connection, letters).await
     }
 
-    async fn dead_letters_once(
+    pub(crate) async fn dead_letters(
         &self,
         filter: &DeadFilter,
         limit: usize,
@@ -81,27 +61,21 @@ impl PostgresStore {
         Ok(letters.collect())
     }
 
-    /// Marks dead letters as resolved; returns how many were not before.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn resolve_dead(
+    pub(crate) async fn resolve_dead(
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,
-    ) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let done = sqlx::query!(
-                "update dead_letters set resolution = $2, resolved_at = $3
-                  where id = any($1) and resolution is null",
-                ids,
-                resolution.as_str(),
-                self.clock.now()
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(done.rows_affected())
-        })
+    ) -> Result<u64, BackendError> {
+        let done = sqlx::query!(
+            "update dead_letters set resolution = $2, resolved_at = $3
+              where id = any($1) and resolution is null",
+            ids,
+            resolution.as_str(),
+            self.clock.now()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
     }
 }
 

@@ -13,56 +13,38 @@ use super::{PostgresStore, dead, lock_rows};
 use crate::{
     job::{JobId, Tenant},
     store::{
-        DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
+        DeferredJob, DeferredQueue, Released, TenantLoad,
         deferral::{self, Extras},
-        error::{BackendError, persistent},
+        error::BackendError,
         row::Row,
         rules::{NewJob, after, before},
     },
 };
 
 impl PostgresStore {
-    /// Takes or keeps a lead; see [`crate::store::Store::lead`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn acquire_leadership(
+    pub(crate) async fn acquire_leadership(
         &self,
         role: &'static str,
         holder: &str,
         lease: Duration,
-    ) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let now = self.clock.now();
-            let led = sqlx::query!(
-                "insert into leaders (role, holder, lease_until) values ($1, $2, $3)
-                     on conflict (role) do update
-                    set holder = excluded.holder, lease_until = excluded.lease_until
-                  where leaders.holder = excluded.holder or leaders.lease_until < $4",
-                role,
-                holder,
-                after(now, lease),
-                now
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(led.rows_affected() > 0)
-        })
+    ) -> Result<bool, BackendError> {
+        let now = self.clock.now();
+        let led = sqlx::query!(
+            "insert into leaders (role, holder, lease_until) values ($1, $2, $3)
+                 on conflict (role) do update
+                set holder = excluded.holder, lease_until = excluded.lease_until
+              where leaders.holder = excluded.holder or leaders.lease_until < $4",
+            role,
+            holder,
+            after(now, lease),
+            now
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(led.rows_affected() > 0)
     }
 
-    /// The jobs that could go to a queue now; see [`crate::store::Store::held`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn deferred(
-        &self,
-        queue: DeferredQueue,
-        each: usize,
-    ) -> Result<Vec<DeferredJob>, StoreError> {
-        persistent!(self, self.deferred_once(queue, each))
-    }
-
-    async fn deferred_once(
+    pub(crate) async fn deferred(
         &self,
         queue: DeferredQueue,
         each: usize,
@@ -98,69 +80,48 @@ impl PostgresStore {
             .collect()
     }
 
-    /// The tenants that have jobs held for a tier.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn deferred_tenants(&self) -> Result<Vec<(DeferredQueue, Tenant)>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                r#"with recursive t (queue, tenant) as (
-                       select q.queue, (select min(tenant) from deferred_jobs h
-                                         where h.queue = q.queue and h.released_at is null)
-                         from unnest(array['small', 'large']) as q (queue)
-                       union all
-                       select t.queue, (select min(h.tenant) from deferred_jobs h
-                                         where h.queue = t.queue and h.released_at is null
-                                           and h.tenant > t.tenant)
-                         from t where t.tenant is not null)
-                   select queue as "queue!", tenant as "tenant!" from t where tenant is not null"#
+    pub(crate) async fn deferred_tenants(
+        &self,
+    ) -> Result<Vec<(DeferredQueue, Tenant)>, BackendError> {
+        let rows = sqlx::query!(
+            r#"with recursive t (queue, tenant) as (
+                   select q.queue, (select min(tenant) from deferred_jobs h
+                                     where h.queue = q.queue and h.released_at is null)
+                     from unnest(array['small', 'large']) as q (queue)
+                   union all
+                   select t.queue, (select min(h.tenant) from deferred_jobs h
+                                     where h.queue = t.queue and h.released_at is null
+                                       and h.tenant > t.tenant)
+                     from t where t.tenant is not null)
+               select queue as "queue!", tenant as "tenant!" from t where tenant is not null"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let queue = row.queue.parse().map_err(BackendError::Rule)?;
+                Ok((queue, row.tenant.parse().map_err(BackendError::Rule)?))
+            })
+            .collect()
+    }
+
+    pub(crate) async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], BackendError> {
+        let mut counts = [0; 3];
+        for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
+            let held = sqlx::query_scalar!(
+                r#"select count(*) as "held!" from (
+                       select 1 from deferred_jobs where queue = $1 and released_at is null limit $2) h"#,
+                queue.as_str(),
+                i64::from(most)
             )
-            .fetch_all(&self.pool)
+            .fetch_one(&self.pool)
             .await?;
-            rows.into_iter()
-                .map(|row| {
-                    let queue = row.queue.parse().map_err(BackendError::Rule)?;
-                    Ok((queue, row.tenant.parse().map_err(BackendError::Rule)?))
-                })
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
-    }
-
-    /// How many jobs are held; see [`crate::store::Store::deferred_counts`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], StoreError> {
-        persistent!(self, async {
-            let mut counts = [0; 3];
-            for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
-                let held = sqlx::query_scalar!(
-                    r#"select count(*) as "held!" from (
-                           select 1 from deferred_jobs where queue = $1 and released_at is null limit $2) h"#,
-                    queue.as_str(),
-                    i64::from(most)
-                )
-                .fetch_one(&self.pool)
-                .await?;
-                *count = u32::try_from(held).unwrap_or(0);
-            }
-            Ok::<_, BackendError>(counts)
-        })
-    }
-
-    /// Releases held jobs; see [`crate::store::Store::release`].
-    ///
-    /// # Errors
-    /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreError> {
-        if jobs.is_empty() {
-            return Ok(Vec::new());
+            *count = u32::try_from(held).unwrap_or(0);
         }
-        persistent!(self, self.release_once(jobs, again))
+        Ok(counts)
     }
 
-    async fn release_once(
+    pub(crate) async fn release(
         &self,
         jobs: &[JobId],
         again: bool,
@@ -211,62 +172,39 @@ impl PostgresStore {
         Ok(released)
     }
 
-    /// Notes that released jobs' messages are published; see [`crate::store::Store::note_published`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreError> {
-        if jobs.is_empty() {
-            return Ok(());
-        }
+    pub(crate) async fn note_published(&self, jobs: &[JobId]) -> Result<(), BackendError> {
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
-        persistent!(self, async {
-            sqlx::query!(
-                "update deferred_jobs set published_at = $2
-                  where job_id = any($1) and released_at is not null",
-                &ids,
-                self.clock.now()
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+        sqlx::query!(
+            "update deferred_jobs set published_at = $2
+              where job_id = any($1) and released_at is not null",
+            &ids,
+            self.clock.now()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
-    /// Released jobs whose message may be missing; see [`crate::store::Store::unpublished`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn unpublished(
+    pub(crate) async fn unpublished(
         &self,
         released_for: Duration,
         limit: usize,
-    ) -> Result<Vec<JobId>, StoreError> {
-        persistent!(self, async {
-            let found = sqlx::query_scalar!(
-                "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
-                  where h.released_at <= $1 and h.published_at is null
-                    and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
-                    and j.waits_for is null and j.attempts = 0
-                  order by h.released_at, h.job_id limit $2",
-                before(self.clock.now(), released_for),
-                i64::try_from(limit).unwrap_or(i64::MAX)
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(found.into_iter().map(JobId).collect())
-        })
+    ) -> Result<Vec<JobId>, BackendError> {
+        let found = sqlx::query_scalar!(
+            "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
+              where h.released_at <= $1 and h.published_at is null
+                and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
+                and j.waits_for is null and j.attempts = 0
+              order by h.released_at, h.job_id limit $2",
+            before(self.clock.now(), released_for),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(found.into_iter().map(JobId).collect())
     }
 
-    /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreError> {
-        persistent!(self, self.tenant_loads_once())
-    }
-
-    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
+    pub(crate) async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, BackendError> {
         let minute_ago = self.clock.now() - TimeDelta::minutes(1);
         sqlx::query!(
             "delete from deferred_jobs h

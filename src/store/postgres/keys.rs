@@ -4,10 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{PostgresStore, text};
-use crate::store::{
-    ApiKey, KeyDigest, StoreError,
-    error::{BackendError, persistent},
-};
+use crate::store::{ApiKey, KeyDigest, error::BackendError};
 
 struct KeyRow {
     id: Uuid,
@@ -38,82 +35,60 @@ impl KeyRow {
 }
 
 impl PostgresStore {
-    /// Keeps a key; see [`crate::store::Store::add_key`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreError> {
-        persistent!(self, async {
-            sqlx::query!(
-                "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
-                key.id,
-                &*text::encode(&key.name),
-                key.tenant.as_ref().map(|tenant| tenant.as_str()),
-                key.scopes.to_string(),
-                digest.as_bytes(),
-                key.created_at,
-                key.expires_at,
-                key.revoked_at
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+    pub(crate) async fn add_key(
+        &self,
+        key: &ApiKey,
+        digest: KeyDigest,
+    ) -> Result<(), BackendError> {
+        sqlx::query!(
+            "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)",
+            key.id,
+            &*text::encode(&key.name),
+            key.tenant.as_ref().map(|tenant| tenant.as_str()),
+            key.scopes.to_string(),
+            digest.as_bytes(),
+            key.created_at,
+            key.expires_at,
+            key.revoked_at
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
-    /// Every key, the oldest first.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query_as!(
-                KeyRow,
-                "select id, name, tenant, scopes, created_at, expires_at, revoked_at
-                   from api_keys order by created_at, id"
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            rows.into_iter()
-                .map(KeyRow::into_key)
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
+    pub(crate) async fn keys(&self) -> Result<Vec<ApiKey>, BackendError> {
+        let rows = sqlx::query_as!(
+            KeyRow,
+            "select id, name, tenant, scopes, created_at, expires_at, revoked_at
+               from api_keys order by created_at, id"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(KeyRow::into_key).collect()
     }
 
-    /// The key of this digest, if it is good now.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
-        persistent!(self, async {
-            let row = sqlx::query_as!(
-                KeyRow,
-                "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
-                  where digest = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
-                digest.as_bytes(),
-                self.clock.now()
-            )
-            .fetch_optional(&self.pool)
-            .await?;
-            row.map(KeyRow::into_key).transpose()
-        })
+    pub(crate) async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, BackendError> {
+        let row = sqlx::query_as!(
+            KeyRow,
+            "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
+              where digest = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
+            digest.as_bytes(),
+            self.clock.now()
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(KeyRow::into_key).transpose()
     }
 
-    /// Revokes a key; false when there is none or it was revoked before.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let done = sqlx::query!(
-                "update api_keys set revoked_at = $2 where id = $1 and revoked_at is null",
-                id,
-                self.clock.now()
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(done.rows_affected() > 0)
-        })
+    pub(crate) async fn revoke_key(&self, id: Uuid) -> Result<bool, BackendError> {
+        let done = sqlx::query!(
+            "update api_keys set revoked_at = $2 where id = $1 and revoked_at is null",
+            id,
+            self.clock.now()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() > 0)
     }
 }

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     job::{Job, JobId, Tenant},
     store::{
-        DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
-        error::{BackendError, persistent},
+        DecisionRecord, Feedback, PairRow, PastDecision, StoredWeights, TierCost,
+        error::BackendError,
         rules::{self, NewJob, before},
     },
 };
@@ -64,22 +64,7 @@ pub(super) async fn note_shadows(
 }
 
 impl PostgresStore {
-    /// Keeps words about answers; see [`crate::store::Store::record_feedback`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn record_feedback(
-        &self,
-        tenant: &Tenant,
-        words: &[Feedback],
-    ) -> Result<Vec<bool>, StoreError> {
-        if words.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.record_feedback_once(tenant, words))
-    }
-
-    async fn record_feedback_once(
+    pub(crate) async fn record_feedback(
         &self,
         tenant: &Tenant,
         words: &[Feedback],
@@ -122,46 +107,28 @@ impl PostgresStore {
             .collect())
     }
 
-    /// Closes what is done; see [`crate::store::Store::close_shadows`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn close_shadows(&self) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let mut connection = self.pool.acquire().await?;
-            sqlx::query!(
-                "update shadows s set ended_at = $1
-                   from jobs j
-                  where s.ended_at is null and j.id = coalesce(s.shadow_id, s.job_id)
-                    and case when s.shadow_id is not null then j.finished_at is not null
-                             else j.finished_at is not null
-                                  and (j.state <> 'succeeded' or j.source <> 'computed' or j.tier <> 'small') end",
-                self.clock.now()
-            )
-            .execute(&mut *connection)
-            .await?;
-            let open = sqlx::query_scalar!(
-                r#"select count(*) as "open!" from shadows where ended_at is null and shadow_id is not null"#
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            Ok::<_, BackendError>(u64::try_from(open).unwrap_or(0))
-        })
+    pub(crate) async fn close_shadows(&self) -> Result<u64, BackendError> {
+        let mut connection = self.pool.acquire().await?;
+        sqlx::query!(
+            "update shadows s set ended_at = $1
+               from jobs j
+              where s.ended_at is null and j.id = coalesce(s.shadow_id, s.job_id)
+                and case when s.shadow_id is not null then j.finished_at is not null
+                         else j.finished_at is not null
+                              and (j.state <> 'succeeded' or j.source <> 'computed' or j.tier <> 'small') end",
+            self.clock.now()
+        )
+        .execute(&mut *connection)
+        .await?;
+        let open = sqlx::query_scalar!(
+            r#"select count(*) as "open!" from shadows where ended_at is null and shadow_id is not null"#
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        Ok(u64::try_from(open).unwrap_or(0))
     }
 
-    /// Drawn jobs that want a copy; see [`crate::store::Store::due_shadows`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn due_shadows(
-        &self,
-        limit: usize,
-        stuck_after: Duration,
-    ) -> Result<Vec<Job>, StoreError> {
-        persistent!(self, self.due_shadows_once(limit, stuck_after))
-    }
-
-    async fn due_shadows_once(
+    pub(crate) async fn due_shadows(
         &self,
         limit: usize,
         stuck_after: Duration,
@@ -193,82 +160,58 @@ impl PostgresStore {
             .collect()
     }
 
-    /// Scores of late; see [`crate::store::Store::past_decisions`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn past_decisions(
+    pub(crate) async fn past_decisions(
         &self,
         scorer: &str,
         limit: usize,
-    ) -> Result<Vec<PastDecision>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                r#"select tenant as "tenant!", tags::text as tags, score as "score!"
-                     from (select * from jobs where id >= $1 order by id desc limit $2) j
-                    where scorer = $3 and score is not null and route_reason in ('score', 'load', 'explore')
-                    order by id"#,
-                rules::id_floor(self.clock.now() - TimeDelta::days(7)),
-                i64::try_from(limit).unwrap_or(i64::MAX),
-                scorer
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            let past = rows.into_iter().map(|row| PastDecision {
-                tenant: row.tenant,
-                tags: rules::tags_of(row.tags.as_deref()),
-                score: row.score,
-            });
-            Ok::<_, BackendError>(past.collect())
-        })
+    ) -> Result<Vec<PastDecision>, BackendError> {
+        let rows = sqlx::query!(
+            r#"select tenant as "tenant!", tags::text as tags, score as "score!"
+                 from (select * from jobs where id >= $1 order by id desc limit $2) j
+                where scorer = $3 and score is not null and route_reason in ('score', 'load', 'explore')
+                order by id"#,
+            rules::id_floor(self.clock.now() - TimeDelta::days(7)),
+            i64::try_from(limit).unwrap_or(i64::MAX),
+            scorer
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let past = rows.into_iter().map(|row| PastDecision {
+            tenant: row.tenant,
+            tags: rules::tags_of(row.tags.as_deref()),
+            score: row.score,
+        });
+        Ok(past.collect())
     }
 
-    /// What jobs cost lately; see [`crate::store::Store::tier_costs`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                r#"select tier as "tier!", count(*) as "jobs!",
-                          avg(extract(epoch from finished_at - started_at)::float8) as "seconds!",
-                          avg(coalesce(prompt_tokens, 0))::float8 as "prompt_tokens!",
-                          avg(coalesce(completion_tokens, 0))::float8 as "completion_tokens!"
-                     from (select * from jobs where finished_at >= $1 order by finished_at desc limit $2) j
-                    where source = 'computed' and started_at is not null and tier is not null
-                    group by tier order by tier desc"#,
-                self.clock.now() - TimeDelta::hours(1),
-                i64::try_from(limit).unwrap_or(i64::MAX)
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            rows.into_iter()
-                .map(|row| {
-                    Ok(TierCost {
-                        tier: row.tier.parse().map_err(BackendError::Rule)?,
-                        jobs: u64::try_from(row.jobs).unwrap_or(0),
-                        seconds_mean: row.seconds,
-                        prompt_tokens_mean: row.prompt_tokens,
-                        completion_tokens_mean: row.completion_tokens,
-                    })
+    pub(crate) async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, BackendError> {
+        let rows = sqlx::query!(
+            r#"select tier as "tier!", count(*) as "jobs!",
+                      avg(extract(epoch from finished_at - started_at)::float8) as "seconds!",
+                      avg(coalesce(prompt_tokens, 0))::float8 as "prompt_tokens!",
+                      avg(coalesce(completion_tokens, 0))::float8 as "completion_tokens!"
+                 from (select * from jobs where finished_at >= $1 order by finished_at desc limit $2) j
+                where source = 'computed' and started_at is not null and tier is not null
+                group by tier order by tier desc"#,
+            self.clock.now() - TimeDelta::hours(1),
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(TierCost {
+                    tier: row.tier.parse().map_err(BackendError::Rule)?,
+                    jobs: u64::try_from(row.jobs).unwrap_or(0),
+                    seconds_mean: row.seconds,
+                    prompt_tokens_mean: row.prompt_tokens,
+                    completion_tokens_mean: row.completion_tokens,
                 })
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
+            })
+            .collect()
     }
 
-    /// Jobs that both tiers answered; see [`crate::store::Store::pairs`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn pairs(
-        &self,
-        limit: usize,
-        for_training: bool,
-    ) -> Result<Vec<PairRow>, StoreError> {
-        persistent!(self, self.pairs_once(limit, for_training))
-    }
-
-    async fn pairs_once(
+    pub(crate) async fn pairs(
         &self,
         limit: usize,
         for_training: bool,
@@ -326,15 +269,7 @@ impl PostgresStore {
             .collect()
     }
 
-    /// The decision about a job; see [`crate::store::Store::decision`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreError> {
-        persistent!(self, self.decision_once(id))
-    }
-
-    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
+    pub(crate) async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let Some(row) = sqlx::query!(
             r#"select j.scorer, j.features_version, j.features::text as features, j.score, j.threshold_base,
@@ -377,19 +312,7 @@ impl PostgresStore {
         }))
     }
 
-    /// Keeps learned weights; see [`crate::store::Store::put_weights`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn put_weights(
-        &self,
-        weights: &StoredWeights,
-        promote: bool,
-    ) -> Result<(), StoreError> {
-        persistent!(self, self.put_weights_once(weights, promote))
-    }
-
-    async fn put_weights_once(
+    pub(crate) async fn put_weights(
         &self,
         weights: &StoredWeights,
         promote: bool,
@@ -418,27 +341,21 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// The weights in use; see [`crate::store::Store::active_weights`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreError> {
-        persistent!(self, async {
-            let row = sqlx::query!(
-                r#"select version, created_at, metrics::text as "metrics!", weights
-                     from router_weights where active"#
-            )
-            .fetch_optional(&self.pool)
-            .await?;
-            row.map(|row| {
-                Ok::<_, BackendError>(StoredWeights {
-                    version: text::decode(row.version),
-                    created_at: row.created_at,
-                    metrics: serde_json::from_str(&row.metrics)?,
-                    weights: row.weights,
-                })
+    pub(crate) async fn active_weights(&self) -> Result<Option<StoredWeights>, BackendError> {
+        let row = sqlx::query!(
+            r#"select version, created_at, metrics::text as "metrics!", weights
+                 from router_weights where active"#
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            Ok(StoredWeights {
+                version: text::decode(row.version),
+                created_at: row.created_at,
+                metrics: serde_json::from_str(&row.metrics)?,
+                weights: row.weights,
             })
-            .transpose()
         })
+        .transpose()
     }
 }

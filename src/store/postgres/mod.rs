@@ -40,7 +40,12 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreError, error::BackendError, row::Row, schema};
+use super::{
+    StoreError,
+    error::BackendError,
+    row::Row,
+    schema::{self, MIGRATIONS_TABLE},
+};
 use crate::{
     clock::Clock,
     config::{SecretUrl, StoreConfig},
@@ -71,10 +76,6 @@ use job_rows;
 
 /// Whole weeks for which partitions are made ahead.
 const WEEKS_AHEAD: i32 = 2;
-/// The table in which migrations are counted; the same in both dialects.
-const MIGRATIONS_TABLE: &str = "schema_migrations";
-/// Most milliseconds that a readiness probe waits.
-const PROBE_MS: u64 = 2_000;
 
 /// A ledger in Postgres.
 #[derive(Clone, Debug)]
@@ -138,130 +139,81 @@ impl PostgresStore {
             clock: Clock::default(),
         };
         // The pool would try until its time is up; one connection tells at once what is wrong.
-        let probe = store.connection().await?;
-        probe.close().await.map_err(|error| store.outward(error))?;
-        Ok(store)
-    }
-
-    fn outward(&self, error: impl Into<BackendError>) -> StoreError {
-        error.into().outward(&self.url)
-    }
-
-    async fn connection(&self) -> Result<PgConnection, StoreError> {
-        let connecting = PgConnection::connect_with(self.options.as_ref());
-        match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(connection) => connection.map_err(|error| self.outward(error)),
-            Err(_) => Err(self.outward(sqlx::Error::PoolTimedOut)),
+        let probe = async { Ok::<_, BackendError>(store.connection().await?.close().await?) };
+        match probe.await {
+            Ok(()) => Ok(store),
+            Err(error) => Err(error.outward(&store.url)),
         }
     }
 
-    /// Brings the schema to this version and makes its partitions; see [`super::Store::migrate`].
-    ///
-    /// # Errors
-    /// When a migration fails, or the tables are newer than this version.
-    pub async fn migrate(&self) -> Result<usize, StoreError> {
+    async fn connection(&self) -> Result<PgConnection, BackendError> {
+        let connecting = PgConnection::connect_with(self.options.as_ref());
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(connection) => Ok(connection?),
+            Err(_) => Err(sqlx::Error::PoolTimedOut.into()),
+        }
+    }
+
+    pub(crate) async fn migrate(&self) -> Result<usize, BackendError> {
         // The lock belongs to this connection and goes with it, however this ends.
         let mut connection = self.connection().await?;
         let outcome = self.migrate_on(&mut connection).await;
-        // Nothing is lost when the farewell fails.
+        // The migrations are committed: a failed close loses nothing.
         let _ = connection.close().await;
         outcome
     }
 
-    async fn migrate_on(&self, connection: &mut PgConnection) -> Result<usize, StoreError> {
+    async fn migrate_on(&self, connection: &mut PgConnection) -> Result<usize, BackendError> {
         let lock = format!("promptyard.migrate.{}", self.schema);
         sqlx::query("select pg_advisory_lock(hashtextextended($1, 0))")
             .bind(lock)
             .execute(&mut *connection)
-            .await
-            .map_err(|error| self.outward(error))?;
+            .await?;
         let exists: bool = sqlx::query_scalar("select to_regnamespace($1) is not null")
             .bind(&self.schema)
             .fetch_one(&mut *connection)
-            .await
-            .map_err(|error| self.outward(error))?;
+            .await?;
         if !exists {
             // The configuration accepts only lower-case SQL names as a schema.
             let statement = format!("create schema \"{}\"", self.schema);
             sqlx::query(AssertSqlSafe(statement))
                 .execute(&mut *connection)
-                .await
-                .map_err(|error| self.outward(error))?;
+                .await?;
         }
-        let migrate_fault = |error| schema::migrate_fault(error, |error| self.outward(error));
-        connection
-            .ensure_migrations_table(MIGRATIONS_TABLE)
-            .await
-            .map_err(migrate_fault)?;
-        let applied = connection
-            .list_applied_migrations(MIGRATIONS_TABLE)
-            .await
-            .map_err(migrate_fault)?;
+        connection.ensure_migrations_table(MIGRATIONS_TABLE).await?;
+        let applied = connection.list_applied_migrations(MIGRATIONS_TABLE).await?;
         let pending = schema::pending(&migrator(), &applied)?;
-        migrator()
-            .run_direct(None, &mut *connection, false)
-            .await
-            .map_err(migrate_fault)?;
-        make_partitions(connection, self.clock.now())
-            .await
-            .map_err(|error| self.outward(error))?;
+        migrator().run_direct(None, &mut *connection, false).await?;
+        make_partitions(connection, self.clock.now()).await?;
         Ok(pending)
     }
 
-    /// Fails unless the tables are of this version.
-    ///
-    /// # Errors
-    /// [`StoreError::Schema`] when they are not.
-    pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(|error| self.outward(error))?;
-        let applied = connection
-            .list_applied_migrations(MIGRATIONS_TABLE)
-            .await
-            .map_err(|error| schema::migrate_fault(error, |error| self.outward(error)))?;
+    pub(crate) async fn check_schema(&self) -> Result<(), BackendError> {
+        let mut connection = self.pool.acquire().await?;
+        let applied = connection.list_applied_migrations(MIGRATIONS_TABLE).await?;
         schema::require_complete(schema::pending(&migrator(), &applied)?)
     }
 
-    /// Makes the partitions of this week and the next ones.
-    ///
-    /// # Errors
-    /// When the database cannot be reached or refuses.
-    pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
-        super::error::persistent!(self, async {
-            let mut connection = self.pool.acquire().await?;
-            make_partitions(&mut connection, self.clock.now()).await
-        })
+    pub(crate) async fn ensure_partitions(&self) -> Result<(), BackendError> {
+        let mut connection = self.pool.acquire().await?;
+        make_partitions(&mut connection, self.clock.now()).await
     }
 
-    /// True while the database answers.
-    pub async fn is_reachable(&self) -> bool {
-        let probe = sqlx::query("select 1").execute(&self.pool);
-        matches!(
-            tokio::time::timeout(Duration::from_millis(PROBE_MS), probe).await,
-            Ok(Ok(_))
-        )
+    pub(crate) async fn probe(&self) -> Result<(), BackendError> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
     }
 
-    /// Drops the schema with all it holds.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn drop_all(&self) -> Result<(), StoreError> {
+    pub(crate) async fn drop_all(&self) -> Result<(), BackendError> {
         let statement = format!("drop schema if exists \"{}\" cascade", self.schema);
-        super::error::persistent!(self, async {
-            sqlx::query(AssertSqlSafe(statement.clone()))
-                .execute(&self.pool)
-                .await
-                .map(|_| ())
-                .map_err(BackendError::from)
-        })
+        sqlx::query(AssertSqlSafe(statement.clone()))
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(BackendError::from)
     }
 
-    /// Closes the connections.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.pool.close().await;
     }
 }

@@ -1,16 +1,12 @@
 //! What people and producers ask the ledger.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta};
 use uuid::Uuid;
 
 use super::{PostgresStore, dead, job_rows, text};
 use crate::{
     job::{Job, JobId, JobRecord, Reason, Tenant},
-    store::{
-        AttemptRecord, Overview, RecordFilter, StoreError,
-        error::{BackendError, persistent},
-        row::Row,
-    },
+    store::{AttemptRecord, Overview, RecordFilter, error::BackendError, row::Row},
 };
 
 fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, BackendError> {
@@ -24,95 +20,69 @@ fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, BackendError> {
 }
 
 impl PostgresStore {
-    /// The records of these jobs that exist.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
+    pub(crate) async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        persistent!(self, async {
-            let rows = job_rows!(
-                "select",
-                r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
-                   where j.id = any($1)"#,
-                &ids
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            records(rows)
-        })
+        let rows = job_rows!(
+            "select",
+            r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
+               where j.id = any($1)"#,
+            &ids
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        records(rows)
     }
 
-    /// The records of the jobs that own these idempotency keys.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn records_by_key(
+    pub(crate) async fn records_by_key(
         &self,
         tenant: &Tenant,
         keys: &[String],
-    ) -> Result<Vec<JobRecord>, StoreError> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let keys: Vec<_> = keys.iter().map(|key| text::encode(key)).collect();
-        persistent!(self, async {
-            let rows = job_rows!(
-                "select",
-                r#"a.text as "text?", a.logprobs from idempotency i
-                   join jobs j on j.id = i.job_id left join answers a on a.job_id = j.id
-                   where i.tenant = $1 and i.key = any($2)"#,
-                tenant.as_str(),
-                &keys as &[std::borrow::Cow<'_, str>]
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            records(rows)
-        })
+        let rows = job_rows!(
+            "select",
+            r#"a.text as "text?", a.logprobs from idempotency i
+               join jobs j on j.id = i.job_id left join answers a on a.job_id = j.id
+               where i.tenant = $1 and i.key = any($2)"#,
+            tenant.as_str(),
+            &keys as &[std::borrow::Cow<'_, str>]
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        records(rows)
     }
 
-    /// Terminal records by rising (finished_at, id).
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn finished(
+    pub(crate) async fn finished(
         &self,
         filter: &RecordFilter,
         limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreError> {
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let (after_at, after_id) = match filter.after {
             Some((at, id)) => (at, id.0),
             None => (DateTime::UNIX_EPOCH, Uuid::nil()),
         };
         let since = filter.finished_since.unwrap_or(DateTime::UNIX_EPOCH);
         let batch = filter.batch.as_deref().map(text::encode);
-        persistent!(self, async {
-            let rows = job_rows!(
-                "select",
-                r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
-                   where j.finished_at is not null and j.finished_at >= $1 and j.shadow_of is null
-                     and (j.finished_at, j.id) > ($2, $3)
-                     and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
-                   order by j.finished_at, j.id limit $6"#,
-                since,
-                after_at,
-                after_id,
-                filter.tenant.as_ref().map(Tenant::as_str) as Option<&str>,
-                batch.as_deref() as Option<&str>,
-                i64::try_from(limit).unwrap_or(i64::MAX)
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            records(rows)
-        })
+        let rows = job_rows!(
+            "select",
+            r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
+               where j.finished_at is not null and j.finished_at >= $1 and j.shadow_of is null
+                 and (j.finished_at, j.id) > ($2, $3)
+                 and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
+               order by j.finished_at, j.id limit $6"#,
+            since,
+            after_at,
+            after_id,
+            filter.tenant.as_ref().map(Tenant::as_str) as Option<&str>,
+            batch.as_deref() as Option<&str>,
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        records(rows)
     }
 
-    /// A job with its request, as it was admitted.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        persistent!(self, self.job_once(id))
-    }
-
-    async fn job_once(&self, id: JobId) -> Result<Option<Job>, BackendError> {
+    pub(crate) async fn job(&self, id: JobId) -> Result<Option<Job>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let row = job_rows!(
             "select",
@@ -128,15 +98,7 @@ impl PostgresStore {
         }
     }
 
-    /// A job's attempts, the first first.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
-        persistent!(self, self.attempts_once(id))
-    }
-
-    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
+    pub(crate) async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
         let rows = sqlx::query!(
             r#"select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
                       a.prompt_tokens, a.completion_tokens, a.confidence, a.signals::text as signals,
@@ -179,15 +141,8 @@ impl PostgresStore {
             .collect()
     }
 
-    /// Figures for `promptyard status`.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn overview(&self) -> Result<Overview, StoreError> {
-        persistent!(self, self.overview_once(self.clock.now()))
-    }
-
-    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, BackendError> {
+    pub(crate) async fn overview(&self) -> Result<Overview, BackendError> {
+        let now = self.clock.now();
         let mut connection = self.pool.acquire().await?;
         let states = sqlx::query!(
             r#"select state as "state!", count(*) as "jobs!"

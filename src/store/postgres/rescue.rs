@@ -12,23 +12,15 @@ use super::{
 use crate::{
     job::{JobId, JobRecord, JobState},
     store::{
-        Released, RescueRules, Rescued, StoreError, deferral,
-        error::{BackendError, persistent},
+        Released, RescueRules, Rescued, deferral,
+        error::BackendError,
         row::Row,
         rules::{ATTEMPT_LOST_AFTER, SWEPT_BACK, overdue},
     },
 };
 
 impl PostgresStore {
-    /// Puts right what a error left behind; see [`crate::store::Store::sweep`].
-    ///
-    /// # Errors
-    /// When nothing was changed.
-    pub async fn rescue(&self, rules: RescueRules) -> Result<Rescued, StoreError> {
-        persistent!(self, self.rescue_once(rules))
-    }
-
-    async fn rescue_once(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
+    pub(crate) async fn rescue(&self, rules: RescueRules) -> Result<Rescued, BackendError> {
         let now = self.clock.now();
         let limit = i64::try_from(rules.limit).unwrap_or(i64::MAX);
         let mut transaction = self.pool.begin().await?;

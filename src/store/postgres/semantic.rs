@@ -15,8 +15,8 @@ use super::{
 use crate::{
     job::{Answer, CacheKey, Job, JobId, Tier},
     store::{
-        KnownQuestion, Recheck, RecheckOutcome, StoreError,
-        error::{BackendError, persistent},
+        KnownQuestion, Recheck, RecheckOutcome,
+        error::BackendError,
         rules::{NewJob, before},
     },
 };
@@ -108,20 +108,7 @@ pub(super) async fn note_lookups(
 }
 
 impl PostgresStore {
-    /// Questions with answers; see [`crate::store::Store::known_questions`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn known_questions(
-        &self,
-        embedder: &str,
-        since: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<Vec<KnownQuestion>, StoreError> {
-        persistent!(self, self.known_questions_once(embedder, since, limit))
-    }
-
-    async fn known_questions_once(
+    pub(crate) async fn known_questions(
         &self,
         embedder: &str,
         since: DateTime<Utc>,
@@ -155,58 +142,37 @@ impl PostgresStore {
         Ok(known.collect())
     }
 
-    /// An entry's answer; see [`crate::store::Store::cached`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
-        persistent!(self, async {
-            let mut transaction = self.pool.begin().await?;
-            let mut taken = cache::take(&mut transaction, &[key], self.clock.now()).await?;
-            transaction.commit().await?;
-            Ok::<_, BackendError>(taken.remove(&key))
-        })
-    }
-
-    /// Closes and counts rechecks; see [`crate::store::Store::open_rechecks`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn open_rechecks(&self) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let mut connection = self.pool.acquire().await?;
-            sqlx::query!(
-                "update semantic_lookups l set rechecked_at = $1
-                   from jobs j
-                  where l.recheck_propensity is not null and l.rechecked_at is null and j.id = l.job_id
-                    and j.finished_at is not null and j.source is distinct from 'semantic'",
-                self.clock.now()
-            )
-            .execute(&mut *connection)
-            .await?;
-            let open = sqlx::query_scalar!(
-                r#"select count(*) as "open!" from semantic_lookups
-                    where recheck_propensity is not null and rechecked_at is null and recheck_id is not null"#
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            Ok::<_, BackendError>(u64::try_from(open).unwrap_or(0))
-        })
-    }
-
-    /// Hits that want a recheck; see [`crate::store::Store::due_rechecks`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn due_rechecks(
+    pub(crate) async fn cached(
         &self,
-        limit: usize,
-        stuck_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, StoreError> {
-        persistent!(self, self.due_rechecks_once(limit, stuck_after))
+        key: CacheKey,
+    ) -> Result<Option<(Answer, JobId)>, BackendError> {
+        let mut transaction = self.pool.begin().await?;
+        let mut taken = cache::take(&mut transaction, &[key], self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(taken.remove(&key))
     }
 
-    async fn due_rechecks_once(
+    pub(crate) async fn open_rechecks(&self) -> Result<u64, BackendError> {
+        let mut connection = self.pool.acquire().await?;
+        sqlx::query!(
+            "update semantic_lookups l set rechecked_at = $1
+               from jobs j
+              where l.recheck_propensity is not null and l.rechecked_at is null and j.id = l.job_id
+                and j.finished_at is not null and j.source is distinct from 'semantic'",
+            self.clock.now()
+        )
+        .execute(&mut *connection)
+        .await?;
+        let open = sqlx::query_scalar!(
+            r#"select count(*) as "open!" from semantic_lookups
+                where recheck_propensity is not null and rechecked_at is null and recheck_id is not null"#
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        Ok(u64::try_from(open).unwrap_or(0))
+    }
+
+    pub(crate) async fn due_rechecks(
         &self,
         limit: usize,
         stuck_after: Duration,
@@ -238,15 +204,7 @@ impl PostgresStore {
             .collect()
     }
 
-    /// Rechecks to judge; see [`crate::store::Store::ended_rechecks`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreError> {
-        persistent!(self, self.ended_rechecks_once(limit))
-    }
-
-    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
+    pub(crate) async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
         let rows = sqlx::query!(
             r#"select l.job_id, l.entry, l.cosine, g.text as given, o.text as "own?"
                  from semantic_lookups l
@@ -272,21 +230,7 @@ impl PostgresStore {
         Ok(ended.collect())
     }
 
-    /// Writes judgements; see [`crate::store::Store::settle_rechecks`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn settle_rechecks(
-        &self,
-        judgements: &[RecheckOutcome],
-    ) -> Result<Vec<JobId>, StoreError> {
-        if judgements.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.settle_rechecks_once(judgements))
-    }
-
-    async fn settle_rechecks_once(
+    pub(crate) async fn settle_rechecks(
         &self,
         judgements: &[RecheckOutcome],
     ) -> Result<Vec<JobId>, BackendError> {

@@ -21,30 +21,15 @@ use super::{
 use crate::{
     job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
     store::{
-        AttemptOutcome, Settled, Settlement, StoreError,
+        AttemptOutcome, Settled, Settlement,
         effect::{Effect, Given},
-        error::{BackendError, persistent},
+        error::BackendError,
         row::Row,
     },
 };
 
 impl PostgresStore {
-    /// Ends attempts; see [`crate::store::Store::settle`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn settle(
-        &self,
-        settlements: &[Settlement],
-        cache_ttl: Duration,
-    ) -> Result<Vec<Settled>, StoreError> {
-        if settlements.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.settle_once(settlements, cache_ttl))
-    }
-
-    async fn settle_once(
+    pub(crate) async fn settle(
         &self,
         settlements: &[Settlement],
         ttl: Duration,
@@ -115,19 +100,7 @@ impl PostgresStore {
         Ok(outcomes.collect())
     }
 
-    /// Promotes waiting jobs; see [`crate::store::Store::take_over_flights`].
-    ///
-    /// # Errors
-    /// When nothing was changed.
-    pub async fn take_over_flights(
-        &self,
-        limit: usize,
-        cache_lease: Duration,
-    ) -> Result<Vec<RoutedJob>, StoreError> {
-        persistent!(self, self.take_over_flights_once(limit, cache_lease))
-    }
-
-    async fn take_over_flights_once(
+    pub(crate) async fn take_over_flights(
         &self,
         limit: usize,
         lease: Duration,

@@ -3,68 +3,50 @@
 use super::PostgresStore;
 use crate::{
     config::{RouteTarget, TargetScope},
-    store::{
-        ScopedTarget, StoreError,
-        error::{BackendError, persistent},
-    },
+    store::{ScopedTarget, error::BackendError},
 };
 
 impl PostgresStore {
-    /// The targets that the ledger holds; see [`crate::store::Store::route_targets`].
-    ///
-    /// # Errors
-    /// When the database cannot be reached, or a row holds no target.
-    pub async fn route_targets(&self) -> Result<Vec<ScopedTarget>, StoreError> {
-        persistent!(self, async {
-            let rows = sqlx::query!(
-                "select scope, target, changed_at from route_targets order by scope collate \"C\""
-            )
-            .fetch_all(&self.pool)
-            .await?;
-            rows.into_iter()
-                .map(|row| ScopedTarget::read(&row.scope, &row.target, row.changed_at))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(BackendError::Rule)
-        })
+    pub(crate) async fn route_targets(&self) -> Result<Vec<ScopedTarget>, BackendError> {
+        let rows = sqlx::query!(
+            "select scope, target, changed_at from route_targets order by scope collate \"C\""
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| ScopedTarget::read(&row.scope, &row.target, row.changed_at))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(BackendError::Rule)
     }
 
-    /// Sets a scope's target.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn set_route_target(
+    pub(crate) async fn set_route_target(
         &self,
         scope: &TargetScope,
         target: RouteTarget,
-    ) -> Result<(), StoreError> {
-        persistent!(self, async {
-            sqlx::query!(
-                "insert into route_targets (scope, target, changed_at) values ($1, $2, $3)
-                     on conflict (scope) do update
-                    set target = excluded.target, changed_at = excluded.changed_at",
-                scope.to_string(),
-                target.to_string(),
-                self.clock.now()
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+    ) -> Result<(), BackendError> {
+        sqlx::query!(
+            "insert into route_targets (scope, target, changed_at) values ($1, $2, $3)
+                 on conflict (scope) do update
+                set target = excluded.target, changed_at = excluded.changed_at",
+            scope.to_string(),
+            target.to_string(),
+            self.clock.now()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
-    /// Removes a scope's target; false when it had none.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn unset_route_target(&self, scope: &TargetScope) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let gone = sqlx::query!(
-                "delete from route_targets where scope = $1",
-                scope.to_string()
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(gone.rows_affected() > 0)
-        })
+    pub(crate) async fn unset_route_target(
+        &self,
+        scope: &TargetScope,
+    ) -> Result<bool, BackendError> {
+        let gone = sqlx::query!(
+            "delete from route_targets where scope = $1",
+            scope.to_string()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(gone.rows_affected() > 0)
     }
 }

@@ -4,57 +4,43 @@ use std::time::Duration;
 
 use super::{PostgresStore, text};
 use crate::store::{
-    Heartbeat, StoreError, WorkerRecord,
-    error::{BackendError, persistent},
+    Heartbeat, WorkerRecord,
+    error::BackendError,
     rules::{after, before},
 };
 
 impl PostgresStore {
-    /// Records a sign of life. One row carries the lease of all jobs of the worker.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+    pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), BackendError> {
         let claimant = &heartbeat.claimant;
-        persistent!(self, async {
-            let now = self.clock.now();
-            sqlx::query!(
-                "insert into workers (worker, tier, model, revision, batch_max, running, draining,
-                                      lease_until, seen_at, context_tokens, takes_affinity_queues)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-                     on conflict (worker) do update
-                    set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
-                        batch_max = excluded.batch_max, running = excluded.running,
-                        draining = excluded.draining, lease_until = excluded.lease_until,
-                        seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
-                        takes_affinity_queues = excluded.takes_affinity_queues",
-                claimant.worker,
-                claimant.tier.as_str(),
-                &*text::encode(&claimant.model),
-                &*text::encode(&claimant.revision),
-                i32::try_from(heartbeat.batch_max).unwrap_or(i32::MAX),
-                i32::try_from(heartbeat.running).unwrap_or(i32::MAX),
-                heartbeat.draining,
-                after(now, claimant.lease),
-                now,
-                heartbeat.context_tokens.map(i64::from),
-                heartbeat.takes_affinity_queues
-            )
-            .execute(&self.pool)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+        let now = self.clock.now();
+        sqlx::query!(
+            "insert into workers (worker, tier, model, revision, batch_max, running, draining,
+                                  lease_until, seen_at, context_tokens, takes_affinity_queues)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                 on conflict (worker) do update
+                set tier = excluded.tier, model = excluded.model, revision = excluded.revision,
+                    batch_max = excluded.batch_max, running = excluded.running,
+                    draining = excluded.draining, lease_until = excluded.lease_until,
+                    seen_at = excluded.seen_at, context_tokens = excluded.context_tokens,
+                    takes_affinity_queues = excluded.takes_affinity_queues",
+            claimant.worker,
+            claimant.tier.as_str(),
+            &*text::encode(&claimant.model),
+            &*text::encode(&claimant.revision),
+            i32::try_from(heartbeat.batch_max).unwrap_or(i32::MAX),
+            i32::try_from(heartbeat.running).unwrap_or(i32::MAX),
+            heartbeat.draining,
+            after(now, claimant.lease),
+            now,
+            heartbeat.context_tokens.map(i64::from),
+            heartbeat.takes_affinity_queues
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
-    /// The workers seen within `age`, the latest first.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreError> {
-        persistent!(self, self.workers_once(age))
-    }
-
-    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
+    pub(crate) async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
         let rows = sqlx::query!(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
                     context_tokens, takes_affinity_queues, lease_until

@@ -7,9 +7,9 @@ use super::{SqliteStore, row_columns};
 use crate::{
     job::{JobId, JobRecord},
     store::{
-        CacheFilter, CacheLimits, CacheStats, CacheUpkeep, StoreError,
+        CacheFilter, CacheLimits, CacheStats, CacheUpkeep,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
-        error::{BackendError, persistent},
+        error::BackendError,
         row::Row,
         rules::before,
     },
@@ -61,15 +61,7 @@ struct StatsRow {
 }
 
 impl SqliteStore {
-    /// Removes what is to go; see [`crate::store::Store::tend_cache`].
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub async fn tend_cache(&self, limits: CacheLimits) -> Result<Option<CacheUpkeep>, StoreError> {
-        persistent!(self, self.tend_cache_once(limits))
-    }
-
-    async fn tend_cache_once(
+    pub(crate) async fn tend_cache(
         &self,
         limits: CacheLimits,
     ) -> Result<Option<CacheUpkeep>, BackendError> {
@@ -176,62 +168,42 @@ impl SqliteStore {
         Ok(evicted)
     }
 
-    /// Figures; see [`crate::store::Store::cache_stats`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn cache_stats(&self) -> Result<Vec<CacheStats>, StoreError> {
-        persistent!(self, async {
-            let rows: Vec<StatsRow> = sqlx::query_as(
-                "select tenant, coalesce(model, '') as model, coalesce(revision, '') as revision,
-                        count(*) as entries, coalesce(sum(length(cast(answer as blob))), 0) as bytes,
-                        coalesce(sum(hits), 0) as hits, max(last_hit_at) as last_hit_at
-                   from cache_entries where state = 'ready'
-                  group by 1, 2, 3 order by entries desc, 1, 2, 3",
-            )
-            .fetch_all(&self.readers)
+    pub(crate) async fn cache_stats(&self) -> Result<Vec<CacheStats>, BackendError> {
+        let rows: Vec<StatsRow> = sqlx::query_as(
+            "select tenant, coalesce(model, '') as model, coalesce(revision, '') as revision,
+                    count(*) as entries, coalesce(sum(length(cast(answer as blob))), 0) as bytes,
+                    coalesce(sum(hits), 0) as hits, max(last_hit_at) as last_hit_at
+               from cache_entries where state = 'ready'
+              group by 1, 2, 3 order by entries desc, 1, 2, 3",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        let stats = rows.into_iter().map(|row| CacheStats {
+            tenant: row.tenant,
+            model: row.model,
+            revision: row.revision,
+            entries: count(row.entries),
+            bytes: count(row.bytes),
+            hits: count(row.hits),
+            last_hit_at: row.last_hit_at,
+        });
+        Ok(stats.collect())
+    }
+
+    pub(crate) async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
+        let statement = concat!("select count(*) from cache_entries where ", meant!());
+        let meant: i64 = sqlx::query_scalar(statement)
+            .bind(filter.tenant.as_ref().map(|tenant| tenant.as_str()))
+            .bind(&filter.model)
+            .bind(&filter.revision)
+            .bind(filter.answered_before)
+            .bind(filter.job.map(|job| job.0))
+            .fetch_one(&self.readers)
             .await?;
-            let stats = rows.into_iter().map(|row| CacheStats {
-                tenant: row.tenant,
-                model: row.model,
-                revision: row.revision,
-                entries: count(row.entries),
-                bytes: count(row.bytes),
-                hits: count(row.hits),
-                last_hit_at: row.last_hit_at,
-            });
-            Ok::<_, BackendError>(stats.collect())
-        })
+        Ok(count(meant))
     }
 
-    /// Counts; see [`crate::store::Store::count_cached`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn count_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
-        persistent!(self, async {
-            let statement = concat!("select count(*) from cache_entries where ", meant!());
-            let meant: i64 = sqlx::query_scalar(statement)
-                .bind(filter.tenant.as_ref().map(|tenant| tenant.as_str()))
-                .bind(&filter.model)
-                .bind(&filter.revision)
-                .bind(filter.answered_before)
-                .bind(filter.job.map(|job| job.0))
-                .fetch_one(&self.readers)
-                .await?;
-            Ok::<_, BackendError>(count(meant))
-        })
-    }
-
-    /// Removes; see [`crate::store::Store::drop_cached`].
-    ///
-    /// # Errors
-    /// When nothing was removed.
-    pub async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, StoreError> {
-        persistent!(self, self.drop_cached_once(filter))
-    }
-
-    async fn drop_cached_once(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
+    pub(crate) async fn drop_cached(&self, filter: &CacheFilter) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         let questions = concat!(
             "delete from cache_questions where key in (select key from cache_entries where ",
@@ -247,15 +219,10 @@ impl SqliteStore {
         Ok(gone)
     }
 
-    /// Jobs settled together; see [`crate::store::Store::answered_along`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn answered_along(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.answered_along_once(jobs))
-    }
-
-    async fn answered_along_once(&self, jobs: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
+    pub(crate) async fn answered_along(
+        &self,
+        jobs: &[JobId],
+    ) -> Result<Vec<JobRecord>, BackendError> {
         let mut records = Vec::new();
         for job in jobs {
             // One transaction settles them all and gives them all one instant.

@@ -8,26 +8,14 @@ use super::{SqliteStore, claim, find_row};
 use crate::{
     job::{JobId, JobRecord, JobState, Tenant},
     store::{
-        CancelFilter, CancelledBatch, StoreError,
-        error::{BackendError, persistent},
+        CancelFilter, CancelledBatch,
+        error::BackendError,
         rules::{cancelled, cancelled_batch},
     },
 };
 
 impl SqliteStore {
-    /// Takes unfinished jobs back; see [`crate::store::Store::cancel`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn cancel(
-        &self,
-        filter: &CancelFilter,
-        limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.cancel_once(filter, limit))
-    }
-
-    async fn cancel_once(
+    pub(crate) async fn cancel(
         &self,
         filter: &CancelFilter,
         limit: usize,
@@ -78,48 +66,39 @@ impl SqliteStore {
         Ok(records)
     }
 
-    /// The submissions that were taken back since an instant.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn cancelled_batches(
+    pub(crate) async fn cancelled_batches(
         &self,
         since: DateTime<Utc>,
-    ) -> Result<Vec<CancelledBatch>, StoreError> {
-        persistent!(self, async {
-            let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
-                "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= ?1",
-            )
-            .bind(since)
-            .fetch_all(&self.readers)
-            .await?;
-            rows.into_iter()
-                .map(|(batch, tenant, cancelled_at)| cancelled_batch(batch, &tenant, cancelled_at))
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
+    ) -> Result<Vec<CancelledBatch>, BackendError> {
+        let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
+            "select batch, tenant, cancelled_at from cancelled_batches where cancelled_at >= ?1",
+        )
+        .bind(since)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|(batch, tenant, cancelled_at)| cancelled_batch(batch, &tenant, cancelled_at))
+            .collect()
     }
 
-    /// Attempts whose job is theirs no more; see [`crate::store::Store::superseded`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn superseded(&self, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, StoreError> {
-        persistent!(self, async {
-            let mut gone = Vec::new();
-            for (job, attempt) in attempts {
-                let is_deferred: Option<i64> = sqlx::query_scalar(
-                    "select 1 from jobs where id = ?1 and attempts = ?2 and state = 'running'",
-                )
-                .bind(job.0)
-                .bind(attempt)
-                .fetch_optional(&self.readers)
-                .await?;
-                if is_deferred.is_none() {
-                    gone.push(*job);
-                }
+    pub(crate) async fn superseded(
+        &self,
+        attempts: &[(JobId, u32)],
+    ) -> Result<Vec<JobId>, BackendError> {
+        let mut gone = Vec::new();
+        for (job, attempt) in attempts {
+            let is_deferred: Option<i64> = sqlx::query_scalar(
+                "select 1 from jobs where id = ?1 and attempts = ?2 and state = 'running'",
+            )
+            .bind(job.0)
+            .bind(attempt)
+            .fetch_optional(&self.readers)
+            .await?;
+            if is_deferred.is_none() {
+                gone.push(*job);
             }
-            Ok::<_, BackendError>(gone)
-        })
+        }
+        Ok(gone)
     }
 }
 

@@ -10,30 +10,15 @@ use super::{SqliteStore, admit, attempts, cache, dead, find_row};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
-        Claim, Claimant, Claimed, StoreError,
-        error::{BackendError, persistent},
+        Claim, Claimant, Claimed,
+        error::BackendError,
         row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
 };
 
 impl SqliteStore {
-    /// Records an attempt for each job before it runs; see [`crate::store::Store::claim`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn claim(
-        &self,
-        claimant: &Claimant,
-        claims: &[Claim],
-    ) -> Result<Vec<Claimed>, StoreError> {
-        if claims.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.claim_once(claimant, claims))
-    }
-
-    async fn claim_once(
+    pub(crate) async fn claim(
         &self,
         claimant: &Claimant,
         claims: &[Claim],
@@ -56,21 +41,7 @@ impl SqliteStore {
         Ok(outcomes)
     }
 
-    /// Ends jobs that no attempt holds; see [`crate::store::Store::end`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn end(
-        &self,
-        endings: &[(JobHead, JobState, Reason)],
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        if endings.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.end_once(endings))
-    }
-
-    async fn end_once(
+    pub(crate) async fn end(
         &self,
         endings: &[(JobHead, JobState, Reason)],
     ) -> Result<Vec<JobRecord>, BackendError> {

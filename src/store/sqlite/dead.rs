@@ -7,12 +7,7 @@ use uuid::Uuid;
 use super::SqliteStore;
 use crate::{
     job::{JobId, Reason},
-    store::{
-        DeadFilter, DeadLetter, DeadResolution, StoreError,
-        error::{BackendError, persistent},
-        row::Row,
-        rules,
-    },
+    store::{DeadFilter, DeadLetter, DeadResolution, error::BackendError, row::Row, rules},
 };
 
 #[derive(sqlx::FromRow)]
@@ -28,15 +23,10 @@ struct DeadLetterRow {
 }
 
 impl SqliteStore {
-    /// Keeps dead letters; see [`crate::store::Store::keep_dead_letters`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn keep_dead_letters(&self, letters: &[DeadLetter]) -> Result<(), StoreError> {
-        persistent!(self, self.keep_dead_letters_once(letters))
-    }
-
-    async fn keep_dead_letters_once(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
+    pub(crate) async fn keep_dead_letters(
+        &self,
+        letters: &[DeadLetter],
+    ) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         for letter in letters {
             insert(&mut transaction, letter).await?;
@@ -45,19 +35,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Unresolved dead letters, the oldest first.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn dead_letters(
-        &self,
-        filter: &DeadFilter,
-        limit: usize,
-    ) -> Result<Vec<DeadLetter>, StoreError> {
-        persistent!(self, self.dead_letters_once(filter, limit))
-    }
-
-    async fn dead_letters_once(
+    pub(crate) async fn dead_letters(
         &self,
         filter: &DeadFilter,
         limit: usize,
@@ -100,19 +78,7 @@ impl SqliteStore {
         Ok(letters.collect())
     }
 
-    /// Marks dead letters as resolved; returns how many were not before.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn resolve_dead(
-        &self,
-        ids: &[Uuid],
-        resolution: DeadResolution,
-    ) -> Result<u64, StoreError> {
-        persistent!(self, self.resolve_dead_once(ids, resolution))
-    }
-
-    async fn resolve_dead_once(
+    pub(crate) async fn resolve_dead(
         &self,
         ids: &[Uuid],
         resolution: DeadResolution,

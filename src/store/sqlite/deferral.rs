@@ -10,56 +10,38 @@ use super::{SqliteStore, dead, find_row};
 use crate::{
     job::{JobId, Tenant},
     store::{
-        DeferredJob, DeferredQueue, Released, StoreError, TenantLoad,
+        DeferredJob, DeferredQueue, Released, TenantLoad,
         deferral::{self, Extras},
-        error::{BackendError, persistent},
+        error::BackendError,
         row::Row,
         rules::{NewJob, after, before},
     },
 };
 
 impl SqliteStore {
-    /// Takes or keeps a lead; see [`crate::store::Store::lead`].
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub async fn acquire_leadership(
+    pub(crate) async fn acquire_leadership(
         &self,
         role: &'static str,
         holder: &str,
         lease: Duration,
-    ) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let now = self.clock.now();
-            let led = sqlx::query(
-                "insert into leaders (role, holder, lease_until) values (?1, ?2, ?3)
-                     on conflict (role) do update
-                    set holder = excluded.holder, lease_until = excluded.lease_until
-                  where leaders.holder = excluded.holder or leaders.lease_until < ?4",
-            )
-            .bind(role)
-            .bind(holder)
-            .bind(after(now, lease))
-            .bind(now)
-            .execute(&self.writer)
-            .await?;
-            Ok::<_, BackendError>(led.rows_affected() > 0)
-        })
+    ) -> Result<bool, BackendError> {
+        let now = self.clock.now();
+        let led = sqlx::query(
+            "insert into leaders (role, holder, lease_until) values (?1, ?2, ?3)
+                 on conflict (role) do update
+                set holder = excluded.holder, lease_until = excluded.lease_until
+              where leaders.holder = excluded.holder or leaders.lease_until < ?4",
+        )
+        .bind(role)
+        .bind(holder)
+        .bind(after(now, lease))
+        .bind(now)
+        .execute(&self.writer)
+        .await?;
+        Ok(led.rows_affected() > 0)
     }
 
-    /// The jobs that could go to a queue now; see [`crate::store::Store::held`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn deferred(
-        &self,
-        queue: DeferredQueue,
-        each: usize,
-    ) -> Result<Vec<DeferredJob>, StoreError> {
-        persistent!(self, self.deferred_once(queue, each))
-    }
-
-    async fn deferred_once(
+    pub(crate) async fn deferred(
         &self,
         queue: DeferredQueue,
         each: usize,
@@ -104,56 +86,35 @@ impl SqliteStore {
         Ok(tenants)
     }
 
-    /// The tenants that have jobs held for a tier.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn deferred_tenants(&self) -> Result<Vec<(DeferredQueue, Tenant)>, StoreError> {
-        persistent!(self, async {
-            let mut held = Vec::new();
-            for queue in &DeferredQueue::ALL[1..] {
-                for tenant in self.waiting_tenants(*queue).await? {
-                    held.push((*queue, tenant.parse().map_err(BackendError::Rule)?));
-                }
+    pub(crate) async fn deferred_tenants(
+        &self,
+    ) -> Result<Vec<(DeferredQueue, Tenant)>, BackendError> {
+        let mut held = Vec::new();
+        for queue in &DeferredQueue::ALL[1..] {
+            for tenant in self.waiting_tenants(*queue).await? {
+                held.push((*queue, tenant.parse().map_err(BackendError::Rule)?));
             }
-            Ok::<_, BackendError>(held)
-        })
-    }
-
-    /// How many jobs are held; see [`crate::store::Store::deferred_counts`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], StoreError> {
-        persistent!(self, async {
-            let mut counts = [0; 3];
-            for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
-                let held: i64 = sqlx::query_scalar(
-                    "select count(*) from (select 1 from deferred_jobs
-                      where queue = ?1 and released_at is null limit ?2)",
-                )
-                .bind(queue.as_str())
-                .bind(most)
-                .fetch_one(&self.readers)
-                .await?;
-                *count = u32::try_from(held).unwrap_or(0);
-            }
-            Ok::<_, BackendError>(counts)
-        })
-    }
-
-    /// Releases held jobs; see [`crate::store::Store::release`].
-    ///
-    /// # Errors
-    /// When nothing was changed.
-    pub async fn release(&self, jobs: &[JobId], again: bool) -> Result<Vec<Released>, StoreError> {
-        if jobs.is_empty() {
-            return Ok(Vec::new());
         }
-        persistent!(self, self.release_once(jobs, again))
+        Ok(held)
     }
 
-    async fn release_once(
+    pub(crate) async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], BackendError> {
+        let mut counts = [0; 3];
+        for (count, queue) in counts.iter_mut().zip(DeferredQueue::ALL) {
+            let held: i64 = sqlx::query_scalar(
+                "select count(*) from (select 1 from deferred_jobs
+                  where queue = ?1 and released_at is null limit ?2)",
+            )
+            .bind(queue.as_str())
+            .bind(most)
+            .fetch_one(&self.readers)
+            .await?;
+            *count = u32::try_from(held).unwrap_or(0);
+        }
+        Ok(counts)
+    }
+
+    pub(crate) async fn release(
         &self,
         jobs: &[JobId],
         again: bool,
@@ -193,66 +154,43 @@ impl SqliteStore {
         Ok(released)
     }
 
-    /// Notes that released jobs' messages are published; see [`crate::store::Store::note_published`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn note_published(&self, jobs: &[JobId]) -> Result<(), StoreError> {
-        if jobs.is_empty() {
-            return Ok(());
+    pub(crate) async fn note_published(&self, jobs: &[JobId]) -> Result<(), BackendError> {
+        let mut transaction = self.begin().await?;
+        let now = self.clock.now();
+        for job in jobs {
+            sqlx::query(
+                "update deferred_jobs set published_at = ?2
+                  where job_id = ?1 and released_at is not null",
+            )
+            .bind(job.0)
+            .bind(now)
+            .execute(&mut *transaction)
+            .await?;
         }
-        persistent!(self, async {
-            let mut transaction = self.begin().await?;
-            let now = self.clock.now();
-            for job in jobs {
-                sqlx::query(
-                    "update deferred_jobs set published_at = ?2
-                      where job_id = ?1 and released_at is not null",
-                )
-                .bind(job.0)
-                .bind(now)
-                .execute(&mut *transaction)
-                .await?;
-            }
-            transaction.commit().await?;
-            Ok::<_, BackendError>(())
-        })
+        transaction.commit().await?;
+        Ok(())
     }
 
-    /// Released jobs whose message may be missing; see [`crate::store::Store::unpublished`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn unpublished(
+    pub(crate) async fn unpublished(
         &self,
         released_for: Duration,
         limit: usize,
-    ) -> Result<Vec<JobId>, StoreError> {
-        persistent!(self, async {
-            let found: Vec<Uuid> = sqlx::query_scalar(
-                "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
-                  where h.released_at <= ?1 and h.published_at is null
-                    and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
-                    and j.waits_for is null and j.attempts = 0
-                  order by h.released_at, h.job_id limit ?2",
-            )
-            .bind(before(self.clock.now(), released_for))
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.readers)
-            .await?;
-            Ok::<_, BackendError>(found.into_iter().map(JobId).collect())
-        })
+    ) -> Result<Vec<JobId>, BackendError> {
+        let found: Vec<Uuid> = sqlx::query_scalar(
+            "select h.job_id from deferred_jobs h join jobs j on j.id = h.job_id
+              where h.released_at <= ?1 and h.published_at is null
+                and j.state = case when h.queue = 'in' then 'queued' else 'routed' end
+                and j.waits_for is null and j.attempts = 0
+              order by h.released_at, h.job_id limit ?2",
+        )
+        .bind(before(self.clock.now(), released_for))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(found.into_iter().map(JobId).collect())
     }
 
-    /// What counts against tenants' limits; see [`crate::store::Store::tenant_loads`].
-    ///
-    /// # Errors
-    /// When the file cannot be read or written.
-    pub async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, StoreError> {
-        persistent!(self, self.tenant_loads_once())
-    }
-
-    async fn tenant_loads_once(&self) -> Result<Vec<TenantLoad>, BackendError> {
+    pub(crate) async fn tenant_loads(&self) -> Result<Vec<TenantLoad>, BackendError> {
         let minute_ago = self.clock.now() - TimeDelta::minutes(1);
         let mut transaction = self.begin().await?;
         sqlx::query(

@@ -4,10 +4,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::SqliteStore;
-use crate::store::{
-    ApiKey, KeyDigest, StoreError,
-    error::{BackendError, persistent},
-};
+use crate::store::{ApiKey, KeyDigest, error::BackendError};
 
 #[derive(sqlx::FromRow)]
 struct KeyRow {
@@ -39,80 +36,57 @@ impl KeyRow {
 }
 
 impl SqliteStore {
-    /// Keeps a key; see [`crate::store::Store::add_key`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn add_key(&self, key: &ApiKey, digest: KeyDigest) -> Result<(), StoreError> {
-        persistent!(self, async {
-            sqlx::query(
-                "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
-                 values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )
-            .bind(key.id)
-            .bind(&key.name)
-            .bind(key.tenant.as_ref().map(|tenant| tenant.as_str()))
-            .bind(key.scopes.to_string())
-            .bind(digest.as_bytes())
-            .bind(key.created_at)
-            .bind(key.expires_at)
-            .bind(key.revoked_at)
-            .execute(&self.writer)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+    pub(crate) async fn add_key(
+        &self,
+        key: &ApiKey,
+        digest: KeyDigest,
+    ) -> Result<(), BackendError> {
+        sqlx::query(
+            "insert into api_keys (id, name, tenant, scopes, digest, created_at, expires_at, revoked_at)
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )
+        .bind(key.id)
+        .bind(&key.name)
+        .bind(key.tenant.as_ref().map(|tenant| tenant.as_str()))
+        .bind(key.scopes.to_string())
+        .bind(digest.as_bytes())
+        .bind(key.created_at)
+        .bind(key.expires_at)
+        .bind(key.revoked_at)
+        .execute(&self.writer)
+        .await?;
+        Ok(())
     }
 
-    /// Every key, the oldest first.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
-        persistent!(self, async {
-            let rows: Vec<KeyRow> = sqlx::query_as(
-                "select id, name, tenant, scopes, created_at, expires_at, revoked_at
-                   from api_keys order by created_at, id",
-            )
-            .fetch_all(&self.readers)
-            .await?;
-            rows.into_iter()
-                .map(KeyRow::into_key)
-                .collect::<Result<Vec<_>, BackendError>>()
-        })
+    pub(crate) async fn keys(&self) -> Result<Vec<ApiKey>, BackendError> {
+        let rows: Vec<KeyRow> = sqlx::query_as(
+            "select id, name, tenant, scopes, created_at, expires_at, revoked_at
+               from api_keys order by created_at, id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(KeyRow::into_key).collect()
     }
 
-    /// The key of this digest, if it is good now.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, StoreError> {
-        persistent!(self, async {
-            let row: Option<KeyRow> = sqlx::query_as(
-                "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
-                  where digest = ?1 and revoked_at is null and (expires_at is null or expires_at > ?2)",
-            )
-            .bind(digest.as_bytes())
-            .bind(self.clock.now())
-            .fetch_optional(&self.readers)
-            .await?;
-            row.map(KeyRow::into_key).transpose()
-        })
+    pub(crate) async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, BackendError> {
+        let row: Option<KeyRow> = sqlx::query_as(
+            "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
+              where digest = ?1 and revoked_at is null and (expires_at is null or expires_at > ?2)",
+        )
+        .bind(digest.as_bytes())
+        .bind(self.clock.now())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(KeyRow::into_key).transpose()
     }
 
-    /// Revokes a key; false when there is none or it was revoked before.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn revoke_key(&self, id: Uuid) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let done = sqlx::query(
-                "update api_keys set revoked_at = ?2 where id = ?1 and revoked_at is null",
-            )
-            .bind(id)
-            .bind(self.clock.now())
-            .execute(&self.writer)
-            .await?;
-            Ok::<_, BackendError>(done.rows_affected() > 0)
-        })
+    pub(crate) async fn revoke_key(&self, id: Uuid) -> Result<bool, BackendError> {
+        let done =
+            sqlx::query("update api_keys set revoked_at = ?2 where id = ?1 and revoked_at is null")
+                .bind(id)
+                .bind(self.clock.now())
+                .execute(&self.writer)
+                .await?;
+        Ok(done.rows_affected() > 0)
     }
 }

@@ -10,8 +10,8 @@ use super::{SqliteStore, dead, row_columns};
 use crate::{
     job::{Job, JobId, Tenant},
     store::{
-        DecisionRecord, Feedback, PairRow, PastDecision, StoreError, StoredWeights, TierCost,
-        error::{BackendError, persistent},
+        DecisionRecord, Feedback, PairRow, PastDecision, StoredWeights, TierCost,
+        error::BackendError,
         row::Row,
         rules::{self, NewJob, before},
     },
@@ -84,22 +84,7 @@ struct DecisionRow {
 }
 
 impl SqliteStore {
-    /// Keeps words about answers; see [`crate::store::Store::record_feedback`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn record_feedback(
-        &self,
-        tenant: &Tenant,
-        words: &[Feedback],
-    ) -> Result<Vec<bool>, StoreError> {
-        if words.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.record_feedback_once(tenant, words))
-    }
-
-    async fn record_feedback_once(
+    pub(crate) async fn record_feedback(
         &self,
         tenant: &Tenant,
         words: &[Feedback],
@@ -128,15 +113,7 @@ impl SqliteStore {
         Ok(known)
     }
 
-    /// Closes what is done; see [`crate::store::Store::close_shadows`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn close_shadows(&self) -> Result<u64, StoreError> {
-        persistent!(self, self.close_shadows_once())
-    }
-
-    async fn close_shadows_once(&self) -> Result<u64, BackendError> {
+    pub(crate) async fn close_shadows(&self) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
             "update shadows set ended_at = ?1
@@ -159,19 +136,7 @@ impl SqliteStore {
         Ok(u64::try_from(open).unwrap_or(0))
     }
 
-    /// Drawn jobs that want a copy; see [`crate::store::Store::due_shadows`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn due_shadows(
-        &self,
-        limit: usize,
-        stuck_after: Duration,
-    ) -> Result<Vec<Job>, StoreError> {
-        persistent!(self, self.due_shadows_once(limit, stuck_after))
-    }
-
-    async fn due_shadows_once(
+    pub(crate) async fn due_shadows(
         &self,
         limit: usize,
         stuck_after: Duration,
@@ -199,19 +164,7 @@ impl SqliteStore {
         Ok(jobs)
     }
 
-    /// Scores of late; see [`crate::store::Store::past_decisions`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn past_decisions(
-        &self,
-        scorer: &str,
-        limit: usize,
-    ) -> Result<Vec<PastDecision>, StoreError> {
-        persistent!(self, self.past_decisions_once(scorer, limit))
-    }
-
-    async fn past_decisions_once(
+    pub(crate) async fn past_decisions(
         &self,
         scorer: &str,
         limit: usize,
@@ -235,15 +188,7 @@ impl SqliteStore {
         Ok(past.collect())
     }
 
-    /// What jobs cost lately; see [`crate::store::Store::tier_costs`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, StoreError> {
-        persistent!(self, self.tier_costs_once(limit))
-    }
-
-    async fn tier_costs_once(&self, limit: usize) -> Result<Vec<TierCost>, BackendError> {
+    pub(crate) async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, BackendError> {
         let rows: Vec<CostRow> = sqlx::query_as(
             "select tier, count(*) as jobs,
                     avg((julianday(finished_at) - julianday(started_at)) * 86400.0) as seconds,
@@ -270,19 +215,7 @@ impl SqliteStore {
             .collect()
     }
 
-    /// Jobs that both tiers answered; see [`crate::store::Store::pairs`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn pairs(
-        &self,
-        limit: usize,
-        for_training: bool,
-    ) -> Result<Vec<PairRow>, StoreError> {
-        persistent!(self, self.pairs_once(limit, for_training))
-    }
-
-    async fn pairs_once(
+    pub(crate) async fn pairs(
         &self,
         limit: usize,
         for_training: bool,
@@ -335,15 +268,7 @@ impl SqliteStore {
         Ok(pairs)
     }
 
-    /// The decision about a job; see [`crate::store::Store::decision`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, StoreError> {
-        persistent!(self, self.decision_once(id))
-    }
-
-    async fn decision_once(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
+    pub(crate) async fn decision(&self, id: JobId) -> Result<Option<DecisionRecord>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let row: Option<DecisionRow> = sqlx::query_as(
             "select j.scorer, j.features_version, j.features, j.score, j.threshold_base, j.threshold, j.target,
@@ -379,19 +304,7 @@ impl SqliteStore {
         }))
     }
 
-    /// Keeps learned weights; see [`crate::store::Store::put_weights`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn put_weights(
-        &self,
-        weights: &StoredWeights,
-        promote: bool,
-    ) -> Result<(), StoreError> {
-        persistent!(self, self.put_weights_once(weights, promote))
-    }
-
-    async fn put_weights_once(
+    pub(crate) async fn put_weights(
         &self,
         weights: &StoredWeights,
         promote: bool,
@@ -420,15 +333,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// The weights in use; see [`crate::store::Store::active_weights`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn active_weights(&self) -> Result<Option<StoredWeights>, StoreError> {
-        persistent!(self, self.active_weights_once())
-    }
-
-    async fn active_weights_once(&self) -> Result<Option<StoredWeights>, BackendError> {
+    pub(crate) async fn active_weights(&self) -> Result<Option<StoredWeights>, BackendError> {
         let row: Option<(String, DateTime<Utc>, String, Vec<u8>)> = sqlx::query_as(
             "select version, created_at, metrics, weights from router_weights where active",
         )

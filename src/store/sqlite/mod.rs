@@ -32,7 +32,12 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{StoreError, error::BackendError, row::Row, schema};
+use super::{
+    StoreError,
+    error::BackendError,
+    row::Row,
+    schema::{self, MIGRATIONS_TABLE},
+};
 use crate::{clock::Clock, config::StoreConfig};
 
 /// The columns of a [`Row`] but its text.
@@ -62,11 +67,6 @@ macro_rules! select_rows {
 }
 use row_columns;
 use select_rows;
-
-/// The table in which migrations are counted; the embedded broker's tables have their own.
-const MIGRATIONS_TABLE: &str = "schema_migrations";
-/// Most milliseconds that a readiness probe waits.
-const PROBE_MS: u64 = 2_000;
 
 /// A ledger in a SQLite file.
 #[derive(Clone, Debug)]
@@ -127,86 +127,48 @@ impl SqliteStore {
         })
     }
 
-    fn outward(&self, error: impl Into<BackendError>) -> StoreError {
-        error.into().outward(&self.url)
-    }
-
     /// A transaction that holds the file's write lock from its beginning.
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, BackendError> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
-    /// Brings the tables to this version; see [`super::Store::migrate`].
-    ///
-    /// # Errors
-    /// When a migration fails, or the tables are newer than this version.
-    pub async fn migrate(&self) -> Result<usize, StoreError> {
+    pub(crate) async fn migrate(&self) -> Result<usize, BackendError> {
         // All migrations or none, and one process at a time: the write lock is held throughout.
-        let mut transaction = self.begin().await.map_err(|error| self.outward(error))?;
-        let migrate_fault = |error| schema::migrate_fault(error, |error| self.outward(error));
+        let mut transaction = self.begin().await?;
         transaction
             .ensure_migrations_table(MIGRATIONS_TABLE)
-            .await
-            .map_err(migrate_fault)?;
+            .await?;
         let applied = transaction
             .list_applied_migrations(MIGRATIONS_TABLE)
-            .await
-            .map_err(migrate_fault)?;
+            .await?;
         let pending = schema::pending(&migrator(), &applied)?;
         migrator()
             .run_direct(None, &mut *transaction, false)
-            .await
-            .map_err(migrate_fault)?;
-        transaction
-            .commit()
-            .await
-            .map_err(|error| self.outward(error))?;
+            .await?;
+        transaction.commit().await?;
         Ok(pending)
     }
 
-    /// Fails unless the tables are of this version.
-    ///
-    /// # Errors
-    /// [`StoreError::Schema`] when they are not.
-    pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let mut connection = self
-            .readers
-            .acquire()
-            .await
-            .map_err(|error| self.outward(error))?;
-        let applied = connection
-            .list_applied_migrations(MIGRATIONS_TABLE)
-            .await
-            .map_err(|error| schema::migrate_fault(error, |error| self.outward(error)))?;
+    pub(crate) async fn check_schema(&self) -> Result<(), BackendError> {
+        let mut connection = self.readers.acquire().await?;
+        let applied = connection.list_applied_migrations(MIGRATIONS_TABLE).await?;
         schema::require_complete(schema::pending(&migrator(), &applied)?)
     }
 
     /// SQLite has no partitions.
-    ///
-    /// # Errors
-    /// None.
-    pub async fn ensure_partitions(&self) -> Result<(), StoreError> {
+    pub(crate) async fn ensure_partitions(&self) -> Result<(), BackendError> {
         Ok(())
     }
 
-    /// True while the file can be read.
-    pub async fn is_reachable(&self) -> bool {
-        let probe = sqlx::query("select count(*) from sqlite_master").execute(&self.readers);
-        matches!(
-            tokio::time::timeout(Duration::from_millis(PROBE_MS), probe).await,
-            Ok(Ok(_))
-        )
+    pub(crate) async fn probe(&self) -> Result<(), BackendError> {
+        sqlx::query("select count(*) from sqlite_master")
+            .execute(&self.readers)
+            .await?;
+        Ok(())
     }
 
-    /// Drops the ledger's tables with all they hold; the file stays.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub async fn drop_all(&self) -> Result<(), StoreError> {
-        super::error::persistent!(self, self.drop_once())
-    }
-
-    async fn drop_once(&self) -> Result<(), BackendError> {
+    /// Drops the tables and views with all data; the file stays.
+    pub(crate) async fn drop_all(&self) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         for statement in [
             "drop view if exists token_savings",
@@ -253,8 +215,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Closes the connections.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }

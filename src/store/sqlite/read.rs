@@ -6,11 +6,7 @@ use uuid::Uuid;
 use super::{SqliteStore, dead, find_row, select_rows};
 use crate::{
     job::{Job, JobId, JobRecord, Reason, Tenant},
-    store::{
-        AttemptRecord, Overview, RecordFilter, StoreError,
-        error::{BackendError, persistent},
-        row::Row,
-    },
+    store::{AttemptRecord, Overview, RecordFilter, error::BackendError, row::Row},
 };
 
 #[derive(sqlx::FromRow)]
@@ -33,15 +29,7 @@ struct AttemptRow {
 }
 
 impl SqliteStore {
-    /// The records of these jobs that exist.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.records_once(ids))
-    }
-
-    async fn records_once(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
+    pub(crate) async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let mut records = Vec::with_capacity(ids.len());
         for id in ids {
@@ -52,19 +40,7 @@ impl SqliteStore {
         Ok(records)
     }
 
-    /// The records of the jobs that own these idempotency keys.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn records_by_key(
-        &self,
-        tenant: &Tenant,
-        keys: &[String],
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.records_by_key_once(tenant, keys))
-    }
-
-    async fn records_by_key_once(
+    pub(crate) async fn records_by_key(
         &self,
         tenant: &Tenant,
         keys: &[String],
@@ -86,19 +62,7 @@ impl SqliteStore {
         Ok(records)
     }
 
-    /// Terminal records by rising (finished_at, id).
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn finished(
-        &self,
-        filter: &RecordFilter,
-        limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        persistent!(self, self.finished_once(filter, limit))
-    }
-
-    async fn finished_once(
+    pub(crate) async fn finished(
         &self,
         filter: &RecordFilter,
         limit: usize,
@@ -126,15 +90,7 @@ impl SqliteStore {
             .collect()
     }
 
-    /// A job with its request, as it was admitted.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        persistent!(self, self.job_once(id))
-    }
-
-    async fn job_once(&self, id: JobId) -> Result<Option<Job>, BackendError> {
+    pub(crate) async fn job(&self, id: JobId) -> Result<Option<Job>, BackendError> {
         let mut connection = self.readers.acquire().await?;
         let row = find_row(&mut connection, id.0).await?;
         let request = dead::request(&mut connection, id.0).await?;
@@ -144,15 +100,7 @@ impl SqliteStore {
         }
     }
 
-    /// A job's attempts, the first first.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
-        persistent!(self, self.attempts_once(id))
-    }
-
-    async fn attempts_once(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
+    pub(crate) async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
         let rows: Vec<AttemptRow> = sqlx::query_as(
             "select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
                     a.prompt_tokens, a.completion_tokens, a.confidence, a.signals, t.text as answer,
@@ -195,15 +143,8 @@ impl SqliteStore {
             .collect()
     }
 
-    /// Figures for `promptyard status`.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn overview(&self) -> Result<Overview, StoreError> {
-        persistent!(self, self.overview_once(self.clock.now()))
-    }
-
-    async fn overview_once(&self, now: DateTime<Utc>) -> Result<Overview, BackendError> {
+    pub(crate) async fn overview(&self) -> Result<Overview, BackendError> {
+        let now = self.clock.now();
         let mut connection = self.readers.acquire().await?;
         let states: Vec<(String, i64)> = sqlx::query_as(
             "select state, count(*)

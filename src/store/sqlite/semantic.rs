@@ -10,8 +10,8 @@ use super::{SqliteStore, cache, dead, row_columns};
 use crate::{
     job::{Answer, CacheKey, Job, JobId, Tier},
     store::{
-        KnownQuestion, Recheck, RecheckOutcome, Route, StoreError,
-        error::{BackendError, persistent},
+        KnownQuestion, Recheck, RecheckOutcome, Route,
+        error::BackendError,
         row::Row,
         rules::{Hit, NewJob, before},
         semantic::{from_bytes, to_bytes},
@@ -112,20 +112,7 @@ struct RecheckRow {
 }
 
 impl SqliteStore {
-    /// Questions with answers; see [`crate::store::Store::known_questions`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn known_questions(
-        &self,
-        embedder: &str,
-        since: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<Vec<KnownQuestion>, StoreError> {
-        persistent!(self, self.known_questions_once(embedder, since, limit))
-    }
-
-    async fn known_questions_once(
+    pub(crate) async fn known_questions(
         &self,
         embedder: &str,
         since: DateTime<Utc>,
@@ -159,28 +146,17 @@ impl SqliteStore {
         Ok(known.collect())
     }
 
-    /// An entry's answer; see [`crate::store::Store::cached`].
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub async fn cached(&self, key: CacheKey) -> Result<Option<(Answer, JobId)>, StoreError> {
-        persistent!(self, async {
-            let mut transaction = self.begin().await?;
-            let taken = cache::take(&mut transaction, &key, self.clock.now()).await?;
-            transaction.commit().await?;
-            Ok::<_, BackendError>(taken)
-        })
+    pub(crate) async fn cached(
+        &self,
+        key: CacheKey,
+    ) -> Result<Option<(Answer, JobId)>, BackendError> {
+        let mut transaction = self.begin().await?;
+        let taken = cache::take(&mut transaction, &key, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(taken)
     }
 
-    /// Closes and counts rechecks; see [`crate::store::Store::open_rechecks`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn open_rechecks(&self) -> Result<u64, StoreError> {
-        persistent!(self, self.open_rechecks_once())
-    }
-
-    async fn open_rechecks_once(&self) -> Result<u64, BackendError> {
+    pub(crate) async fn open_rechecks(&self) -> Result<u64, BackendError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
             "update semantic_lookups set rechecked_at = ?1
@@ -202,19 +178,7 @@ impl SqliteStore {
         Ok(u64::try_from(open).unwrap_or(0))
     }
 
-    /// Hits that want a recheck; see [`crate::store::Store::due_rechecks`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn due_rechecks(
-        &self,
-        limit: usize,
-        stuck_after: Duration,
-    ) -> Result<Vec<(Job, Tier)>, StoreError> {
-        persistent!(self, self.due_rechecks_once(limit, stuck_after))
-    }
-
-    async fn due_rechecks_once(
+    pub(crate) async fn due_rechecks(
         &self,
         limit: usize,
         stuck_after: Duration,
@@ -247,15 +211,7 @@ impl SqliteStore {
         Ok(due)
     }
 
-    /// Rechecks to judge; see [`crate::store::Store::ended_rechecks`].
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, StoreError> {
-        persistent!(self, self.ended_rechecks_once(limit))
-    }
-
-    async fn ended_rechecks_once(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
+    pub(crate) async fn ended_rechecks(&self, limit: usize) -> Result<Vec<Recheck>, BackendError> {
         let rows: Vec<RecheckRow> = sqlx::query_as(
             "select l.job_id, l.entry, l.cosine, g.text as given, o.text as own
                from semantic_lookups l
@@ -281,21 +237,7 @@ impl SqliteStore {
         Ok(ended.collect())
     }
 
-    /// Writes judgements; see [`crate::store::Store::settle_rechecks`].
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn settle_rechecks(
-        &self,
-        judgements: &[RecheckOutcome],
-    ) -> Result<Vec<JobId>, StoreError> {
-        if judgements.is_empty() {
-            return Ok(Vec::new());
-        }
-        persistent!(self, self.settle_rechecks_once(judgements))
-    }
-
-    async fn settle_rechecks_once(
+    pub(crate) async fn settle_rechecks(
         &self,
         judgements: &[RecheckOutcome],
     ) -> Result<Vec<JobId>, BackendError> {

@@ -3,10 +3,7 @@
 use super::SqliteStore;
 use crate::{
     job::Tenant,
-    store::{
-        StoreError, TenantLimits,
-        error::{BackendError, persistent},
-    },
+    store::{TenantLimits, error::BackendError},
 };
 
 #[derive(sqlx::FromRow)]
@@ -19,15 +16,7 @@ struct TermsRow {
 }
 
 impl SqliteStore {
-    /// What tenants are entitled to, by name.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn tenants(&self) -> Result<Vec<TenantLimits>, StoreError> {
-        persistent!(self, self.tenants_once())
-    }
-
-    async fn tenants_once(&self) -> Result<Vec<TenantLimits>, BackendError> {
+    pub(crate) async fn tenants(&self) -> Result<Vec<TenantLimits>, BackendError> {
         let rows: Vec<TermsRow> = sqlx::query_as(
             "select tenant, weight, tokens_per_minute, running_max, requests_per_minute
                from tenants order by tenant",
@@ -48,45 +37,33 @@ impl SqliteStore {
             .collect()
     }
 
-    /// Says what a tenant is entitled to.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), StoreError> {
-        persistent!(self, async {
-            sqlx::query(
-                "insert into tenants (tenant, weight, tokens_per_minute, running_max, requests_per_minute,
-                                      changed_at)
-                 values (?1, ?2, ?3, ?4, ?5, ?6)
-                     on conflict (tenant) do update
-                    set weight = excluded.weight, tokens_per_minute = excluded.tokens_per_minute,
-                        running_max = excluded.running_max,
-                        requests_per_minute = excluded.requests_per_minute,
-                        changed_at = excluded.changed_at",
-            )
-            .bind(terms.tenant.as_str())
-            .bind(terms.weight)
-            .bind(terms.tokens_per_minute)
-            .bind(terms.running_max)
-            .bind(terms.requests_per_minute)
-            .bind(self.clock.now())
-            .execute(&self.writer)
-            .await?;
-            Ok::<_, BackendError>(())
-        })
+    pub(crate) async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), BackendError> {
+        sqlx::query(
+            "insert into tenants (tenant, weight, tokens_per_minute, running_max, requests_per_minute,
+                                  changed_at)
+             values (?1, ?2, ?3, ?4, ?5, ?6)
+                 on conflict (tenant) do update
+                set weight = excluded.weight, tokens_per_minute = excluded.tokens_per_minute,
+                    running_max = excluded.running_max,
+                    requests_per_minute = excluded.requests_per_minute,
+                    changed_at = excluded.changed_at",
+        )
+        .bind(terms.tenant.as_str())
+        .bind(terms.weight)
+        .bind(terms.tokens_per_minute)
+        .bind(terms.running_max)
+        .bind(terms.requests_per_minute)
+        .bind(self.clock.now())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
     }
 
-    /// Gives a tenant the defaults again; false when it had them.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, StoreError> {
-        persistent!(self, async {
-            let gone = sqlx::query("delete from tenants where tenant = ?1")
-                .bind(tenant.as_str())
-                .execute(&self.writer)
-                .await?;
-            Ok::<_, BackendError>(gone.rows_affected() > 0)
-        })
+    pub(crate) async fn forget_tenant(&self, tenant: &Tenant) -> Result<bool, BackendError> {
+        let gone = sqlx::query("delete from tenants where tenant = ?1")
+            .bind(tenant.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(gone.rows_affected() > 0)
     }
 }

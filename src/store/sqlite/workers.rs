@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 
 use super::SqliteStore;
 use crate::store::{
-    Heartbeat, StoreError, WorkerRecord,
-    error::{BackendError, persistent},
+    Heartbeat, WorkerRecord,
+    error::BackendError,
     rules::{after, before},
 };
 
@@ -27,15 +27,7 @@ struct WorkerRow {
 }
 
 impl SqliteStore {
-    /// Records a sign of life. One row carries the lease of all jobs of the worker.
-    ///
-    /// # Errors
-    /// When nothing was written.
-    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
-        persistent!(self, self.heartbeat_once(heartbeat))
-    }
-
-    async fn heartbeat_once(&self, heartbeat: &Heartbeat) -> Result<(), BackendError> {
+    pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), BackendError> {
         let claimant = &heartbeat.claimant;
         let now = self.clock.now();
         sqlx::query(
@@ -65,15 +57,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// The workers seen within `age`, the latest first.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, StoreError> {
-        persistent!(self, self.workers_once(age))
-    }
-
-    async fn workers_once(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
+    pub(crate) async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
         let rows: Vec<WorkerRow> = sqlx::query_as(
             "select worker, tier, model, revision, batch_max, running, draining, seen_at,
                     context_tokens, takes_affinity_queues, lease_until
