@@ -7,7 +7,7 @@ _default:
 ci:
     ./.ci/run
 
-# Every test, with RabbitMQ and Postgres found or started: `just test store_contract`.
+# Every test, with RabbitMQ and Postgres found or started: `just test --test contracts`.
 test *arguments:
     ./scripts/test {{ arguments }}
 

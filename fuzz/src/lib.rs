@@ -1,7 +1,7 @@
 //! What must hold of everything that comes from outside, as functions of bytes.
 //!
 //! Comes in: any bytes. Goes out: nothing, or a panic where a law is broken. A fuzz target hands on
-//! what the fuzzer makes up, `tests/fuzz_corpus.rs` what was worth keeping of it.
+//! what the fuzzer makes up, `tests/cli/fuzz_corpus.rs` what was worth keeping of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

@@ -1,7 +1,7 @@
 //! Jobs wait here: named durable queues with confirmed publishing and explicit acknowledgement.
 //!
 //! Comes in: messages to publish. Goes out: deliveries, each settled exactly once by its acker.
-//! Two backends pass one contract suite (`tests/broker_contract.rs`): [`rabbitmq`] for a fleet and
+//! Two backends pass one contract suite (`tests/contracts/broker`): [`rabbitmq`] for a fleet and
 //! [`embedded`] for one process. A broker never looks into a body and never counts attempts.
 
 mod counts;

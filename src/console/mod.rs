@@ -2,7 +2,7 @@
 //!
 //! Comes in: common arguments, JSONL input. Goes out: settings, parsed lines, tables and progress.
 
-// Public for `fuzz` and `tests/fuzz_corpus.rs`.
+// Public for `fuzz` and `tests/cli/fuzz_corpus.rs`.
 #[doc(hidden)]
 pub mod input;
 pub mod jsonl;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     book::{Name, Reply, content, undisturbed},
-    yard::WorkerLoop,
+    chaos_fleet::ChaosFleet,
 };
 
 /// Most that a role's resident memory may have grown since it was warm.
@@ -67,9 +67,9 @@ impl Findings {
 
 /// Waits until every job has ended, every reply has come and every queue is empty; says what is
 /// missing when nothing comes nearer to that for a while.
-pub async fn quiet(yard: &WorkerLoop, pool: &PgPool) -> Result<Duration, String> {
+pub async fn quiet(fleet: &ChaosFleet, pool: &PgPool) -> Result<Duration, String> {
     let begun = Instant::now();
-    let config = yard.broker_config();
+    let config = fleet.broker_config();
     let broker = Broker::connect(&config, Path::new("unused")).await.unwrap();
     let (mut least, mut nearer_at) = (usize::MAX, Instant::now());
     let missing = loop {
@@ -82,7 +82,7 @@ pub async fn quiet(yard: &WorkerLoop, pool: &PgPool) -> Result<Duration, String>
         let depths = broker.depths().await.unwrap();
         let full: Vec<_> = depths.iter().filter(|depth| depth.ready > 0).collect();
         let (unconfirmed, owed, asked) = {
-            let book = yard.book.lock().unwrap();
+            let book = fleet.book.lock().unwrap();
             let unconfirmed = book
                 .asked
                 .values()
@@ -90,7 +90,7 @@ pub async fn quiet(yard: &WorkerLoop, pool: &PgPool) -> Result<Duration, String>
                 .count();
             (unconfirmed, book.replies_owed(), book.asked.len() as i64)
         };
-        let backlog: usize = yard.producers.iter().map(|one| one.backlog()).sum();
+        let backlog: usize = fleet.producers.iter().map(|one| one.backlog()).sum();
         if open == 0 && full.is_empty() && unconfirmed + owed + backlog == 0 && known >= asked {
             break None;
         }
@@ -110,11 +110,11 @@ pub async fn quiet(yard: &WorkerLoop, pool: &PgPool) -> Result<Duration, String>
 }
 
 /// Holds the ledger and the replies against what was asked.
-pub async fn ledger(yard: &WorkerLoop, pool: &PgPool, findings: &mut Findings) {
+pub async fn ledger(fleet: &ChaosFleet, pool: &PgPool, findings: &mut Findings) {
     let rows: Vec<Row> = sqlx::query_as(ROWS).fetch_all(pool).await.unwrap();
-    let book = yard.book.lock().unwrap().asked.clone();
-    let replies = yard.book.lock().unwrap().replies.clone();
-    let script = yard.script().replace("latency_ms=20,jitter_ms=400,", "");
+    let book = fleet.book.lock().unwrap().asked.clone();
+    let replies = fleet.book.lock().unwrap().replies.clone();
+    let script = fleet.script().replace("latency_ms=20,jitter_ms=400,", "");
     let mut seen: BTreeSet<Name> = BTreeSet::new();
     let mut answers: BTreeMap<&str, Option<String>> = BTreeMap::new();
     for row in &rows {
@@ -183,8 +183,8 @@ fn tells(reply: &Reply, row: &Row) -> bool {
 }
 
 /// Resident memory beside what it was when the fleet was warm.
-pub fn memory(yard: &WorkerLoop, warm: &[Option<u64>], findings: &mut Findings) {
-    for ((role, warm), now) in yard.roles.iter().zip(warm).zip(yard.resident_bytes()) {
+pub fn memory(fleet: &ChaosFleet, warm: &[Option<u64>], findings: &mut Findings) {
+    for ((role, warm), now) in fleet.roles.iter().zip(warm).zip(fleet.resident_bytes()) {
         let (Some(warm), Some(now)) = (*warm, now) else {
             findings.add("a role that is not there", role.name.to_owned());
             continue;
@@ -205,10 +205,10 @@ pub fn memory(yard: &WorkerLoop, warm: &[Option<u64>], findings: &mut Findings) 
 }
 
 /// Stops the roles; nothing may be left in a queue, what was delivered to them included.
-pub async fn stop(yard: &mut WorkerLoop, findings: &mut Findings) {
-    yard.roles.iter().for_each(|role| role.signal("TERM"));
+pub async fn stop(fleet: &mut ChaosFleet, findings: &mut Findings) {
+    fleet.roles.iter().for_each(|role| role.signal("TERM"));
     let until = Instant::now() + Duration::from_secs(60);
-    for role in &mut yard.roles {
+    for role in &mut fleet.roles {
         let status = loop {
             match role.ended() {
                 None if Instant::now() < until => sleep(Duration::from_millis(50)).await,
@@ -222,7 +222,7 @@ pub async fn stop(yard: &mut WorkerLoop, findings: &mut Findings) {
             );
         }
     }
-    let config = yard.broker_config();
+    let config = fleet.broker_config();
     let broker = Broker::connect(&config, Path::new("unused")).await.unwrap();
     for depth in broker.depths().await.unwrap() {
         if depth.ready > 0 {
@@ -233,8 +233,8 @@ pub async fn stop(yard: &mut WorkerLoop, findings: &mut Findings) {
 }
 
 /// Panics, in any process that there was.
-pub fn logs(yard: &WorkerLoop, findings: &mut Findings) {
-    for entry in std::fs::read_dir(yard.folder.path()).unwrap().flatten() {
+pub fn logs(fleet: &ChaosFleet, findings: &mut Findings) {
+    for entry in std::fs::read_dir(fleet.folder.path()).unwrap().flatten() {
         let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
         // After a process's last word the AMQP client's thread may find that its runtime is gone.
         let own = log.split("\nerror: ").next().unwrap_or_default();

@@ -9,7 +9,7 @@ use crate::{
     SEED,
     book::{Asked, undisturbed},
     setting,
-    yard_of_files::{WorkerLoop, text},
+    support::workdir::{Workdir, text},
 };
 
 /// Kills of a run that nobody asked to be longer.
@@ -60,11 +60,11 @@ fn killed_at_random_instants_it_answers_each_line_once() {
     let (input, expected) = lines();
     let (mut done, mut files, mut lost) = (0, 0, 0);
     while done < kills {
-        let yard = WorkerLoop::new();
-        yard.write("prompts", &input);
+        let fleet = Workdir::new();
+        fleet.write("prompts", &input);
         let most = (kills - done).min(random.random_range(1..=KILLS_OF_A_FILE));
         for _ in 0..most {
-            let mut run = yard.start(&arguments(false));
+            let mut run = fleet.start(&arguments(false));
             thread::sleep(Duration::from_millis(random.random_range(0..LIFE_MAX_MS)));
             if run.has_ended() {
                 break;
@@ -72,10 +72,10 @@ fn killed_at_random_instants_it_answers_each_line_once() {
             run.kill();
             done += 1;
         }
-        let summary = yard.run(&arguments(true)).exits(0).json();
+        let summary = fleet.run(&arguments(true)).exits(0).json();
         assert_eq!(summary["answered"], LINES, "{summary}");
-        check(&yard, &expected);
-        lost += yard.number("select count(*) from attempts where outcome = 'lost'");
+        check(&fleet, &expected);
+        lost += fleet.number("select count(*) from attempts where outcome = 'lost'");
         files += 1;
     }
     eprintln!(
@@ -93,8 +93,8 @@ fn arguments(json: bool) -> Vec<&'static str> {
     arguments
 }
 
-fn check(yard: &WorkerLoop, expected: &BTreeMap<String, String>) {
-    let answers = yard.answers();
+fn check(fleet: &Workdir, expected: &BTreeMap<String, String>) {
+    let answers = fleet.answers();
     let found: BTreeMap<_, _> = answers
         .iter()
         .map(|(name, line): (&String, &Value)| (name.clone(), text(line).to_owned()))
@@ -120,6 +120,6 @@ fn check(yard: &WorkerLoop, expected: &BTreeMap<String, String>) {
         ("select count(*) from queue_messages", 0),
         ("select count(*) from dead_letters", 0),
     ] {
-        assert_eq!(yard.number(query), count as i64, "{query}");
+        assert_eq!(fleet.number(query), count as i64, "{query}");
     }
 }

@@ -6,28 +6,23 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod book;
+mod chaos_fleet;
 mod check;
 mod embedded;
-mod postgres_server;
 mod producer;
-#[path = "../broker_contract/proxy.rs"]
-mod proxy;
-#[path = "../broker_contract/rabbit_server.rs"]
-mod rabbit_server;
 mod role;
 mod schedule;
 mod servers;
 mod storm;
-mod yard;
-#[path = "../run/yard.rs"]
-#[expect(dead_code, reason = "tests/run uses the rest")]
-mod yard_of_files;
+#[expect(dead_code, reason = "other test binaries use the rest")]
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
+use chaos_fleet::{ChaosFleet, Terms};
 use check::Findings;
 use storm::Storm;
-use yard::{Terms, WorkerLoop};
 
 /// Faults of a run that nobody asked to be longer.
 const FAULTS: usize = 25;
@@ -56,41 +51,41 @@ async fn faults_lose_nothing_and_change_no_answer() {
         jobs_per_s: 30.0,
     };
     eprintln!("chaos: seed {seed}, {faults} faults, {terms:?}");
-    let mut storm = Storm::new(WorkerLoop::start(terms, seed).await, seed);
+    let mut storm = Storm::new(ChaosFleet::start(terms, seed).await, seed);
     storm
         .calm(Duration::from_secs(if is_long { 20 } else { 5 }))
         .await;
-    let warm = storm.yard.resident_bytes();
+    let warm = storm.fleet.resident_bytes();
     let begun = std::time::Instant::now();
     storm.strike(faults).await;
     let raged = begun.elapsed();
     storm.mend().await;
 
     let mut findings = Findings::default();
-    let pool = storm.yard.pool();
-    match check::quiet(&storm.yard, &pool).await {
+    let pool = storm.fleet.pool();
+    match check::quiet(&storm.fleet, &pool).await {
         Ok(span) => eprintln!("quiet {:.1} s after the mending", span.as_secs_f64()),
         Err(missing) => findings.add("no quiet", missing),
     }
-    check::ledger(&storm.yard, &pool, &mut findings).await;
-    check::memory(&storm.yard, &warm, &mut findings);
+    check::ledger(&storm.fleet, &pool, &mut findings).await;
+    check::memory(&storm.fleet, &warm, &mut findings);
     summary(&storm, &pool, raged).await;
-    check::stop(&mut storm.yard, &mut findings).await;
-    check::logs(&storm.yard, &mut findings);
+    check::stop(&mut storm.fleet, &mut findings).await;
+    check::logs(&storm.fleet, &mut findings);
     for finding in std::mem::take(&mut storm.findings) {
         findings.add("during the storm", finding);
     }
-    for producer in std::mem::take(&mut storm.yard.producers) {
+    for producer in std::mem::take(&mut storm.fleet.producers) {
         producer.stop().await;
     }
-    for fault in std::mem::take(&mut storm.yard.book.lock().unwrap().faults) {
+    for fault in std::mem::take(&mut storm.fleet.book.lock().unwrap().faults) {
         findings.add("what a producer saw", fault);
     }
     if !findings.is_empty() {
-        storm.yard.folder.disable_cleanup(true);
+        storm.fleet.folder.disable_cleanup(true);
         panic!(
             "seed {seed}, logs in {}: {findings:#?}",
-            storm.yard.folder.path().display()
+            storm.fleet.folder.path().display()
         );
     }
 }
@@ -101,7 +96,7 @@ async fn summary(storm: &Storm, pool: &sqlx::PgPool, raged: Duration) {
         eprintln!("{count:5}  {}", kind.words());
     }
     {
-        let book = storm.yard.book.lock().unwrap();
+        let book = storm.fleet.book.lock().unwrap();
         let replies: usize = book.replies.values().map(|reply| reply.times).sum();
         let repeats: usize = book.asked.values().map(|asked| asked.repeats).sum();
         eprintln!(

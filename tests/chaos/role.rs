@@ -10,14 +10,7 @@ use std::{
 /// A role says that it runs before it has subscribed; until then it may end when a server is away.
 const BEGINNING: Duration = Duration::from_secs(20);
 
-/// The binary under test; nothing of this process's environment configures it.
-pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptyard"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PROMPTYARD_")) {
-        command.env_remove(name);
-    }
-    command
-}
+use crate::support::binary::promptyard;
 
 /// One place of the fleet, with the process that fills it at the moment.
 pub struct Role {
@@ -47,7 +40,7 @@ impl Role {
         self.starts += 1;
         self.started_at = Instant::now();
         let log = File::create(self.log()).unwrap();
-        let started = binary()
+        let started = promptyard()
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -9,10 +9,10 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    rabbit_server::Server,
+    chaos_fleet::is_listening,
     schedule::{Fault, Kind},
     storm::{Remedy, START_AGAIN, Storm},
-    yard::is_listening,
+    support::rabbit_server::Server,
 };
 
 /// How long a server may take to stop in order.
@@ -35,14 +35,14 @@ impl Storm {
     pub fn hurt_broker(&mut self, fault: Fault) {
         match fault.kind {
             Kind::BrokerRestarted => {
-                let group = format!("-{}", self.yard.broker.process.id());
+                let group = format!("-{}", self.fleet.broker.process.id());
                 let _ = Command::new("kill")
                     .args(["-s", "TERM", "--", &group])
                     .status();
                 self.broker = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
             }
             Kind::BrokerKilled => {
-                self.yard.broker.kill();
+                self.fleet.broker.kill();
                 self.broker = Health::Down;
                 self.later(fault.lasts, Remedy::StartBroker);
             }
@@ -60,13 +60,13 @@ impl Storm {
             Kind::LedgerRestarted => "INT",
             Kind::LedgerAborted => "QUIT",
             _ => {
-                self.yard.ledger.kill();
+                self.fleet.ledger.kill();
                 self.ledger = Health::Down;
                 self.later(fault.lasts, Remedy::StartLedger);
                 return;
             }
         };
-        self.yard.ledger.signal(signal);
+        self.fleet.ledger.signal(signal);
         self.ledger = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
     }
 
@@ -78,7 +78,7 @@ impl Storm {
         } else {
             "rabbitmqctl"
         };
-        let broker = &self.yard.broker;
+        let broker = &self.fleet.broker;
         let order = Command::new(program)
             .args(["set_vm_memory_high_watermark", watermark])
             .env("HOME", broker.folder.path())
@@ -98,7 +98,7 @@ impl Storm {
 
     /// True once the script and the node that it started are gone.
     fn has_broker_ended(&mut self) -> bool {
-        let broker = &mut self.yard.broker;
+        let broker = &mut self.fleet.broker;
         let has_script_ended = broker.process.try_wait().unwrap().is_some();
         let group = format!("-{}", broker.process.id());
         let is_anybody_left = || {
@@ -118,14 +118,14 @@ impl Storm {
                     self.broker = Health::Down;
                     self.later(away, Remedy::StartBroker);
                 } else if now > until {
-                    self.yard.broker.kill();
+                    self.fleet.broker.kill();
                 }
             }
             Health::Starting => {
                 if self.has_broker_ended() {
                     self.broker = Health::Down;
                     self.later(START_AGAIN, Remedy::StartBroker);
-                } else if is_listening(self.yard.broker.port) {
+                } else if is_listening(self.fleet.broker.port) {
                     self.broker = Health::Up;
                 }
             }
@@ -134,19 +134,19 @@ impl Storm {
         }
         match self.ledger {
             Health::Stopping(until, away) => {
-                if self.yard.ledger.has_ended() {
+                if self.fleet.ledger.has_ended() {
                     self.ledger = Health::Down;
                     self.later(away, Remedy::StartLedger);
                 } else if now > until {
-                    self.yard.ledger.kill();
+                    self.fleet.ledger.kill();
                 }
             }
             Health::Starting => {
                 // It may have found a predecessor's process still there.
-                if self.yard.ledger.has_ended() {
+                if self.fleet.ledger.has_ended() {
                     self.ledger = Health::Down;
                     self.later(START_AGAIN, Remedy::StartLedger);
-                } else if is_listening(self.yard.ledger.port) {
+                } else if is_listening(self.fleet.ledger.port) {
                     self.ledger = Health::Up;
                 }
             }

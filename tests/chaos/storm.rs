@@ -6,11 +6,13 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    proxy::{Mode, Proxy},
-    rabbit_server::START_PATIENCE,
+    chaos_fleet::ChaosFleet,
     schedule::{Fault, Kind},
     servers::{Health, WATERMARKS},
-    yard::WorkerLoop,
+    support::{
+        proxy::{Mode, Proxy},
+        rabbit_server::START_PATIENCE,
+    },
 };
 
 /// How often everything is looked at.
@@ -40,7 +42,7 @@ pub enum Remedy {
 
 /// Hurts a yard and mends it.
 pub struct Storm {
-    pub yard: WorkerLoop,
+    pub fleet: ChaosFleet,
     /// Draws the faults and nothing else, so that a seed always gives the same ones.
     schedule: StdRng,
     random: StdRng,
@@ -59,9 +61,9 @@ pub struct Storm {
 }
 
 impl Storm {
-    pub fn new(yard: WorkerLoop, seed: u64) -> Self {
+    pub fn new(fleet: ChaosFleet, seed: u64) -> Self {
         Self {
-            yard,
+            fleet,
             schedule: StdRng::seed_from_u64(seed),
             random: StdRng::seed_from_u64(seed.wrapping_add(2)),
             broker: Health::Up,
@@ -80,7 +82,7 @@ impl Storm {
         let end = Instant::now() + span;
         while Instant::now() < end {
             sleep(LOOK).await;
-            self.yard.traffic();
+            self.fleet.traffic();
             self.look();
         }
     }
@@ -114,7 +116,7 @@ impl Storm {
             self.look();
             let is_whole = self.remedies.is_empty()
                 && (self.broker, self.ledger) == (Health::Up, Health::Up)
-                && self.yard.roles.iter().all(|r| r.is_up() && r.has_begun());
+                && self.fleet.roles.iter().all(|r| r.is_up() && r.has_begun());
             if is_whole {
                 return;
             }
@@ -125,7 +127,7 @@ impl Storm {
 
     /// The first role from `whom` on for which something holds.
     fn role(&self, whom: usize, is_fit: impl Fn(usize) -> bool) -> Option<usize> {
-        let count = self.yard.roles.len();
+        let count = self.fleet.roles.len();
         (0..count)
             .map(|step| (whom % count + step) % count)
             .find(|at| is_fit(*at))
@@ -133,8 +135,8 @@ impl Storm {
 
     fn links(&self, side: Side) -> &[Proxy] {
         match side {
-            Side::Broker => &self.yard.broker_links,
-            Side::Ledger => &self.yard.ledger_links,
+            Side::Broker => &self.fleet.broker_links,
+            Side::Ledger => &self.fleet.ledger_links,
         }
     }
 
@@ -148,8 +150,8 @@ impl Storm {
         let for_s = format!("for {:.1} s", lasts.as_secs_f64());
         match fault.kind {
             Kind::RoleKilled => {
-                let at = self.role(whom, |at| self.yard.roles[at].is_up())?;
-                let role = &mut self.yard.roles[at];
+                let at = self.role(whom, |at| self.fleet.roles[at].is_up())?;
+                let role = &mut self.fleet.roles[at];
                 role.kill();
                 let name = role.name;
                 self.remedies
@@ -158,9 +160,9 @@ impl Storm {
                 Some(format!("{name} {for_s}"))
             }
             Kind::RoleFrozen => {
-                let roles = &self.yard.roles;
+                let roles = &self.fleet.roles;
                 let at = self.role(whom, |at| roles[at].is_up() && !roles[at].is_frozen)?;
-                let role = &mut self.yard.roles[at];
+                let role = &mut self.fleet.roles[at];
                 role.signal("STOP");
                 role.is_frozen = true;
                 let name = role.name;
@@ -183,8 +185,8 @@ impl Storm {
             }
             Kind::Duplicates => self.repeat(),
             Kind::Poison => {
-                let name = self.yard.book.lock().unwrap().poison(&mut self.random);
-                self.yard.producers[whom % 2].give(name.clone());
+                let name = self.fleet.book.lock().unwrap().poison(&mut self.random);
+                self.fleet.producers[whom % 2].give(name.clone());
                 Some(format!("{}/{}", name.0, name.1))
             }
         }
@@ -194,7 +196,7 @@ impl Storm {
     fn link(&self, side: Side, whom: usize) -> Option<(usize, &'static str)> {
         let at = whom % self.links(side).len();
         let is_whole = |(_, due): &(Instant, Remedy)| *due != Remedy::OpenLink(side, at);
-        let role = self.yard.roles.get(at);
+        let role = self.fleet.roles.get(at);
         let name = role.map_or("a producer", |role| role.name);
         self.remedies.iter().all(is_whole).then_some((at, name))
     }
@@ -216,7 +218,7 @@ impl Storm {
     fn repeat(&mut self) -> Option<String> {
         let mut names = Vec::new();
         {
-            let book = self.yard.book.lock().unwrap();
+            let book = self.fleet.book.lock().unwrap();
             // The latest are likely to be under way still.
             let recent: Vec<_> = book
                 .asked
@@ -236,7 +238,7 @@ impl Storm {
         for name in names {
             // Any producer may repeat what another has published.
             let at = self.random.random_range(0..2);
-            self.yard.producers[at].give(name);
+            self.fleet.producers[at].give(name);
         }
         Some(format!("{count} of them"))
     }
@@ -254,18 +256,18 @@ impl Storm {
 
     fn remedy(&mut self, remedy: Remedy) {
         match remedy {
-            Remedy::StartRole(at) => self.yard.roles[at].start(),
+            Remedy::StartRole(at) => self.fleet.roles[at].start(),
             Remedy::ThawRole(at) => {
-                self.yard.roles[at].signal("CONT");
-                self.yard.roles[at].is_frozen = false;
+                self.fleet.roles[at].signal("CONT");
+                self.fleet.roles[at].is_frozen = false;
             }
             Remedy::OpenLink(side, at) => self.links(side)[at].set(Mode::Open),
             Remedy::StartBroker => {
-                self.yard.broker.restart();
+                self.fleet.broker.restart();
                 self.broker = Health::Starting;
             }
             Remedy::StartLedger => {
-                self.yard.ledger.restart();
+                self.fleet.ledger.restart();
                 self.ledger = Health::Starting;
             }
             // The second order must not overtake the first.
@@ -276,8 +278,8 @@ impl Storm {
 
     /// Starts roles again that have ended by themselves. Only one that had not begun may.
     fn look_at_roles(&mut self) {
-        for at in 0..self.yard.roles.len() {
-            let role = &mut self.yard.roles[at];
+        for at in 0..self.fleet.roles.len() {
+            let role = &mut self.fleet.roles[at];
             let Some(status) = role.ended() else { continue };
             if !role.began_in_vain() {
                 let said = role.said();

@@ -8,8 +8,8 @@ use lapin::{
 use serde_json::Value;
 
 use crate::{
-    harness::{WorkerLoop, json_lines, text},
     producer::Producer,
+    support::fleet::{TestFleet, json_lines, text},
 };
 
 /// A name, a body, and the code of the error that it must get; an empty code is an answer.
@@ -81,9 +81,9 @@ fn code(reply: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_messages_end_with_a_reason() {
-    let yard = WorkerLoop::new().await;
+    let fleet = TestFleet::new().await;
     let engine = "scripted:echo,context=100";
-    let worker = yard
+    let worker = fleet
         .start(&[
             "work",
             "--tier",
@@ -95,14 +95,14 @@ async fn bad_messages_end_with_a_reason() {
         ])
         .await;
     // Declares the queues, and goes: expirations need nobody that consumes.
-    let broker = yard.connect().await;
-    let mut producer = Producer::new(&yard).await;
+    let broker = fleet.connect().await;
+    let mut producer = Producer::new(&fleet).await;
     let soon = producer.asking("expiration").with_expiration("1".into());
     let prompt = br#"{"prompt": "a"}"#.to_vec();
     producer
         .publish("jobs.in", vec![(soon, prompt.clone())])
         .await;
-    let router = yard.start(&["route"]).await;
+    let router = fleet.start(&["route"]).await;
     assert_eq!(
         code(&producer.replies(1).await["expiration"]),
         "deadline_passed"
@@ -181,11 +181,12 @@ async fn bad_messages_end_with_a_reason() {
     let replies = producer.replies(2).await;
     assert_eq!(code(&replies["same again"]), "");
     assert_eq!(code(&replies["another"]), "idempotency_key_reused");
-    yard.until_count(
-        "select count(*) from jobs where key = 'gone' and state = 'succeeded'",
-        1,
-    )
-    .await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where key = 'gone' and state = 'succeeded'",
+            1,
+        )
+        .await;
 
     // Messages where only the fleet itself may publish.
     for queue in ["jobs.small", "jobs.large", "jobs.dead", "jobs.retry.1s"] {
@@ -194,30 +195,32 @@ async fn bad_messages_end_with_a_reason() {
             .publish(queue, vec![(garbage, b"\xffgarbage\0".to_vec())])
             .await;
     }
-    yard.until_count("select count(*) from dead_letters", 3)
+    fleet
+        .until_count("select count(*) from dead_letters", 3)
         .await;
     // What rested comes back as any message does, and is refused as one.
-    yard.until_count(
-        "select count(*) from jobs where key = 'jobs.retry.1s' and state = 'rejected'",
-        1,
-    )
-    .await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where key = 'jobs.retry.1s' and state = 'rejected'",
+            1,
+        )
+        .await;
     let open = "select count(*) from jobs where finished_at is null";
-    assert_eq!(yard.count(open).await, 0);
+    assert_eq!(fleet.count(open).await, 0);
     let without_reason = "select count(*) from jobs
         where state <> 'succeeded' and (reason_code is null or length(reason_message) < 10)";
-    assert_eq!(yard.count(without_reason).await, 0);
+    assert_eq!(fleet.count(without_reason).await, 0);
 
-    letters(&yard).await;
+    letters(&fleet).await;
     assert!(router.stop().await.success());
     assert!(worker.stop().await.success());
     broker.close().await;
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 /// People see the dead letters, send one again and throw the others away.
-async fn letters(yard: &WorkerLoop) {
-    let listed = yard.run(&["dead", "list", "--json"], b"").await;
+async fn letters(fleet: &TestFleet) {
+    let listed = fleet.run(&["dead", "list", "--json"], b"").await;
     let letters = json_lines(&listed.stdout);
     assert_eq!(letters.len(), 3, "{letters:?}");
     assert!(
@@ -226,27 +229,28 @@ async fn letters(yard: &WorkerLoop) {
             .all(|letter| letter["reason"]["code"] == "unreadable")
     );
     let id = letters[0]["id"].as_str().unwrap();
-    let shown = yard.run(&["dead", "show", id], b"").await;
+    let shown = fleet.run(&["dead", "show", id], b"").await;
     assert!(
         text(&shown.stdout).contains("garbage"),
         "{}",
         text(&shown.stdout)
     );
-    let before = yard.count("select count(*) from jobs").await;
-    let redriven = yard.run(&["dead", "redrive", id], b"").await;
+    let before = fleet.count("select count(*) from jobs").await;
+    let redriven = fleet.run(&["dead", "redrive", id], b"").await;
     assert!(redriven.status.success(), "{}", text(&redriven.stderr));
-    yard.until_count(
-        "select count(*) from jobs where reason_code = 'invalid_utf8'",
-        3,
-    )
-    .await;
-    assert_eq!(yard.count("select count(*) from jobs").await, before + 1);
-    let discarded = yard.run(&["dead", "discard", "--all"], b"").await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where reason_code = 'invalid_utf8'",
+            3,
+        )
+        .await;
+    assert_eq!(fleet.count("select count(*) from jobs").await, before + 1);
+    let discarded = fleet.run(&["dead", "discard", "--all"], b"").await;
     assert!(
         text(&discarded.stderr).contains("2 discarded"),
         "{}",
         text(&discarded.stderr)
     );
-    let table = yard.run(&["dead", "list"], b"").await;
+    let table = fleet.run(&["dead", "list"], b"").await;
     assert!(text(&table.stderr).contains("no dead letters"));
 }

@@ -9,8 +9,8 @@ use promptyard::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, WorkerLoop},
     producer::Producer,
+    support::fleet::{Role, TestFleet},
 };
 
 const JOBS: usize = 40;
@@ -26,14 +26,15 @@ fn prompt(at: usize) -> String {
     format!("{kind} number {at}")
 }
 
-async fn worker(yard: &WorkerLoop, tier: &str) -> Role {
-    yard.start(&["work", "--tier", tier, "--small", SMALL, "--large", LARGE])
+async fn worker(fleet: &TestFleet, tier: &str) -> Role {
+    fleet
+        .start(&["work", "--tier", tier, "--small", SMALL, "--large", LARGE])
         .await
 }
 
 /// Publishes jobs of which every second one is beyond the small model.
-async fn ask(yard: &WorkerLoop) -> Producer {
-    let producer = Producer::new(yard).await;
+async fn ask(fleet: &TestFleet) -> Producer {
+    let producer = Producer::new(fleet).await;
     let messages = (0..JOBS).map(|at| {
         let name = format!("ask-{at}");
         let body = json!({"prompt": prompt(at)}).to_string();
@@ -53,7 +54,7 @@ fn content(reply: &Value) -> &str {
 }
 
 /// Every job has ended once: riddles with the large model's words, the others with the small one's.
-async fn check(yard: &WorkerLoop, mut producer: Producer) {
+async fn check(fleet: &TestFleet, mut producer: Producer) {
     let (replies, _) = producer.replies_at_least_once(JOBS).await;
     for at in 0..JOBS {
         let reply = &replies[&format!("ask-{at}")];
@@ -64,62 +65,64 @@ async fn check(yard: &WorkerLoop, mut producer: Producer) {
         assert_eq!(told["tier"], if is_riddle { "large" } else { "small" });
     }
     let jobs = JOBS as i64;
-    assert_eq!(yard.count("select count(*) from jobs").await, jobs);
+    assert_eq!(fleet.count("select count(*) from jobs").await, jobs);
     let ended = "select count(*) from jobs where state = 'succeeded' and finished_at is not null";
-    assert_eq!(yard.count(ended).await, jobs);
+    assert_eq!(fleet.count(ended).await, jobs);
     // Both answers of every riddle are there, with their tokens.
     let both = "select count(distinct a.job_id)
                   from attempts a join attempt_answers t on t.job_id = a.job_id and t.attempt = a.attempt
                   join attempts b on b.job_id = a.job_id and b.outcome = 'succeeded' and b.tier = 'large'
                  where a.outcome = 'escalated' and a.tier = 'small' and a.confidence < 0.5
                    and a.completion_tokens > 0 and b.completion_tokens > 0";
-    assert_eq!(yard.count(both).await, jobs / 2);
+    assert_eq!(fleet.count(both).await, jobs / 2);
     let succeeded = "select count(*) from attempts where outcome = 'succeeded'";
-    assert_eq!(yard.count(succeeded).await, jobs);
+    assert_eq!(fleet.count(succeeded).await, jobs);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsure_answers_are_escalated_whoever_dies() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings.push("router.threshold=1".to_owned());
-    let router = yard.start(&["route"]).await;
-    let first = [worker(&yard, "small").await, worker(&yard, "large").await];
-    let producer = ask(&yard).await;
-    yard.until_count(
-        "select count(*) from attempts where outcome = 'escalated'",
-        2,
-    )
-    .await;
+    let mut fleet = TestFleet::new().await;
+    fleet.settings.push("router.threshold=1".to_owned());
+    let router = fleet.start(&["route"]).await;
+    let first = [worker(&fleet, "small").await, worker(&fleet, "large").await];
+    let producer = ask(&fleet).await;
+    fleet
+        .until_count(
+            "select count(*) from attempts where outcome = 'escalated'",
+            2,
+        )
+        .await;
     for role in first {
         role.kill();
     }
-    let second = [worker(&yard, "small").await, worker(&yard, "large").await];
-    check(&yard, producer).await;
+    let second = [worker(&fleet, "small").await, worker(&fleet, "large").await];
+    check(&fleet, producer).await;
     for role in second {
         assert!(role.stop().await.success());
     }
     assert!(router.stop().await.success());
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 /// The worker that escalates dies after the commit: its messages come again on the small tier's
 /// queue, before and after the jobs went to the large one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_messages_of_escalated_jobs_run_nothing_twice() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings.push("router.threshold=1".to_owned());
-    let router = yard.start(&["route"]).await;
-    let small = worker(&yard, "small").await;
-    let producer = ask(&yard).await;
-    yard.until_count(
-        "select count(*) from jobs where tier = 'large' and state = 'routed'",
-        JOBS as i64 / 2,
-    )
-    .await;
-    let store = Store::connect(&yard.store).await.unwrap();
-    let broker = yard.connect().await;
+    let mut fleet = TestFleet::new().await;
+    fleet.settings.push("router.threshold=1".to_owned());
+    let router = fleet.start(&["route"]).await;
+    let small = worker(&fleet, "small").await;
+    let producer = ask(&fleet).await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where tier = 'large' and state = 'routed'",
+            JOBS as i64 / 2,
+        )
+        .await;
+    let store = Store::connect(&fleet.store).await.unwrap();
+    let broker = fleet.connect().await;
     let ids: Vec<uuid::Uuid> = sqlx::query_scalar("select id from jobs where tier = 'large'")
-        .fetch_all(&yard.pool)
+        .fetch_all(&fleet.pool)
         .await
         .unwrap();
     let mut old = Vec::new();
@@ -139,18 +142,18 @@ async fn old_messages_of_escalated_jobs_run_nothing_twice() {
         assert!(published.iter().all(Result::is_ok), "{published:?}");
     };
     repeat(old.clone()).await;
-    let large = worker(&yard, "large").await;
-    check(&yard, producer).await;
+    let large = worker(&fleet, "large").await;
+    check(&fleet, producer).await;
     repeat(old).await;
     assert!(small.stop().await.success());
-    let last = worker(&yard, "small").await;
-    yard.queues_are_empty().await;
+    let last = worker(&fleet, "small").await;
+    fleet.queues_are_empty().await;
     let attempts = "select count(*) from attempts";
-    assert_eq!(yard.count(attempts).await, (JOBS + JOBS / 2) as i64);
+    assert_eq!(fleet.count(attempts).await, (JOBS + JOBS / 2) as i64);
     for role in [last, large, router] {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
     store.close().await;
     broker.close().await;
 }

@@ -11,27 +11,27 @@ use promptyard::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, WorkerLoop},
     producer::Producer,
+    support::fleet::{Role, TestFleet},
 };
 
 const JOBS: usize = 100;
 
-async fn crew(yard: &WorkerLoop, engine: &str) -> Vec<Role> {
+async fn start_roles(fleet: &TestFleet, engine: &str) -> Vec<Role> {
     let mut roles = Vec::new();
     for tiers in ["small", "small", "small,large"] {
         let arguments = [
             "work", "--tier", tiers, "--small", engine, "--large", engine,
         ];
-        roles.push(yard.start(&arguments).await);
+        roles.push(fleet.start(&arguments).await);
     }
-    roles.push(yard.start(&["route"]).await);
-    roles.push(yard.start(&["route"]).await);
+    roles.push(fleet.start(&["route"]).await);
+    roles.push(fleet.start(&["route"]).await);
     roles
 }
 
-async fn ask(yard: &WorkerLoop) -> Producer {
-    let producer = Producer::new(yard).await;
+async fn ask(fleet: &TestFleet) -> Producer {
+    let producer = Producer::new(fleet).await;
     let body = json!({"prompt": "What is the capital of France?", "temperature": 0}).to_string();
     let messages = (0..JOBS).map(|at| {
         let name = format!("ask-{at}");
@@ -44,7 +44,7 @@ async fn ask(yard: &WorkerLoop) -> Producer {
     producer
 }
 
-async fn check(yard: &WorkerLoop, mut producer: Producer) {
+async fn check(fleet: &TestFleet, mut producer: Producer) {
     let replies = producer.replies(JOBS).await;
     let content =
         |line: &Value| line["response"]["body"]["choices"][0]["message"]["content"].clone();
@@ -52,17 +52,20 @@ async fn check(yard: &WorkerLoop, mut producer: Producer) {
     assert!(first.is_string(), "{:?}", replies["ask-0"]);
     assert!(replies.values().all(|line| content(line) == first));
     assert_eq!(
-        yard.count("select count(*) from jobs where state = 'succeeded'")
+        fleet
+            .count("select count(*) from jobs where state = 'succeeded'")
             .await,
         JOBS as i64
     );
     assert_eq!(
-        yard.count("select count(*) from jobs where source = 'computed'")
+        fleet
+            .count("select count(*) from jobs where source = 'computed'")
             .await,
         1
     );
     assert_eq!(
-        yard.count("select count(*) from attempts where outcome = 'succeeded'")
+        fleet
+            .count("select count(*) from attempts where outcome = 'succeeded'")
             .await,
         1
     );
@@ -70,38 +73,39 @@ async fn check(yard: &WorkerLoop, mut producer: Producer) {
 
 #[tokio::test]
 async fn identical_jobs_run_once() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings.push("router.threshold=1".to_owned());
-    let roles = crew(&yard, "scripted:latency_ms=400").await;
-    let producer = ask(&yard).await;
-    check(&yard, producer).await;
-    assert_eq!(yard.count("select count(*) from attempts").await, 1);
+    let mut fleet = TestFleet::new().await;
+    fleet.settings.push("router.threshold=1".to_owned());
+    let roles = start_roles(&fleet, "scripted:latency_ms=400").await;
+    let producer = ask(&fleet).await;
+    check(&fleet, producer).await;
+    assert_eq!(fleet.count("select count(*) from attempts").await, 1);
     for role in roles {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 /// A worker commits the shared answer and dies before it publishes: its message comes again, and every
 /// job gets its reply.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replies_outlive_a_worker_that_has_committed() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings.push("router.threshold=1".to_owned());
+    let mut fleet = TestFleet::new().await;
+    fleet.settings.push("router.threshold=1".to_owned());
     // The models are known before the jobs are routed, so that the answer may be kept.
     let engine = ["--small", "scripted:", "--large", "scripted:"];
     let work = [&["work", "--tier", "small,large"], &engine[..]].concat();
-    assert!(yard.start(&work).await.stop().await.success());
-    let router = yard.start(&["route"]).await;
-    let producer = ask(&yard).await;
-    yard.until_count(
-        "select count(*) from jobs where waits_for is not null",
-        JOBS as i64 - 1,
-    )
-    .await;
+    assert!(fleet.start(&work).await.stop().await.success());
+    let router = fleet.start(&["route"]).await;
+    let producer = ask(&fleet).await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where waits_for is not null",
+            JOBS as i64 - 1,
+        )
+        .await;
     let (store, broker) = (
-        Store::connect(&yard.store).await.unwrap(),
-        yard.connect().await,
+        Store::connect(&fleet.store).await.unwrap(),
+        fleet.connect().await,
     );
     let mut consumer = broker
         .consume(&[Queue::Tier(Tier::Small)], 1)
@@ -111,7 +115,8 @@ async fn replies_outlive_a_worker_that_has_committed() {
     let routed: RoutedJob = serde_json::from_slice(&delivery.body).unwrap();
     settle(&store, &routed).await;
     assert_eq!(
-        yard.count("select count(*) from jobs where state = 'succeeded'")
+        fleet
+            .count("select count(*) from jobs where state = 'succeeded'")
             .await,
         JOBS as i64
     );
@@ -119,13 +124,13 @@ async fn replies_outlive_a_worker_that_has_committed() {
     drop(delivery);
     consumer.close().await;
     broker.close().await;
-    let worker = yard.start(&work).await;
-    check(&yard, producer).await;
-    assert_eq!(yard.count("select count(*) from attempts").await, 1);
+    let worker = fleet.start(&work).await;
+    check(&fleet, producer).await;
+    assert_eq!(fleet.count("select count(*) from attempts").await, 1);
     for role in [worker, router] {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
     store.close().await;
 }
 
@@ -180,25 +185,26 @@ async fn settle(store: &Store, routed: &RoutedJob) {
 
 #[tokio::test]
 async fn identical_jobs_outlive_the_worker_that_runs_them() {
-    let mut yard = WorkerLoop::new().await;
+    let mut fleet = TestFleet::new().await;
     // The small tier has several workers; the large one's only worker could not be missed.
-    yard.settings.push("router.threshold=1".to_owned());
-    let mut roles = crew(&yard, "scripted:latency_ms=2000").await;
-    let producer = ask(&yard).await;
-    yard.until_count("select count(*) from attempts where outcome = 'running'", 1)
+    fleet.settings.push("router.threshold=1".to_owned());
+    let mut roles = start_roles(&fleet, "scripted:latency_ms=2000").await;
+    let producer = ask(&fleet).await;
+    fleet
+        .until_count("select count(*) from attempts where outcome = 'running'", 1)
         .await;
     let worker: String = sqlx::query_scalar("select worker from attempts")
-        .fetch_one(&yard.pool)
+        .fetch_one(&fleet.pool)
         .await
         .unwrap();
     // A worker's name holds its process id.
     let running = |role: &Role| worker.split('-').any(|part| part == role.id().to_string());
     let at = roles.iter().position(running).unwrap();
     roles.remove(at).kill();
-    check(&yard, producer).await;
+    check(&fleet, producer).await;
     let attempts: Vec<(i32, String)> =
         sqlx::query_as("select attempt, outcome from attempts order by attempt")
-            .fetch_all(&yard.pool)
+            .fetch_all(&fleet.pool)
             .await
             .unwrap();
     assert_eq!(
@@ -208,5 +214,5 @@ async fn identical_jobs_outlive_the_worker_that_runs_them() {
     for role in roles {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }

@@ -2,11 +2,14 @@
 
 use serde_json::json;
 
-use crate::harness::{Role, WorkerLoop, free_port, http};
+use crate::support::{
+    fleet::{Role, TestFleet, http},
+    servers::free_port,
+};
 
-async fn serve(yard: &WorkerLoop) -> (Role, u16) {
+async fn serve(fleet: &TestFleet) -> (Role, u16) {
     let port = free_port();
-    let role = yard
+    let role = fleet
         .start(&["serve", "--listen", &format!("127.0.0.1:{port}")])
         .await;
     (role, port)
@@ -14,8 +17,8 @@ async fn serve(yard: &WorkerLoop) -> (Role, u16) {
 
 #[tokio::test]
 async fn requests_get_their_answers_from_the_fleet() {
-    let yard = WorkerLoop::new().await;
-    let worker = yard
+    let fleet = TestFleet::new().await;
+    let worker = fleet
         .start(&[
             "work",
             "--tier",
@@ -26,8 +29,8 @@ async fn requests_get_their_answers_from_the_fleet() {
             "scripted:echo",
         ])
         .await;
-    let router = yard.start(&["route"]).await;
-    let (server, port) = serve(&yard).await;
+    let router = fleet.start(&["route"]).await;
+    let (server, port) = serve(&fleet).await;
     let body = json!({"model": "auto", "messages": [{"role": "user", "content": "hello yard"}]})
         .to_string();
     let chat = |body: String| async move {
@@ -65,11 +68,12 @@ async fn requests_get_their_answers_from_the_fleet() {
         .unwrap();
     assert_eq!(submitted.status, 202, "{submitted:?}");
     let id = submitted.json()["id"].as_str().unwrap().to_owned();
-    yard.until_count(
-        "select count(*) from jobs where key = 'order-1' and state = 'succeeded'",
-        1,
-    )
-    .await;
+    fleet
+        .until_count(
+            "select count(*) from jobs where key = 'order-1' and state = 'succeeded'",
+            1,
+        )
+        .await;
     let shown = http(port, "GET", &format!("/v1/jobs/{id}"), &[], "")
         .await
         .unwrap()
@@ -93,17 +97,19 @@ async fn requests_get_their_answers_from_the_fleet() {
     for role in [server, router, worker] {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_says_when_to_come_back() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings.push("broker.queue_messages_max=5".to_owned());
+    let mut fleet = TestFleet::new().await;
+    fleet
+        .settings
+        .push("broker.queue_messages_max=5".to_owned());
     // Only the small tier is served.
-    yard.settings.push("router.threshold=1".to_owned());
-    yard.broker.queue_messages_max = 5;
-    let (server, port) = serve(&yard).await;
+    fleet.settings.push("router.threshold=1".to_owned());
+    fleet.broker.queue_messages_max = 5;
+    let (server, port) = serve(&fleet).await;
     let mut accepted = 0;
     let refused = loop {
         let body = json!({"prompt": format!("number {accepted}")}).to_string();
@@ -123,22 +129,24 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert!(accepted >= 5);
     // What was refused has ended; what was accepted is answered once there is a fleet.
     assert_eq!(
-        yard.count("select count(*) from jobs where state = 'rejected'")
+        fleet
+            .count("select count(*) from jobs where state = 'rejected'")
             .await,
         1
     );
-    let worker = yard
+    let worker = fleet
         .start(&["work", "--tier", "small", "--small", "scripted:echo"])
         .await;
-    let router = yard.start(&["route"]).await;
-    yard.until_ended(accepted + 1).await;
+    let router = fleet.start(&["route"]).await;
+    fleet.until_ended(accepted + 1).await;
     assert_eq!(
-        yard.count("select count(*) from jobs where state = 'succeeded'")
+        fleet
+            .count("select count(*) from jobs where state = 'succeeded'")
             .await,
         accepted
     );
     for role in [server, router, worker] {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }

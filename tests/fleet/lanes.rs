@@ -10,16 +10,16 @@ use promptyard::{
 use serde_json::json;
 
 use crate::{
-    harness::{Role, WorkerLoop},
     producer::Producer,
+    support::fleet::{Role, TestFleet},
 };
 
 const WORKERS: usize = 3;
 
 /// Three workers that hold two jobs each, and two routers; affinity queues have found their workers.
-async fn fleet(latency_ms: u32) -> (WorkerLoop, Vec<Role>) {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings = vec![
+async fn start_fleet(latency_ms: u32) -> (TestFleet, Vec<Role>) {
+    let mut fleet = TestFleet::new().await;
+    fleet.settings = vec![
         "router.threshold=1".to_owned(),
         "small.batch_max=2".to_owned(),
         "worker.lease_s=6".to_owned(),
@@ -36,20 +36,21 @@ async fn fleet(latency_ms: u32) -> (WorkerLoop, Vec<Role>) {
     let mut roles = Vec::new();
     for _ in 0..WORKERS {
         roles.push(
-            yard.start(&["work", "--tier", "small", "--small", &small])
+            fleet
+                .start(&["work", "--tier", "small", "--small", &small])
                 .await,
         );
     }
     for _ in 0..2 {
-        roles.push(yard.start(&["route"]).await);
+        roles.push(fleet.start(&["route"]).await);
     }
-    roles.push(yard.start(&[&["work"], &large[..]].concat()).await);
-    lanes_are_taken(&yard).await;
-    (yard, roles)
+    roles.push(fleet.start(&[&["work"], &large[..]].concat()).await);
+    lanes_are_taken(&fleet).await;
+    (fleet, roles)
 }
 
-async fn lanes_are_taken(yard: &WorkerLoop) {
-    let broker = yard.connect().await;
+async fn lanes_are_taken(fleet: &TestFleet) {
+    let broker = fleet.connect().await;
     for _ in 0..400 {
         let depths = broker.depths().await.unwrap();
         let taken = depths.iter().filter(|depth| {
@@ -89,28 +90,28 @@ async fn publish(producer: &Producer, jobs: &[(usize, usize)]) {
 }
 
 /// The workers that ran a family's jobs.
-async fn workers_of(yard: &WorkerLoop, family: usize) -> BTreeSet<String> {
+async fn workers_of(fleet: &TestFleet, family: usize) -> BTreeSet<String> {
     let workers: Vec<String> = sqlx::query_scalar(
         "select a.worker from attempts a join jobs j on j.id = a.job_id where j.tags @> $1::text::jsonb",
     )
     .bind(json!([format!("family-{family}")]).to_string())
-    .fetch_all(&yard.pool)
+    .fetch_all(&fleet.pool)
     .await
     .unwrap();
     workers.into_iter().collect()
 }
 
-async fn end(yard: WorkerLoop, roles: Vec<Role>) {
+async fn end(fleet: TestFleet, roles: Vec<Role>) {
     for role in roles {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 #[tokio::test]
 async fn jobs_follow_their_beginning() {
-    let (yard, roles) = fleet(5).await;
-    let mut producer = Producer::new(&yard).await;
+    let (fleet, roles) = start_fleet(5).await;
+    let mut producer = Producer::new(&fleet).await;
     let families = 6;
     for at in 0..5 {
         // One after the other: nobody has a reason to take another's.
@@ -121,52 +122,55 @@ async fn jobs_follow_their_beginning() {
     }
     let mut all = BTreeSet::new();
     for family in 0..families {
-        let workers = workers_of(&yard, family).await;
+        let workers = workers_of(&fleet, family).await;
         assert_eq!(workers.len(), 1, "family {family} was run by {workers:?}");
         all.extend(workers);
     }
     assert!(all.len() > 1, "all families went to {all:?}");
-    end(yard, roles).await;
+    end(fleet, roles).await;
 }
 
 #[tokio::test]
 async fn a_flood_of_one_beginning_is_shared_and_run_once() {
-    let (yard, roles) = fleet(150).await;
-    let mut producer = Producer::new(&yard).await;
+    let (fleet, roles) = start_fleet(150).await;
+    let mut producer = Producer::new(&fleet).await;
     let jobs: Vec<_> = (0..90).map(|at| (0, at)).collect();
     publish(&producer, &jobs).await;
     assert_eq!(producer.replies(jobs.len()).await.len(), jobs.len());
-    assert_eq!(workers_of(&yard, 0).await.len(), WORKERS);
+    assert_eq!(workers_of(&fleet, 0).await.len(), WORKERS);
     assert_eq!(
-        yard.count("select count(*) from attempts").await,
+        fleet.count("select count(*) from attempts").await,
         jobs.len() as i64
     );
     // Nobody stood by: with six places the whole takes fifteen rounds of its one worker's forty-five.
     let most = "select max(jobs) from (select count(*) as jobs from attempts group by worker) w";
-    assert!(yard.count(most).await <= 60);
-    end(yard, roles).await;
+    assert!(fleet.count(most).await <= 60);
+    end(fleet, roles).await;
 }
 
 #[tokio::test]
 async fn the_lanes_of_a_worker_that_is_gone_are_emptied() {
-    let (yard, mut roles) = fleet(200).await;
-    let mut producer = Producer::new(&yard).await;
+    let (fleet, mut roles) = start_fleet(200).await;
+    let mut producer = Producer::new(&fleet).await;
     let jobs: Vec<_> = (0..48).map(|at| (at % 12, at)).collect();
     publish(&producer, &jobs).await;
-    yard.until_count("select least(count(*), 3) from attempts", 3)
+    fleet
+        .until_count("select least(count(*), 3) from attempts", 3)
         .await;
     roles.remove(0).kill();
     let (replies, _) = producer.replies_at_least_once(jobs.len()).await;
     assert_eq!(replies.len(), jobs.len());
     assert_eq!(
-        yard.count("select count(*) from jobs where state = 'succeeded'")
+        fleet
+            .count("select count(*) from jobs where state = 'succeeded'")
             .await,
         jobs.len() as i64
     );
     assert_eq!(
-        yard.count("select count(*) from attempts where outcome = 'succeeded'")
+        fleet
+            .count("select count(*) from attempts where outcome = 'succeeded'")
             .await,
         jobs.len() as i64
     );
-    end(yard, roles).await;
+    end(fleet, roles).await;
 }

@@ -5,26 +5,30 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{PATIENCE, WorkerLoop, free_port, http, text};
+use crate::support::{
+    fleet::{TestFleet, http, text},
+    poll::PATIENCE,
+    servers::free_port,
+};
 
 /// A copy reaches large through the broker, leaves the producer's results alone, and feedback comes
 /// by HTTP, and by SQL from a role that may do nothing else.
 #[tokio::test]
 async fn copies_and_feedback_reach_the_ledger() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings = vec![
+    let mut fleet = TestFleet::new().await;
+    fleet.settings = vec![
         "router.threshold=1".to_owned(),
         "router.shadow_share=1".to_owned(),
     ];
     let (small, large) = ("scripted:echo", "scripted:model=big,echo");
     let models = ["--small", small, "--large", large];
-    let worker = yard
+    let worker = fleet
         .start(&[&["work", "--tier", "small,large"], &models[..]].concat())
         .await;
-    let router = yard.start(&["route"]).await;
+    let router = fleet.start(&["route"]).await;
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
-    let api = yard.start(&["serve", "--listen", &listen]).await;
+    let api = fleet.start(&["serve", "--listen", &listen]).await;
 
     let body =
         json!({"prompt": "hello", "promptyard": {"tenant": "acme", "tags": ["eu"]}}).to_string();
@@ -35,27 +39,31 @@ async fn copies_and_feedback_reach_the_ledger() {
     let extension = &answered.json()["promptyard"];
     assert_eq!(extension["tier"], "small");
     let id = extension["job_id"].as_str().unwrap().to_owned();
-    yard.until_count(
-        "select count(*) from shadow_pairs where agrees and tenant = 'acme'",
-        1,
-    )
-    .await;
+    fleet
+        .until_count(
+            "select count(*) from shadow_pairs where agrees and tenant = 'acme'",
+            1,
+        )
+        .await;
     assert_eq!(
-        yard.count("select sum(jobs)::bigint from tenant_usage")
+        fleet
+            .count("select sum(jobs)::bigint from tenant_usage")
             .await,
         1
     );
     assert_eq!(
-        yard.count("select sum(copies)::bigint from shadow_costs where tenant = 'acme'")
+        fleet
+            .count("select sum(copies)::bigint from shadow_costs where tenant = 'acme'")
             .await,
         1
     );
     assert_eq!(
-        yard.count("select count(*) from jobs where tags @> '[\"eu\"]'")
+        fleet
+            .count("select count(*) from jobs where tags @> '[\"eu\"]'")
             .await,
         2
     );
-    let results = yard.run(&["results", "--since", "1h"], b"").await;
+    let results = fleet.run(&["results", "--since", "1h"], b"").await;
     assert_eq!(text(&results.stdout).lines().count(), 1);
 
     let path = format!("/v1/jobs/{id}/feedback");
@@ -68,7 +76,7 @@ async fn copies_and_feedback_reach_the_ledger() {
         let kept = http(port, "POST", &path, &[], &word).await.unwrap();
         assert_eq!(kept.status, 200, "{}", kept.body);
     }
-    let mut connection = yard.pool.acquire().await.unwrap();
+    let mut connection = fleet.pool.acquire().await.unwrap();
     let role = "set role promptyard_labeller";
     sqlx::query(role).execute(&mut *connection).await.unwrap();
     let word = "insert into feedback (job_id, source, score) values ($1, 'review', 1)
@@ -99,12 +107,13 @@ async fn copies_and_feedback_reach_the_ledger() {
         .unwrap();
     drop(connection);
     assert_eq!(
-        yard.count("select count(*) from feedback where score in (0.75, 1)")
+        fleet
+            .count("select count(*) from feedback where score in (0.75, 1)")
             .await,
         2
     );
 
-    let explained = yard.run(&["router", "explain", &id, "--json"], b"").await;
+    let explained = fleet.run(&["router", "explain", &id, "--json"], b"").await;
     let explained: serde_json::Value = serde_json::from_slice(&explained.stdout).unwrap();
     assert_eq!(
         explained["feedback"].as_array().map(Vec::len),
@@ -117,17 +126,17 @@ async fn copies_and_feedback_reach_the_ledger() {
 }
 
 /// Submits jobs, waits for their end and returns how many of them were decided by a target.
-async fn decided_by(yard: &WorkerLoop, batch: &str, target: &str) -> i64 {
+async fn decided_by(fleet: &TestFleet, batch: &str, target: &str) -> i64 {
     // Both routers take from the queue, so that some of these go to each.
     let lines: String = (0..JOBS)
         .map(|at| format!("Question {at} of {batch}\n"))
         .collect();
     let arguments = ["submit", "-", "--batch", batch];
-    let done = yard.run(&arguments, lines.as_bytes()).await;
+    let done = fleet.run(&arguments, lines.as_bytes()).await;
     assert!(done.status.success(), "{}", text(&done.stderr));
     let count = async |statement: &'static str| -> i64 {
         let counting = sqlx::query_scalar(statement).bind(batch).bind(target);
-        counting.fetch_one(&yard.pool).await.unwrap()
+        counting.fetch_one(&fleet.pool).await.unwrap()
     };
     let ended =
         "select count(*) from jobs where batch = $1 and finished_at is not null and $2 <> ''";
@@ -143,17 +152,17 @@ const JOBS: i64 = 40;
 /// Every router of a fleet follows a target that is set while it runs.
 #[tokio::test]
 async fn routers_follow_a_target_without_a_restart() {
-    let mut yard = WorkerLoop::new().await;
-    yard.settings = vec!["router.target=threshold:1".to_owned()];
+    let mut fleet = TestFleet::new().await;
+    fleet.settings = vec!["router.target=threshold:1".to_owned()];
     let models = ["--small", "scripted:echo", "--large", "scripted:echo"];
-    let worker = yard
+    let worker = fleet
         .start(&[&["work", "--tier", "small,large"], &models[..]].concat())
         .await;
-    let routers = [yard.start(&["route"]).await, yard.start(&["route"]).await];
+    let routers = [fleet.start(&["route"]).await, fleet.start(&["route"]).await];
     let follow = async |name: &str, target: &str| {
         let following = async {
             for at in 0.. {
-                if decided_by(&yard, &format!("{name}-{at}"), target).await == JOBS {
+                if decided_by(&fleet, &format!("{name}-{at}"), target).await == JOBS {
                     return;
                 }
             }
@@ -168,12 +177,12 @@ async fn routers_follow_a_target_without_a_restart() {
         (&["unset", "all"], "unset", "all threshold:1"),
     ] {
         let arguments = [&["router", "target"], arguments].concat();
-        let done = yard.run(&arguments, b"").await;
+        let done = fleet.run(&arguments, b"").await;
         assert!(done.status.success(), "{}", text(&done.stderr));
         follow(name, target).await;
     }
     let strays = "select count(*) from jobs where (tier = 'large') <> (target = 'threshold:0')";
-    assert_eq!(yard.count(strays).await, 0);
+    assert_eq!(fleet.count(strays).await, 0);
     for role in routers.into_iter().chain([worker]) {
         assert!(role.stop().await.success());
     }

@@ -7,8 +7,8 @@ use promptyard::scoring::{features::Features, scorer::Scorer};
 use serde_json::json;
 
 use crate::{
-    harness::{Role, WorkerLoop, json_lines, text},
     producer::Producer,
+    support::fleet::{Role, TestFleet, json_lines, text},
 };
 
 /// Jobs of each kind of producer.
@@ -37,7 +37,7 @@ const SMALL: &str = "scripted:model=small,latency_ms=40,jitter_ms=60";
 const LARGE: &str = "scripted:model=large,latency_ms=40,jitter_ms=60";
 
 /// Half of the prompts' scores lie on either side of the threshold, whatever the weights.
-async fn yard_of_both() -> WorkerLoop {
+async fn fleet_of_both() -> TestFleet {
     let scorer = Scorer::bundled();
     let score = |name| {
         let prompt = body(name)["body"]["prompt"].as_str().unwrap().to_owned();
@@ -45,25 +45,27 @@ async fn yard_of_both() -> WorkerLoop {
     };
     let mut scores: Vec<f64> = (0..2 * HALF).map(score).collect();
     scores.sort_by(f64::total_cmp);
-    let mut yard = WorkerLoop::new().await;
-    yard.settings
+    let mut fleet = TestFleet::new().await;
+    fleet
+        .settings
         .push(format!("router.threshold={}", scores[HALF]));
-    yard
+    fleet
 }
 
-async fn worker(yard: &WorkerLoop, tiers: &str) -> Role {
-    yard.start(&["work", "--tier", tiers, "--small", SMALL, "--large", LARGE])
+async fn worker(fleet: &TestFleet, tiers: &str) -> Role {
+    fleet
+        .start(&["work", "--tier", tiers, "--small", SMALL, "--large", LARGE])
         .await
 }
 
-async fn crew(yard: &WorkerLoop) -> Crew {
+async fn start_roles(fleet: &TestFleet) -> Crew {
     let (small, large, both) = tokio::join!(
-        worker(yard, "small"),
-        worker(yard, "large"),
-        worker(yard, "small,large")
+        worker(fleet, "small"),
+        worker(fleet, "large"),
+        worker(fleet, "small,large")
     );
     let workers = vec![small, large, both];
-    let (one, other) = tokio::join!(yard.start(&["route"]), yard.start(&["route"]));
+    let (one, other) = tokio::join!(fleet.start(&["route"]), fleet.start(&["route"]));
     Crew {
         routers: vec![one, other],
         workers,
@@ -71,9 +73,9 @@ async fn crew(yard: &WorkerLoop) -> Crew {
 }
 
 /// The first half, as `submit` sends it.
-async fn submit(yard: &WorkerLoop) {
+async fn submit(fleet: &TestFleet) {
     let lines: String = (0..HALF).map(|name| format!("{}\n", body(name))).collect();
-    let submitted = yard
+    let submitted = fleet
         .run(&["submit", "-", "--batch", "half"], lines.as_bytes())
         .await;
     assert!(submitted.status.success(), "{}", text(&submitted.stderr));
@@ -81,8 +83,8 @@ async fn submit(yard: &WorkerLoop) {
 }
 
 /// The second half by a plain AMQP client, with some messages repeated.
-async fn publish(yard: &WorkerLoop) {
-    let producer = Producer::new(yard).await;
+async fn publish(fleet: &TestFleet) {
+    let producer = Producer::new(fleet).await;
     let names = (HALF..2 * HALF).chain(HALF..HALF + REPEATED);
     let messages = names.map(|name| {
         let properties = BasicProperties::default().with_message_id(format!("key-{name}").into());
@@ -92,8 +94,8 @@ async fn publish(yard: &WorkerLoop) {
 }
 
 /// Asserts that all jobs ended once with every attempt accounted for; returns the answers by name.
-async fn check(yard: &WorkerLoop, crew: Crew) -> BTreeMap<String, String> {
-    let count = |query| yard.count(query);
+async fn check(fleet: &TestFleet, crew: Crew) -> BTreeMap<String, String> {
+    let count = |query| fleet.count(query);
     assert_eq!(count("select count(*) from jobs").await, 2 * HALF as i64);
     assert_eq!(
         count("select count(distinct custom_id) from jobs").await,
@@ -137,10 +139,10 @@ async fn check(yard: &WorkerLoop, crew: Crew) -> BTreeMap<String, String> {
             std::fs::read_to_string(log).unwrap()
         );
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
     let rows: Vec<(String, String)> =
         sqlx::query_as("select j.custom_id, a.text from jobs j join answers a on a.job_id = j.id")
-            .fetch_all(&yard.pool)
+            .fetch_all(&fleet.pool)
             .await
             .unwrap();
     let answers: BTreeMap<_, _> = rows.into_iter().collect();
@@ -150,43 +152,46 @@ async fn check(yard: &WorkerLoop, crew: Crew) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_job_ends_once_whatever_dies() {
-    let yard = yard_of_both().await;
-    let fleet = crew(&yard).await;
-    tokio::join!(submit(&yard), publish(&yard));
-    yard.until_ended(2 * HALF as i64).await;
-    let batch = yard.run(&["results", "--batch", "half"], b"").await;
+    let fleet = fleet_of_both().await;
+    let roles = start_roles(&fleet).await;
+    tokio::join!(submit(&fleet), publish(&fleet));
+    fleet.until_ended(2 * HALF as i64).await;
+    let batch = fleet.run(&["results", "--batch", "half"], b"").await;
     assert_eq!(json_lines(&batch.stdout).len(), HALF);
-    let undisturbed = check(&yard, fleet).await;
+    let undisturbed = check(&fleet, roles).await;
     assert_eq!(
-        yard.count("select count(*) from attempts where outcome <> 'succeeded'")
+        fleet
+            .count("select count(*) from attempts where outcome <> 'succeeded'")
             .await,
         0
     );
 
-    let mut yard = yard_of_both().await;
+    let mut fleet = fleet_of_both().await;
     // What the dead worker had claimed is free again before anybody's patience ends.
-    yard.settings.push("worker.lease_s=20".to_owned());
-    let mut fleet = crew(&yard).await;
-    submit(&yard).await;
-    yard.until_count(ENDED, 100).await;
+    fleet.settings.push("worker.lease_s=20".to_owned());
+    let mut roles = start_roles(&fleet).await;
+    submit(&fleet).await;
+    fleet.until_count(ENDED, 100).await;
     // The worker of both tiers dies over its batches.
-    fleet.workers.pop().unwrap().kill();
-    tokio::join!(publish(&yard), async {
-        yard.until_count("select count(*) from jobs", HALF as i64 + 50)
+    roles.workers.pop().unwrap().kill();
+    tokio::join!(publish(&fleet), async {
+        fleet
+            .until_count("select count(*) from jobs", HALF as i64 + 50)
             .await;
-        fleet.routers.pop().unwrap().kill();
+        roles.routers.pop().unwrap().kill();
     });
-    yard.until_count(ENDED, 600).await;
-    let drained = fleet.workers.remove(0);
-    let (status, replacement) = tokio::join!(drained.stop(), worker(&yard, "small"));
+    fleet.until_count(ENDED, 600).await;
+    let drained = roles.workers.remove(0);
+    let (status, replacement) = tokio::join!(drained.stop(), worker(&fleet, "small"));
     assert!(status.success());
-    fleet.workers.push(replacement);
-    yard.until_ended(2 * HALF as i64).await;
+    roles.workers.push(replacement);
+    fleet.until_ended(2 * HALF as i64).await;
     assert!(
-        yard.count("select count(*) from attempts where outcome = 'lost'")
+        fleet
+            .count("select count(*) from attempts where outcome = 'lost'")
             .await
             > 0
     );
-    let disturbed = check(&yard, fleet).await;
+    let disturbed = check(&fleet, roles).await;
     assert_eq!(undisturbed, disturbed);
 }

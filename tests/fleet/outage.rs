@@ -8,9 +8,12 @@ use promptyard::config::SecretUrl;
 use serde_json::json;
 
 use crate::{
-    harness::{WorkerLoop, amqp_url, database_url},
     producer::Producer,
-    proxy::{Mode, Proxy},
+    support::{
+        fleet::TestFleet,
+        proxy::{Mode, Proxy},
+        servers::{amqp_url, database_url},
+    },
 };
 
 const JOBS: usize = 400;
@@ -49,25 +52,25 @@ fn messages(producer: &Producer, names: Range<usize>) -> Vec<(BasicProperties, V
 }
 
 /// Every job ended once, with one committed run.
-async fn check(yard: &WorkerLoop) {
+async fn check(fleet: &TestFleet) {
     for query in [
         "select count(*) from jobs",
         "select count(*) from jobs where state = 'succeeded'",
         "select count(*) from attempts where outcome = 'succeeded'",
     ] {
-        assert_eq!(yard.count(query).await, JOBS as i64, "{query}");
+        assert_eq!(fleet.count(query).await, JOBS as i64, "{query}");
     }
     let running = "select count(*) from attempts where outcome = 'running'";
-    assert_eq!(yard.count(running).await, 0);
+    assert_eq!(fleet.count(running).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_broker_is_waited_out() {
-    let mut yard = WorkerLoop::new().await;
+    let mut fleet = TestFleet::new().await;
     let (proxy, through) = before(&amqp_url()).await;
-    let direct = std::mem::replace(&mut yard.broker.url, through);
+    let direct = std::mem::replace(&mut fleet.broker.url, through);
     let engine = "scripted:latency_ms=100,jitter_ms=100";
-    let worker = yard
+    let worker = fleet
         .start(&[
             "work",
             "--tier",
@@ -78,15 +81,15 @@ async fn an_outage_of_the_broker_is_waited_out() {
             engine,
         ])
         .await;
-    let router = yard.start(&["route"]).await;
-    let mut producer = Producer::new(&yard).await;
+    let router = fleet.start(&["route"]).await;
+    let mut producer = Producer::new(&fleet).await;
     producer
         .publish("jobs.in", messages(&producer, 0..JOBS / 2))
         .await;
-    yard.until_ended(30).await;
+    fleet.until_ended(30).await;
     // A blink, in which everything delivered comes again.
     proxy.cut();
-    yard.until_ended(80).await;
+    fleet.until_ended(80).await;
     // An outage that both notice, with new jobs meanwhile.
     proxy.set(Mode::Shut);
     tokio::join!(router.ready(503), worker.ready(503));
@@ -95,23 +98,23 @@ async fn an_outage_of_the_broker_is_waited_out() {
         .await;
     proxy.set(Mode::Open);
     tokio::join!(router.ready(200), worker.ready(200));
-    yard.until_ended(JOBS as i64).await;
+    fleet.until_ended(JOBS as i64).await;
 
-    check(&yard).await;
+    check(&fleet).await;
     // A reply may come twice when its confirmation was cut off, but each must come.
     producer.replies_at_least_once(JOBS).await;
     assert!(router.stop().await.success());
     assert!(worker.stop().await.success());
-    yard.broker.url = direct;
-    yard.queues_are_empty().await;
+    fleet.broker.url = direct;
+    fleet.queues_are_empty().await;
 }
 
 /// Whether a commit happened whose word was cut off is unknown; every job must end all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_ledger_is_waited_out() {
-    let mut yard = WorkerLoop::new().await;
+    let mut fleet = TestFleet::new().await;
     let (proxy, through) = before(&database_url()).await;
-    let direct = std::mem::replace(&mut yard.store.url, through);
+    let direct = std::mem::replace(&mut fleet.store.url, through);
     let engine = "scripted:latency_ms=50,jitter_ms=50";
     let arguments = [
         "work",
@@ -122,25 +125,27 @@ async fn an_outage_of_the_ledger_is_waited_out() {
         "--large",
         engine,
     ];
-    let worker = yard.start(&arguments).await;
-    let router = yard.start(&["route", "--set", "router.batch_max=16"]).await;
-    let mut producer = Producer::new(&yard).await;
+    let worker = fleet.start(&arguments).await;
+    let router = fleet
+        .start(&["route", "--set", "router.batch_max=16"])
+        .await;
+    let mut producer = Producer::new(&fleet).await;
     for at in 0..10 {
         let part = JOBS / 10;
         producer
             .publish("jobs.in", messages(&producer, at * part..(at + 1) * part))
             .await;
-        yard.until_ended((at * part / 2 + 1) as i64).await;
+        fleet.until_ended((at * part / 2 + 1) as i64).await;
         proxy.cut();
     }
     proxy.set(Mode::Shut);
     tokio::join!(router.ready(503), worker.ready(503));
     proxy.set(Mode::Open);
-    yard.until_ended(JOBS as i64).await;
-    check(&yard).await;
+    fleet.until_ended(JOBS as i64).await;
+    check(&fleet).await;
     producer.replies_at_least_once(JOBS).await;
     assert!(router.stop().await.success());
     assert!(worker.stop().await.success());
-    yard.store.url = direct;
-    yard.queues_are_empty().await;
+    fleet.store.url = direct;
+    fleet.queues_are_empty().await;
 }

@@ -8,13 +8,16 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{WorkerLoop, binary, json_lines, output, signal, text};
+use crate::support::{
+    binary::{promptyard, signal},
+    fleet::{TestFleet, json_lines, output, text},
+};
 
 #[tokio::test]
 async fn results_status_and_views_agree() {
-    let yard = WorkerLoop::new().await;
+    let fleet = TestFleet::new().await;
     let engine = "scripted:latency_ms=5";
-    let worker = yard
+    let worker = fleet
         .start(&[
             "work",
             "--tier",
@@ -25,9 +28,9 @@ async fn results_status_and_views_agree() {
             engine,
         ])
         .await;
-    let router = yard.start(&["route"]).await;
+    let router = fleet.start(&["route"]).await;
     // Follows from before there is anything.
-    let mut following = yard.command(&["results", "--batch", "b1", "--follow"]);
+    let mut following = fleet.command(&["results", "--batch", "b1", "--follow"]);
     let mut following = following
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -36,7 +39,7 @@ async fn results_status_and_views_agree() {
     let lines: String = (0..50)
         .map(|at| format!("Question {} of the day?\n", at % 40))
         .collect();
-    let submitted = yard
+    let submitted = fleet
         .run(&["submit", "-", "--batch", "b1"], lines.as_bytes())
         .await;
     assert!(submitted.status.success(), "{}", text(&submitted.stderr));
@@ -54,30 +57,30 @@ async fn results_status_and_views_agree() {
         .unwrap();
     assert!(ended.unwrap().success());
     let mut followed = followed.expect("follow prints every answer").unwrap();
-    let listed = yard.run(&["results", "--batch", "b1"], b"").await;
+    let listed = fleet.run(&["results", "--batch", "b1"], b"").await;
     let mut listed = json_lines(&listed.stdout);
     let id = |line: &Value| line["id"].as_str().unwrap().to_owned();
     followed.sort_by_key(id);
     listed.sort_by_key(id);
     assert_eq!(followed, listed);
     let some = id(&listed[0]);
-    let one = yard.run(&["results", "--id", &some], b"").await;
+    let one = fleet.run(&["results", "--id", &some], b"").await;
     assert_eq!(json_lines(&one.stdout), [listed[0].clone()]);
 
-    let status = yard.run(&["status", "--json"], b"").await;
+    let status = fleet.run(&["status", "--json"], b"").await;
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["jobs"]["succeeded"], 50, "{status}");
     assert_eq!(status["finished_last_minute"], 50);
     assert_eq!(status["dead_letters"], 0);
     assert_eq!(status["workers"].as_array().unwrap().len(), 2);
-    let table = text(&yard.run(&["status"], b"").await.stdout);
+    let table = text(&fleet.run(&["status"], b"").await.stdout);
     assert!(
         table.contains("jobs.small") && table.contains("50 succeeded"),
         "{table}"
     );
 
     // What analysts see is what happened, whichever hour the test began in.
-    let count = |query| yard.count(query);
+    let count = |query| fleet.count(query);
     assert_eq!(count("select sum(jobs)::bigint from latency").await, 50);
     assert_eq!(count("select sum(jobs)::bigint from route_mix").await, 50);
     assert_eq!(
@@ -108,8 +111,8 @@ async fn results_status_and_views_agree() {
 
 #[tokio::test]
 async fn migrations_at_once_wait_for_each_other() {
-    let yard = WorkerLoop::bare();
-    let runs = futures::future::join_all((0..3).map(|_| yard.run(&["migrate"], b""))).await;
+    let fleet = TestFleet::bare();
+    let runs = futures::future::join_all((0..3).map(|_| fleet.run(&["migrate"], b""))).await;
     let mut said: Vec<_> = runs.iter().map(|run| text(&run.stderr)).collect();
     assert!(runs.iter().all(|run| run.status.success()), "{said:?}");
     said.sort();
@@ -121,7 +124,8 @@ async fn migrations_at_once_wait_for_each_other() {
         "{said:?}"
     );
     assert!(
-        yard.count("select count(*) from pg_inherits i where i.inhparent = 'jobs'::regclass")
+        fleet
+            .count("select count(*) from pg_inherits i where i.inhparent = 'jobs'::regclass")
             .await
             >= 2
     );
@@ -130,17 +134,17 @@ async fn migrations_at_once_wait_for_each_other() {
 /// Roles without what they need end at once, with one line that says what is wrong.
 #[tokio::test]
 async fn a_role_that_cannot_start_says_why_in_one_line() {
-    let yard = WorkerLoop::bare();
-    let no_tables = yard.run(&["route"], b"").await;
+    let fleet = TestFleet::bare();
+    let no_tables = fleet.run(&["route"], b"").await;
     complains(&no_tables, "promptyard migrate");
-    let amqp = yard.broker.url.expose().to_owned();
-    let database = yard.store.url.expose().to_owned();
+    let amqp = fleet.broker.url.expose().to_owned();
+    let database = fleet.store.url.expose().to_owned();
     for role in ["route", "work", "serve", "up", "status"] {
         let at = |broker: &str, store: &str| {
-            let mut command = binary();
+            let mut command = promptyard();
             command.args([role, "--broker", broker, "--store", store]);
-            command.args(["--set", &format!("store.schema={}", yard.store.schema)]);
-            command.args(["--set", &format!("broker.prefix={}", yard.broker.prefix)]);
+            command.args(["--set", &format!("store.schema={}", fleet.store.schema)]);
+            command.args(["--set", &format!("broker.prefix={}", fleet.broker.prefix)]);
             if role != "status" {
                 command.args(["--metrics-listen", "127.0.0.1:0"]);
             }
@@ -153,7 +157,7 @@ async fn a_role_that_cannot_start_says_why_in_one_line() {
         .await;
         complains(&no_ledger, "127.0.0.1:1");
         if role == "up" {
-            assert!(yard.run(&["migrate"], b"").await.status.success());
+            assert!(fleet.run(&["migrate"], b"").await.status.success());
         }
         if ["up", "status"].contains(&role) {
             let no_broker = output(at("amqp://guest:secret@127.0.0.1:1/%2f", &database), b"").await;

@@ -12,7 +12,11 @@ use lapin::{
 };
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, WorkerLoop, amqp_url, output, text};
+use crate::support::{
+    fleet::{TestFleet, output, text},
+    poll::PATIENCE,
+    servers::{amqp_url, python},
+};
 
 /// A connection with a reply queue of its own.
 pub struct Producer {
@@ -24,7 +28,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    pub async fn new(yard: &WorkerLoop) -> Self {
+    pub async fn new(fleet: &TestFleet) -> Self {
         let connection = Connection::connect(&amqp_url(), ConnectionProperties::default())
             .await
             .unwrap();
@@ -57,7 +61,7 @@ impl Producer {
             .unwrap();
         Self {
             channel,
-            exchange: format!("{}promptyard", yard.broker.prefix),
+            exchange: format!("{}promptyard", fleet.broker.prefix),
             reply_queue,
             replies,
             _connection: connection,
@@ -130,8 +134,8 @@ impl Producer {
 /// The example that producers are told to copy gets its answers from a real fleet.
 #[tokio::test]
 async fn the_example_producer_is_answered() {
-    let yard = WorkerLoop::new().await;
-    let _worker = yard
+    let fleet = TestFleet::new().await;
+    let _worker = fleet
         .start(&[
             "work",
             "--tier",
@@ -142,17 +146,15 @@ async fn the_example_producer_is_answered() {
             "scripted:echo",
         ])
         .await;
-    let _router = yard.start(&["route"]).await;
+    let _router = fleet.start(&["route"]).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = std::env::var("PROMPTYARD_TEST_PYTHON")
-        .unwrap_or_else(|_| root.join(".venv/bin/python").display().to_string());
-    let mut command = Command::new(python);
+    let mut command = Command::new(python());
     command.arg(root.join("examples/producer.py"));
     command.args([
         "--url",
         &amqp_url(),
         "--prefix",
-        &yard.broker.prefix,
+        &fleet.broker.prefix,
         "--timeout",
         "60",
     ]);
@@ -165,7 +167,7 @@ async fn the_example_producer_is_answered() {
     ]);
     let produced = output(command, b"").await;
     assert!(produced.status.success(), "{}", text(&produced.stderr));
-    let mut answers: Vec<_> = crate::harness::json_lines(&produced.stdout)
+    let mut answers: Vec<_> = crate::support::fleet::json_lines(&produced.stdout)
         .iter()
         .map(|line| {
             line["response"]["body"]["choices"][0]["message"]["content"]
@@ -176,6 +178,6 @@ async fn the_example_producer_is_answered() {
         .collect();
     answers.sort();
     assert_eq!(answers, ["one", "three é", "two"]);
-    let keys = yard.count("select count(*) from jobs where key in ('order-1', 'order-2', 'order-3') and state = 'succeeded'");
+    let keys = fleet.count("select count(*) from jobs where key in ('order-1', 'order-2', 'order-3') and state = 'succeeded'");
     assert_eq!(keys.await, 3);
 }

@@ -9,19 +9,19 @@ use promptyard::{
 };
 use serde_json::json;
 
-use crate::{harness::WorkerLoop, producer::Producer};
+use crate::{producer::Producer, support::fleet::TestFleet};
 
 const JOBS: i64 = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_router_released_is_published_by_the_next() {
-    let mut yard = WorkerLoop::new().await;
+    let mut fleet = TestFleet::new().await;
     // The sweep would find them as well, long after.
-    yard.settings = ["router.window_jobs=1", "router.stuck_after_s=3600"]
+    fleet.settings = ["router.window_jobs=1", "router.stuck_after_s=3600"]
         .map(str::to_owned)
         .to_vec();
-    let router = yard.start(&["route"]).await;
-    let producer = Producer::new(&yard).await;
+    let router = fleet.start(&["route"]).await;
+    let producer = Producer::new(&fleet).await;
     let messages = (0..JOBS).map(|at| {
         let body = json!({"model": "small", "prompt": format!("Number {at}?")});
         let properties = BasicProperties::default().with_message_id(format!("{at}").into());
@@ -29,11 +29,11 @@ async fn what_a_dead_router_released_is_published_by_the_next() {
     });
     producer.publish("jobs.in", messages.collect()).await;
     let routed = "select count(*) from jobs where state = 'routed'";
-    yard.until_count(routed, JOBS).await;
+    fleet.until_count(routed, JOBS).await;
     router.kill();
 
     // What the router would have done last: its word of it to the broker never left.
-    let store = Store::connect(&yard.store).await.unwrap();
+    let store = Store::connect(&fleet.store).await.unwrap();
     let held = store
         .deferred(DeferredQueue::Tier(Tier::Small), JOBS as usize)
         .await
@@ -43,22 +43,22 @@ async fn what_a_dead_router_released_is_published_by_the_next() {
     assert_eq!(store.release(&held, false).await.unwrap().len(), held.len());
 
     let engine = "scripted:latency_ms=5";
-    let worker = yard
+    let worker = fleet
         .start(&["work", "--tier", "small", "--small", engine])
         .await;
-    let router = yard.start(&["route"]).await;
-    yard.until_ended(JOBS).await;
+    let router = fleet.start(&["route"]).await;
+    fleet.until_ended(JOBS).await;
     for query in [
         "select count(*) from jobs where state = 'succeeded'",
         "select count(*) from attempts",
     ] {
-        assert_eq!(yard.count(query).await, JOBS, "{query}");
+        assert_eq!(fleet.count(query).await, JOBS, "{query}");
     }
     // Nothing is left to be found, and what was published is not published again and again.
     let unpublished = store.unpublished(Duration::ZERO, 100).await.unwrap();
     assert_eq!(unpublished, []);
     assert!(router.stop().await.success());
     assert!(worker.stop().await.success());
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
     store.close().await;
 }

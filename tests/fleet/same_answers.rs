@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::harness::{WorkerLoop, binary, json_lines, output, text};
+use crate::support::{
+    binary::promptyard,
+    fleet::{TestFleet, json_lines, output, text},
+};
 
 /// The example prompts with few tokens to generate, so that the test is about the way and not about
 /// the model; and the names of those whose answers are greedy.
@@ -68,38 +71,39 @@ async fn run(mut command: Command, folder: &Path) -> BTreeMap<String, Value> {
 
 #[tokio::test]
 async fn embedded_and_fleet_answer_alike() {
-    let yard = WorkerLoop::bare();
+    let fleet = TestFleet::bare();
     let (lines, greedy) = prompts();
     assert!(greedy.len() > 100);
-    std::fs::write(yard.folder.path().join("prompts.jsonl"), lines).unwrap();
+    std::fs::write(fleet.folder.path().join("prompts.jsonl"), lines).unwrap();
     let embedded = tempfile::tempdir().unwrap();
     std::fs::copy(
-        yard.folder.path().join("prompts.jsonl"),
+        fleet.folder.path().join("prompts.jsonl"),
         embedded.path().join("prompts.jsonl"),
     )
     .unwrap();
-    let mut command = binary();
+    let mut command = promptyard();
     command.current_dir(embedded.path());
     let here = run(command, embedded.path()).await;
-    let mut command = binary();
+    let mut command = promptyard();
     for (name, value) in [
-        ("PROMPTYARD_BROKER_URL", yard.broker.url.expose()),
-        ("PROMPTYARD_BROKER_PREFIX", &yard.broker.prefix),
-        ("PROMPTYARD_STORE_URL", yard.store.url.expose()),
-        ("PROMPTYARD_STORE_SCHEMA", &yard.store.schema),
+        ("PROMPTYARD_BROKER_URL", fleet.broker.url.expose()),
+        ("PROMPTYARD_BROKER_PREFIX", &fleet.broker.prefix),
+        ("PROMPTYARD_STORE_URL", fleet.store.url.expose()),
+        ("PROMPTYARD_STORE_SCHEMA", &fleet.store.schema),
     ] {
         command.env(name, value);
     }
-    let there = run(command, yard.folder.path()).await;
+    let there = run(command, fleet.folder.path()).await;
     assert_eq!(here.len(), 200);
     for name in greedy {
         assert_eq!(here[&name], there[&name], "{name}");
     }
     assert_eq!(
-        yard.count("select count(*) from jobs where finished_at is not null")
+        fleet
+            .count("select count(*) from jobs where finished_at is not null")
             .await,
         200
     );
-    assert_eq!(yard.count("select count(*) from jobs").await, 200);
-    yard.queues_are_empty().await;
+    assert_eq!(fleet.count("select count(*) from jobs").await, 200);
+    fleet.queues_are_empty().await;
 }

@@ -4,16 +4,17 @@
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Role, WorkerLoop},
     producer::Producer,
+    support::{
+        fleet::{Role, TestFleet},
+        servers::embedder_folder,
+    },
 };
 
-async fn fleet(small: &str) -> (WorkerLoop, Vec<Role>) {
-    let embedder = std::env::var("PROMPTYARD_TEST_EMBEDDER").expect(
-        "the tests need all-MiniLM-L6-v2: run ./scripts/test, or set PROMPTYARD_TEST_EMBEDDER to its directory",
-    );
-    let mut yard = WorkerLoop::new().await;
-    yard.settings = vec![
+async fn start_fleet(small: &str) -> (TestFleet, Vec<Role>) {
+    let embedder = embedder_folder();
+    let mut fleet = TestFleet::new().await;
+    fleet.settings = vec![
         format!("cache.embedder={embedder}"),
         "cache.recheck_share=1".to_owned(),
         "router.threshold=1".to_owned(),
@@ -27,16 +28,16 @@ async fn fleet(small: &str) -> (WorkerLoop, Vec<Role>) {
         "--large",
         "scripted:model=big",
     ];
-    let mut roles = vec![yard.start(&worker).await];
+    let mut roles = vec![fleet.start(&worker).await];
     for _ in 0..2 {
-        roles.push(yard.start(&["route"]).await);
+        roles.push(fleet.start(&["route"]).await);
     }
-    (yard, roles)
+    (fleet, roles)
 }
 
 /// Publishes questions and returns the sources of their answers by name.
-async fn ask(yard: &WorkerLoop, questions: &[(&str, &str)]) -> Vec<(String, String)> {
-    let mut producer = Producer::new(yard).await;
+async fn ask(fleet: &TestFleet, questions: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut producer = Producer::new(fleet).await;
     let messages = questions.iter().map(|(name, question)| {
         let body = json!({"prompt": question, "promptyard": {"cache": "semantic"}});
         (producer.asking(name), body.to_string().into_bytes())
@@ -59,70 +60,77 @@ async fn ask(yard: &WorkerLoop, questions: &[(&str, &str)]) -> Vec<(String, Stri
 /// computed the next time.
 #[tokio::test]
 async fn wrong_hits_raise_the_threshold() {
-    let (yard, roles) = fleet("scripted:").await;
+    let (fleet, roles) = start_fleet("scripted:").await;
     assert_eq!(
-        ask(&yard, &[("a", "How do I reset my password?")]).await[0].1,
+        ask(&fleet, &[("a", "How do I reset my password?")]).await[0].1,
         "computed"
     );
-    yard.until_count(
-        "select count(*) from cache_entries where state = 'ready'",
-        1,
-    )
-    .await;
+    fleet
+        .until_count(
+            "select count(*) from cache_entries where state = 'ready'",
+            1,
+        )
+        .await;
     // Both routers have read it within their interval, whichever takes the message.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    let sources = ask(&yard, &[("b", "How can I reset my password?")]).await;
+    let sources = ask(&fleet, &[("b", "How can I reset my password?")]).await;
     assert_eq!(sources[0].1, "semantic");
-    yard.until_count("select count(*) from semantic_lookups where not agrees", 1)
+    fleet
+        .until_count("select count(*) from semantic_lookups where not agrees", 1)
         .await;
     assert_eq!(
-        yard.count("select disagreements::bigint from cache_questions")
+        fleet
+            .count("select disagreements::bigint from cache_questions")
             .await,
         1
     );
     assert_eq!(
-        yard.count("select count(*) from semantic_lookups l join cache_questions q on q.key = l.entry where q.cosine_min > l.cosine").await,
+        fleet.count("select count(*) from semantic_lookups l join cache_questions q on q.key = l.entry where q.cosine_min > l.cosine").await,
         1
     );
     assert_eq!(
-        yard.count("select (wrong_share * 100)::bigint from semantic_reuse")
+        fleet
+            .count("select (wrong_share * 100)::bigint from semantic_reuse")
             .await,
         100
     );
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    let sources = ask(&yard, &[("c", "How can I reset my password?")]).await;
+    let sources = ask(&fleet, &[("c", "How can I reset my password?")]).await;
     assert_eq!(sources[0].1, "computed");
     // The copy that was run to learn this is nobody's job.
     assert_eq!(
-        yard.count("select sum(jobs)::bigint from tenant_usage")
+        fleet
+            .count("select sum(jobs)::bigint from tenant_usage")
             .await,
         3
     );
     for role in roles {
         assert!(role.stop().await.success());
     }
-    yard.queues_are_empty().await;
+    fleet.queues_are_empty().await;
 }
 
 /// Answers that say the same leave the entry as it is.
 #[tokio::test]
 async fn right_hits_are_confirmed() {
-    let (yard, roles) = fleet("scripted:says=By its link.").await;
-    ask(&yard, &[("a", "How do I reset my password?")]).await;
+    let (fleet, roles) = start_fleet("scripted:says=By its link.").await;
+    ask(&fleet, &[("a", "How do I reset my password?")]).await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let near = [
         ("b", "How can I reset my password?"),
         ("c", "What is the best way to reset my password?"),
     ];
-    let sources = ask(&yard, &near).await;
+    let sources = ask(&fleet, &near).await;
     assert!(
         sources.iter().all(|(_, source)| source == "semantic"),
         "{sources:?}"
     );
-    yard.until_count("select count(*) from semantic_lookups where agrees", 2)
+    fleet
+        .until_count("select count(*) from semantic_lookups where agrees", 2)
         .await;
     assert_eq!(
-        yard.count("select count(*) from cache_questions where rechecks = 2 and disagreements = 0")
+        fleet
+            .count("select count(*) from cache_questions where rechecks = 2 and disagreements = 0")
             .await,
         1
     );

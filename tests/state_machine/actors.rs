@@ -12,7 +12,7 @@ use promptyard::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::fixture::{LONG, answer, claimant, heartbeat, reason, settlement};
+use crate::support::store::{LONG, answer, claimant, heartbeat, reason, settlement};
 
 /// Calls that each of them makes.
 pub const STEPS: usize = 30;

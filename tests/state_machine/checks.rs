@@ -13,9 +13,9 @@ use proptest::{
 
 use crate::{
     driver::Case,
-    fixture::LONG,
     model::{Attempt, Job, Lease},
     operations::{End, Pick, Which, Word},
+    support::store::LONG,
 };
 
 impl Case {

@@ -14,9 +14,9 @@ use proptest::{prelude::*, test_runner::TestCaseError, test_runner::TestCaseResu
 
 use crate::{
     driver::{Case, HOLDERS, ROLES, span},
-    fixture::now,
     holds::Message,
     model::Lease,
+    support::store::now,
 };
 
 impl Case {

@@ -16,9 +16,9 @@ use proptest::{
 };
 
 use crate::{
-    fixture::{LONG, claimant, heartbeat, now, reason},
     model::{Admit, Lease, Model, Take},
     operations::{Entrant, Operation, Taken, Who},
+    support::store::{LONG, claimant, heartbeat, now, reason},
 };
 
 /// How far ahead a near deadline is.

@@ -10,8 +10,8 @@ use promptyard::{
 
 use crate::{
     actors::{ATTEMPTS_MAX, Actor, Told, key_of},
-    fixture::{admission, cache_key, head, now, route},
     judgement::judge_attempts,
+    support::store::{admission, cache_key, head, now, route},
 };
 
 const WORKERS: u64 = 4;

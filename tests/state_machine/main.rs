@@ -12,9 +12,6 @@ mod checks;
 mod delivering;
 mod driver;
 mod entries;
-#[path = "../store_contract/fixture.rs"]
-#[expect(dead_code, reason = "the contract suite needs more of it")]
-mod fixture;
 mod history;
 mod holds;
 mod judgement;
@@ -22,6 +19,9 @@ mod model;
 mod naming;
 mod operations;
 mod settling;
+#[expect(dead_code, reason = "other test binaries use the rest")]
+#[path = "../support/mod.rs"]
+mod support;
 mod tenders;
 mod verdicts;
 
@@ -31,10 +31,7 @@ use promptyard::store::Store;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tokio::runtime::Handle;
 
-use crate::{
-    driver::{Case, clear},
-    fixture::contract,
-};
+use crate::driver::{Case, clear};
 
 /// What a run must have come upon; else the operations do not reach what is to be tested.
 const SEEN: &[&str] = &[

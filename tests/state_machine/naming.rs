@@ -8,9 +8,9 @@ use promptyard::{
 
 use crate::{
     driver::{Case, NEAR},
-    fixture::{admission, cache_key, head, now, reason, route},
     model::Job,
     operations::{Deadline, Entrant, Pick, Way, Who},
+    support::store::{admission, cache_key, head, now, reason, route},
 };
 
 impl Case {

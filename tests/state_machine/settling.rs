@@ -10,9 +10,9 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 
 use crate::{
     driver::{Case, span},
-    fixture::{answer, reason, settlement},
     model::Model,
     operations::{End, Which, Word},
+    support::store::{answer, reason, settlement},
 };
 
 impl Case {

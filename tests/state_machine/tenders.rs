@@ -12,7 +12,7 @@ use rand::RngExt;
 
 use crate::{
     actors::{Actor, STEPS, Told},
-    fixture::reason,
+    support::store::reason,
 };
 
 /// How long each of these waits between two calls, so that there is something for them to find.
