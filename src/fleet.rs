@@ -18,7 +18,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    api::{Api, ServeError},
+    api::{self, Api, ServeError},
     broker::{Broker, BrokerError},
     cache::semantic::Encoder,
     config::{CacheConfig, Config},
@@ -274,7 +274,7 @@ impl Fleet {
                 config.request_limits(),
                 Duration::from_secs(config.worker.drain_s),
             );
-            let (address, server) = api.serve(self.roles_stop.clone()).await?;
+            let (address, server) = api::serve(api, self.roles_stop.clone()).await?;
             self.api_address = Some(address);
             let ended = server.map(|end| end.map_err(|_| FleetError::Panicked { role: "api" }));
             self.spawn("api", ended);

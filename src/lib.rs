@@ -1,47 +1,52 @@
-//! A marshalling yard for prompts. Producers put prompts on a queue; a router sorts them by what
-//! they need; workers make them up into batches on a small or a large model; every answer, and
-//! what it cost, ends as a row that analysts can query.
+//! Promptyard: a job queue, complexity router and batched inference for LLM prompts.
+//!
+//! Producers put prompts on a queue. A router sends each to a small or a large model by how much it
+//! needs. Workers run the models on batches and escalate answers of low confidence to the large one.
+//! Every answer ends, with its cost, as a row that analysts can query.
 //!
 //! ```text
-//! any AMQP client ─┐                        ┌─▶ jobs.small ─▶ worker ─┐   ▲ escalates what the
-//! OpenAI SDK ─▶ api ┴▶ jobs.in ─▶ router ───┤                         ├───┘ small model cannot do
-//!                                  │        └─▶ jobs.large ─▶ worker ─┤
-//!                                  └── answer cache hit ─────────────▶ ledger ─▶ analysts' views
-//!                                                                      └─▶ reply queue
+//! any AMQP client ──┬─▶ jobs.in ─▶ router ─┬─▶ jobs.small ─▶ worker ─┬─▶ job database ─▶ analysts' views
+//! OpenAI SDK ─▶ api ┘                      │                  │      ├─▶ reply queue
+//!                                          │        low confidence   │
+//!                                          │                  ▼      │
+//!                                          ├─▶ jobs.large ─▶ worker ─┤
+//!                                          └─ answer cache hit ──────┘
 //! ```
 //!
 //! # Layout
 //!
-//! The modules, in the order the data takes:
+//! The modules from the bottom up; each imports only from lower rows (`tests/architecture.rs`):
 //!
-//! | module | comes in → goes out |
+//! | module | purpose |
 //! |---|---|
-//! | [`job`] | the words every stage shares: a job, its life, its answer; the request contract |
-//! | [`clock`], [`config`], [`metrics`], [`telemetry`], [`shutdown`] | time, settings, figures, logs, the stop |
-//! | [`api`] | HTTP requests → jobs on the queue, answers when they are there |
-//! | [`broker`] | messages wait: RabbitMQ, or tables of a SQLite file |
-//! | [`prompt`] | messages → the model's chat template → tokens, and back |
-//! | [`cache`] | a request → the key under which its answer may be reused |
-//! | [`routing`] | bodies → admitted jobs on a tier's queue |
+//! | [`job`] | what every stage shares: jobs, requests, answers, and their states |
+//! | [`config`], [`metrics`], `telemetry`, `shutdown`, `clock` | settings, metrics, logs, graceful stop, time |
+//! | [`scoring`] | prompt → features → score; training and evaluation of the scorer |
+//! | [`broker`] | queues: RabbitMQ, or tables of a SQLite file |
+//! | [`store`] | the job database: Postgres, or a SQLite file |
+//! | [`prompt`] | messages → chat template → tokens, and back; clean-up and pruning |
 //! | [`batching`] | waiting sequences → the next step's plan |
-//! | [`engine`] | a conversation → an answer |
-//! | [`worker`] | a routed job → claim, engine, commit, reply, acknowledge |
-//! | [`store`] | the ledger: Postgres, or a SQLite file |
-//! | [`fleet`] | roles, opened in order and drained together |
-//! | [`cli`] | what people type |
+//! | `cache` | request → the key under which its answer may be reused |
+//! | [`engine`] | conversation → answer, in this process or on a server |
+//! | `affinity` | prompt prefix → the worker whose prefix cache has it |
+//! | [`router`] | bodies → admitted jobs on a tier's queue |
+//! | `api` | HTTP requests → jobs on the queue, and their answers |
+//! | `worker` | routed job → claim, generate, commit, reply, acknowledge |
+//! | [`fleet`] | starts roles in order and drains them together |
+//! | [`console`], `bench`, [`cli`] | the command line: shared parts, benchmarks, commands |
 //!
-//! Imports point one way only; `tests/architecture.rs` holds it. ARCHITECTURE.md tells the
-//! invariants and what happens to one prompt.
+//! ARCHITECTURE.md has the invariants and the path of one prompt.
 
-pub mod affinity;
-pub mod api;
+mod affinity;
+mod api;
 pub mod batching;
-pub mod bench;
+mod bench;
 pub mod broker;
-pub mod cache;
+mod cache;
 pub mod cli;
-pub mod clock;
+mod clock;
 pub mod config;
+#[doc(hidden)]
 pub mod console;
 pub mod engine;
 pub mod fleet;
@@ -50,11 +55,14 @@ pub mod metrics;
 pub mod prompt;
 pub mod router;
 pub mod scoring;
-pub mod shutdown;
+mod shutdown;
 pub mod store;
-pub mod telemetry;
-pub mod worker;
+mod telemetry;
+mod worker;
 
+pub use broker::Broker;
 pub use config::Config;
 pub use fleet::{Fleet, Roles};
 pub use job::{Job, JobId, JobRecord, JobState, Tier};
+pub use shutdown::Shutdown;
+pub use store::Store;

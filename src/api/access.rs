@@ -1,4 +1,4 @@
-//! Who asks, what they may, and how often.
+//! Authentication by key, scopes, and request limits.
 
 use std::{
     collections::HashMap,
@@ -6,40 +6,37 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::FromRequestParts,
-    http::{HeaderMap, StatusCode, header, request::Parts},
-};
+use axum::http::{HeaderMap, StatusCode, header};
 use tokio::time::Instant;
 
-use super::{error::ApiError, server::Api};
+use super::error::ApiError;
 use crate::{
     job::{JobRecord, Tenant},
     store::{ApiKey, KeyDigest, Scope, Scopes, Store, StoreError},
 };
 
-/// How long a key that was looked up counts as good or bad: a revoked one works on for so long.
+/// How long the look-up of a key is cached; a revoked key is accepted for as long.
 const KEY_AGE: Duration = Duration::from_secs(5);
-/// Keys remembered at once, bad ones included.
+/// Most cached keys, invalid ones included.
 const KEYS_MAX: usize = 10_000;
-/// How often tenants' limits are read again.
-const TERMS_AGE: Duration = Duration::from_secs(2);
+/// How long tenants' limits are cached.
+const LIMITS_AGE: Duration = Duration::from_secs(2);
 
-/// Checks keys and counts requests. Clones share what they know.
+/// Checks keys and counts requests. Clones share one cache.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     needs_key: bool,
-    state: Arc<Mutex<State>>,
+    cached: Arc<Mutex<Cached>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Cached {
     keys: HashMap<KeyDigest, (Option<ApiKey>, Instant)>,
-    terms_read_at: Option<Instant>,
+    limits_read_at: Option<Instant>,
     buckets: HashMap<Tenant, Bucket>,
 }
 
-/// Requests that a tenant may make now: a minute's worth at most, refilled steadily.
+/// Token bucket of one tenant's requests: holds a minute's worth and refills steadily.
 #[derive(Debug)]
 struct Bucket {
     per_minute: u32,
@@ -56,7 +53,7 @@ impl Bucket {
         }
     }
 
-    /// Takes one; else tells how long until there is one.
+    /// Takes one token, or returns the wait until there is one.
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let rate = f64::from(self.per_minute) / 60.0;
         let gained = (now - self.filled_at).as_secs_f64() * rate;
@@ -74,15 +71,20 @@ impl Access {
     pub(super) fn new(needs_key: bool) -> Self {
         Self {
             needs_key,
-            state: Arc::default(),
+            cached: Arc::default(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cached(&self) -> MutexGuard<'_, Cached> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn caller(&self, headers: &HeaderMap, store: &Store) -> Result<Caller, ApiError> {
+    /// Identifies the caller by the key of its request.
+    pub(super) async fn caller(
+        &self,
+        headers: &HeaderMap,
+        store: &Store,
+    ) -> Result<Caller, ApiError> {
         if !self.needs_key {
             return Ok(Caller {
                 tenant: None,
@@ -118,18 +120,18 @@ impl Access {
 
     async fn find(&self, digest: KeyDigest, store: &Store) -> Result<Option<ApiKey>, StoreError> {
         let now = Instant::now();
-        if let Some((key, at)) = self.state().keys.get(&digest)
+        if let Some((key, at)) = self.cached().keys.get(&digest)
             && now - *at < KEY_AGE
         {
             return Ok(key.clone());
         }
         let key = store.find_key(digest).await?;
-        let mut state = self.state();
-        if state.keys.len() >= KEYS_MAX {
-            state.keys.retain(|_, (_, at)| now - *at < KEY_AGE);
+        let mut cached = self.cached();
+        if cached.keys.len() >= KEYS_MAX {
+            cached.keys.retain(|_, (_, at)| now - *at < KEY_AGE);
         }
-        if state.keys.len() < KEYS_MAX {
-            state.keys.insert(digest, (key.clone(), now));
+        if cached.keys.len() < KEYS_MAX {
+            cached.keys.insert(digest, (key.clone(), now));
         }
         Ok(key)
     }
@@ -137,7 +139,7 @@ impl Access {
     /// Counts a request against its tenant's limit, if it has one.
     pub(super) async fn count(&self, tenant: &Tenant, store: &Store) -> Result<(), ApiError> {
         self.refresh(store).await?;
-        let taken = match self.state().buckets.get_mut(tenant) {
+        let taken = match self.cached().buckets.get_mut(tenant) {
             Some(bucket) => bucket.take(Instant::now()),
             None => Ok(()),
         };
@@ -145,7 +147,7 @@ impl Access {
             ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limited",
-                format!("tenant {tenant} makes more requests than it may in a minute"),
+                format!("tenant {tenant} has made all the requests it may make per minute"),
             )
             .retry_after(wait)
         })
@@ -153,31 +155,35 @@ impl Access {
 
     async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
         let now = Instant::now();
-        let is_fresh = |state: &State| state.terms_read_at.is_some_and(|at| now - at < TERMS_AGE);
-        if is_fresh(&self.state()) {
+        let is_fresh = |cached: &Cached| {
+            cached
+                .limits_read_at
+                .is_some_and(|at| now - at < LIMITS_AGE)
+        };
+        if is_fresh(&self.cached()) {
             return Ok(());
         }
-        let terms = store.tenants().await?;
-        let mut state = self.state();
-        state.terms_read_at = Some(now);
+        let limits = store.tenants().await?;
+        let mut cached = self.cached();
+        cached.limits_read_at = Some(now);
         let mut buckets = HashMap::new();
-        for one in terms {
+        for one in limits {
             let Some(per_minute) = one.requests_per_minute else {
                 continue;
             };
-            let same = state
+            let same = cached
                 .buckets
                 .remove(&one.tenant)
                 .filter(|bucket| bucket.per_minute == per_minute);
             let bucket = same.unwrap_or_else(|| Bucket::full(per_minute, now));
             buckets.insert(one.tenant, bucket);
         }
-        state.buckets = buckets;
+        cached.buckets = buckets;
         Ok(())
     }
 }
 
-/// Who asks.
+/// Who sent a request, and what they may do.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     tenant: Option<Tenant>,
@@ -185,7 +191,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Refuses a caller whose key does not allow this.
+    /// Refuses a caller whose key lacks a scope.
     pub(super) fn needs(&self, scope: Scope) -> Result<(), ApiError> {
         if self.scopes.contain(scope) {
             return Ok(());
@@ -193,11 +199,11 @@ impl Caller {
         Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "scope_missing",
-            format!("the key has not the scope {}", scope.as_str()),
+            format!("the key lacks the scope {}", scope.as_str()),
         ))
     }
 
-    /// Refuses a caller whose key is good for one tenant only.
+    /// Refuses a caller whose key is restricted to one tenant.
     pub(super) fn needs_all_tenants(&self) -> Result<(), ApiError> {
         match &self.tenant {
             None => Ok(()),
@@ -205,24 +211,24 @@ impl Caller {
         }
     }
 
-    /// The tenant that a request is for; that of the key goes without saying, and no other is allowed.
-    pub(super) fn tenant(&self, asked: Option<Tenant>) -> Result<Tenant, ApiError> {
-        match (&self.tenant, asked) {
-            (Some(own), Some(asked)) if asked != *own => Err(tenant_forbidden(own)),
+    /// The tenant that a request acts for: the key's, if it is restricted to one.
+    pub(super) fn tenant(&self, named: Option<Tenant>) -> Result<Tenant, ApiError> {
+        match (&self.tenant, named) {
+            (Some(own), Some(named)) if named != *own => Err(tenant_forbidden(own)),
             (Some(own), _) => Ok(own.clone()),
-            (None, asked) => Ok(asked.unwrap_or_default()),
+            (None, named) => Ok(named.unwrap_or_default()),
         }
     }
 
-    /// The tenant whose rows a request is about; none for those of all.
-    pub(super) fn rows_of(&self, asked: Option<Tenant>) -> Result<Option<Tenant>, ApiError> {
+    /// The tenant whose rows a request reads or changes; `None` means all tenants.
+    pub(super) fn rows_of(&self, named: Option<Tenant>) -> Result<Option<Tenant>, ApiError> {
         match &self.tenant {
-            Some(_) => self.tenant(asked).map(Some),
-            None => Ok(asked),
+            Some(_) => self.tenant(named).map(Some),
+            None => Ok(named),
         }
     }
 
-    /// True when a job is one that the caller may know of.
+    /// True when the caller may see a job.
     pub(super) fn sees(&self, record: &JobRecord) -> bool {
         self.tenant.as_ref().is_none_or(|own| *own == record.tenant)
     }
@@ -232,16 +238,8 @@ fn tenant_forbidden(own: &Tenant) -> ApiError {
     ApiError::new(
         StatusCode::FORBIDDEN,
         "tenant_forbidden",
-        format!("the key is good for tenant {own} only"),
+        format!("the key is restricted to tenant {own}"),
     )
-}
-
-impl FromRequestParts<Api> for Caller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        api.access().caller(&parts.headers, api.store()).await
-    }
 }
 
 #[cfg(test)]
@@ -268,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_one_tenant_speaks_for_no_other() {
+    fn a_tenants_key_is_refused_for_other_tenants() {
         let tenant = |name: &str| -> Tenant { name.parse().expect("a name") };
         let own = Caller {
             tenant: Some(tenant("a")),

@@ -1,4 +1,4 @@
-//! `/v1/dead` and `/v1/tenants`: what operators do over HTTP.
+//! `/v1/dead` and `/v1/tenants`, for operators.
 
 use axum::{
     Json,
@@ -17,26 +17,27 @@ use crate::{
     store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantLimits},
 };
 
-use super::{access::Caller, error::ApiError, read::read_json, server::Api};
+use super::{access::Caller, error::ApiError, read::read_json, state::Api};
 
-/// Most letters listed, redriven or discarded at once.
+/// Most dead letters listed, redriven or discarded by one request.
 const LETTERS_MAX: usize = 10_000;
-/// Letters listed where no number is asked for.
+/// Default of the `limit` parameter.
 const LETTERS_DEFAULT: usize = 100;
 
-/// What `GET /v1/dead` asks.
+/// Parameters of `GET /v1/dead`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Listed {
+pub(super) struct ListQuery {
     reason: Option<String>,
     tenant: Option<Tenant>,
     before: Option<DateTime<Utc>>,
     limit: Option<usize>,
 }
 
+/// Dead letters to redrive or discard.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Meant {
+struct SelectRequest {
     #[serde(default)]
     ids: Vec<Uuid>,
     #[serde(default)]
@@ -53,61 +54,61 @@ struct Meant {
 pub(super) async fn list_dead(
     State(api): State<Api>,
     caller: Caller,
-    Query(listed): Query<Listed>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, ApiError> {
     caller.needs(Scope::Admin)?;
     let filter = DeadFilter {
-        reason: listed.reason,
-        tenant: caller.rows_of(listed.tenant)?,
-        died_before: listed.before,
+        reason: query.reason,
+        tenant: caller.rows_of(query.tenant)?,
+        died_before: query.before,
         ..DeadFilter::default()
     };
-    let limit = listed.limit.unwrap_or(LETTERS_DEFAULT).min(LETTERS_MAX);
-    let letters = api.store().dead_letters(&filter, limit).await?;
+    let limit = query.limit.unwrap_or(LETTERS_DEFAULT).min(LETTERS_MAX);
+    let letters = api.store.dead_letters(&filter, limit).await?;
     let data: Vec<_> = letters.iter().map(DeadLetter::to_json).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
 async fn select(api: &Api, caller: &Caller, body: Body) -> Result<Vec<DeadLetter>, ApiError> {
     caller.needs(Scope::Admin)?;
-    let meant: Meant = read_json(
+    let request: SelectRequest = read_json(
         body,
         "an object with ids, reason, tenant or before (RFC 3339), or \"all\": true",
     )
     .await?;
     let filter = DeadFilter {
-        ids: meant.ids,
-        reason: meant.reason,
-        tenant: meant.tenant,
-        died_before: meant.before,
+        ids: request.ids,
+        reason: request.reason,
+        tenant: request.tenant,
+        died_before: request.before,
     };
-    if filter == DeadFilter::default() && !meant.all {
+    if filter == DeadFilter::default() && !request.all {
         return Err(ApiError::invalid(Reason::new(
             "missing_field",
-            "name ids, reason, tenant or before, or say \"all\": true",
+            "name ids, reason, tenant or before, or set \"all\": true",
         )));
     }
     let filter = DeadFilter {
         tenant: caller.rows_of(filter.tenant.clone())?,
         ..filter
     };
-    Ok(api.store().dead_letters(&filter, LETTERS_MAX).await?)
+    Ok(api.store.dead_letters(&filter, LETTERS_MAX).await?)
 }
 
-/// Submits dead letters again, as new jobs.
+/// Resubmits dead letters as new jobs.
 pub(super) async fn redrive_dead(
     State(api): State<Api>,
     caller: Caller,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let letters = select(&api, &caller, body).await?;
-    // Publishing comes first: should the marking fail, the key of the new job keeps a second redrive
-    // from running it twice.
+    // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
+    // running them twice.
     let messages = letters
         .iter()
         .map(|letter| redriven(letter.id, &letter.body))
         .collect();
-    let outcomes = api.broker().publish(messages).await;
+    let outcomes = api.broker.publish(messages).await;
     let published: Vec<Uuid> = letters
         .iter()
         .zip(outcomes)
@@ -115,12 +116,12 @@ pub(super) async fn redrive_dead(
         .map(|(letter, _)| letter.id)
         .collect();
     let resolution = DeadResolution::Redriven;
-    let count = api.store().resolve_dead(&published, resolution).await?;
+    let count = api.store.resolve_dead(&published, resolution).await?;
     let failed = letters.len() - published.len();
     Ok(Json(json!({"redriven": count, "failed": failed})))
 }
 
-/// Throws dead letters away.
+/// Discards dead letters.
 pub(super) async fn discard_dead(
     State(api): State<Api>,
     caller: Caller,
@@ -129,13 +130,13 @@ pub(super) async fn discard_dead(
     let letters = select(&api, &caller, body).await?;
     let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
     let resolution = DeadResolution::Discarded;
-    let count = api.store().resolve_dead(&ids, resolution).await?;
+    let count = api.store.resolve_dead(&ids, resolution).await?;
     Ok(Json(json!({"discarded": count})))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Terms {
+struct LimitsRequest {
     #[serde(default)]
     weight: Option<f64>,
     #[serde(default)]
@@ -146,19 +147,19 @@ struct Terms {
     requests_per_minute: Option<u32>,
 }
 
-/// Lists the tenants of which something was said.
+/// Lists the tenants that have limits or weights set.
 pub(super) async fn list_tenants(
     State(api): State<Api>,
     caller: Caller,
 ) -> Result<Json<Value>, ApiError> {
     caller.needs(Scope::Admin)?;
     caller.needs_all_tenants()?;
-    let terms = api.store().tenants().await?;
-    let data: Vec<_> = terms.iter().map(TenantLimits::to_json).collect();
+    let limits = api.store.tenants().await?;
+    let data: Vec<_> = limits.iter().map(TenantLimits::to_json).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-/// Says what a tenant is entitled to; what is left out is the default.
+/// Sets a tenant's weight and limits; omitted fields get their defaults.
 pub(super) async fn set_tenant(
     State(api): State<Api>,
     caller: Caller,
@@ -168,24 +169,24 @@ pub(super) async fn set_tenant(
     caller.needs(Scope::Admin)?;
     caller.needs_all_tenants()?;
     let tenant = read_tenant(name)?;
-    let said: Terms = read_json(
+    let request: LimitsRequest = read_json(
         body,
         "an object with weight, tokens_per_minute, running_max, requests_per_minute, numbers above 0",
     )
     .await?;
-    let terms = TenantLimits {
-        weight: said.weight.unwrap_or(1.0),
-        tokens_per_minute: said.tokens_per_minute,
-        running_max: said.running_max,
-        requests_per_minute: said.requests_per_minute,
+    let limits = TenantLimits {
+        weight: request.weight.unwrap_or(1.0),
+        tokens_per_minute: request.tokens_per_minute,
+        running_max: request.running_max,
+        requests_per_minute: request.requests_per_minute,
         ..TenantLimits::of(tenant)
     };
-    terms.check().map_err(ApiError::invalid)?;
-    api.store().set_tenant(&terms).await?;
-    Ok(Json(terms.to_json()))
+    limits.check().map_err(ApiError::invalid)?;
+    api.store.set_tenant(&limits).await?;
+    Ok(Json(limits.to_json()))
 }
 
-/// Gives a tenant the defaults again.
+/// Resets a tenant to the defaults.
 pub(super) async fn forget_tenant(
     State(api): State<Api>,
     caller: Caller,
@@ -193,7 +194,7 @@ pub(super) async fn forget_tenant(
 ) -> Result<StatusCode, ApiError> {
     caller.needs(Scope::Admin)?;
     caller.needs_all_tenants()?;
-    api.store().forget_tenant(&read_tenant(name)?).await?;
+    api.store.forget_tenant(&read_tenant(name)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,8 +1,7 @@
-//! Waits for many jobs with one ledger query at a time.
+//! Waits for many jobs with one database query at a time.
 //!
-//! Polling costs one indexed look-up of all awaited ids every few milliseconds, whatever the
-//! number of waiting requests; it needs nothing from the database beyond a query, and misses
-//! nothing after a reconnection.
+//! Polling costs one indexed look-up of all awaited ids every few milliseconds, however many
+//! requests wait. It works on both databases and misses nothing after a reconnection.
 
 use std::{
     collections::HashMap,
@@ -20,30 +19,30 @@ use crate::{
     store::Store,
 };
 
-/// Wait between two looks while somebody waits.
+/// Wait between two polls while any request waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(15);
 /// Most ids in one query.
 const IDS_MAX: usize = 512;
-/// How long to wait before a ledger that failed is asked again.
+/// Wait before polling again after a database error.
 const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 
 type Awaited = HashMap<JobId, Vec<oneshot::Sender<JobRecord>>>;
 
-/// The jobs whose end somebody awaits. Clones share them.
+/// The jobs that requests wait for. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Answers {
+pub(super) struct Answers {
     awaited: Arc<Mutex<Awaited>>,
     arrived: Arc<Notify>,
     waiting_max: usize,
 }
 
-/// More requests wait than the configuration allows.
+/// As many requests wait as the configuration allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyWaiting;
+pub(super) struct TooManyWaiting;
 
 impl Answers {
-    /// Nobody waits yet; at most `waiting_max` may.
-    pub fn new(waiting_max: usize) -> Self {
+    /// An empty set of at most `waiting_max` jobs.
+    pub(super) fn new(waiting_max: usize) -> Self {
         Self {
             awaited: Arc::default(),
             arrived: Arc::default(),
@@ -51,11 +50,11 @@ impl Answers {
         }
     }
 
-    /// Registers for a job's end. Dropping the receiver ends the waiting.
+    /// Waits for a job to end. Dropping the receiver stops the wait.
     ///
     /// # Errors
-    /// When too many wait already.
-    pub fn of(&self, job: JobId) -> Result<oneshot::Receiver<JobRecord>, TooManyWaiting> {
+    /// When too many requests wait already.
+    pub(super) fn of(&self, job: JobId) -> Result<oneshot::Receiver<JobRecord>, TooManyWaiting> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut awaited = self.awaited.lock().expect("nobody panics while holding it");
@@ -68,8 +67,8 @@ impl Answers {
         Ok(receiver)
     }
 
-    /// Looks for ends until asked to stop.
-    pub async fn run(self, store: Store, shutdown: Shutdown) {
+    /// Polls for ended jobs until asked to stop.
+    pub(super) async fn run(self, store: Store, shutdown: Shutdown) {
         loop {
             let ids = self.open_ids();
             gauge!(HTTP_WAITING).set(ids.len() as f64);
@@ -84,7 +83,7 @@ impl Answers {
                 match store.records(some).await {
                     Ok(records) => self.deliver(records),
                     Err(error) => {
-                        tracing::warn!(%error, "cannot look for answers");
+                        tracing::warn!(%error, "cannot poll for answers; trying again");
                         wait = STORE_RETRY_WAIT;
                         break;
                     }
@@ -97,7 +96,7 @@ impl Answers {
         }
     }
 
-    /// The awaited ids, after forgetting those whose requests have gone.
+    /// The awaited ids, without those whose requests are gone.
     fn open_ids(&self) -> Vec<JobId> {
         let mut awaited = self.awaited.lock().expect("nobody panics while holding it");
         awaited.retain(|_, senders| {
@@ -114,7 +113,7 @@ impl Answers {
             .filter(|record| record.state.is_terminal())
         {
             for sender in awaited.remove(&record.id).unwrap_or_default() {
-                // The request may have gone in this instant.
+                // Fails when the request has just gone away.
                 let _ = sender.send(record.clone());
             }
         }

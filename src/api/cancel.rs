@@ -1,4 +1,4 @@
-//! `POST /v1/jobs/{id}/cancel` and `POST /v1/jobs/cancel`: jobs are taken back.
+//! `POST /v1/jobs/{id}/cancel` and `POST /v1/jobs/cancel`: cancellation.
 
 use axum::{
     Json,
@@ -19,18 +19,19 @@ use crate::{
 use super::{
     access::Caller,
     error::ApiError,
+    job_view::{job_not_found, job_object},
     read::read_json,
-    server::{Api, job_not_found, job_object},
+    state::Api,
 };
 
-/// Most jobs that are named at once.
+/// Most ids in one request.
 const IDS_MAX: usize = 1_000;
-/// Jobs of a submission that are taken back in one transaction.
+/// Most jobs of a batch cancelled in one transaction.
 const STEP: usize = 512;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Meant {
+struct CancelRequest {
     #[serde(default)]
     ids: Vec<JobId>,
     #[serde(default)]
@@ -39,7 +40,7 @@ struct Meant {
     tenant: Option<Tenant>,
 }
 
-/// Takes one job back. Repeating it changes nothing.
+/// Cancels one job. Idempotent.
 pub(super) async fn cancel_job(
     State(api): State<Api>,
     caller: Caller,
@@ -52,7 +53,7 @@ pub(super) async fn cancel_job(
     if let Some(record) = api.cancel(&filter).await?.pop() {
         return Ok(Json(job_object(&record, &[])));
     }
-    let record = api.store().records(&[job]).await?.pop();
+    let record = api.store.records(&[job]).await?.pop();
     let record = record
         .filter(|record| caller.sees(record))
         .ok_or_else(|| job_not_found(&id))?;
@@ -60,26 +61,26 @@ pub(super) async fn cancel_job(
         return Err(ApiError::new(
             StatusCode::CONFLICT,
             "job_ended",
-            format!("the job is {} already", record.state),
+            format!("the job has already ended: {}", record.state),
         ));
     }
     Ok(Json(job_object(&record, &[])))
 }
 
-/// Takes several jobs back, named by their ids or their submission.
+/// Cancels several jobs, named by their ids or their batch.
 pub(super) async fn cancel_jobs(
     State(api): State<Api>,
     caller: Caller,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     caller.needs(Scope::Submit)?;
-    let meant: Meant = read_json(
+    let request: CancelRequest = read_json(
         body,
         "an object with ids, a list of up to 1000 jobs, or batch, a name; and optionally tenant",
     )
     .await?;
-    let tenant = caller.rows_of(meant.tenant)?;
-    let filter = match (meant.batch, meant.ids) {
+    let tenant = caller.rows_of(request.tenant)?;
+    let filter = match (request.batch, request.ids) {
         (Some(batch), ids) if ids.is_empty() => CancelFilter::Batch(tenant, batch),
         (None, ids) if (1..=IDS_MAX).contains(&ids.len()) => CancelFilter::Jobs(tenant, ids),
         _ => {
@@ -98,11 +99,11 @@ pub(super) async fn cancel_jobs(
 }
 
 impl Api {
-    /// Takes jobs back and tells those who wait for replies.
+    /// Cancels jobs and sends their replies.
     async fn cancel(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
         let mut cancelled = self.cancel_known(filter).await?;
         if matches!(filter, CancelFilter::Batch(..)) {
-            // By then every router knows of it, and what one had in hand is written.
+            // Until then a router that has not seen the cancellation may still admit jobs of the batch.
             tokio::time::sleep(CANCEL_SETTLES).await;
             cancelled.extend(self.cancel_known(filter).await?);
         }
@@ -116,11 +117,11 @@ impl Api {
                 CancelFilter::Jobs(..) => IDS_MAX,
                 CancelFilter::Batch(..) => STEP,
             };
-            let some = self.store().cancel(filter, step).await?;
+            let some = self.store.cancel(filter, step).await?;
             let is_last = some.len() < step;
             some.iter().for_each(observe_end);
             let replies = some.iter().filter_map(Publication::reply).collect();
-            publish_all(self.broker(), replies, self.closing()).await;
+            publish_all(&self.broker, replies, &self.closing).await;
             cancelled.extend(some);
             if is_last {
                 return Ok(cancelled);

@@ -1,4 +1,4 @@
-//! OpenAI's error shape, and how each error of ours looks in it.
+//! Errors in OpenAI's shape.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use serde_json::json;
 
 use crate::{broker::PublishError, job::Reason, store::StoreError};
 
-/// Seconds that a refused producer is asked to wait.
+/// Default of the Retry-After header, in seconds.
 const RETRY_AFTER_S: u64 = 1;
 
 /// An error response.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     reason: Reason,
     param: Option<String>,
@@ -24,8 +24,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error with its status.
-    pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+    /// Makes an error with a status and a code.
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
         Self {
             status,
             reason: Reason::new(code, message),
@@ -34,21 +34,21 @@ impl ApiError {
         }
     }
 
-    /// Says when to try again, in whole seconds.
+    /// Sets the Retry-After header, rounded up to whole seconds.
     #[must_use]
-    pub fn retry_after(mut self, wait: Duration) -> Self {
+    pub(super) fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after_s = wait.as_secs_f64().ceil().max(1.0) as u64;
         self
     }
 
-    /// A request whose body is at error.
-    pub fn invalid(reason: Reason) -> Self {
+    /// Makes the error of an invalid request.
+    pub(super) fn invalid(reason: Reason) -> Self {
         let status = match reason.code.as_str() {
             "body_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
             "model_not_found" => StatusCode::NOT_FOUND,
             _ => StatusCode::BAD_REQUEST,
         };
-        // Messages about one field begin with its name.
+        // The message of an invalid field begins with the field's name.
         let param = reason
             .message
             .split_once(": ")
@@ -66,20 +66,15 @@ impl ApiError {
             retry_after_s: RETRY_AFTER_S,
         }
     }
-
-    /// The status it is sent with.
-    pub fn status(&self) -> StatusCode {
-        self.status
-    }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        tracing::error!(%error, "the ledger failed a request");
+        tracing::error!(%error, "the job database failed a request; answering 503");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "ledger_unavailable",
-            "the ledger is not available; try again",
+            "the job database is not available; try again",
         )
     }
 }
@@ -93,7 +88,7 @@ impl From<PublishError> for ApiError {
                 "the queue is full; try again later",
             ),
             error => {
-                tracing::error!(%error, "the broker failed a request");
+                tracing::error!(%error, "the broker failed a request; answering 503");
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "broker_unavailable",

@@ -1,4 +1,4 @@
-//! `POST /v1/jobs/{id}/feedback`: how good an answer was.
+//! `POST /v1/jobs/{id}/feedback`: ratings of answers.
 
 use axum::{
     Json,
@@ -10,10 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    access::Caller,
-    error::ApiError,
-    read::read_json,
-    server::{Api, job_not_found},
+    access::Caller, error::ApiError, job_view::job_not_found, read::read_json, state::Api,
 };
 use crate::{
     job::{JobId, JobState, Tenant},
@@ -22,7 +19,7 @@ use crate::{
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Said {
+struct FeedbackRequest {
     score: f64,
     #[serde(default)]
     source: Option<String>,
@@ -32,8 +29,8 @@ struct Said {
     tenant: Option<Tenant>,
 }
 
-/// Keeps a word about a job's answer. The same source's later word takes the place of its earlier
-/// one, so a repeated request changes nothing. A job of another tenant is not there.
+/// Stores feedback on a job's answer, in place of earlier feedback by the same source. Jobs of other
+/// tenants are reported as missing.
 pub(super) async fn give_feedback(
     State(api): State<Api>,
     caller: Caller,
@@ -41,21 +38,21 @@ pub(super) async fn give_feedback(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     caller.needs(Scope::Submit)?;
-    let read: Said = read_json(
+    let request: FeedbackRequest = read_json(
         body,
         "an object with score, a number from 0 to 1, and optionally source, comment and tenant, strings",
     )
     .await?;
     let job: JobId = id.parse().map_err(|_| job_not_found(&id))?;
-    let tenant = caller.tenant(read.tenant)?;
-    let word = Feedback {
+    let tenant = caller.tenant(request.tenant)?;
+    let feedback = Feedback {
         job,
-        source: read.source.unwrap_or_else(|| "api".to_owned()),
-        score: read.score,
-        comment: read.comment,
+        source: request.source.unwrap_or_else(|| "api".to_owned()),
+        score: request.score,
+        comment: request.comment,
     };
-    word.check().map_err(ApiError::invalid)?;
-    let record = api.store().records(&[job]).await?.pop();
+    feedback.check().map_err(ApiError::invalid)?;
+    let record = api.store.records(&[job]).await?.pop();
     let record = record
         .filter(|record| record.tenant == tenant)
         .ok_or_else(|| job_not_found(&id))?;
@@ -63,21 +60,24 @@ pub(super) async fn give_feedback(
         return Err(ApiError::new(
             StatusCode::CONFLICT,
             "no_answer",
-            format!("the job is {}; only answers can be judged", record.state),
+            format!(
+                "the job is {}; only answered jobs take feedback",
+                record.state
+            ),
         ));
     }
     let kept = api
-        .store()
-        .record_feedback(&tenant, std::slice::from_ref(&word))
+        .store
+        .record_feedback(&tenant, std::slice::from_ref(&feedback))
         .await?;
     if kept != [true] {
         return Err(job_not_found(&id));
     }
     Ok(Json(json!({
         "object": "feedback",
-        "job_id": word.job,
-        "source": word.source,
-        "score": word.score,
-        "comment": word.comment,
+        "job_id": feedback.job,
+        "source": feedback.source,
+        "score": feedback.score,
+        "comment": feedback.comment,
     })))
 }

@@ -1,18 +1,24 @@
-//! Jobs come in over HTTP.
+//! The HTTP interface.
 //!
-//! Comes in: OpenAI-shaped requests. Goes out: jobs on `jobs.in`, and the answers that the ledger
-//! gets. [`server`] holds the routes, `access` knows who may do what, `cancel` takes jobs back, `feedback`
-//! takes words about answers, `admin` is for operators, [`answers`] waits for many jobs with one query,
-//! [`error`] is OpenAI's error shape. It never routes and never runs a model.
+//! Comes in: OpenAI-shaped requests. Goes out: jobs on `jobs.in`, and their answers once the job
+//! database has them. [`Api`] is what the handlers share; `routes` maps paths to the handlers in
+//! `jobs`, `cancel`, `feedback` and `admin`; `access` checks keys and rate limits; `answers` waits
+//! for many jobs with one query; `server` listens, with or without TLS. It never routes and never
+//! runs a model.
 
 mod access;
 mod admin;
-pub mod answers;
+mod answers;
 mod cancel;
-pub mod error;
+mod error;
 mod feedback;
+mod job_view;
+mod jobs;
 mod read;
-pub mod server;
+mod routes;
+mod server;
+mod state;
 mod tls;
 
-pub use server::{Api, ServeError};
+pub use server::{ServeError, serve};
+pub use state::Api;

@@ -1,4 +1,7 @@
-//! TLS for the interface: handshakes run beside each other, so that a slow one keeps nobody waiting.
+//! A listener that accepts TLS; handshakes run concurrently, so that a slow one delays no other.
+//!
+//! `axum-server` would replace this file, but it always builds HTTP/2 (h2, which nothing else here
+//! needs, and protocol detection on every connection) and does not limit concurrent handshakes.
 
 use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,47 +17,50 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// Longest handshake.
+/// Time limit of a handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Handshakes at once; more wait in the operating system's queue.
+/// Most concurrent handshakes; further connections wait in the operating system's queue.
 const HANDSHAKES_MAX: usize = 256;
-/// How long to wait when the system can open no more connections.
+/// Wait after a failed accept, such as for want of file descriptors.
 const ACCEPT_WAIT: Duration = Duration::from_millis(200);
 
-/// Connections whose handshake is done.
+/// Yields connections whose handshake is done.
 #[derive(Debug)]
 pub(super) struct TlsListener {
     address: SocketAddr,
     ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
 }
 
-/// Reads a certificate chain and its key, both PEM.
+/// Reads a certificate chain and its private key, both PEM.
 ///
 /// # Errors
-/// One line that names the file.
+/// A message that names the file.
 pub(super) fn read(certificate: &str, key: &str) -> Result<Arc<ServerConfig>, String> {
-    let told = |path: &str, error: String| format!("{path}: {error}");
-    let pem = |path: &str| fs::read(path).map_err(|error| told(path, error.to_string()));
+    let in_file = |path: &str, error: String| format!("{path}: {error}");
+    let pem = |path: &str| fs::read(path).map_err(|error| in_file(path, error.to_string()));
     let chain = CertificateDer::pem_slice_iter(&pem(certificate)?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| told(certificate, error.to_string()))?;
+        .map_err(|error| in_file(certificate, error.to_string()))?;
     if chain.is_empty() {
-        return Err(told(certificate, "no certificate in it".to_owned()));
+        return Err(in_file(
+            certificate,
+            "it contains no certificate".to_owned(),
+        ));
     }
-    let secret =
-        PrivateKeyDer::from_pem_slice(&pem(key)?).map_err(|error| told(key, error.to_string()))?;
+    let secret = PrivateKeyDer::from_pem_slice(&pem(key)?)
+        .map_err(|error| in_file(key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_no_client_auth()
         .with_single_cert(chain, secret)
-        .map_err(|error| told(key, error.to_string()))?;
+        .map_err(|error| in_file(key, error.to_string()))?;
     Ok(Arc::new(config))
 }
 
 impl TlsListener {
-    /// Speaks TLS with whoever comes to a listener.
+    /// Accepts TLS on a listener.
     pub(super) fn over(listener: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (sender, ready) = mpsc::channel(HANDSHAKES_MAX);
@@ -68,9 +74,9 @@ async fn accept(
     acceptor: TlsAcceptor,
     ready: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
 ) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
-        let place = places.clone().acquire_owned().await.expect("never closed");
+        let permit = permits.clone().acquire_owned().await.expect("never closed");
         let accepted = tokio::select! {
             () = ready.closed() => return,
             accepted = listener.accept() => accepted,
@@ -78,7 +84,7 @@ async fn accept(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "a connection was not accepted");
+                tracing::debug!(%error, "cannot accept a connection; trying again");
                 sleep(ACCEPT_WAIT).await;
                 continue;
             }
@@ -87,13 +93,15 @@ async fn accept(
         tokio::spawn(async move {
             match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    // Closed when the server stops.
+                    // Fails when the server has stopped.
                     let _ = ready.send((stream, peer)).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
-                Err(_) => tracing::debug!("a handshake took too long"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a TLS handshake failed; connection closed")
+                }
+                Err(_) => tracing::debug!("a TLS handshake timed out; connection closed"),
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
@@ -105,7 +113,7 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.ready.recv().await {
             Some(connection) => connection,
-            // Whoever accepts lives as long as this does.
+            // The accepting task ends only after this listener is dropped.
             None => std::future::pending().await,
         }
     }

@@ -1,52 +1,50 @@
-//! `bench batching`: one closed queue of requests of very different length, served in four ways on
-//! the same model and kernels.
+//! `bench batching`: one closed queue of requests of very different lengths, served by four batching
+//! strategies on the same model and kernels.
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::anyhow;
 use clap::Args;
-use comfy_table::CellAlignment;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
-use crate::{
-    config::WeightKind, console::options::say, console::table::table, engine::local::CpuModel,
-};
+use crate::{config::WeightKind, engine::local::CpuModel};
 
 use super::{
-    engine::{open_model, positive},
-    median,
-    steps::{Line, continuous, padded},
+    load::{open_model, positive},
+    report::{print, table},
+    statistics::{median, median_ratio},
+    steps::{StepRequest, continuous, padded},
 };
 
 /// Arguments of `bench batching`.
 #[derive(Debug, Args)]
 pub struct BatchingBenchArgs {
-    /// Hugging Face directory of the model; with --random-weights its config.json is enough
+    /// Hugging Face directory of the model; --random-weights needs only its config.json
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// What products are computed in
+    /// Weight format to compute in
     #[arg(long, default_value = "bf16")]
     weights: WeightKind,
-    /// Weights by chance, for the speed of a shape without its weights
+    /// Use random weights, to measure a model's shape without its weights
     #[arg(long)]
     random_weights: bool,
-    /// Requests, all there at the beginning
+    /// Requests in the queue at the start
     #[arg(long, default_value = "64", value_parser = positive)]
     requests: usize,
-    /// Sequences side by side, at most
+    /// Most sequences in a batch
     #[arg(long, default_value = "16", value_parser = positive)]
     width: usize,
-    /// Prompts have from 16 tokens to this many more, evenly
+    /// Spread of prompt lengths, uniform from 16 tokens to this many more
     #[arg(long, default_value = "48", value_parser = positive)]
     prompt_tokens: usize,
-    /// Mean length of an answer; lengths fall off exponentially, from 4 to five times the mean
+    /// Mean answer length in tokens; lengths are exponential, from 4 to five times the mean
     #[arg(long, default_value = "64", value_parser = positive)]
     output_tokens: usize,
-    /// Seed of the lengths
+    /// Seed of the random lengths
     #[arg(long, default_value = "0")]
     seed: u64,
-    /// Rounds; the ways are measured in turn, and the medians reported
+    /// Rounds, each measuring all strategies; medians are reported
     #[arg(long, default_value = "5", value_parser = positive)]
     rounds: usize,
     /// Print JSON
@@ -54,20 +52,20 @@ pub struct BatchingBenchArgs {
     json: bool,
 }
 
-/// A way to serve the queue.
+/// How to batch the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Strategy {
     /// One request after the other.
     Alone,
-    /// Batches padded to their longest prompt, which last until their longest answer ends.
+    /// Batches padded to their longest prompt, running until their longest answer ends.
     Padded,
-    /// The same without padding, and whoever ends leaves; nobody joins.
+    /// Batches without padding; finished sequences leave, none join.
     Packed,
-    /// Requests join and leave at every step.
+    /// Sequences join and leave at every step.
     Continuous,
 }
 
-impl Way {
+impl Strategy {
     const ALL: [(Self, &'static str); 4] = [
         (Self::Alone, "one at a time"),
         (Self::Padded, "padded static"),
@@ -77,58 +75,50 @@ impl Way {
 }
 
 /// Runs `bench batching`.
-pub fn bench_batching(args: &BatchingBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_batching(args: &BatchingBenchArgs) -> anyhow::Result<ExitCode> {
     let longest = 16 + args.prompt_tokens + 5 * args.output_tokens;
     let model = open_model(&args.model, args.weights, args.random_weights, longest)?;
-    let lines = lines(args, model.shape().vocabulary);
-    let mut seconds = [const { Vec::new() }; Way::ALL.len()];
+    let requests = requests(args, model.shape().vocabulary);
+    let mut seconds = [const { Vec::new() }; Strategy::ALL.len()];
     for _ in 0..args.rounds {
-        for ((way, _), seconds) in Way::ALL.into_iter().zip(&mut seconds) {
+        for ((strategy, _), seconds) in Strategy::ALL.into_iter().zip(&mut seconds) {
             let begun = Instant::now();
-            serve(&model, &lines, way, args.width).map_err(|error| anyhow!(error))?;
+            serve(&model, &requests, strategy, args.width).map_err(|error| anyhow!(error))?;
             seconds.push(begun.elapsed().as_secs_f64());
         }
     }
-    let output: usize = lines.iter().map(|line| line.output_tokens).sum();
-    let rows: Vec<Row> = Way::ALL
+    let output: usize = requests.iter().map(|request| request.output_tokens).sum();
+    let results: Vec<StrategyResult> = Strategy::ALL
         .iter()
         .zip(&seconds)
-        .map(|((_, name), times)| Row {
+        .map(|((_, name), times)| StrategyResult {
             name,
-            tokens_per_second: output as f64 / median(times.clone()),
-            // Of one round each, so that what slows a round down slows both sides down.
-            continuous_over_it: median(
-                times
-                    .iter()
-                    .zip(&seconds[3])
-                    .map(|(it, continuous)| it / continuous)
-                    .collect(),
-            ),
+            tokens_per_second: output as f64 / median(times.iter().copied()),
+            continuous_over_it: median_ratio(times, &seconds[3]),
         })
         .collect();
-    say(&if args.json {
-        as_json(args, &lines, &rows).to_string()
-    } else {
-        as_text(&lines, &rows)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    print(
+        args.json,
+        || as_json(args, &requests, &results),
+        || as_text(&requests, &results),
+    )
 }
 
-struct Row {
+struct StrategyResult {
     name: &'static str,
-    /// Tokens of answers in a second.
+    /// Answer tokens per second.
     tokens_per_second: f64,
     continuous_over_it: f64,
 }
 
-fn lines(args: &BatchingBenchArgs, vocabulary: usize) -> Vec<Line> {
+fn requests(args: &BatchingBenchArgs, vocabulary: usize) -> Vec<StepRequest> {
     let mut dice = StdRng::seed_from_u64(args.seed);
     (0..args.requests)
         .map(|_| {
             let prompt_tokens = 16 + dice.random_range(0..args.prompt_tokens);
             let exponential = -dice.random_range(1e-9..1.0f64).ln();
             let output_tokens = (exponential * args.output_tokens as f64) as usize;
-            Line {
+            StepRequest {
                 prompt: (0..prompt_tokens)
                     .map(|_| dice.random_range(0..vocabulary as u32))
                     .collect(),
@@ -138,27 +128,36 @@ fn lines(args: &BatchingBenchArgs, vocabulary: usize) -> Vec<Line> {
         .collect()
 }
 
-fn serve(model: &CpuModel, lines: &[Line], way: Way, width: usize) -> Result<(), String> {
-    match way {
-        Way::Alone => continuous(model, lines, 1),
-        Way::Continuous => continuous(model, lines, width),
-        Way::Packed => lines
+fn serve(
+    model: &CpuModel,
+    requests: &[StepRequest],
+    strategy: Strategy,
+    width: usize,
+) -> Result<(), String> {
+    match strategy {
+        Strategy::Alone => continuous(model, requests, 1),
+        Strategy::Continuous => continuous(model, requests, width),
+        Strategy::Packed => requests
             .chunks(width)
             .try_for_each(|batch| continuous(model, batch, width)),
-        Way::Padded => lines
+        Strategy::Padded => requests
             .chunks(width)
             .try_for_each(|batch| padded(model, batch)),
     }
 }
 
-fn as_json(args: &BatchingBenchArgs, lines: &[Line], rows: &[Row]) -> Value {
-    let ways: Vec<Value> = rows
+fn as_json(
+    args: &BatchingBenchArgs,
+    requests: &[StepRequest],
+    results: &[StrategyResult],
+) -> Value {
+    let strategies: Vec<Value> = results
         .iter()
-        .map(|row| {
+        .map(|result| {
             json!({
-                "way": row.name,
-                "output_tokens_per_second": row.tokens_per_second,
-                "continuous_over_it": row.continuous_over_it,
+                "way": result.name,
+                "output_tokens_per_second": result.tokens_per_second,
+                "continuous_over_it": result.continuous_over_it,
             })
         })
         .collect();
@@ -166,32 +165,28 @@ fn as_json(args: &BatchingBenchArgs, lines: &[Line], rows: &[Row]) -> Value {
         "model": args.model.display().to_string(),
         "weights": args.weights.to_string(),
         "threads": rayon::current_num_threads(),
-        "requests": lines.len(),
+        "requests": requests.len(),
         "width": args.width,
-        "prompt_tokens": lines.iter().map(|line| line.prompt.len()).sum::<usize>(),
-        "output_tokens": lines.iter().map(|line| line.output_tokens).sum::<usize>(),
+        "prompt_tokens": requests.iter().map(|request| request.prompt.len()).sum::<usize>(),
+        "output_tokens": requests.iter().map(|request| request.output_tokens).sum::<usize>(),
         "rounds": args.rounds,
-        "ways": ways,
+        "ways": strategies,
     })
 }
 
-fn as_text(lines: &[Line], rows: &[Row]) -> String {
-    let prompt: usize = lines.iter().map(|line| line.prompt.len()).sum();
-    let output: usize = lines.iter().map(|line| line.output_tokens).sum();
-    let mut table = table(&["way", "answer tokens/s", "continuous / it"]);
-    for row in rows {
-        table.add_row([
-            row.name.to_owned(),
-            format!("{:.0}", row.tokens_per_second),
-            format!("{:.2}", row.continuous_over_it),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+fn as_text(requests: &[StepRequest], results: &[StrategyResult]) -> String {
+    let prompt: usize = requests.iter().map(|request| request.prompt.len()).sum();
+    let output: usize = requests.iter().map(|request| request.output_tokens).sum();
+    let rows = results.iter().map(|result| {
+        [
+            result.name.to_owned(),
+            format!("{:.0}", result.tokens_per_second),
+            format!("{:.2}", result.continuous_over_it),
+        ]
+    });
     format!(
         "{} requests, {prompt} prompt tokens, {output} answer tokens\n{}",
-        lines.len(),
-        table.trim_fmt()
+        requests.len(),
+        table(["strategy", "answer tokens/s", "continuous / it"], rows)
     )
 }

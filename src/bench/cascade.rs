@@ -1,4 +1,4 @@
-//! `bench cascade`: quality against cost of routing and escalation, on prompts whose answers are known.
+//! `bench cascade`: quality against cost of routing and escalation, on prompts with known answers.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,8 @@ use crate::{
     console::{
         input,
         marks::Expectation,
-        options::{Common, ModelArgs, UsageError, complain, init_logs, say},
+        options::{Common, ModelArgs, UsageError, init_logs},
+        terminal::eprint_line,
     },
     engine::{self, EngineInfo, Generate, Generation},
     fleet,
@@ -30,27 +31,28 @@ use crate::{
     },
 };
 
-/// Routing before generation, escalation after it, and both: quality against cost.
+use super::report::print;
+
+/// Measure quality against cost of routing before generation, escalation after it, and both
 ///
-/// Both models answer every line of a marked file ("expect", "family"); every pair of thresholds
-/// is then judged on these answers, beside the least that any policy could cost which knew them
-/// beforehand. A job costs the parameters of each model that runs for it
-/// times the tokens that this model reads and writes.
+/// Both models answer every line of a marked file ("expect", "family"). Every pair of thresholds is
+/// then evaluated on these answers and compared with an oracle that knows them in advance. A job costs,
+/// for each model that runs it, the tokens read and written times the model's parameters.
 #[derive(Debug, Args)]
 pub struct CascadeArgs {
-    /// File of marked prompts, one a line
+    /// File of marked prompts, one per line
     file: PathBuf,
-    /// Traffic as shares of families, such as faq=40,total=10; by default as the file has them
+    /// Weight families by these shares, such as faq=40,total=10 [default: as in the file]
     #[arg(long, value_name = "FAMILY=SHARE,…")]
     mix: Option<String>,
-    /// Points of accuracy that may be lost against the large model alone
+    /// Most points of accuracy to lose against the large model alone
     #[arg(long, default_value_t = 1.0)]
     within: f64,
-    /// What a token of the large model costs, in tokens of the small one; by default the ratio of
-    /// their parameters, which servers do not tell
+    /// Cost of a large model's token in tokens of the small one; required when a model is served
+    /// elsewhere [default: the ratio of their parameters]
     #[arg(long, value_name = "RATIO")]
     cost_ratio: Option<f64>,
-    /// Print JSON, with the curves
+    /// Print JSON, including the curves
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -59,13 +61,13 @@ pub struct CascadeArgs {
     common: Common,
 }
 
-struct Marked {
+struct MarkedPrompt {
     request: ChatRequest,
     expectation: Expectation,
 }
 
 /// Runs `bench cascade`.
-pub async fn cascade(args: CascadeArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn bench_cascade(args: CascadeArgs) -> anyhow::Result<ExitCode> {
     let mut overrides = Overrides::default();
     args.models.apply(&mut overrides);
     let config = args.common.load(overrides)?;
@@ -103,22 +105,21 @@ pub async fn cascade(args: CascadeArgs) -> anyhow::Result<ExitCode> {
         .collect();
     let escalate_below = config.worker.escalate_below;
     let escalate_below = escalate_below.unwrap_or(confidence.escalate_below());
-    let found = Found::of(
+    let report = CascadeReport::of(
         &cases,
         args.within,
         (config.router.threshold, escalate_below),
         ratio,
     );
-    say(&if args.json {
-        found.to_json(mix.as_ref()).to_string()
-    } else {
-        found.to_text(args.within)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    print(
+        args.json,
+        || report.to_json(mix.as_ref()),
+        || report.to_text(args.within),
+    )
 }
 
-/// Lines that are requests and say what is right.
-fn read(args: &CascadeArgs, config: &Config) -> anyhow::Result<Vec<Marked>> {
+/// Reads marked requests; a line without "expect" is an error.
+fn read(args: &CascadeArgs, config: &Config) -> anyhow::Result<Vec<MarkedPrompt>> {
     let limits = config.request_limits();
     let lines = input::open(&args.file, limits.clone())
         .with_context(|| format!("cannot open {}", args.file.display()))?;
@@ -131,22 +132,22 @@ fn read(args: &CascadeArgs, config: &Config) -> anyhow::Result<Vec<Marked>> {
             .map_err(|reason| anyhow!("line {number}: {reason}"))?;
         let submission = Submission::parse(&body, &limits)
             .map_err(|rejection| anyhow!("line {number}: {}", rejection.reason))?;
-        marked.push(Marked {
+        marked.push(MarkedPrompt {
             request: submission.request,
             expectation: line
                 .expectation
-                .ok_or_else(|| anyhow!("line {number}: it does not say what to \"expect\""))?,
+                .ok_or_else(|| anyhow!("line {number}: \"expect\" is missing"))?,
         });
     }
     anyhow::ensure!(!marked.is_empty(), "the file has no lines");
     Ok(marked)
 }
 
-/// Answers every request on one tier's engine, as many at once as it takes.
+/// Answers every request on one tier's engine, in its largest batches.
 async fn answer(
     tier: Tier,
     config: &Config,
-    marked: &[Marked],
+    marked: &[MarkedPrompt],
 ) -> anyhow::Result<(EngineInfo, Vec<Option<Generation>>)> {
     let model = match tier {
         Tier::Small => &config.small,
@@ -168,15 +169,15 @@ async fn answer(
         .collect()
         .await;
     let failed = generations.iter().filter(|answer| answer.is_none()).count();
-    complain(&format!(
-        "{tier}: {} answers in {:.1} s, {failed} without one",
+    eprint_line(&format!(
+        "{tier}: {} requests in {:.1} s, {failed} failed",
         generations.len(),
         begun.elapsed().as_secs_f64()
     ));
     Ok((engine.info().clone(), generations))
 }
 
-fn shot(line: &Marked, generation: Option<&Generation>, token_cost: f64) -> Shot {
+fn shot(line: &MarkedPrompt, generation: Option<&Generation>, token_cost: f64) -> Shot {
     let usage = generation.map(|generation| generation.answer.usage);
     let usage = usage.unwrap_or_default();
     let tokens = usage.prompt_tokens_computed + usage.completion_tokens;
@@ -205,8 +206,11 @@ fn read_mix(text: &str) -> Result<BTreeMap<String, f64>, UsageError> {
         .collect()
 }
 
-/// What each line counts: one, or its part of its family's share.
-fn weigh(marked: &[Marked], mix: Option<&BTreeMap<String, f64>>) -> Result<Vec<f64>, UsageError> {
+/// The weight of each line: one, or its part of its family's share.
+fn weigh(
+    marked: &[MarkedPrompt],
+    mix: Option<&BTreeMap<String, f64>>,
+) -> Result<Vec<f64>, UsageError> {
     let Some(mix) = mix else {
         return Ok(vec![1.0; marked.len()]);
     };
@@ -219,18 +223,18 @@ fn weigh(marked: &[Marked], mix: Option<&BTreeMap<String, f64>>) -> Result<Vec<f
         .find(|family| !counts.contains_key(family.as_str()))
     {
         return Err(UsageError(format!(
-            "--mix: the file has no line of the family {unknown:?}"
+            "--mix: the file has no line of family {unknown:?}"
         )));
     }
-    let weight = |line: &Marked| {
+    let weight = |line: &MarkedPrompt| {
         let family = line.expectation.family.as_str();
         mix.get(family).map_or(0.0, |share| share / counts[family])
     };
     Ok(marked.iter().map(weight).collect())
 }
 
-/// All that is told.
-struct Found {
+/// The results.
+struct CascadeReport {
     cases: usize,
     ratio: f64,
     auc: f64,
@@ -242,7 +246,7 @@ struct Found {
     curves: [(&'static str, Vec<Point>, Option<Point>); 3],
 }
 
-impl Found {
+impl CascadeReport {
     fn of(
         cases: &[Case],
         within: f64,
@@ -256,16 +260,16 @@ impl Found {
             ("after", cascade::after_generation(cases)),
             ("both", cascade::both(cases)),
         ];
-        let told = cases
+        let known = cases
             .iter()
             .filter_map(|case| Some((case.confidence?, case.small.right)));
-        let (sure, right): (Vec<f64>, Vec<bool>) = told.filter(|(sure, _)| *sure >= 0.0).unzip();
-        let doubts: Vec<f64> = sure.iter().map(|sure| -sure).collect();
+        let (sure, right): (Vec<f64>, Vec<bool>) = known.filter(|(sure, _)| *sure >= 0.0).unzip();
+        let unsure: Vec<f64> = sure.iter().map(|sure| -sure).collect();
         let wrong: Vec<bool> = right.iter().map(|right| !right).collect();
         Self {
             cases: cases.len(),
             ratio,
-            auc: auc(&doubts, &wrong),
+            auc: auc(&unsure, &wrong),
             ece: calibration_error(&sure, &right),
             small: cascade::at(cases, NEVER, 0.0),
             large,
@@ -336,7 +340,7 @@ impl Found {
             self.auc, self.ece
         ));
         lines.push(format!(
-            "before, after, both: the cheapest within {within} points of always large; oracle: the same by a policy that knows both answers, which none can undercut"
+            "before, after, both: the cheapest thresholds within {within} points of always large; oracle: the cheapest policy that knows both answers"
         ));
         lines.join("\n")
     }
@@ -353,7 +357,7 @@ mod tests {
         for wrong in ["faq", "faq=", "faq=-1", "faq=0", "=,", "faq=nan"] {
             assert!(read_mix(wrong).is_err(), "{wrong}");
         }
-        let line = |family: &str| Marked {
+        let line = |family: &str| MarkedPrompt {
             request: Submission::parse(br#"{"prompt":"a"}"#, &Default::default())
                 .expect("valid")
                 .request,

@@ -1,25 +1,22 @@
-//! `bench clean`: what clean-up that loses nothing takes off, and what it costs.
+//! `bench clean`: how much lossless clean-up removes, and how long it takes.
 
 use std::{fs, hint::black_box, path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
-use comfy_table::CellAlignment;
 use serde_json::{Value, json};
 
-use crate::{
-    console::options::say,
-    console::table::table,
-    prompt::{
-        clean::{Kind, clean},
-        estimate_tokens,
-    },
+use crate::prompt::{
+    clean::{Kind, clean},
+    estimate_tokens,
 };
+
+use super::report::{percent, print, table};
 
 /// Arguments of `bench clean`.
 #[derive(Debug, Args)]
 pub struct CleanBenchArgs {
-    /// Files to clean, each as a whole turn; by default a made-up pretty-printed JSON document
+    /// Files to clean, each as one message [default: a generated pretty-printed JSON document]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Print JSON
@@ -27,18 +24,18 @@ pub struct CleanBenchArgs {
     json: bool,
 }
 
-/// Times each text is cleaned; the fastest counts, so that other processes do not.
+/// Repetitions per text; the fastest counts, to exclude other processes.
 const ROUNDS: usize = 9;
 
-/// What one text came to.
-struct Row {
+/// The result for one text.
+struct CleanResult {
     name: String,
     kind: Kind,
     before: usize,
     after: usize,
-    /// Of a thousand tokens.
+    /// Milliseconds per thousand tokens.
     millis: f64,
-    /// Whether a JSON document says the same as before; `None` for other texts.
+    /// Whether a JSON document still has the same values; `None` for other texts.
     same_values: Option<bool>,
 }
 
@@ -46,7 +43,7 @@ struct Row {
 ///
 /// # Errors
 /// When a file cannot be read as text.
-pub fn bench_clean(args: &CleanBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_clean(args: &CleanBenchArgs) -> anyhow::Result<ExitCode> {
     let mut texts = Vec::new();
     for path in &args.files {
         let text = fs::read_to_string(path);
@@ -54,15 +51,15 @@ pub fn bench_clean(args: &CleanBenchArgs) -> anyhow::Result<ExitCode> {
         texts.push((path.display().to_string(), text));
     }
     if texts.is_empty() {
-        texts.push(("made-up JSON".to_owned(), made_up()));
+        texts.push(("generated JSON".to_owned(), sample()));
     }
-    let rows: Vec<Row> = texts.into_iter().map(measure).collect();
+    let rows: Vec<CleanResult> = texts.into_iter().map(measure).collect();
     report(args, &rows)?;
     let is_whole = rows.iter().all(|row| row.same_values != Some(false));
     Ok(ExitCode::from(u8::from(!is_whole)))
 }
 
-fn measure((name, text): (String, String)) -> Row {
+fn measure((name, text): (String, String)) -> CleanResult {
     let cleaned = clean(&text, "");
     let times = (0..ROUNDS).map(|_| {
         let begun = Instant::now();
@@ -72,7 +69,7 @@ fn measure((name, text): (String, String)) -> Row {
     let fastest = times.fold(f64::INFINITY, f64::min);
     let before = estimate_tokens(&text);
     let document = serde_json::from_str::<Value>(&text).ok();
-    Row {
+    CleanResult {
         name,
         kind: cleaned.kind,
         before,
@@ -84,8 +81,8 @@ fn measure((name, text): (String, String)) -> Row {
     }
 }
 
-/// Two hundred orders, as a shop's interface prints them for people.
-fn made_up() -> String {
+/// Two hundred orders of a shop, pretty-printed.
+fn sample() -> String {
     let order = |at: usize| {
         json!({
             "id": format!("A{at:04}"),
@@ -99,44 +96,40 @@ fn made_up() -> String {
     serde_json::to_string_pretty(&orders).unwrap_or_default()
 }
 
-fn report(args: &CleanBenchArgs, rows: &[Row]) -> anyhow::Result<()> {
-    let cut = |row: &Row| 100.0 * (1.0 - row.after as f64 / row.before.max(1) as f64);
-    if args.json {
-        let rows: Vec<Value> = rows
-            .iter()
+fn report(args: &CleanBenchArgs, rows: &[CleanResult]) -> anyhow::Result<()> {
+    let cut = |row: &CleanResult| 1.0 - row.after as f64 / row.before.max(1) as f64;
+    let json = || {
+        rows.iter()
             .map(|row| {
                 json!({
                     "text": row.name,
                     "kind": row.kind.as_str(),
                     "tokens_before": row.before,
                     "tokens_after": row.after,
-                    "cut_percent": cut(row),
+                    "cut_percent": 100.0 * cut(row),
                     "ms_per_1000_tokens": row.millis,
                     "same_values": row.same_values,
                 })
             })
-            .collect();
-        say(&Value::from(rows).to_string())?;
-        return Ok(());
-    }
-    let mut shown = table(&["TEXT", "KIND", "TOKENS", "CUT", "MS/1000", "VALUES"]);
-    for row in rows {
-        shown.add_row([
-            row.name.clone(),
-            row.kind.as_str().to_owned(),
-            row.before.to_string(),
-            format!("{:.1} %", cut(row)),
-            format!("{:.3}", row.millis),
-            match row.same_values {
-                Some(true) => "the same".to_owned(),
-                Some(false) => "CHANGED".to_owned(),
-                None => String::new(),
-            },
-        ]);
-    }
-    for column in shown.column_iter_mut().skip(2).take(3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    say(&shown.to_string())?;
+            .collect()
+    };
+    let text = || {
+        let rows = rows.iter().map(|row| {
+            [
+                row.name.clone(),
+                row.kind.as_str().to_owned(),
+                row.before.to_string(),
+                percent(cut(row)),
+                format!("{:.3}", row.millis),
+                match row.same_values {
+                    Some(true) => "unchanged".to_owned(),
+                    Some(false) => "CHANGED".to_owned(),
+                    None => String::new(),
+                },
+            ]
+        });
+        table(["TEXT", "KIND", "TOKENS", "CUT", "MS/1000", "VALUES"], rows)
+    };
+    print(args.json, json, text)?;
     Ok(())
 }

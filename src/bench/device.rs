@@ -1,50 +1,48 @@
-//! `bench engine --device`: the decoder on a GPU beside the speed of that GPU's memory.
+//! `bench engine --device`: the decoder on a GPU, against that GPU's memory bandwidth.
 
 use std::{fs, process::ExitCode, time::Instant};
 
 use anyhow::{Context, anyhow};
 use candle_core::{DType, Device, Tensor};
-use comfy_table::CellAlignment;
 use serde_json::{Value, json};
 
 use crate::{
     batching::BLOCK_TOKENS,
     config::WeightKind,
-    console::options::say,
-    console::table::table,
     engine::local::{GpuModel, ModelFiles},
 };
 
 use super::{
-    engine::{EngineBenchArgs, Speed},
-    median,
+    report::{print, table},
+    statistics::median,
+    timing::{EngineBenchArgs, Speed},
 };
 
-/// Floats of the tensor that is copied to find the memory's speed: beyond any cache.
+/// Floats in the tensor copied to measure bandwidth; larger than any cache.
 const FLOATS: usize = 64 << 20;
-/// Copies in a measurement.
+/// Copies per measurement.
 const COPIES: usize = 8;
 
-/// One combination's figures, one for each round.
-struct Case {
+/// One combination's figures, one per round.
+struct DeviceCase {
     kind: WeightKind,
     sequences: usize,
     prefill: Vec<f64>,
     decode: Vec<f64>,
-    /// Part of the memory's speed at which weights, keys and values are read.
+    /// Share of the bandwidth at which weights, keys and values are read.
     of_bandwidth: Vec<f64>,
 }
 
-/// Measures every combination in turn on an open device.
+/// Measures every combination on an open device.
 pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::Result<ExitCode> {
     let (mut cases, mut bandwidths) = (Vec::new(), Vec::new());
     for kind in &args.weights {
-        // One model at a time: a GPU's memory may hold no second.
+        // One model at a time: the GPU's memory may not hold two.
         let mut model = open(args, *kind, device).map_err(|error| anyhow!(error))?;
-        let mut own: Vec<Case> = args
+        let mut own: Vec<DeviceCase> = args
             .concurrency
             .iter()
-            .map(|sequences| Case {
+            .map(|sequences| DeviceCase {
                 kind: *kind,
                 sequences: *sequences,
                 prefill: Vec::new(),
@@ -53,7 +51,8 @@ pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::R
             })
             .collect();
         for _ in 0..args.rounds {
-            let bandwidth = bandwidth(device, FLOATS).context("cannot measure the memory")?;
+            let bandwidth =
+                bandwidth(device, FLOATS).context("cannot measure the memory bandwidth")?;
             for case in &mut own {
                 measure(args, case, &mut model, bandwidth).map_err(|error| anyhow!(error))?;
             }
@@ -62,17 +61,16 @@ pub(super) fn bench_device(args: &EngineBenchArgs, device: &Device) -> anyhow::R
         cases.extend(own);
     }
     let bandwidth = median(bandwidths);
-    say(&if args.json {
-        as_json(args, &cases, bandwidth).to_string()
-    } else {
-        as_text(args, &cases, bandwidth)
-    })?;
-    Ok(ExitCode::SUCCESS)
+    print(
+        args.json,
+        || as_json(args, &cases, bandwidth),
+        || as_text(args, &cases, bandwidth),
+    )
 }
 
 fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<GpuModel, String> {
     let most = args.concurrency.iter().max().copied().unwrap_or(1);
-    // The model takes the smallest cache that holds what is asked for; it knows what a block takes.
+    // Open with the smallest cache first, to learn how many bytes a block takes.
     let blocks = most * args.steps(most, 1).blocks_each();
     let files = ModelFiles::ModelRegistry(args.model.clone());
     let opened = |kv_bytes_max| {
@@ -95,12 +93,12 @@ fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<Gpu
 
 fn measure(
     args: &EngineBenchArgs,
-    case: &mut Case,
+    case: &mut DeviceCase,
     model: &mut GpuModel,
     bandwidth: f64,
 ) -> Result<(), String> {
     let steps = args.steps(case.sequences, model.shape().vocabulary);
-    // Logits come to the host, so that a step has ended when it returns.
+    // `forward` copies the logits to the host, so the step has finished when it returns.
     let Speed {
         prefill,
         step_seconds,
@@ -120,10 +118,10 @@ fn measure(
     Ok(())
 }
 
-/// Bytes read and written in a second by a plain copy.
+/// Bytes read and written per second by a plain copy.
 fn bandwidth(device: &Device, floats: usize) -> candle_core::Result<f64> {
     let from = Tensor::zeros(floats, DType::F32, device)?;
-    // The first one may load a kernel.
+    // The first call may load a kernel.
     from.affine(1.0, 0.0)?;
     device.synchronize()?;
     let begun = Instant::now();
@@ -135,16 +133,20 @@ fn bandwidth(device: &Device, floats: usize) -> candle_core::Result<f64> {
     Ok(bytes as f64 / begun.elapsed().as_secs_f64())
 }
 
-fn as_json(args: &EngineBenchArgs, cases: &[Case], bandwidth: f64) -> Value {
+fn median_of(figures: &[f64]) -> f64 {
+    median(figures.iter().copied())
+}
+
+fn as_json(args: &EngineBenchArgs, cases: &[DeviceCase], bandwidth: f64) -> Value {
     let cases: Vec<Value> = cases
         .iter()
         .map(|case| {
             json!({
                 "weights": case.kind.to_string(),
                 "concurrency": case.sequences,
-                "prefill_tokens_per_second": median(case.prefill.clone()),
-                "decode_tokens_per_second": median(case.decode.clone()),
-                "share_of_bandwidth": median(case.of_bandwidth.clone()),
+                "prefill_tokens_per_second": median_of(&case.prefill),
+                "decode_tokens_per_second": median_of(&case.decode),
+                "share_of_bandwidth": median_of(&case.of_bandwidth),
             })
         })
         .collect();
@@ -159,31 +161,28 @@ fn as_json(args: &EngineBenchArgs, cases: &[Case], bandwidth: f64) -> Value {
     })
 }
 
-fn as_text(args: &EngineBenchArgs, cases: &[Case], bandwidth: f64) -> String {
-    let mut table = table(&[
+fn as_text(args: &EngineBenchArgs, cases: &[DeviceCase], bandwidth: f64) -> String {
+    let rows = cases.iter().map(|case| {
+        [
+            case.kind.to_string(),
+            case.sequences.to_string(),
+            format!("{:.0}", median_of(&case.prefill)),
+            format!("{:.0}", median_of(&case.decode)),
+            format!("{:.0} %", 100.0 * median_of(&case.of_bandwidth)),
+        ]
+    });
+    let header = [
         "weights",
         "sequences",
         "prefill tokens/s",
         "decode tokens/s",
         "of bandwidth",
-    ]);
-    for case in cases {
-        table.add_row([
-            case.kind.to_string(),
-            case.sequences.to_string(),
-            format!("{:.0}", median(case.prefill.clone())),
-            format!("{:.0}", median(case.decode.clone())),
-            format!("{:.0} %", 100.0 * median(case.of_bandwidth.clone())),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    ];
     format!(
         "{}; memory {:.0} GB/s\n{}",
         args.device,
         bandwidth / 1e9,
-        table.trim_fmt()
+        table(header, rows)
     )
 }
 
@@ -199,7 +198,7 @@ mod tests {
         args: EngineBenchArgs,
     }
 
-    /// What a GPU will run, on candle's CPU device: every figure is a number above 0.
+    /// Runs the GPU code on candle's CPU device; every figure is a positive number.
     #[test]
     fn measures_every_combination_on_a_device() {
         let model = concat!(
@@ -213,7 +212,7 @@ mod tests {
             open(&args, WeightKind::F32, &Device::Cpu).expect("the fixture is a model");
         let bandwidth = bandwidth(&Device::Cpu, 1 << 16).expect("a copy");
         for sequences in [1, 3] {
-            let mut case = Case {
+            let mut case = DeviceCase {
                 kind: WeightKind::F32,
                 sequences,
                 prefill: Vec::new(),

@@ -1,4 +1,4 @@
-//! `bench endurance`: resident memory of an engine while very many sequences pass through it.
+//! `bench endurance`: resident memory of an engine while many sequences pass through it.
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
@@ -9,29 +9,31 @@ use serde_json::json;
 
 use crate::{
     config::{ModelConfig, WeightKind},
-    console::options::say,
     engine::{self, Generate},
-    job::{Message, Role, Sampling, Tier},
+    job::Tier,
 };
 
-use super::engine::positive;
+use super::{
+    load::{self, positive},
+    report::print,
+};
 
 /// Arguments of `bench endurance`.
 #[derive(Debug, Args)]
 pub struct EnduranceBenchArgs {
-    /// Hugging Face directory of the model; without one the bundled small model
+    /// Hugging Face directory of the model [default: the bundled small model]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// What products are computed in
+    /// Weight format to compute in
     #[arg(long, default_value = "bf16")]
     weights: WeightKind,
-    /// Sequences in all
+    /// Number of sequences
     #[arg(long, default_value = "100000", value_parser = positive)]
     sequences: usize,
-    /// Tokens that each generates, at most
+    /// Most tokens to generate per sequence
     #[arg(long, default_value = "4", value_parser = positive)]
     output_tokens: usize,
-    /// Bytes that the KV cache may take; it is full, and so no longer growing, after as many tokens as fit
+    /// Size limit of the KV cache in bytes
     #[arg(long, default_value = "67108864", value_parser = positive)]
     kv_bytes_max: usize,
     /// Print JSON
@@ -39,11 +41,11 @@ pub struct EnduranceBenchArgs {
     json: bool,
 }
 
-/// Looks at memory.
-const LOOKS: usize = 10;
+/// Memory samples.
+const SAMPLES: usize = 10;
 
 /// Runs `bench endurance`.
-pub async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCode> {
     let before = resident_bytes()?;
     let begun = Instant::now();
     let config = ModelConfig {
@@ -60,9 +62,9 @@ pub async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCo
     let load_seconds = begun.elapsed().as_secs_f64();
     let loaded = resident_bytes()?;
     let begun = Instant::now();
-    let mut looks = Vec::new();
-    for look in 0..LOOKS {
-        let ids = args.sequences * look / LOOKS..args.sequences * (look + 1) / LOOKS;
+    let mut samples = Vec::new();
+    for sample in 0..SAMPLES {
+        let ids = args.sequences * sample / SAMPLES..args.sequences * (sample + 1) / SAMPLES;
         let answers = stream::iter(ids).map(|id| engine.generate(request(id, args.output_tokens)));
         let failed = answers
             .buffer_unordered(engine.info().batch_max)
@@ -72,11 +74,11 @@ pub async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCo
         if failed > 0 {
             bail!("{failed} sequences failed");
         }
-        looks.push(resident_bytes()?);
+        samples.push(resident_bytes()?);
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let growth = looks[LOOKS - 1] as f64 - looks[0] as f64;
-    say(&if args.json {
+    let growth = samples[SAMPLES - 1] as f64 - samples[0] as f64;
+    let json = || {
         json!({
             "sequences": args.sequences,
             "seconds": seconds,
@@ -84,19 +86,19 @@ pub async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCo
             "kv_bytes_max": args.kv_bytes_max,
             "resident_bytes_before": before,
             "resident_bytes_loaded": loaded,
-            "resident_bytes": looks,
+            "resident_bytes": samples,
         })
-        .to_string()
-    } else {
+    };
+    let text = || {
         let megabytes = |bytes: f64| bytes / 1e6;
-        let series: Vec<String> = looks
+        let series: Vec<String> = samples
             .iter()
-            .map(|look| format!("{:.0}", megabytes(*look as f64)))
+            .map(|sample| format!("{:.0}", megabytes(*sample as f64)))
             .collect();
         format!(
             "loaded in {load_seconds:.2} s; resident {:.0} MB before and {:.0} MB after, KV cache at most {:.0} MB\n\
              {} sequences in {seconds:.1} s; resident after each tenth: {} MB\n\
-             from the first tenth to the last: {:+.1} MB",
+             growth from the first tenth to the last: {:+.1} MB",
             megabytes(before as f64),
             megabytes(loaded as f64),
             megabytes(args.kv_bytes_max as f64),
@@ -104,31 +106,20 @@ pub async fn bench_endurance(args: &EnduranceBenchArgs) -> anyhow::Result<ExitCo
             series.join(", "),
             megabytes(growth),
         )
-    })?;
-    Ok(ExitCode::SUCCESS)
+    };
+    print(args.json, json, text)
 }
 
-/// Prompts of several lengths, no two alike.
+/// Distinct prompts of several lengths.
 fn request(id: usize, output_tokens: usize) -> Generate {
     let content = format!("{id}: {}", "and so on ".repeat(id % 5));
-    Generate {
-        messages: vec![Message {
-            role: Role::User,
-            content,
-        }],
-        sampling: Sampling {
-            max_completion_tokens: output_tokens as u32,
-            ..Sampling::default()
-        },
-        seed_default: 0,
-        terms: Default::default(),
-    }
+    load::request(content, output_tokens)
 }
 
-/// What the system counts as this process's memory.
+/// Resident memory of this process in bytes.
 fn resident_bytes() -> anyhow::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")
-        .context("resident memory is told by /proc, which only Linux has")?;
+        .context("cannot read resident memory; this needs Linux")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| {
         line.trim()

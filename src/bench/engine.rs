@@ -1,101 +1,45 @@
-//! `bench engine`: the in-process engine's steps beside what the machine could do at best.
+//! `bench engine`: the in-process engine's steps against the machine's limits.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Instant,
-};
+use std::{process::ExitCode, time::Instant};
 
-use anyhow::{Context, anyhow, bail};
-use clap::Args;
-use comfy_table::CellAlignment;
+use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use crate::{
-    batching::{BLOCK_TOKENS, BlockId},
-    config::{DeviceKind, WeightKind},
-    console::options::say,
-    console::table::table,
-    engine::local::{Chunk, CpuModel, MachineLimits, ModelFiles, Part, Profile, Rows, open_device},
+    batching::BLOCK_TOKENS,
+    config::WeightKind,
+    engine::local::{CpuModel, MachineLimits, Part, Profile, open_device},
 };
 
-use super::{device::bench_device, median};
-
-/// Arguments of `bench engine`.
-#[derive(Debug, Args)]
-pub struct EngineBenchArgs {
-    /// Hugging Face directory of the model; with --random-weights its config.json is enough
-    #[arg(long, value_name = "DIR")]
-    pub(super) model: PathBuf,
-    /// What products are computed in: f32, bf16, q8 (several: f32,bf16)
-    #[arg(long, value_delimiter = ',', default_value = "f32")]
-    pub(super) weights: Vec<WeightKind>,
-    /// Sequences that decode side by side
-    #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = positive)]
-    pub(super) concurrency: Vec<usize>,
-    /// Tokens of each prompt
-    #[arg(long, default_value = "128", value_parser = positive)]
-    pub(super) prompt_tokens: usize,
-    /// Tokens generated for each prompt
-    #[arg(long, default_value = "64", value_parser = positive)]
-    pub(super) output_tokens: usize,
-    /// Rounds; all combinations are measured in turn, and the medians reported
-    #[arg(long, default_value = "5", value_parser = positive)]
-    pub(super) rounds: usize,
-    /// Weights by chance, for the speed of a shape without its weights
-    #[arg(long)]
-    pub(super) random_weights: bool,
-    /// Where to compute: cpu, or cuda and metal in a binary built for them
-    #[arg(long, default_value = "cpu")]
-    pub(super) device: DeviceKind,
-    /// Tell where a decoding step's time goes (on the CPU)
-    #[arg(long)]
-    profile: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-pub(super) fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("expected a whole number from 1".to_owned()),
-    }
-}
-
-impl EngineBenchArgs {
-    pub(super) fn steps(&self, sequences: usize, vocabulary: usize) -> Steps {
-        Steps {
-            sequences,
-            prompt_tokens: self.prompt_tokens,
-            output_tokens: self.output_tokens,
-            vocabulary,
-        }
-    }
-}
+use super::{
+    device::bench_device,
+    load::open_model,
+    report::{print, table},
+    statistics::median,
+    timing::{EngineBenchArgs, Speed},
+};
 
 /// One round's figures of one combination.
-struct Round {
-    /// Prompt tokens in a second, one prompt after the other.
+struct EngineRound {
+    /// Prompt tokens per second, one prompt after the other.
     prefill: f64,
-    /// Generated tokens in a second, all sequences together.
+    /// Generated tokens per second, all sequences together.
     decode: f64,
-    /// Seconds of a decoding step over the seconds that the machine's limits allow it.
+    /// Seconds of a decode step over the least that the machine's limits allow.
     over_limit: f64,
     profile: Profile,
 }
 
 /// A combination of weights and concurrency.
-struct Case<'a> {
+struct EngineCase<'a> {
     kind: WeightKind,
     model: &'a CpuModel,
     sequences: usize,
-    rounds: Vec<Round>,
+    rounds: Vec<EngineRound>,
 }
 
 /// Runs `bench engine`.
-pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
     let device = open_device(args.device).map_err(|error| anyhow!(error))?;
     if let Some(device) = device {
         return bench_device(args, &device);
@@ -107,9 +51,9 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
         let model = open_model(&args.model, *kind, args.random_weights, wanted)?;
         models.push((*kind, model, begun.elapsed().as_secs_f64()));
     }
-    let mut cases: Vec<Case<'_>> = Vec::new();
+    let mut cases: Vec<EngineCase<'_>> = Vec::new();
     for (kind, model, _) in &models {
-        cases.extend(args.concurrency.iter().map(|sequences| Case {
+        cases.extend(args.concurrency.iter().map(|sequences| EngineCase {
             kind: *kind,
             model,
             sequences: *sequences,
@@ -126,118 +70,23 @@ pub fn bench_engine(args: &EngineBenchArgs) -> anyhow::Result<ExitCode> {
         limits.push(limit);
     }
     let limit = MachineLimits {
-        bytes_per_second: median(limits.iter().map(|l| l.bytes_per_second).collect()),
-        f32_flops: median(limits.iter().map(|l| l.f32_flops).collect()),
-        bf16_flops: median(limits.iter().map(|l| l.bf16_flops).collect()),
-        q8_flops: median(limits.iter().map(|l| l.q8_flops).collect()),
+        bytes_per_second: median(limits.iter().map(|l| l.bytes_per_second)),
+        f32_flops: median(limits.iter().map(|l| l.f32_flops)),
+        bf16_flops: median(limits.iter().map(|l| l.bf16_flops)),
+        q8_flops: median(limits.iter().map(|l| l.q8_flops)),
     };
-    if args.json {
-        say(&as_json(args, &models, &cases, &limit).to_string())?;
-    } else {
-        say(&as_text(args, &models, &cases, &limit))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Opens a model, or makes one by chance of the shape that its config.json tells, for contexts of up
-/// to `tokens`.
-pub(super) fn open_model(
-    folder: &Path,
-    kind: WeightKind,
-    is_random: bool,
-    tokens: usize,
-) -> anyhow::Result<CpuModel> {
-    let model = if is_random {
-        let path = folder.join("config.json");
-        let config = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        CpuModel::random(&config, kind)
-    } else {
-        CpuModel::read(&ModelFiles::ModelRegistry(folder.to_owned()), 0, kind)
-    };
-    let model = model.map_err(|error| anyhow!("cannot open {}: {error}", folder.display()))?;
-    let most = model.context_tokens();
-    if tokens > most {
-        bail!("prompt and output have up to {tokens} tokens together; the model takes {most}");
-    }
-    Ok(model)
-}
-
-/// What a round of steps took.
-pub(super) struct Speed {
-    /// Prompt tokens in a second, one prompt after the other.
-    pub(super) prefill: f64,
-    /// Seconds of a step in which every sequence decodes.
-    pub(super) step_seconds: f64,
-}
-
-/// Which steps are timed.
-pub(super) struct Steps {
-    pub(super) sequences: usize,
-    pub(super) prompt_tokens: usize,
-    pub(super) output_tokens: usize,
-    pub(super) vocabulary: usize,
-}
-
-impl Steps {
-    /// Blocks of KV cache that each sequence needs.
-    pub(super) fn blocks_each(&self) -> usize {
-        (self.prompt_tokens + self.output_tokens).div_ceil(BLOCK_TOKENS)
-    }
-
-    /// Prompts one after the other, then all sequences decoding side by side; `forward` computes a
-    /// step and is told whether it is one of the latter.
-    pub(super) fn time(
-        &self,
-        mut forward: impl FnMut(&[Chunk<'_>], bool) -> Result<(), String>,
-    ) -> Result<Speed, String> {
-        let token = |at: usize| ((at * 7_919 + 13) % self.vocabulary) as u32;
-        let table: Vec<BlockId> = (0..(self.sequences * self.blocks_each()) as u32)
-            .map(BlockId)
-            .collect();
-        let tables = || table.chunks(self.blocks_each());
-        let begun = Instant::now();
-        for (sequence, blocks) in tables().enumerate() {
-            let tokens: Vec<u32> = (0..self.prompt_tokens)
-                .map(|at| token(sequence * self.prompt_tokens + at))
-                .collect();
-            let chunk = Chunk {
-                tokens: &tokens,
-                from: 0,
-                blocks,
-                rows: Rows::Last,
-            };
-            forward(&[chunk], false)?;
-        }
-        let prompts = (self.sequences * self.prompt_tokens) as f64;
-        let prefill = prompts / begun.elapsed().as_secs_f64();
-        let begun = Instant::now();
-        for step in 0..self.output_tokens {
-            let tokens: Vec<u32> = (0..self.sequences)
-                .map(|at| token(step + 31 * at))
-                .collect();
-            let chunks: Vec<Chunk<'_>> = tables()
-                .zip(tokens.chunks(1))
-                .map(|(blocks, tokens)| Chunk {
-                    tokens,
-                    from: self.prompt_tokens + step,
-                    blocks,
-                    rows: Rows::Last,
-                })
-                .collect();
-            forward(&chunks, true)?;
-        }
-        Ok(Speed {
-            prefill,
-            step_seconds: begun.elapsed().as_secs_f64() / self.output_tokens as f64,
-        })
-    }
+    print(
+        args.json,
+        || as_json(args, &models, &cases, &limit),
+        || as_text(args, &models, &cases, &limit),
+    )
 }
 
 fn measure(
     args: &EngineBenchArgs,
-    case: &Case<'_>,
+    case: &EngineCase<'_>,
     limit: &MachineLimits,
-) -> Result<Round, String> {
+) -> Result<EngineRound, String> {
     let model = case.model;
     let steps = args.steps(case.sequences, model.shape().vocabulary);
     let mut workspace = model.workspace(case.sequences * steps.blocks_each());
@@ -260,7 +109,7 @@ fn measure(
     let kv = case.sequences * context * model.kv_bytes_per_block() / BLOCK_TOKENS;
     let read = model.product_bytes() + kv;
     let best_seconds = (flops / peak).max(read as f64 / limit.bytes_per_second);
-    Ok(Round {
+    Ok(EngineRound {
         prefill,
         decode: case.sequences as f64 / step_seconds,
         over_limit: step_seconds / best_seconds,
@@ -268,12 +117,13 @@ fn measure(
     })
 }
 
-fn middle(case: &Case<'_>, figure: impl Fn(&Round) -> f64) -> f64 {
-    median(case.rounds.iter().map(figure).collect())
+/// The median of a figure over all rounds.
+fn median_of(case: &EngineCase<'_>, figure: impl Fn(&EngineRound) -> f64) -> f64 {
+    median(case.rounds.iter().map(figure))
 }
 
-/// Shares of a decoding step's time.
-fn shares(case: &Case<'_>) -> Vec<(&'static str, f64)> {
+/// Shares of a decode step's time.
+fn shares(case: &EngineCase<'_>) -> Vec<(&'static str, f64)> {
     let spent = Part::ALL.map(|(part, name)| {
         let seconds = case
             .rounds
@@ -290,7 +140,7 @@ fn shares(case: &Case<'_>) -> Vec<(&'static str, f64)> {
 fn as_json(
     args: &EngineBenchArgs,
     models: &[(WeightKind, CpuModel, f64)],
-    cases: &[Case<'_>],
+    cases: &[EngineCase<'_>],
     limit: &MachineLimits,
 ) -> Value {
     let cases: Vec<Value> = cases
@@ -299,9 +149,9 @@ fn as_json(
             let mut line = json!({
                 "weights": case.kind.to_string(),
                 "concurrency": case.sequences,
-                "prefill_tokens_per_second": middle(case, |round| round.prefill),
-                "decode_tokens_per_second": middle(case, |round| round.decode),
-                "step_over_limit": middle(case, |round| round.over_limit),
+                "prefill_tokens_per_second": median_of(case, |round| round.prefill),
+                "decode_tokens_per_second": median_of(case, |round| round.decode),
+                "step_over_limit": median_of(case, |round| round.over_limit),
             });
             if args.profile {
                 line["profile"] = shares(case).into_iter().collect();
@@ -341,7 +191,7 @@ fn as_json(
 fn as_text(
     args: &EngineBenchArgs,
     models: &[(WeightKind, CpuModel, f64)],
-    cases: &[Case<'_>],
+    cases: &[EngineCase<'_>],
     limit: &MachineLimits,
 ) -> String {
     let mut lines = vec![format!(
@@ -358,26 +208,25 @@ fn as_text(
             model.weight_bytes() as f64 / 1e6
         )
     }));
-    let mut table = table(&[
-        "weights",
-        "sequences",
-        "prefill tokens/s",
-        "decode tokens/s",
-        "step / limit",
-    ]);
-    for case in cases {
-        table.add_row([
+    let rows = cases.iter().map(|case| {
+        [
             case.kind.to_string(),
             case.sequences.to_string(),
-            format!("{:.0}", middle(case, |round| round.prefill)),
-            format!("{:.0}", middle(case, |round| round.decode)),
-            format!("{:.2}", middle(case, |round| round.over_limit)),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    lines.push(table.trim_fmt());
+            format!("{:.0}", median_of(case, |round| round.prefill)),
+            format!("{:.0}", median_of(case, |round| round.decode)),
+            format!("{:.2}", median_of(case, |round| round.over_limit)),
+        ]
+    });
+    lines.push(table(
+        [
+            "weights",
+            "sequences",
+            "prefill tokens/s",
+            "decode tokens/s",
+            "step / limit",
+        ],
+        rows,
+    ));
     if args.profile {
         for case in cases {
             let parts: Vec<String> = shares(case)

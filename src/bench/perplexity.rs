@@ -1,24 +1,24 @@
-//! `bench perplexity`: what a model's arithmetic costs in quality, on text that people wrote.
+//! `bench perplexity`: the quality that reduced-precision weights cost, on given text.
 
 use std::{fs, ops::Range, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use chrono::Local;
 use clap::Args;
-use comfy_table::CellAlignment;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     config::WeightKind,
-    console::table::table,
-    console::{jsonl::read_lines, options::say},
+    console::jsonl::read_lines,
     engine::local::{CpuModel, ModelFiles},
     job::{Message, Role},
     prompt::{ChatTemplate, Specials, Vocabulary},
 };
 
-/// Tokens of a window where the model's context allows as many.
+use super::report::{print, table};
+
+/// Default window length in tokens, if the model's context allows it.
 const WINDOW_TOKENS: usize = 512;
 
 /// Arguments of `bench perplexity`.
@@ -28,17 +28,17 @@ pub struct PerplexityArgs {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Text to predict: a .txt file is one document; each line of a .jsonl file is {"text": …}, or
-    /// {"messages": […]} of which the last, the assistant's, is predicted after the others
+    /// {"messages": […]}, whose last message, the assistant's, is predicted
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    /// What products are computed in: f32, bf16 (several: f32,bf16); all are compared to f32
+    /// Weight formats to compare with f32
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     weights: Vec<WeightKind>,
-    /// Tokens that are computed together [default: 512, or the model's context if that is shorter]
+    /// Tokens computed together [default: 512, or the model's context if that is shorter]
     #[arg(long)]
     window_tokens: Option<usize>,
-    /// Tokens from the beginning of a window to that of the next; what they share is context to the
-    /// later one [default: half a window]
+    /// Distance between the starts of two windows in tokens; their overlap is context for the later
+    /// one [default: half a window]
     #[arg(long)]
     stride_tokens: Option<usize>,
     /// Print JSON
@@ -46,41 +46,41 @@ pub struct PerplexityArgs {
     json: bool,
 }
 
-/// A line of a .jsonl file.
+/// A line of the .jsonl file.
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum Line {
+enum TextLine {
     Text { text: String },
     Conversation { messages: Vec<Message> },
 }
 
 /// Tokens to predict.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Document {
+struct TokenizedDocument {
     tokens: Vec<u32>,
-    /// The first that counts; those before are only read.
+    /// The first token that counts; those before are context.
     scored_from: usize,
 }
 
-/// A piece of a document, computed at once.
+/// A part of a document that is computed at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Window {
+struct ScoredSpan {
     tokens: Range<usize>,
-    /// The first position of the document that this window predicts.
+    /// The first position of the document that this span predicts.
     scored_from: usize,
 }
 
-/// What one kind of weights makes of all documents.
+/// The predictions of one weight format over all documents.
 #[derive(Debug, Default)]
-struct Tally {
-    /// Sum of the negative logarithms of the right tokens' probabilities.
+struct Predictions {
+    /// Sum of the actual tokens' negative log-probabilities.
     surprise: f64,
-    /// The likeliest token at each position that counts.
+    /// The most likely token at each position that counts.
     likeliest: Vec<u32>,
 }
 
-impl Tally {
-    /// Takes the logits of one position and the token that follows.
+impl Predictions {
+    /// Adds the logits of one position and the token that follows.
     fn add(&mut self, logits: &[f32], token: u32) {
         let mut best = 0;
         for (at, logit) in logits.iter().enumerate() {
@@ -101,7 +101,7 @@ impl Tally {
         (self.surprise / self.likeliest.len() as f64).exp()
     }
 
-    /// Positions at which the likeliest token is another than the reference's.
+    /// Positions at which the most likely token differs from the reference's.
     fn flips(&self, reference: &Self) -> usize {
         let pairs = self.likeliest.iter().zip(&reference.likeliest);
         pairs.filter(|(ours, theirs)| ours != theirs).count()
@@ -109,7 +109,7 @@ impl Tally {
 }
 
 /// Runs `bench perplexity`.
-pub fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let files = ModelFiles::ModelRegistry(args.model.clone());
     let open = |kind| {
         CpuModel::read(&files, 0, kind)
@@ -124,11 +124,11 @@ pub fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         "{} has no token to predict",
         args.text.display()
     );
-    let mut tallies = Vec::new();
+    let mut results = Vec::new();
     for kind in &args.weights {
         if *kind != WeightKind::F32 {
             model = open(*kind)?;
-            tallies.push((*kind, measure(&model, &documents, window, stride)?));
+            results.push((*kind, measure(&model, &documents, window, stride)?));
         }
     }
     let head = json!({
@@ -139,9 +139,8 @@ pub fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         "window_tokens": window,
         "stride_tokens": stride,
     });
-    tallies.insert(0, (WeightKind::F32, reference));
-    report(args.json, head, &tallies)?;
-    Ok(ExitCode::SUCCESS)
+    results.insert(0, (WeightKind::F32, reference));
+    report(args.json, head, &results)
 }
 
 fn window_and_stride(
@@ -164,7 +163,10 @@ fn window_and_stride(
     Ok((window, stride))
 }
 
-fn read_documents(args: &PerplexityArgs, files: &ModelFiles) -> anyhow::Result<Vec<Document>> {
+fn read_documents(
+    args: &PerplexityArgs,
+    files: &ModelFiles,
+) -> anyhow::Result<Vec<TokenizedDocument>> {
     let language = |error: String| anyhow!("cannot open {}: {error}", args.model.display());
     let vocabulary = files.require("tokenizer.json").map_err(language)?;
     let vocabulary = Vocabulary::from_json(&vocabulary)?;
@@ -178,8 +180,8 @@ fn read_documents(args: &PerplexityArgs, files: &ModelFiles) -> anyhow::Result<V
             .map_err(language)?
             .as_deref(),
     )?;
-    let plain = |text: &str| -> anyhow::Result<Document> {
-        Ok(Document {
+    let plain = |text: &str| -> anyhow::Result<TokenizedDocument> {
+        Ok(TokenizedDocument {
             tokens: vocabulary.encode(text, Specials::Add)?,
             // Nothing predicts the first token.
             scored_from: 1,
@@ -192,22 +194,22 @@ fn read_documents(args: &PerplexityArgs, files: &ModelFiles) -> anyhow::Result<V
     }
     let mut documents = Vec::new();
     let expected = "{\"text\": …} or {\"messages\": […]}";
-    read_lines(&args.text, expected, |line: Line| {
+    read_lines(&args.text, expected, |line: TextLine| {
         documents.push(match line {
-            Line::Text { text } => plain(&text)?,
-            Line::Conversation { messages } => conversation(&vocabulary, &template, &messages)?,
+            TextLine::Text { text } => plain(&text)?,
+            TextLine::Conversation { messages } => conversation(&vocabulary, &template, &messages)?,
         });
         Ok(())
     })?;
     Ok(documents)
 }
 
-/// A conversation as the model was trained on it; only the last answer counts.
+/// A conversation in the model's chat template; only the last answer counts.
 fn conversation(
     vocabulary: &Vocabulary,
     template: &ChatTemplate,
     messages: &[Message],
-) -> anyhow::Result<Document> {
+) -> anyhow::Result<TokenizedDocument> {
     let Some((last, before)) = messages.split_last() else {
         bail!("there are no messages");
     };
@@ -220,26 +222,26 @@ fn conversation(
     let prompt = template.render_at(before, true, now)?;
     let whole = template.render_at(messages, false, now)?;
     let answer = whole.strip_prefix(&prompt).context(
-        "the chat template renders the answered conversation otherwise than the open one",
+        "the chat template renders the conversation differently with the answer than without it",
     )?;
     let mut tokens = vocabulary.encode(&prompt, template.specials())?;
     let scored_from = tokens.len().max(1);
     tokens.extend(vocabulary.encode(answer, Specials::Written)?);
-    Ok(Document {
+    Ok(TokenizedDocument {
         tokens,
         scored_from,
     })
 }
 
-/// Pieces that together predict each token that counts once, all but the first with at least
+/// Spans that together predict each token that counts once, all but the first with at least
 /// `window - stride` tokens of context.
-fn windows(document: &Document, window: usize, stride: usize) -> Vec<Window> {
+fn spans(document: &TokenizedDocument, window: usize, stride: usize) -> Vec<ScoredSpan> {
     let (length, mut scored_from) = (document.tokens.len(), document.scored_from);
-    let mut pieces = Vec::new();
+    let mut spans = Vec::new();
     for begin in (0..length).step_by(stride) {
         let end = length.min(begin + window);
         if scored_from < end {
-            pieces.push(Window {
+            spans.push(ScoredSpan {
                 tokens: begin..end,
                 scored_from,
             });
@@ -249,75 +251,75 @@ fn windows(document: &Document, window: usize, stride: usize) -> Vec<Window> {
             break;
         }
     }
-    pieces
+    spans
 }
 
 fn measure(
     model: &CpuModel,
-    documents: &[Document],
+    documents: &[TokenizedDocument],
     window: usize,
     stride: usize,
-) -> anyhow::Result<Tally> {
-    let mut tally = Tally::default();
+) -> anyhow::Result<Predictions> {
+    let mut predictions = Predictions::default();
     for document in documents {
-        for piece in windows(document, window, stride) {
-            let tokens = &document.tokens[piece.tokens.clone()];
+        for span in spans(document, window, stride) {
+            let tokens = &document.tokens[span.tokens.clone()];
             let logits = model.logits(tokens).map_err(|error| anyhow!(error))?;
             // The row of a token predicts the next one.
-            let first = piece.scored_from - piece.tokens.start;
+            let first = span.scored_from - span.tokens.start;
             for (row, token) in logits.rows().skip(first - 1).zip(&tokens[first..]) {
-                tally.add(row, *token);
+                predictions.add(row, *token);
             }
         }
     }
-    Ok(tally)
+    Ok(predictions)
 }
 
-/// Says each kind's perplexity beside that of the first, which is the reference.
+/// Prints each format's perplexity beside that of the first, the reference.
 fn report(
     as_json: bool,
-    mut head: serde_json::Value,
-    tallies: &[(WeightKind, Tally)],
-) -> anyhow::Result<()> {
-    let (_, reference) = &tallies[0];
+    mut head: Value,
+    results: &[(WeightKind, Predictions)],
+) -> anyhow::Result<ExitCode> {
+    let (_, reference) = &results[0];
     let positions = reference.likeliest.len() as f64;
-    let over = |tally: &Tally| tally.perplexity() / reference.perplexity() - 1.0;
+    let over = |predictions: &Predictions| predictions.perplexity() / reference.perplexity() - 1.0;
     if as_json {
-        let lines = tallies.iter().map(|(kind, tally)| {
+        let lines = results.iter().map(|(kind, predictions)| {
             json!({
                 "weights": kind.to_string(),
-                "perplexity": tally.perplexity(),
-                "perplexity_over_f32": over(tally),
-                "flips": tally.flips(reference),
-                "flip_share": tally.flips(reference) as f64 / positions,
+                "perplexity": predictions.perplexity(),
+                "perplexity_over_f32": over(predictions),
+                "flips": predictions.flips(reference),
+                "flip_share": predictions.flips(reference) as f64 / positions,
             })
         });
         head["weights"] = lines.collect();
-        say(&head.to_string())?;
-        return Ok(());
     }
-    let mut table = table(&["weights", "perplexity", "over f32", "argmax flips", "share"]);
-    for (kind, tally) in tallies {
-        table.add_row([
+    let rows = results.iter().map(|(kind, predictions)| {
+        [
             kind.to_string(),
-            format!("{:.5}", tally.perplexity()),
-            format!("{:+.3} %", 100.0 * over(tally)),
-            tally.flips(reference).to_string(),
-            format!("{:.3} %", 100.0 * tally.flips(reference) as f64 / positions),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    say(&format!(
-        "{} tokens predicted in {} documents, windows of {} tokens every {}\n{}",
-        head["tokens"],
-        head["documents"],
-        head["window_tokens"],
-        head["stride_tokens"],
-        table.trim_fmt()
-    ))?;
-    Ok(())
+            format!("{:.5}", predictions.perplexity()),
+            format!("{:+.3} %", 100.0 * over(predictions)),
+            predictions.flips(reference).to_string(),
+            format!(
+                "{:.3} %",
+                100.0 * predictions.flips(reference) as f64 / positions
+            ),
+        ]
+    });
+    let header = ["weights", "perplexity", "over f32", "argmax flips", "share"];
+    let text = || {
+        format!(
+            "{} tokens predicted in {} documents, windows of {} tokens every {}\n{}",
+            head["tokens"],
+            head["documents"],
+            head["window_tokens"],
+            head["stride_tokens"],
+            table(header, rows)
+        )
+    };
+    print(as_json, || head.clone(), text)
 }
 
 #[cfg(test)]
@@ -331,21 +333,21 @@ mod tests {
 
     #[test]
     fn perplexity_is_the_inverse_of_the_mean_probability() {
-        let mut tally = Tally::default();
-        tally.add(&LOGITS, 0);
-        assert!((tally.perplexity() - 2.0).abs() < 1e-6);
-        tally.add(&LOGITS, 2);
+        let mut predictions = Predictions::default();
+        predictions.add(&LOGITS, 0);
+        assert!((predictions.perplexity() - 2.0).abs() < 1e-6);
+        predictions.add(&LOGITS, 2);
         // The geometric mean of 2 and 4.
-        assert!((tally.perplexity() - 8.0f64.sqrt()).abs() < 1e-6);
-        // What is added to all logits changes nothing.
-        let mut shifted = Tally::default();
+        assert!((predictions.perplexity() - 8.0f64.sqrt()).abs() < 1e-6);
+        // A constant added to all logits changes nothing.
+        let mut shifted = Predictions::default();
         shifted.add(&LOGITS.map(|logit| logit + 300.0), 0);
         assert!((shifted.perplexity() - 2.0).abs() < 1e-4);
     }
 
     #[test]
-    fn a_flip_is_another_likeliest_token() {
-        let (mut ours, mut theirs) = (Tally::default(), Tally::default());
+    fn a_flip_is_a_different_most_likely_token() {
+        let (mut ours, mut theirs) = (Predictions::default(), Predictions::default());
         for (left, right) in [
             ([3.0, 2.0], [3.1, 1.9]),
             ([3.0, 2.0], [2.0, 3.0]),
@@ -359,28 +361,28 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the sizes, each token that counts is predicted once, in order, from context.
+        /// For all sizes, each token that counts is predicted once, in order, with context.
         #[test]
-        fn windows_predict_each_token_once(
+        fn spans_predict_each_token_once(
             length in 0usize..200,
             first in 1usize..200,
             window in 2usize..50,
             stride in 1usize..50,
         ) {
             let stride = stride.min(window - 1);
-            let document = Document {
+            let document = TokenizedDocument {
                 tokens: vec![0; length],
                 scored_from: first,
             };
             let mut next = first;
-            for piece in windows(&document, window, stride) {
-                prop_assert!(piece.tokens.len() <= window && piece.tokens.end <= length);
-                prop_assert_eq!(piece.scored_from, next);
-                prop_assert!(piece.tokens.contains(&piece.scored_from));
-                let context = piece.scored_from - piece.tokens.start;
+            for span in spans(&document, window, stride) {
+                prop_assert!(span.tokens.len() <= window && span.tokens.end <= length);
+                prop_assert_eq!(span.scored_from, next);
+                prop_assert!(span.tokens.contains(&span.scored_from));
+                let context = span.scored_from - span.tokens.start;
                 prop_assert!(context >= 1);
-                prop_assert!(piece.tokens.start == 0 || context >= window - stride);
-                next = piece.tokens.end;
+                prop_assert!(span.tokens.start == 0 || context >= window - stride);
+                next = span.tokens.end;
             }
             prop_assert_eq!(next.max(first), length.max(first));
         }

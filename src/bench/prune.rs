@@ -1,8 +1,8 @@
-//! `bench prune`: how much context pruning cuts, and whether what is needed stays.
+//! `bench prune`: how much context pruning cuts, and whether the paragraph with the answer stays.
 //!
-//! Each question gets its own paragraph and the nine others of its set that share most of its words,
-//! which is harder than chance. Public sets in their own formats: SQuAD's JSON (XQuAD, SQuAD) and
-//! DPR's lines (Natural Questions).
+//! Each question is given its own paragraph and the nine others of its data set that share most of its
+//! words, which is harder than random ones. Data sets are read in their own formats: SQuAD's JSON
+//! (XQuAD, SQuAD) and DPR's lines (Natural Questions).
 
 use std::{
     cell::RefCell,
@@ -19,7 +19,6 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    console::options::say,
     engine::{Embedder, cosine},
     prompt::{
         estimate_tokens,
@@ -27,24 +26,26 @@ use crate::{
     },
 };
 
-/// Paragraphs beside the one that holds the answer.
+use super::report::print;
+
+/// Paragraphs given in addition to the one with the answer.
 const DISTRACTORS: usize = 9;
-/// Share of questions whose paragraph must stay, for which the cut is reported.
+/// Share of questions whose paragraph stays, at which the possible cut is reported.
 const RETENTION: f64 = 0.99;
 
 /// Arguments of `bench prune`.
 #[derive(Debug, Args)]
 pub struct PruneBenchArgs {
-    /// Questions with paragraphs: SQuAD's JSON, or DPR's JSON lines; may be repeated
+    /// Questions with paragraphs, as SQuAD's JSON or DPR's JSON lines (repeatable)
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
-    /// ModelRegistry or hub name of a BERT sentence encoder; without one words alone decide
+    /// Directory or hub name of a BERT sentence encoder; without one only words are compared
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
-    /// Put each paragraph's title, where the data has one, before it on a line of its own
+    /// Put each paragraph's title, if it has one, on a line before it
     #[arg(long)]
     titles: bool,
-    /// Most questions of each file
+    /// Most questions per file
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     questions: usize,
     /// Print JSON
@@ -92,12 +93,12 @@ struct Passage {
 
 /// Paragraphs, and questions with the index of the paragraph that answers them.
 #[derive(Default)]
-struct Family {
+struct QuestionSet {
     paragraphs: Vec<String>,
     questions: Vec<(String, usize)>,
 }
 
-impl Family {
+impl QuestionSet {
     fn read(path: &Path, titles: bool) -> anyhow::Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -108,19 +109,18 @@ impl Family {
                 text
             }
         };
-        let mut family = Self::default();
+        let mut set = Self::default();
         if let Ok(squad) = serde_json::from_str::<Squad>(&text) {
             for article in squad.data {
                 for paragraph in article.paragraphs {
-                    let at = family.paragraphs.len();
-                    family
-                        .paragraphs
+                    let at = set.paragraphs.len();
+                    set.paragraphs
                         .push(whole(&article.title, paragraph.context));
                     let questions = paragraph.qas.into_iter().map(|qa| (qa.question, at));
-                    family.questions.extend(questions);
+                    set.questions.extend(questions);
                 }
             }
-            return Ok(family);
+            return Ok(set);
         }
         let mut known = HashMap::new();
         for (at, line) in text.lines().enumerate() {
@@ -134,18 +134,18 @@ impl Family {
             let gold = row.ctxs.into_iter().find(|passage| passage.isgold);
             let gold = gold.with_context(|| format!("line {} has no gold passage", at + 1))?;
             let gold = whole(&gold.title, gold.text);
-            let next = family.paragraphs.len();
+            let next = set.paragraphs.len();
             let paragraph = *known.entry(gold.clone()).or_insert(next);
             if paragraph == next {
-                family.paragraphs.push(gold);
+                set.paragraphs.push(gold);
             }
-            family.questions.push((row.question, paragraph));
+            set.questions.push((row.question, paragraph));
         }
-        Ok(family)
+        Ok(set)
     }
 
-    /// For each question the paragraphs to choose among (by index) and where its own is.
-    fn cases(&self, golds: &[usize], question: &str, stems: &[HashSet<String>]) -> Vec<usize> {
+    /// The paragraphs given with a question, by index.
+    fn candidates(&self, golds: &[usize], question: &str, stems: &[HashSet<String>]) -> Vec<usize> {
         let asked: HashSet<String> = content(question);
         let mut others: Vec<(usize, usize)> = (0..self.paragraphs.len())
             .filter(|at| !golds.contains(at))
@@ -155,7 +155,7 @@ impl Family {
         let wanted = (DISTRACTORS + 1).saturating_sub(golds.len());
         let mut chosen: Vec<usize> = others.iter().take(wanted).map(|(_, at)| *at).collect();
         chosen.extend(golds);
-        // An order that says nothing about which is which.
+        // The order must not reveal the paragraph with the answer.
         chosen.sort_unstable();
         chosen
     }
@@ -167,12 +167,12 @@ fn content(text: &str) -> HashSet<String> {
 }
 
 /// An embedder that computes each text once.
-struct Remembering {
+struct CachingEmbedder {
     embedder: Embedder,
     known: RefCell<HashMap<String, Vec<f32>>>,
 }
 
-impl Remembering {
+impl CachingEmbedder {
     fn vector(&self, text: &str) -> Option<Vec<f32>> {
         if let Some(vector) = self.known.borrow().get(text) {
             return Some(vector.clone());
@@ -185,7 +185,7 @@ impl Remembering {
     }
 }
 
-impl Similarity for Remembering {
+impl Similarity for CachingEmbedder {
     fn cosines(&self, questions: &[&str], texts: &[&str]) -> Option<Vec<Vec<f32>>> {
         let texts: Option<Vec<_>> = texts.iter().map(|text| self.vector(text)).collect();
         let texts = texts?;
@@ -199,20 +199,20 @@ impl Similarity for Remembering {
     }
 }
 
-/// What pruning came to over many questions.
+/// The results of pruning over many questions.
 #[derive(Default)]
-struct Tally {
+struct PruneResults {
     questions: usize,
     tokens: usize,
     kept_tokens: usize,
-    /// Questions all of whose paragraphs stayed.
+    /// Questions whose paragraphs all stayed.
     retained: usize,
-    /// For each question: the gap of its paragraph, and all gaps with their paragraphs' tokens.
+    /// Per question: the gap of its paragraph, and all gaps with their paragraphs' tokens.
     gaps: Vec<(f64, Vec<(f64, usize)>)>,
     seconds: f64,
 }
 
-impl Tally {
+impl PruneResults {
     fn add(
         &mut self,
         question: &str,
@@ -243,7 +243,7 @@ impl Tally {
         self.retained as f64 / self.questions.max(1) as f64
     }
 
-    /// The gap at which just [`RETENTION`] stays, in units of the frozen threshold, and what it would cut.
+    /// The gap at which just [`RETENTION`] stays, in units of the frozen threshold, and its cut.
     fn own_threshold(&self) -> (f64, f64) {
         let mut worst: Vec<f64> = self.gaps.iter().map(|(gap, _)| *gap).collect();
         worst.sort_unstable_by(f64::total_cmp);
@@ -262,32 +262,28 @@ impl Tally {
 ///
 /// # Errors
 /// When a file cannot be read or the embedder cannot be opened.
-pub fn bench_prune(args: &PruneBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_prune(args: &PruneBenchArgs) -> anyhow::Result<ExitCode> {
     let embedder = args.embedder.as_deref().map(Embedder::open).transpose()?;
-    let remembering = embedder.map(|embedder| Remembering {
+    let embedder = embedder.map(|embedder| CachingEmbedder {
         embedder,
         known: RefCell::default(),
     });
-    let similarity = remembering.as_ref().map(|one| one as &dyn Similarity);
+    let similarity = embedder
+        .as_ref()
+        .map(|embedder| embedder as &dyn Similarity);
     for path in &args.data {
-        let family = Family::read(path, args.titles)?;
-        let stems: Vec<_> = family.paragraphs.iter().map(|text| content(text)).collect();
-        let (mut single, mut double) = (Tally::default(), Tally::default());
-        let questions = &family.questions[..family.questions.len().min(args.questions)];
+        let set = QuestionSet::read(path, args.titles)?;
+        let stems: Vec<_> = set.paragraphs.iter().map(|text| content(text)).collect();
+        let (mut single, mut double) = (PruneResults::default(), PruneResults::default());
+        let questions = &set.questions[..set.questions.len().min(args.questions)];
         for (nth, (question, gold)) in questions.iter().enumerate() {
-            run(
-                &family,
-                &stems,
-                (question, &[*gold]),
-                similarity,
-                &mut single,
-            );
-            // Two things asked at once: this question and one some way off.
+            run(&set, &stems, (question, &[*gold]), similarity, &mut single);
+            // Two questions at once: this one and one from elsewhere in the set.
             let (other, second) = &questions[(nth + questions.len() / 2) % questions.len()];
             if second != gold {
                 let both = format!("{} and {other}", question.trim_end_matches('?'));
                 run(
-                    &family,
+                    &set,
                     &stems,
                     (&both, &[*gold, *second]),
                     similarity,
@@ -301,40 +297,40 @@ pub fn bench_prune(args: &PruneBenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run(
-    family: &Family,
+    set: &QuestionSet,
     stems: &[HashSet<String>],
     (question, golds): (&str, &[usize]),
     similarity: Option<&dyn Similarity>,
-    tally: &mut Tally,
+    results: &mut PruneResults,
 ) {
-    let chosen = family.cases(golds, question, stems);
+    let chosen = set.candidates(golds, question, stems);
     let texts: Vec<&str> = chosen
         .iter()
-        .map(|at| family.paragraphs[*at].as_str())
+        .map(|at| set.paragraphs[*at].as_str())
         .collect();
     let places: Vec<usize> = (0..chosen.len())
         .filter(|at| golds.contains(&chosen[*at]))
         .collect();
-    tally.add(question, &texts, &places, similarity);
+    results.add(question, &texts, &places, similarity);
 }
 
 fn report(
     args: &PruneBenchArgs,
     path: &Path,
-    single: &Tally,
-    double: &Tally,
+    single: &PruneResults,
+    double: &PruneResults,
 ) -> anyhow::Result<()> {
     let name = path
         .file_stem()
         .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let (threshold, cut) = single.own_threshold();
-    // With an embedder the time depends on how many texts were met before; words alone are timed.
+    // With an embedder the time depends on how many texts are cached, so it is not reported.
     let ms = args
         .embedder
         .is_none()
         .then(|| 1e6 * single.seconds / single.tokens.max(1) as f64);
-    if args.json {
-        say(&json!({
+    let json = || {
+        json!({
             "data": name,
             "questions": single.questions,
             "tokens_cut": single.share_cut(),
@@ -345,18 +341,19 @@ fn report(
             "tokens_cut_at_99_percent": cut,
             "ms_per_1000_tokens": ms,
         })
-        .to_string())?;
-        return Ok(());
-    }
-    say(&format!(
-        "{name}: {} questions, {:.1} % of tokens cut, {:.2} % of golds kept; two golds: both kept {:.1} %, {:.1} % cut; at 99 % by itself {:.1} % cut (gap {threshold:.2}){}",
-        single.questions,
-        100.0 * single.share_cut(),
-        100.0 * single.retention(),
-        100.0 * double.retention(),
-        100.0 * double.share_cut(),
-        100.0 * cut,
-        ms.map_or_else(String::new, |ms| format!("; {ms:.2} ms per 1,000 tokens")),
-    ))?;
+    };
+    let text = || {
+        format!(
+            "{name}: {} questions, {:.1} % of tokens cut, {:.2} % of golds kept; two golds: both kept {:.1} %, {:.1} % cut; at 99 % retention {:.1} % cut (gap {threshold:.2}){}",
+            single.questions,
+            100.0 * single.share_cut(),
+            100.0 * single.retention(),
+            100.0 * double.retention(),
+            100.0 * double.share_cut(),
+            100.0 * cut,
+            ms.map_or_else(String::new, |ms| format!("; {ms:.2} ms per 1,000 tokens")),
+        )
+    };
+    print(args.json, json, text)?;
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! Steps of a model without an engine around it, for benchmarks: the engine's own scheduler, or
-//! none.
+//! Steps of a bare model, with the engine's scheduler or without one.
 
 use std::{
     collections::BTreeMap,
@@ -11,9 +10,9 @@ use crate::{
     engine::local::{Chunk, CpuModel, Rows, Workspace},
 };
 
-/// A request: its prompt, and how many tokens its answer has.
+/// A request: its prompt, and the length of its answer.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct StepRequest {
     pub(super) prompt: Vec<u32>,
     pub(super) output_tokens: usize,
 }
@@ -24,7 +23,7 @@ pub(super) fn likeliest(logits: &[f32]) -> u32 {
     best.map_or(0, |(token, _)| token as u32)
 }
 
-/// Block tables for some sequences of up to so many tokens, one after the other.
+/// Contiguous block tables for sequences of up to `tokens` tokens.
 pub(super) fn tables(sequences: usize, tokens: usize) -> Vec<Vec<BlockId>> {
     let each = tokens.div_ceil(BLOCK_TOKENS) as u32;
     (0..sequences as u32)
@@ -32,12 +31,12 @@ pub(super) fn tables(sequences: usize, tokens: usize) -> Vec<Vec<BlockId>> {
         .collect()
 }
 
-/// A model and the engine's scheduler, stepped by hand.
+/// A model with the engine's scheduler, stepped by the caller.
 pub(super) struct Stepper<'a> {
     model: &'a CpuModel,
     workspace: Workspace,
-    pub(super) scheduler: Scheduler,
-    /// Tokens that are still to be generated.
+    scheduler: Scheduler,
+    /// Tokens left to generate.
     left: BTreeMap<SequenceId, usize>,
     began: Instant,
 }
@@ -53,8 +52,8 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// Lets a request wait; `id` is its place in the order of arrival.
-    pub(super) fn enqueue(&mut self, id: u64, line: &Line) -> Result<(), String> {
+    /// Queues a request; `id` is its place in the order of arrival.
+    pub(super) fn enqueue(&mut self, id: u64, line: &StepRequest) -> Result<(), String> {
         let request = Request {
             id: SequenceId(id),
             tokens: line.prompt.clone(),
@@ -64,14 +63,13 @@ impl<'a> Stepper<'a> {
             due: None,
         };
         let now = self.began.elapsed();
-        let refused = |refusal| format!("request {id} is refused: {refusal:?}");
+        let refused = |refusal| format!("the scheduler refused request {id}: {refusal:?}");
         self.scheduler.enqueue(request, now).map_err(refused)?;
         self.left.insert(SequenceId(id), line.output_tokens);
         Ok(())
     }
 
-    /// Computes one step; `None` when there is nothing to do. Tells what was planned and how long
-    /// it took.
+    /// Computes one step; returns its plan and duration, or `None` when there is nothing to do.
     pub(super) fn step(&mut self) -> Result<Option<(Plan, Duration)>, String> {
         let begun = Instant::now();
         let plan = self.scheduler.plan(self.began.elapsed());
@@ -83,7 +81,7 @@ impl<'a> Stepper<'a> {
             let (tokens, blocks) = self
                 .scheduler
                 .chunk(share)
-                .ok_or("a share without sequence")?;
+                .ok_or("a share has no sequence")?;
             let rows = if share.yields { Rows::Last } else { Rows::None };
             chunks.push(Chunk {
                 tokens,
@@ -96,7 +94,10 @@ impl<'a> Stepper<'a> {
         let yielding = plan.shares.iter().filter(|share| share.yields);
         for (share, row) in yielding.zip(logits.rows()) {
             let token = likeliest(row);
-            let left = self.left.get_mut(&share.id).ok_or("a share of nobody")?;
+            let left = self
+                .left
+                .get_mut(&share.id)
+                .ok_or("a share has no request")?;
             *left -= 1;
             if *left == 0 {
                 self.left.remove(&share.id);
@@ -111,30 +112,34 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// Serves requests by the engine's scheduler, up to `width` side by side.
-pub(super) fn continuous(model: &CpuModel, lines: &[Line], width: usize) -> Result<(), String> {
-    let longest = lines
+/// Serves requests with the engine's scheduler, up to `width` at once.
+pub(super) fn continuous(
+    model: &CpuModel,
+    requests: &[StepRequest],
+    width: usize,
+) -> Result<(), String> {
+    let longest = requests
         .iter()
         .map(|line| line.prompt.len() + line.output_tokens)
         .max();
     let limits = Limits {
         batch_max: width,
-        waiting_max: lines.len(),
+        waiting_max: requests.len(),
         step_tokens_max: 512,
         kv_blocks: (width + 1) * (longest.unwrap_or(0).div_ceil(BLOCK_TOKENS) + 2),
         step_seconds_max: None,
     };
     let mut stepper = Stepper::new(model, limits);
-    for (id, line) in lines.iter().enumerate() {
-        stepper.enqueue(id as u64, line)?;
+    for (id, request) in requests.iter().enumerate() {
+        stepper.enqueue(id as u64, request)?;
     }
     while stepper.step()?.is_some() {}
     Ok(())
 }
 
-/// Serves one batch as a plain server does: every prompt is padded to the longest, all are computed
-/// together, and all go on until the longest answer has ended.
-pub(super) fn padded(model: &CpuModel, batch: &[Line]) -> Result<(), String> {
+/// Serves one static batch: every prompt is padded to the longest, and all sequences run until the
+/// longest answer has ended.
+pub(super) fn padded(model: &CpuModel, batch: &[StepRequest]) -> Result<(), String> {
     let prompt_tokens = batch
         .iter()
         .map(|line| line.prompt.len())

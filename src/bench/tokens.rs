@@ -1,8 +1,7 @@
-//! `bench tokens`: what each saving takes off a file's tokens, and what it does to the answers.
+//! `bench tokens`: how many prompt tokens each saving avoids on a file, and its effect on accuracy.
 //!
-//! The file is run once for each saving by itself, once without any and once with all, each time by
-//! `promptyard run` on a ledger of its own, in two waves: what the second half repeats has an answer by
-//! then.
+//! The file is run once per saving, once without any and once with all, each time by `promptyard run`
+//! on a new database and in two halves, so that prompts repeated in the second half can be reused.
 
 use std::{
     ffi::OsString,
@@ -14,20 +13,18 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use comfy_table::CellAlignment;
 use serde_json::{Value, json};
 
-use crate::{
-    console::options::{ModelArgs, complain, say},
-    console::table::table,
-};
+use crate::console::{options::ModelArgs, terminal::eprint_line};
+
+use super::report::{percent, print, table};
 
 /// Arguments of `bench tokens`.
 #[derive(Debug, Args)]
 pub struct TokensBenchArgs {
-    /// Prompts as for `run`; lines that say what is right in "expect" tell the accuracy
+    /// Prompts as for `run`; lines with "expect" measure the accuracy
     file: PathBuf,
-    /// ModelRegistry or hub name of a BERT sentence encoder: adds semantic reuse, and pruning asks it as well
+    /// Directory or hub name of a BERT sentence encoder; adds semantic reuse and improves pruning
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
     /// Print JSON
@@ -35,14 +32,14 @@ pub struct TokensBenchArgs {
     json: bool,
     #[command(flatten)]
     models: ModelArgs,
-    /// Set any setting: section.field=value
+    /// Set any setting (repeatable)
     #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
     set: Vec<String>,
 }
 
-/// A saving, or several: what requests ask for and workers do.
+/// A combination of savings.
 #[derive(Clone, Copy, Debug)]
-struct Mode {
+struct Savings {
     name: &'static str,
     cache: &'static str,
     context: &'static str,
@@ -50,13 +47,13 @@ struct Mode {
     needs_embedder: bool,
 }
 
-const fn mode(
+const fn savings(
     name: &'static str,
     cache: &'static str,
     context: &'static str,
     prefix: &'static str,
-) -> Mode {
-    Mode {
+) -> Savings {
+    Savings {
         name,
         cache,
         context,
@@ -65,24 +62,24 @@ const fn mode(
     }
 }
 
-const MODES: [Mode; 8] = [
-    mode("off", "off", "keep", "off"),
-    mode("exact reuse", "exact", "keep", "off"),
-    Mode {
+const MODES: [Savings; 8] = [
+    savings("off", "off", "keep", "off"),
+    savings("exact reuse", "exact", "keep", "off"),
+    Savings {
         needs_embedder: true,
-        ..mode("semantic reuse, exact in it", "semantic", "keep", "off")
+        ..savings("semantic and exact reuse", "semantic", "keep", "off")
     },
-    mode("clean-up", "off", "lossless", "off"),
-    mode("pruning, clean-up in it", "off", "prune", "off"),
-    mode("prefix cache", "off", "keep", "tenant"),
-    mode("all but semantic", "exact", "prune", "tenant"),
-    Mode {
+    savings("clean-up", "off", "lossless", "off"),
+    savings("pruning and clean-up", "off", "prune", "off"),
+    savings("prefix cache", "off", "keep", "tenant"),
+    savings("all but semantic", "exact", "prune", "tenant"),
+    Savings {
         needs_embedder: true,
-        ..mode("all", "semantic", "prune", "tenant")
+        ..savings("all", "semantic", "prune", "tenant")
     },
 ];
 
-/// What a mode came to.
+/// The results of one combination.
 #[derive(Clone, Debug, Default)]
 struct Figures {
     answered: u64,
@@ -107,7 +104,7 @@ impl Figures {
     }
 
     fn accuracy(&self) -> Option<f64> {
-        (self.marked > 0).then(|| 100.0 * self.right as f64 / self.marked as f64)
+        (self.marked > 0).then(|| self.right as f64 / self.marked as f64)
     }
 }
 
@@ -115,15 +112,15 @@ impl Figures {
 ///
 /// # Errors
 /// When the file cannot be read or a run fails.
-pub fn bench_tokens(args: &TokensBenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn bench_tokens(args: &TokensBenchArgs) -> anyhow::Result<ExitCode> {
     let lines = read(&args.file)?;
     let folder = Folder::make()?;
-    let mut rows: Vec<(Mode, Figures)> = Vec::new();
+    let mut rows: Vec<(Savings, Figures)> = Vec::new();
     for mode in MODES {
         if mode.needs_embedder && args.embedder.is_none() {
             continue;
         }
-        complain(&format!("running {} prompts: {}", lines.len(), mode.name));
+        eprint_line(&format!("running {} prompts: {}", lines.len(), mode.name));
         let mut figures = Figures::default();
         let half = lines.len().div_ceil(2);
         for (wave, some) in lines.chunks(half.max(1)).enumerate() {
@@ -132,11 +129,10 @@ pub fn bench_tokens(args: &TokensBenchArgs) -> anyhow::Result<ExitCode> {
         fs::remove_dir_all(&folder.0).and_then(|()| fs::create_dir(&folder.0))?;
         rows.push((mode, figures));
     }
-    report(args, &rows)?;
-    Ok(ExitCode::SUCCESS)
+    report(args, &rows)
 }
 
-/// A temporary folder that goes with its owner.
+/// A temporary folder, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -149,12 +145,12 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // A folder that stays costs some space and no more.
+        // A leftover folder only costs space.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// The lines of a file as objects whose bodies can be asked otherwise.
+/// Reads the lines of a file as objects.
 fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
     let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut lines = Vec::new();
@@ -174,8 +170,8 @@ fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
     Ok(lines)
 }
 
-/// A line whose request asks for a mode's savings.
-fn asking(line: &Value, mode: Mode) -> Value {
+/// A copy of a line whose request allows the given savings.
+fn with_savings(line: &Value, mode: Savings) -> Value {
     let mut line = line.clone();
     let body = match line.get("body") {
         Some(_) => &mut line["body"],
@@ -186,10 +182,10 @@ fn asking(line: &Value, mode: Mode) -> Value {
     line
 }
 
-/// Runs lines in a process of their own; returns the summary.
+/// Runs lines in a new process; returns its summary.
 fn run(
     args: &TokensBenchArgs,
-    mode: Mode,
+    mode: Savings,
     lines: &[Value],
     folder: &Path,
     wave: usize,
@@ -197,7 +193,7 @@ fn run(
     let prompts = folder.join(format!("{wave}.jsonl"));
     let text: Vec<String> = lines
         .iter()
-        .map(|line| asking(line, mode).to_string())
+        .map(|line| with_savings(line, mode).to_string())
         .collect();
     fs::write(&prompts, text.join("\n"))?;
     let mut arguments: Vec<OsString> = vec!["run".into(), prompts.into(), "--json".into()];
@@ -231,7 +227,7 @@ fn run(
     }
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let done = Command::new(program).args(arguments).output()?;
-    // 1 says that some prompts were not answered: the figures tell.
+    // Exit code 1 means that some prompts failed; the summary counts them.
     if !matches!(done.status.code(), Some(0 | 1)) {
         bail!(
             "{}: {}",
@@ -241,17 +237,16 @@ fn run(
     }
     let summary = String::from_utf8_lossy(&done.stdout);
     serde_json::from_str(summary.trim()).with_context(|| {
-        let words = String::from_utf8_lossy(&done.stderr);
-        format!("{}: no summary came; {}", mode.name, words.trim())
+        let errors = String::from_utf8_lossy(&done.stderr);
+        format!("{}: no summary was printed; {}", mode.name, errors.trim())
     })
 }
 
-fn report(args: &TokensBenchArgs, rows: &[(Mode, Figures)]) -> anyhow::Result<()> {
+fn report(args: &TokensBenchArgs, rows: &[(Savings, Figures)]) -> anyhow::Result<ExitCode> {
     let off = &rows[0].1;
-    let less = |now: u64, before: u64| 100.0 * (1.0 - now as f64 / before.max(1) as f64);
-    if args.json {
-        let rows: Vec<Value> = rows
-            .iter()
+    let less = |now: u64, before: u64| 1.0 - now as f64 / before.max(1) as f64;
+    let json = || {
+        rows.iter()
             .map(|(mode, figures)| {
                 json!({
                     "saving": mode.name,
@@ -259,36 +254,31 @@ fn report(args: &TokensBenchArgs, rows: &[(Mode, Figures)]) -> anyhow::Result<()
                     "failed": figures.failed,
                     "prompt_sent": figures.sent,
                     "prompt_computed": figures.computed,
-                    "sent_less_percent": less(figures.sent, off.sent),
-                    "computed_less_percent": less(figures.computed, off.computed),
-                    "accuracy_percent": figures.accuracy(),
+                    "sent_less_percent": 100.0 * less(figures.sent, off.sent),
+                    "computed_less_percent": 100.0 * less(figures.computed, off.computed),
+                    "accuracy_percent": figures.accuracy().map(|share| 100.0 * share),
                     "wall_seconds": figures.seconds,
                 })
             })
-            .collect();
-        say(&Value::from(rows).to_string())?;
-        return Ok(());
-    }
-    let header = [
-        "SAVING", "SENT", "LESS", "COMPUTED", "LESS", "RIGHT", "FAILED", "SECONDS",
-    ];
-    let mut rows_shown = table(&header);
-    for (mode, figures) in rows {
-        let accuracy = figures.accuracy();
-        rows_shown.add_row([
-            mode.name.to_owned(),
-            figures.sent.to_string(),
-            format!("{:.1} %", less(figures.sent, off.sent)),
-            figures.computed.to_string(),
-            format!("{:.1} %", less(figures.computed, off.computed)),
-            accuracy.map_or_else(String::new, |percent| format!("{percent:.1} %")),
-            figures.failed.to_string(),
-            format!("{:.1}", figures.seconds),
-        ]);
-    }
-    for column in rows_shown.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    say(&rows_shown.to_string())?;
-    Ok(())
+            .collect()
+    };
+    let text = || {
+        let rows = rows.iter().map(|(mode, figures)| {
+            [
+                mode.name.to_owned(),
+                figures.sent.to_string(),
+                percent(less(figures.sent, off.sent)),
+                figures.computed.to_string(),
+                percent(less(figures.computed, off.computed)),
+                figures.accuracy().map_or_else(String::new, percent),
+                figures.failed.to_string(),
+                format!("{:.1}", figures.seconds),
+            ]
+        });
+        let header = [
+            "SAVING", "SENT", "LESS", "COMPUTED", "LESS", "RIGHT", "FAILED", "SECONDS",
+        ];
+        table(header, rows)
+    };
+    print(args.json, json, text)
 }

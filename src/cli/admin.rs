@@ -6,11 +6,14 @@ use clap::{Args, Subcommand};
 
 use crate::{
     config::Overrides,
-    console::options::{Common, complain, init_logs, say},
+    console::{
+        options::{Common, init_logs},
+        terminal::{eprint_line, print_line},
+    },
     store::Store,
 };
 
-/// Bring the ledger's tables up to date.
+/// Create or upgrade the job database's tables
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
     #[command(flatten)]
@@ -25,20 +28,20 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let applied = store.migrate().await?;
     store.ensure_partitions().await?;
     store.close().await;
-    complain(&match applied {
-        0 => "the ledger's tables are up to date".to_owned(),
+    eprint_line(&match applied {
+        0 => "the job database is up to date".to_owned(),
         1 => "1 migration applied".to_owned(),
         count => format!("{count} migrations applied"),
     });
     Ok(ExitCode::SUCCESS)
 }
 
-/// Check or show the configuration.
+/// Check or show the configuration
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Report every error of the file, the environment and the flags
+    /// Report all errors in file, environment and flags
     Check(ConfigArgs),
-    /// Print every setting as TOML, with secrets masked
+    /// Print all settings as TOML, with secrets masked
     Show(ConfigArgs),
 }
 
@@ -54,11 +57,11 @@ pub fn config(command: ConfigCommand) -> anyhow::Result<ExitCode> {
     match command {
         ConfigCommand::Check(args) => {
             args.common.load(Overrides::default())?;
-            complain("the configuration is valid");
+            eprint_line("the configuration is valid");
         }
         ConfigCommand::Show(args) => {
             let config = args.common.load(Overrides::default())?;
-            say(config.to_toml().trim_end())?;
+            print_line(config.to_toml().trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)

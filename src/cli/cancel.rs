@@ -1,4 +1,4 @@
-//! `cancel`: jobs are taken back.
+//! `cancel`: cancels jobs.
 
 use std::process::ExitCode;
 
@@ -6,37 +6,40 @@ use clap::Args;
 
 use crate::{
     broker::{Broker, Publication},
-    console::options::{Common, UsageError, complain, open_database, say},
+    console::{
+        options::{Common, UsageError, open_database},
+        terminal::{eprint_line, print_line},
+    },
     fleet,
     job::{JobId, Tenant},
     store::{CANCEL_SETTLES, CancelFilter},
 };
 
-/// Jobs taken back in one transaction.
+/// Most jobs of a batch cancelled in one transaction.
 const STEP: usize = 512;
 
-/// Take unfinished jobs back: queued ones do not begin, running ones stop
+/// Cancel unfinished jobs: queued ones do not start, running ones stop
 #[derive(Debug, Args)]
 pub struct CancelArgs {
-    /// These jobs
+    /// Jobs to cancel
     #[arg(value_name = "ID", conflicts_with = "batch")]
     ids: Vec<JobId>,
-    /// The unfinished jobs of this submission
+    /// Cancel all unfinished jobs of this batch
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
-    /// Only this tenant's
+    /// Only this tenant's jobs
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
     #[command(flatten)]
     common: Common,
 }
 
-/// Runs `cancel`. Prints the ids of the jobs that are cancelled by it.
+/// Runs `cancel`. Prints the ids of the jobs it cancels.
 pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     let filter = match (args.batch, args.ids) {
         (Some(batch), _) => CancelFilter::Batch(args.tenant, batch),
         (None, ids) if !ids.is_empty() => CancelFilter::Jobs(args.tenant, ids),
-        (None, _) => return Err(UsageError("name jobs, or a --batch".to_owned()).into()),
+        (None, _) => return Err(UsageError("name jobs or a --batch".to_owned()).into()),
     };
     let (config, store) = open_database(&args.common).await?;
     let step = match &filter {
@@ -45,7 +48,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     };
     let mut broker = None;
     let mut count = 0;
-    // What a router has in hand is written by the second time; what comes in later ends there.
+    // A router may be admitting jobs of the batch during the first round; the second catches them.
     let mut rounds = if matches!(filter, CancelFilter::Batch(..)) {
         2
     } else {
@@ -54,7 +57,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     loop {
         let cancelled = store.cancel(&filter, step).await?;
         for record in &cancelled {
-            say(&record.id.to_string())?;
+            print_line(&record.id.to_string())?;
         }
         count += cancelled.len();
         let replies: Vec<_> = cancelled.iter().filter_map(Publication::reply).collect();
@@ -64,7 +67,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
                 broker = Some(Broker::connect(&config.broker, &path).await?);
             }
             if let Some(broker) = &broker {
-                // The ledger has the end; a reply is a courtesy that is not waited for again.
+                // The database has the outcome, so a reply that cannot be published is not retried.
                 broker.publish(replies).await;
             }
         }
@@ -80,6 +83,6 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
         broker.close().await;
     }
     store.close().await;
-    complain(&format!("{count} cancelled"));
+    eprint_line(&format!("{count} cancelled"));
     Ok(ExitCode::SUCCESS)
 }

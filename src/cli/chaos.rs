@@ -1,7 +1,7 @@
-//! `chaos`: traffic on a running fleet while something hurts it, and whether it kept its word.
+//! `chaos`: sends jobs to a running fleet while injecting faults, and checks its guarantees.
 //!
-//! What hurts is for whoever runs the fleet to say: shell commands, such as one that kills a container and
-//! starts it again. They are run one at a time, at random moments that a seed decides.
+//! The operator supplies the faults as shell commands, such as one that kills a container and starts it
+//! again. They run one at a time, at random times drawn from a seed.
 
 mod check;
 
@@ -23,54 +23,57 @@ use tokio::{
 use crate::{
     broker::{Broker, Publication, publisher::publish_all, wire::WireMessage},
     config::Overrides,
-    console::options::{Common, UsageError, complain, init_logs, read_span, require_database, say},
+    console::{
+        options::{Common, UsageError, init_logs, read_span, require_database},
+        terminal::{eprint_line, print_line},
+    },
     fleet,
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
     store::Store,
 };
 
-use check::Verdicts;
+use check::{Findings, SentJob};
 
-/// Of so many messages one is sent twice.
+/// Every this many messages, one is sent twice.
 const TWICE_EVERY: usize = 20;
-/// Numbers that prompts are made of: few, so that prompts repeat.
+/// Range of the numbers in prompts; small, so that prompts repeat.
 const OPERANDS: u32 = 40;
-/// How often the ledger is asked whether all have ended, and for how many jobs at once.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-const LOOKED_AT_MAX: usize = 1_000;
-/// How often a command is looked at.
-const COMMAND_LOOK: Duration = Duration::from_millis(20);
-/// Longest that one command may take.
-const HURT_MAX: Duration = Duration::from_secs(120);
+/// Wait between two polls for ended jobs, and most jobs per query.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const POLLED_MAX: usize = 1_000;
+/// Wait between two checks whether a command has ended.
+const COMMAND_POLL: Duration = Duration::from_millis(20);
+/// Time limit of a command.
+const COMMAND_MAX: Duration = Duration::from_secs(120);
 
-/// Hurt a running fleet while jobs go through it, and check that it keeps its word
+/// Inject faults into a running fleet while it processes jobs, and check its guarantees
 ///
-/// Needs a fleet that runs (`up`, or routers and workers) and commands that hurt it, such as
+/// Needs a running fleet (`up`, or routers and workers) and commands that inject faults, such as
 /// --hurt 'docker compose kill worker-small; docker compose up -d worker-small'.
-/// At the end every confirmed job must have exactly one terminal row, equal greedy prompts equal
-/// answers of equal models, and every attempt an outcome.
+/// At the end, every confirmed job must have exactly one terminal row, equal greedy prompts must have
+/// equal answers from the same model, and every attempt must have an outcome.
 #[derive(Debug, Args)]
 pub struct ChaosArgs {
-    /// Shell command that hurts the fleet and leaves it able to recover (repeatable)
+    /// Shell command that injects a fault from which the fleet can recover (repeatable)
     #[arg(long = "hurt", value_name = "COMMAND")]
     commands: Vec<String>,
-    /// Jobs to send
+    /// Number of jobs to send
     #[arg(long, default_value_t = 500)]
     jobs: usize,
-    /// Jobs a second
+    /// Jobs per second
     #[arg(long, default_value_t = 20.0)]
     rate: f64,
     /// Mean time between two commands
     #[arg(long, value_name = "SPAN", default_value = "5s")]
     every: String,
-    /// Longest wait for the last jobs to end
+    /// Longest wait for all jobs to end after the last is sent
     #[arg(long, value_name = "SPAN", default_value = "10m")]
     wait: String,
-    /// Decides what hurts when; a fresh one by default
+    /// Seed of prompts, commands and their times [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// The tenant that the jobs are of
+    /// Tenant of the jobs
     #[arg(long, value_name = "NAME", default_value = "chaos")]
     tenant: Tenant,
     /// Print the report as JSON
@@ -78,13 +81,6 @@ pub struct ChaosArgs {
     json: bool,
     #[command(flatten)]
     common: Common,
-}
-
-/// A job that was sent.
-#[derive(Debug)]
-struct Sent {
-    key: String,
-    prompt: String,
 }
 
 /// Runs `chaos`.
@@ -99,18 +95,18 @@ pub async fn chaos(args: ChaosArgs) -> anyhow::Result<ExitCode> {
     require_database(&config)?;
     let (broker, store) = fleet::connect(&config, false).await?;
     let seed = args.seed.unwrap_or_else(|| rand::rng().random());
-    complain(&format!("seed {seed}"));
-    let hurting = Hurting::begin(args.commands.clone(), every, seed);
+    eprint_line(&format!("seed {seed}"));
+    let faults = FaultInjector::start(args.commands.clone(), every, seed);
     let begun = Instant::now();
     let sent = send(&broker, &args, seed).await?;
-    let hurts = hurting.end().await?;
+    let injected = faults.stop().await?;
     let records = settle(&store, &args.tenant, &sent, wait).await?;
-    let verdicts = check::check(&store, &sent, &records).await;
+    let findings = check::check(&store, &sent, &records).await;
     broker.close().await;
     store.close().await;
-    let verdicts = verdicts?;
-    report(&args, seed, (hurts, begun.elapsed()), &verdicts)?;
-    Ok(ExitCode::from(u8::from(!verdicts.broken.is_empty())))
+    let findings = findings?;
+    report(&args, seed, (injected, begun.elapsed()), &findings)?;
+    Ok(ExitCode::from(u8::from(!findings.violations.is_empty())))
 }
 
 fn span(flag: &str, text: &str) -> anyhow::Result<Duration> {
@@ -120,7 +116,7 @@ fn span(flag: &str, text: &str) -> anyhow::Result<Duration> {
 }
 
 /// Sends the jobs at their rate. Returns when the broker has confirmed each.
-async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Vec<Sent>> {
+async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Vec<SentJob>> {
     let mut rng = StdRng::seed_from_u64(seed ^ 1);
     let name = JobId::now();
     let stop = Shutdown::new();
@@ -129,7 +125,7 @@ async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Ve
     for at in 0..args.jobs {
         pace.tick().await;
         let (a, b) = (rng.random_range(0..OPERANDS), rng.random_range(0..OPERANDS));
-        let one = Sent {
+        let one = SentJob {
             key: format!("chaos:{name}:{at}"),
             prompt: format!("What is {a} plus {b}?"),
         };
@@ -139,7 +135,7 @@ async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Ve
             "temperature": 0,
             "promptyard": {"tenant": args.tenant, "cache": cache},
         });
-        let letter = || {
+        let message = || {
             Publication::from(WireMessage {
                 key: Some(one.key.clone()),
                 batch: Some(format!("chaos-{name}")),
@@ -147,22 +143,22 @@ async fn send(broker: &Broker, args: &ChaosArgs, seed: u64) -> anyhow::Result<Ve
             })
         };
         let count = if at % TWICE_EVERY == 0 { 2 } else { 1 };
-        let messages = std::iter::repeat_with(letter).take(count).collect();
+        let messages = std::iter::repeat_with(message).take(count).collect();
         let done = publish_all(broker, messages, &stop).await;
         ensure!(
             done.iter().all(|is_out| *is_out),
-            "a message was not confirmed"
+            "the broker did not confirm a message"
         );
         sent.push(one);
     }
     Ok(sent)
 }
 
-/// Waits until every job has ended, or the patience has.
+/// Waits until every job has ended, for at most `wait`; returns the rows.
 async fn settle(
     store: &Store,
     tenant: &Tenant,
-    sent: &[Sent],
+    sent: &[SentJob],
     wait: Duration,
 ) -> anyhow::Result<Vec<JobRecord>> {
     let keys: Vec<String> = sent.iter().map(|one| one.key.clone()).collect();
@@ -175,12 +171,12 @@ async fn settle(
             .cloned()
             .collect();
         let mut known = Vec::new();
-        for part in open.chunks(LOOKED_AT_MAX) {
+        for part in open.chunks(POLLED_MAX) {
             match store.records_by_key(tenant, part).await {
                 Ok(records) => known.extend(records),
-                // It may be one of those that are hurt.
-                Err(fault) if fault.is_transient() => {}
-                Err(fault) => return Err(fault.into()),
+                // The database may be the target of a fault.
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let (done, rest): (Vec<_>, Vec<_>) = known
@@ -192,20 +188,20 @@ async fn settle(
         if ended.len() == keys.len() || Instant::now() >= until {
             return Ok(ended.into_values().chain(rest).collect());
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Commands that hurt, run beside the traffic.
-struct Hurting {
+/// Runs fault commands concurrently with the traffic.
+struct FaultInjector {
     stop: Shutdown,
     task: JoinHandle<usize>,
 }
 
-impl Hurting {
-    fn begin(commands: Vec<String>, every: Duration, seed: u64) -> Self {
+impl FaultInjector {
+    fn start(commands: Vec<String>, every: Duration, seed: u64) -> Self {
         let stop = Shutdown::new();
-        let told = stop.clone();
+        let stopped = stop.clone();
         let mut rng = StdRng::seed_from_u64(seed);
         let task = tokio::spawn(async move {
             let mut count = 0;
@@ -216,32 +212,32 @@ impl Hurting {
             loop {
                 let pause = every.mul_f64(rng.random_range(0.5..1.5));
                 tokio::select! {
-                    () = told.requested() => return count,
+                    () = stopped.requested() => return count,
                     () = tokio::time::sleep(pause) => {}
                 }
                 let command = commands[rng.random_range(0..commands.len())].clone();
-                let hurt = command.clone();
-                let how = match spawn_blocking(move || run(&hurt)).await {
+                let to_run = command.clone();
+                let how = match spawn_blocking(move || run(&to_run)).await {
                     Ok(Ok(how)) => how,
-                    Ok(Err(fault)) => fault.to_string(),
-                    Err(fault) => fault.to_string(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
                 };
                 count += 1;
                 let at = begun.elapsed().as_secs_f64();
-                complain(&format!("{at:8.1} s  {how}  {command}"));
+                eprint_line(&format!("{at:8.1} s  {how}  {command}"));
             }
         });
         Self { stop, task }
     }
 
-    /// Lets the command that runs end; returns how many there were.
-    async fn end(self) -> anyhow::Result<usize> {
+    /// Waits for the running command to end; returns how many have run.
+    async fn stop(self) -> anyhow::Result<usize> {
         self.stop.request();
-        self.task.await.context("what hurts has panicked")
+        self.task.await.context("the fault injector panicked")
     }
 }
 
-/// Runs a command to its end, or ends it when it takes too long; tells how it went.
+/// Runs a command, killing it at the time limit; returns its exit status as text.
 fn run(command: &str) -> std::io::Result<String> {
     let begun = std::time::Instant::now();
     let mut child = Command::new("sh")
@@ -254,51 +250,51 @@ fn run(command: &str) -> std::io::Result<String> {
         if let Some(status) = child.try_wait()? {
             return Ok(status.to_string());
         }
-        if begun.elapsed() > HURT_MAX {
+        if begun.elapsed() > COMMAND_MAX {
             child.kill()?;
             child.wait()?;
-            return Ok("took too long and was ended".to_owned());
+            return Ok("killed: took too long".to_owned());
         }
-        std::thread::sleep(COMMAND_LOOK);
+        std::thread::sleep(COMMAND_POLL);
     }
 }
 
 fn report(
     args: &ChaosArgs,
     seed: u64,
-    (hurts, took): (usize, Duration),
-    verdicts: &Verdicts,
+    (injected, took): (usize, Duration),
+    findings: &Findings,
 ) -> anyhow::Result<()> {
     if args.json {
         let report = json!({
             "seed": seed,
             "jobs": args.jobs,
-            "hurts": hurts,
+            "commands": injected,
             "seconds": took.as_secs_f64(),
-            "states": verdicts.states,
-            "attempts": verdicts.attempts,
-            "broken": verdicts.broken,
+            "states": findings.states,
+            "attempts": findings.attempts,
+            "violations": findings.violations,
         });
-        return Ok(say(&report.to_string())?);
+        return Ok(print_line(&report.to_string())?);
     }
-    let states: Vec<_> = verdicts
+    let states: Vec<_> = findings
         .states
         .iter()
         .map(|(state, count)| format!("{count} {state}"))
         .collect();
-    say(&format!(
-        "{} jobs, {hurts} commands, {:.0} s: {}; {} attempts",
+    print_line(&format!(
+        "{} jobs, {injected} commands, {:.0} s: {}; {} attempts",
         args.jobs,
         took.as_secs_f64(),
         states.join(", "),
-        verdicts.attempts
+        findings.attempts
     ))?;
-    for broken in &verdicts.broken {
-        say(&format!("BROKEN: {broken}"))?;
+    for violation in &findings.violations {
+        print_line(&format!("VIOLATION: {violation}"))?;
     }
-    if verdicts.broken.is_empty() {
-        say(
-            "every job has ended once, equal prompts have equal answers, every attempt has an outcome",
+    if findings.violations.is_empty() {
+        print_line(
+            "every job ended once, equal prompts have equal answers, every attempt has an outcome",
         )?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `dead`: what was given up, and what a person does about it.
+//! `dead`: lists, redrives and discards dead letters.
 
 use std::process::ExitCode;
 
@@ -9,43 +9,45 @@ use uuid::Uuid;
 
 use crate::{
     broker::{Broker, wire::redriven},
-    console::options::{Common, UsageError, complain, open_database, read_instant, say},
+    console::{
+        options::{Common, UsageError, open_database, read_instant},
+        table::Listing,
+        terminal::{eprint_line, print_line},
+    },
     fleet,
     job::Tenant,
     store::{AttemptRecord, DeadFilter, DeadLetter, DeadResolution, Store},
 };
 
-use crate::console::table::table;
-
-/// Most letters redriven or discarded by one command.
+/// Most dead letters redriven or discarded by one command.
 const LETTERS_MAX: usize = 10_000;
 
-/// List, show, redrive or discard dead letters.
+/// List, show, redrive or discard dead letters
 #[derive(Debug, Subcommand)]
 pub enum DeadCommand {
-    /// List dead letters, the oldest first
+    /// List dead letters, oldest first
     List(ListArgs),
-    /// Show one dead letter with its job's attempts
+    /// Show a dead letter with its job's attempts
     Show(ShowArgs),
-    /// Submit dead letters again, as new jobs
+    /// Resubmit dead letters as new jobs
     Redrive(SelectArgs),
-    /// Throw dead letters away
+    /// Discard dead letters
     Discard(SelectArgs),
 }
 
-/// Which letters.
+/// Dead letters to select.
 #[derive(Debug, Default, Args)]
 pub struct Selection {
-    /// Only these letters
+    /// Only these dead letters
     #[arg(value_name = "ID")]
     ids: Vec<Uuid>,
-    /// Only with this reason, such as engine_crashed or attempts_spent
+    /// Only those with this reason code, such as engine_crashed or attempts_spent
     #[arg(long, value_name = "CODE")]
     reason: Option<String>,
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// Only letters that died before: a time (2026-01-31T12:00:00Z) or an age (90s, 15m, 24h, 7d)
+    /// Only those that died before a time (2026-01-31T12:00:00Z) or longer ago than an age (90s, 15m, 24h, 7d)
     #[arg(long, value_name = "TIME|AGE")]
     before: Option<String>,
 }
@@ -69,10 +71,10 @@ impl Selection {
 pub struct ListArgs {
     #[command(flatten)]
     selection: Selection,
-    /// Most letters to list
+    /// Most dead letters to list
     #[arg(long, default_value_t = 100)]
     limit: usize,
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -82,7 +84,7 @@ pub struct ListArgs {
 /// Arguments of `dead show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The letter
+    /// Dead letter to show
     id: Uuid,
     #[command(flatten)]
     common: Common,
@@ -93,7 +95,7 @@ pub struct ShowArgs {
 pub struct SelectArgs {
     #[command(flatten)]
     selection: Selection,
-    /// All dead letters
+    /// Select all dead letters
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -116,19 +118,12 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
         .dead_letters(&args.selection.filter()?, args.limit)
         .await?;
     store.close().await;
-    if args.json {
-        for letter in &letters {
-            say(&letter.to_json().to_string())?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if letters.is_empty() {
-        complain("no dead letters");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut rows = table(&["ID", "DIED", "REASON", "QUEUE", "TENANT", "JOB"]);
-    for letter in &letters {
-        rows.add_row([
+    let listing = Listing {
+        header: ["ID", "DIED", "REASON", "QUEUE", "TENANT", "JOB"],
+        empty: "no dead letters",
+    };
+    listing.print(&letters, args.json, DeadLetter::to_json, |letter| {
+        [
             letter.id.to_string(),
             letter.died_at.format("%F %T").to_string(),
             letter.reason.code.clone(),
@@ -139,10 +134,8 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             letter.job.map(|job| job.to_string()).unwrap_or_default(),
-        ]);
-    }
-    say(&rows.to_string())?;
-    Ok(ExitCode::SUCCESS)
+        ]
+    })
 }
 
 async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
@@ -155,7 +148,7 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
         .dead_letters(&filter, 1)
         .await?
         .pop()
-        .ok_or_else(|| anyhow!("there is no open dead letter {}", args.id))?;
+        .ok_or_else(|| anyhow!("there is no unresolved dead letter {}", args.id))?;
     let mut shown = letter.to_json();
     shown["body"] = json!(String::from_utf8_lossy(&letter.body));
     if let Some(job) = letter.job {
@@ -167,14 +160,14 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
             .collect();
     }
     store.close().await;
-    say(&serde_json::to_string_pretty(&shown).context("a JSON value can be written")?)?;
+    print_line(&serde_json::to_string_pretty(&shown).context("a JSON value can be written")?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn select(store: &Store, args: &SelectArgs) -> anyhow::Result<Vec<DeadLetter>> {
     let filter = args.selection.filter()?;
     if filter == DeadFilter::default() && !args.all {
-        let message = "name letters, a --reason, a --tenant, an age with --before, or --all";
+        let message = "select dead letters by id, --reason, --tenant or --before, or use --all";
         return Err(UsageError(message.to_owned()).into());
     }
     Ok(store.dead_letters(&filter, LETTERS_MAX).await?)
@@ -184,8 +177,8 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     let (config, store) = open_database(&args.common).await?;
     let letters = select(&store, &args).await?;
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
-    // Publishing comes first: should the marking fail, the key of the new job keeps a second
-    // redrive from running it twice.
+    // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
+    // running them twice.
     let messages = letters
         .iter()
         .map(|letter| redriven(letter.id, &letter.body))
@@ -198,7 +191,7 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
             Ok(()) => published.push(letter.id),
             Err(error) => {
                 failed += 1;
-                complain(&format!("letter {} not redriven: {error}", letter.id));
+                eprint_line(&format!("dead letter {} not redriven: {error}", letter.id));
             }
         }
     }
@@ -207,7 +200,7 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
         .await?;
     broker.close().await;
     store.close().await;
-    complain(&format!("{count} redriven, {failed} not"));
+    eprint_line(&format!("{count} redriven, {failed} failed"));
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
@@ -220,6 +213,6 @@ async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {
         .collect();
     let count = store.resolve_dead(&ids, DeadResolution::Discarded).await?;
     store.close().await;
-    complain(&format!("{count} discarded"));
+    eprint_line(&format!("{count} discarded"));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `key`: keys of the HTTP interface.
+//! `key`: API keys of the HTTP interface.
 
 use std::process::ExitCode;
 
@@ -9,37 +9,39 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_database, read_span, say},
+    console::{
+        options::{Common, UsageError, open_database, read_span},
+        table::Listing,
+        terminal::{eprint_line, print_line},
+    },
     job::Tenant,
     store::{ApiKey, KeyDigest, Scopes, new_key},
 };
 
-use crate::console::table::table;
-
-/// Make, list and revoke keys of the HTTP interface (asked for with `api.keys=true`).
+/// Create, list or revoke API keys, which requests need if `api.keys=true`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a key and print it: it is not kept and cannot be shown again
+    /// Create a key and print it; it cannot be shown again
     Create(CreateArgs),
-    /// List keys, the oldest first; never the keys themselves
+    /// List keys, oldest first, without their secrets
     List(ListArgs),
-    /// Revoke a key: it is refused within seconds
+    /// Revoke a key, which is refused within seconds
     Revoke(RevokeArgs),
 }
 
 /// Arguments of `key create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// What it is for
+    /// Name, to recognise the key by
     #[arg(long)]
     name: String,
-    /// The only tenant it is good for
+    /// Restrict the key to this tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// What it allows: submit, read, admin
+    /// Scopes: submit, read, admin
     #[arg(long, value_name = "SCOPES", default_value = "submit,read")]
     scopes: Scopes,
-    /// How long it is good: 90d, 12h; for ever, if not said
+    /// Validity, such as 12h or 90d [default: unlimited]
     #[arg(long, value_name = "SPAN")]
     expires: Option<String>,
     #[command(flatten)]
@@ -49,7 +51,7 @@ pub struct CreateArgs {
 /// Arguments of `key list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -59,7 +61,7 @@ pub struct ListArgs {
 /// Arguments of `key revoke`.
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
-    /// The key, as listed
+    /// Id of the key, as listed
     id: Uuid,
     #[command(flatten)]
     common: Common,
@@ -81,7 +83,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         Some(text) => {
             let span = read_span("--expires", text)?;
             let at = created_at.checked_add_signed(span);
-            Some(at.ok_or_else(|| UsageError(format!("--expires {text}: too far ahead")))?)
+            Some(at.ok_or_else(|| UsageError(format!("--expires {text}: too far in the future")))?)
         }
     };
     let (_, store) = open_database(&args.common).await?;
@@ -97,8 +99,8 @@ async fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     };
     store.add_key(&key, KeyDigest::of(secret.expose())).await?;
     store.close().await;
-    say(secret.expose())?;
-    complain(&format!("key {} made; it cannot be shown again", key.id));
+    print_line(secret.expose())?;
+    eprint_line(&format!("created key {}; it cannot be shown again", key.id));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -106,19 +108,12 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let keys = store.keys().await?;
     store.close().await;
-    if args.json {
-        for key in &keys {
-            say(&to_json(key).to_string())?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if keys.is_empty() {
-        complain("no keys");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut rows = table(&["ID", "NAME", "TENANT", "SCOPES", "CREATED", "STATE"]);
-    for key in &keys {
-        rows.add_row([
+    let listing = Listing {
+        header: ["ID", "NAME", "TENANT", "SCOPES", "CREATED", "STATE"],
+        empty: "no keys",
+    };
+    listing.print(&keys, args.json, to_json, |key| {
+        [
             key.id.to_string(),
             key.name.clone(),
             key.tenant
@@ -127,18 +122,16 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
             key.scopes.to_string(),
             key.created_at.format("%F %T").to_string(),
             state(key),
-        ]);
-    }
-    say(&rows.to_string())?;
-    Ok(ExitCode::SUCCESS)
+        ]
+    })
 }
 
 fn state(key: &ApiKey) -> String {
     match (key.revoked_at, key.expires_at) {
         (Some(_), _) => "revoked".to_owned(),
         (None, Some(at)) if at <= Utc::now() => "expired".to_owned(),
-        (None, Some(at)) => format!("good until {}", at.format("%F %T")),
-        (None, None) => "good".to_owned(),
+        (None, Some(at)) => format!("valid until {}", at.format("%F %T")),
+        (None, None) => "valid".to_owned(),
     }
 }
 
@@ -159,8 +152,8 @@ async fn revoke(args: RevokeArgs) -> anyhow::Result<ExitCode> {
     let is_new = store.revoke_key(args.id).await?;
     store.close().await;
     if !is_new {
-        return Err(anyhow!("there is no good key {}", args.id));
+        return Err(anyhow!("there is no valid key {}", args.id));
     }
-    complain("revoked");
+    eprint_line("revoked");
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Labelled answers of the small model, for `router calibrate`.
+//! `run --labels`: labelled answers of the small model, for `router calibrate`.
 
 use std::{
     fs::File,
@@ -15,14 +15,14 @@ use crate::{
     store::Store,
 };
 
-/// Marked jobs whose attempts are to be written down.
+/// Collects marked jobs, whose attempts are written at the end.
 pub struct Labels {
     out: BufWriter<File>,
     ended: Vec<(JobRecord, Expectation)>,
 }
 
 impl Labels {
-    /// Makes the file.
+    /// Creates the file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -35,16 +35,16 @@ impl Labels {
         })
     }
 
-    /// Takes a marked job that has ended.
+    /// Adds a marked job that has ended.
     pub fn add(&mut self, record: &JobRecord, expectation: &Expectation) {
         self.ended.push((record.clone(), expectation.clone()));
     }
 
-    /// Writes a line for each answer of the small tier, escalated ones included. Answers without
-    /// log-probabilities and reused ones give none.
+    /// Writes a line for each answer of the small tier, including escalated ones. Answers without
+    /// log-probabilities and reused answers are skipped.
     ///
     /// # Errors
-    /// When the ledger cannot be read or the file not written.
+    /// When the job database cannot be read or the file cannot be written.
     pub async fn write(mut self, store: &Store) -> anyhow::Result<()> {
         for (record, expectation) in &self.ended {
             for attempt in store.attempts(record.id).await? {

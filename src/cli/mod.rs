@@ -1,7 +1,7 @@
-//! What people type.
+//! The command line.
 //!
-//! Comes in: the command line. Goes out: exit codes (0 done, 1 something failed, 2 wrong usage or
-//! configuration, 130 interrupted). One file for each command; `options` holds what they share.
+//! Comes in: arguments. Goes out: exit codes (0 success, 1 failure, 2 invalid usage or configuration,
+//! 130 interrupted). One file per command; `console` holds what they share.
 
 mod admin;
 mod cache;
@@ -24,11 +24,12 @@ use std::{pin::Pin, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{bench, console::options};
+use crate::{
+    bench,
+    console::{options::UsageError, terminal::eprint_line},
+};
 
-pub use crate::console::options::{Common, UsageError};
-
-/// A marshalling yard for prompts: queue, complexity routing, dynamic batching, durable answers.
+/// Job queue, complexity router and batched inference for LLM prompts
 #[derive(Debug, Parser)]
 #[command(name = "promptyard", version, max_term_width = 100)]
 pub struct Cli {
@@ -38,15 +39,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    // `run` and `submit` are told at length beside their arguments; words here would hide those.
+    // Commands without a comment here are described at their arguments; a comment would hide that.
     Run(run::RunArgs),
-    /// Run all roles until stopped
+    /// Run router, workers and HTTP interface in one process
     Up(roles::UpArgs),
-    /// Run the router until stopped
+    /// Run the router
     Route(roles::RouteArgs),
-    /// Run workers until stopped
+    /// Run workers
     Work(roles::WorkArgs),
-    /// Serve HTTP until stopped
+    /// Run the HTTP interface
     Serve(roles::ServeArgs),
     Submit(submit::SubmitArgs),
     /// Print answers as OpenAI batch output lines
@@ -58,24 +59,24 @@ enum Command {
     #[command(subcommand)]
     Dead(dead::DeadCommand),
     Chaos(chaos::ChaosArgs),
-    /// Say what tenants are entitled to: weights, quotas, limits
+    /// List, set or reset tenants' weights and limits
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
-    /// Make, list and revoke keys of the HTTP interface
+    /// Create, list or revoke API keys of the HTTP interface
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Bring the ledger's tables up to date
+    /// Create or upgrade the job database's tables
     Migrate(admin::MigrateArgs),
     /// Check or show the configuration
     #[command(subcommand)]
     Config(admin::ConfigCommand),
-    /// Fit the router, judge it, or ask it about prompts of your own
+    /// Train, evaluate and inspect the router
     #[command(subcommand)]
     Router(router::RouterCommand),
-    /// StealRound at kept answers, remove them, or judge semantic reuse on pairs of your own
+    /// Inspect the answer cache, remove entries, or test semantic reuse
     #[command(subcommand)]
     Cache(cache::CacheCommand),
-    /// Clean up and prune prompts of your own
+    /// Test prompt clean-up and context pruning
     #[command(subcommand)]
     Prompt(prompt::PromptCommand),
     /// Measure promptyard on this machine
@@ -83,13 +84,10 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
-/// Exit code of a command that was interrupted.
-pub const INTERRUPTED: u8 = 130;
-
-/// Runs the command line; the exit code tells how it went.
+/// Runs the command line and returns its exit code.
 ///
-/// It starts the runtime itself: an async `main` would leave every command to be compiled where it
-/// is polled, with the binary.
+/// It starts the runtime itself: with an async `main`, every command would be compiled in the binary
+/// crate, where it is polled.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     let outcome = tokio::runtime::Runtime::new()
@@ -99,12 +97,12 @@ pub fn main() -> ExitCode {
         if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        options::complain(&format!("error: {error:#}"));
+        eprint_line(&format!("error: {error:#}"));
         ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
     })
 }
 
-/// The command's future, boxed so that the commands are compiled apart.
+/// Runs a command; its future is boxed, so that each command is compiled once, in this crate.
 fn execute(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitCode>>>> {
     match command {
         Command::Run(args) => Box::pin(run::run(args)),
@@ -129,7 +127,7 @@ fn execute(command: Command) -> Pin<Box<dyn Future<Output = anyhow::Result<ExitC
     }
 }
 
-/// True when whoever read our output has stopped reading: no error of ours.
+/// Whether the reader of our output has gone, as with `| head`; that is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()

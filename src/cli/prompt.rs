@@ -1,4 +1,4 @@
-//! `prompt`: what clean-up and pruning make of prompts of one's own.
+//! `prompt`: tests clean-up and pruning on given prompts.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -18,40 +18,40 @@ use crate::{
     },
 };
 
-/// Clean up and prune prompts of your own.
+/// Test prompt clean-up and context pruning
 #[derive(Debug, Subcommand)]
 pub enum PromptCommand {
-    /// Clean texts up without loss: lines {"id", "text"} in, the same and token counts out
+    /// Clean up texts without loss: lines {"id", "text"} in, the same with token counts out
     #[command(long_about = CLEAN_ABOUT)]
     Clean(CleanArgs),
-    /// Leave out context that a question does not need: lines {"id", "question", "context"} in
+    /// Remove context that a question does not need: lines {"id", "question", "context"} in
     #[command(long_about = PRUNE_ABOUT)]
     Prune(PruneArgs),
 }
 
 const CLEAN_ABOUT: &str = "\
-Clean texts up without loss, as jobs with `context: lossless` are.
+Clean up texts without loss, as for jobs with `context: lossless`
 
 Reads lines {\"id\", \"text\"} and prints {\"id\", \"text\", \"tokens_before\", \"tokens_after\", \"kind\"}.
-kind is what the text was taken for: html, json, markdown or text; code (it holds bare code) and
-verbatim (it asks to quote, count, keep or reformat text) are left as they are.";
+kind is the detected format: html, json, markdown or text. Texts of kind code (bare code) and
+verbatim (asks to quote, count, keep or reformat text) are left unchanged.";
 
 const PRUNE_ABOUT: &str = "\
-Leave out context that a question does not need, as jobs with `context: prune` do.
+Remove context that a question does not need, as for jobs with `context: prune`
 
-Reads lines {\"id\", \"question\", \"context\": [paragraph, ...]}, where a paragraph is a text or an
-object with text and, if it has one, title. Prints {\"id\", \"kept\": [paragraph, ...],
-\"kept_indices\": [n, ...], \"tokens_before\", \"tokens_after\"}: kept holds the paragraphs that stay,
-whole, as they were given and in their order; kept_indices says which they are, counted from 0.
-Tokens are those of the context.";
+Reads lines {\"id\", \"question\", \"context\": [paragraph, ...]}; a paragraph is a string or an
+object with text and optionally title. Prints {\"id\", \"kept\": [paragraph, ...],
+\"kept_indices\": [n, ...], \"tokens_before\", \"tokens_after\"}. kept has the remaining paragraphs,
+unchanged and in order; kept_indices has their positions, from 0. The token counts are those of the
+context.";
 
 /// Arguments of `prompt prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// File of JSON lines with id, question and context; `-` is standard input
+    /// File of JSON lines with id, question and context; `-` for standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// ModelRegistry or hub name of a BERT sentence encoder; without one words alone decide, and less is cut
+    /// Directory or hub name of a BERT sentence encoder; without one only words are compared, and less is cut
     #[arg(long, value_name = "DIR|NAME")]
     embedder: Option<String>,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub struct PruneArgs {
 /// Arguments of `prompt clean`.
 #[derive(Debug, Args)]
 pub struct CleanArgs {
-    /// File of JSON lines with id and text; `-` is standard input
+    /// File of JSON lines with id and text; `-` for standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub struct CleanArgs {
 /// How tokens are counted.
 #[derive(Debug, Args)]
 struct CounterArgs {
-    /// Count with this tokenizer.json; otherwise tokens are estimated
+    /// Count tokens with this tokenizer.json [default: estimate]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -137,14 +137,16 @@ struct ContextRow {
     context: Vec<Value>,
 }
 
-/// A paragraph's text with its title, however it is given.
+/// A paragraph's text, after its title if it has one.
 fn paragraph(entry: &Value) -> anyhow::Result<String> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str);
     match (entry.as_str(), text("title"), text("text")) {
         (Some(whole), _, _) => Ok(whole.to_owned()),
         (None, Some(title), Some(text)) => Ok(format!("{title}\n{text}")),
         (None, None, Some(text)) => Ok(text.to_owned()),
-        (None, _, None) => anyhow::bail!("a paragraph is a text or an object with a text"),
+        (None, _, None) => {
+            anyhow::bail!("expected a paragraph to be a string or an object with text")
+        }
     }
 }
 

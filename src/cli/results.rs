@@ -1,4 +1,4 @@
-//! `results`: answers out of the ledger.
+//! `results`: prints answers from the job database.
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
@@ -7,38 +7,39 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 
 use crate::{
-    config::Overrides,
-    console::options::{Common, complain, init_logs, read_instant, require_database, say},
-    fleet,
+    console::{
+        options::{Common, open_database, read_instant},
+        terminal::{eprint_line, print_line},
+    },
     job::{JobId, JobRecord, Tenant},
     shutdown::Shutdown,
     store::{RecordFilter, Store},
 };
 
-/// Records of one page.
+/// Records per page.
 const PAGE_MAX: usize = 1000;
-/// Wait between two looks while following.
+/// Wait between two polls while following.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// A commit can be this much later than the time of finishing that it writes; following looks
-/// back so far for rows that came late.
-const LATE_MAX: TimeDelta = TimeDelta::seconds(30);
+/// A row may be committed this long after the finishing time that it records; following re-reads this
+/// much to catch such rows.
+const COMMIT_DELAY_MAX: TimeDelta = TimeDelta::seconds(30);
 
-/// Print answers as OpenAI batch output lines.
+/// Print answers as OpenAI batch output lines
 #[derive(Debug, Args)]
 pub struct ResultsArgs {
-    /// Only these jobs (repeatable); jobs that have not ended are waited for with --follow
+    /// Only these jobs (repeatable); with --follow, wait until they end
     #[arg(long = "id", value_name = "JOB")]
     ids: Vec<JobId>,
-    /// Only this batch's
+    /// Only jobs of this batch
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
-    /// Only this tenant's
+    /// Only this tenant's jobs
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// Only what ended since: a time (2026-01-31T12:00:00Z) or an age (90s, 15m, 24h, 7d)
+    /// Only jobs that ended since a time (2026-01-31T12:00:00Z) or within an age (90s, 15m, 24h, 7d)
     #[arg(long, value_name = "TIME|AGE")]
     since: Option<String>,
-    /// Go on printing what ends, until interrupted (with --id: until all have ended)
+    /// Keep printing jobs as they end, until interrupted (with --id: until all have ended)
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -47,14 +48,11 @@ pub struct ResultsArgs {
 
 /// Runs `results`.
 pub async fn results(args: ResultsArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(Overrides::default())?;
-    init_logs(&config)?;
     let since = args.since.as_deref();
     let since = since
         .map(|text| read_instant("--since", text))
         .transpose()?;
-    require_database(&config)?;
-    let store = fleet::open_store(&config, false).await?;
+    let (_, store) = open_database(&args.common).await?;
     let shutdown = Shutdown::new();
     shutdown.on_signals()?;
     let outcome = if args.ids.is_empty() {
@@ -78,7 +76,7 @@ async fn by_filter(
     follow: bool,
     shutdown: &Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    // What the window of late rows may bring again.
+    // Printed jobs that re-reading late rows may return again.
     let mut printed: HashMap<JobId, DateTime<Utc>> = HashMap::new();
     loop {
         let records = store.finished(&filter, PAGE_MAX).await?;
@@ -102,7 +100,7 @@ async fn by_filter(
             () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
-        let from = Utc::now() - LATE_MAX;
+        let from = Utc::now() - COMMIT_DELAY_MAX;
         if filter.after.is_some_and(|(at, _)| at > from) {
             filter.after = Some((from, JobId(uuid::Uuid::nil())));
         }
@@ -124,7 +122,7 @@ async fn by_id(
                 any_failed |= record.answer.is_none();
                 print(&record)?;
             } else if !follow {
-                complain(&format!("job {} is {}", record.id, record.state));
+                eprint_line(&format!("job {} is {}", record.id, record.state));
                 ids.retain(|id| *id != record.id);
                 any_failed = true;
             }
@@ -134,7 +132,10 @@ async fn by_id(
         }
         if !follow {
             let missing: Vec<_> = ids.iter().map(ToString::to_string).collect();
-            return Err(anyhow!("the ledger does not know {}", missing.join(", ")));
+            return Err(anyhow!(
+                "the job database does not have {}",
+                missing.join(", ")
+            ));
         }
         tokio::select! {
             () = shutdown.requested() => return Ok(ExitCode::FAILURE),
@@ -148,5 +149,5 @@ fn position(record: &JobRecord) -> Option<(DateTime<Utc>, JobId)> {
 }
 
 fn print(record: &JobRecord) -> std::io::Result<()> {
-    say(&record.to_batch_line().to_string())
+    print_line(&record.to_batch_line().to_string())
 }

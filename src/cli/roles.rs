@@ -1,4 +1,4 @@
-//! `up`, `route`, `work`, `serve`: roles that run until they are told to stop.
+//! `up`, `route`, `work`, `serve`: run roles until stopped.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use crate::{
     telemetry,
 };
 
-/// All roles in one process.
+/// Run router, workers and HTTP interface in one process
 #[derive(Debug, Args)]
 pub struct UpArgs {
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct UpArgs {
     metrics_listen: Option<String>,
 }
 
-/// The router alone.
+/// Run the router
 #[derive(Debug, Args)]
 pub struct RouteArgs {
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub struct RouteArgs {
     metrics_listen: Option<String>,
 }
 
-/// Workers alone.
+/// Run workers
 #[derive(Debug, Args)]
 pub struct WorkArgs {
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub struct WorkArgs {
     metrics_listen: Option<String>,
 }
 
-/// The HTTP interface alone.
+/// Run the HTTP interface
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub struct ServeArgs {
     metrics_listen: Option<String>,
 }
 
-fn listening(listen: Option<&String>, metrics_listen: Option<&String>) -> Overrides {
+fn listen_overrides(listen: Option<&String>, metrics_listen: Option<&String>) -> Overrides {
     let mut overrides = Overrides::default();
     if let Some(address) = listen {
         overrides.set("--listen", "api.listen", address);
@@ -78,7 +78,7 @@ fn listening(listen: Option<&String>, metrics_listen: Option<&String>) -> Overri
 
 /// Runs `up`.
 pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
-    let mut overrides = listening(args.listen.as_ref(), args.metrics_listen.as_ref());
+    let mut overrides = listen_overrides(args.listen.as_ref(), args.metrics_listen.as_ref());
     args.models.apply(&mut overrides);
     let config = args.common.load(overrides)?;
     let tiers = config.worker.tiers.as_slice().to_vec();
@@ -98,7 +98,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
 pub async fn route(args: RouteArgs) -> anyhow::Result<ExitCode> {
     let config = args
         .common
-        .load(listening(None, args.metrics_listen.as_ref()))?;
+        .load(listen_overrides(None, args.metrics_listen.as_ref()))?;
     run(
         &config,
         Roles {
@@ -111,7 +111,7 @@ pub async fn route(args: RouteArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs `work`.
 pub async fn work(args: WorkArgs) -> anyhow::Result<ExitCode> {
-    let mut overrides = listening(None, args.metrics_listen.as_ref());
+    let mut overrides = listen_overrides(None, args.metrics_listen.as_ref());
     args.models.apply(&mut overrides);
     let mut config = args.common.load(overrides)?;
     if let Some(tiers) = args.tier {
@@ -130,7 +130,7 @@ pub async fn work(args: WorkArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs `serve`.
 pub async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let overrides = listening(args.listen.as_ref(), args.metrics_listen.as_ref());
+    let overrides = listen_overrides(args.listen.as_ref(), args.metrics_listen.as_ref());
     let config = args.common.load(overrides)?;
     run(
         &config,
@@ -162,7 +162,7 @@ async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
         api = ?fleet.api_address,
         metrics = ?fleet.metrics_address,
         broker = %config.broker.url.masked(),
-        ledger = %config.store.url.masked(),
+        database = %config.store.url.masked(),
         "running",
     );
     fleet.wait().await?;

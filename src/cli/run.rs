@@ -1,4 +1,4 @@
-//! `run`: a file of prompts in, a file of answers out, in one process.
+//! `run`: answers a file of prompts in one process.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,9 +19,10 @@ use crate::{
     console::{
         input::{self, Line},
         marks::Expectation,
-        options::{Common, ModelArgs, complain, init_logs, note_bundled, say},
+        options::{Common, ModelArgs, init_logs, note_bundled},
         output::Output,
-        progress::Progress,
+        progress::RunProgress,
+        terminal::{eprint_line, print_line},
     },
     fleet::{Fleet, Roles},
     job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
@@ -30,40 +31,41 @@ use crate::{
     telemetry,
 };
 
-use super::{INTERRUPTED, labels::Labels, summary::Summary};
+use super::{labels::Labels, summary::Summary};
 
-/// Lines read ahead of their submission.
+/// Lines read ahead of submission.
 const LINES_AHEAD: usize = 1024;
 /// Most lines submitted, and most keys looked up, at once.
 const CHUNK_MAX: usize = 256;
 /// Most jobs awaited at once; reading pauses beyond.
 const AWAITED_MAX: usize = 50_000;
-/// Wait between two looks into the ledger.
+/// Wait between two polls for ended jobs.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
-/// Longest wait for workers to drop what was published again though it was still there.
+/// Longest wait for workers to drop jobs that were published a second time.
 const REPEATS_WAIT_MAX: Duration = Duration::from_secs(3);
-/// Seconds that running jobs get when the run is interrupted; they are put back otherwise.
+/// Longest drain time of an interrupted run in seconds; jobs still running then are requeued.
 const DRAIN_S: u64 = 5;
+/// Exit code of an interrupted run.
+const INTERRUPTED: u8 = 130;
 
-/// Answer a file of prompts in one process and write the answers.
+/// Answer a file of prompts
 ///
-/// Every line is one prompt: an OpenAI batch line, a chat-completions body, {"prompt": …} or plain
-/// text. Answers are OpenAI batch output lines in the order they come; `custom_id` is the line's
-/// own or its number. What the ledger has answered already is not computed again, so an
-/// interrupted run is resumed by running it again. Lines may say what answer is right in "expect"
-/// (and of which "family" they are): the summary then tells the accuracy by family and by tier. An
-/// answer is right when it, or what follows its last "#", equals "expect".
+/// Each line is a prompt: an OpenAI batch line, a chat-completions body, {"prompt": …} or plain text.
+/// Answers are written as OpenAI batch output lines in order of completion; `custom_id` is the line's
+/// own or its number. Prompts answered earlier are not computed again, so an interrupted run is resumed
+/// by running it again. Lines may give the right answer in "expect", and a "family": the summary then
+/// shows the accuracy by family and tier. An answer is right if it, or the text after its last "#",
+/// equals "expect".
 ///
-/// Exit codes: 0 all answered, 1 some not, 2 wrong usage, 130 interrupted.
+/// Exit codes: 0 all answered, 1 some failed, 2 invalid usage, 130 interrupted.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// File of prompts, one a line; `-` is standard input
+    /// File of prompts, one per line; `-` for standard input
     file: PathBuf,
-    /// Write the answers to a file instead of standard output
+    /// Write answers to a file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write what the small model's answers to marked lines tell about themselves, for `router
-    /// calibrate`
+    /// Write the signals of the small model's answers to marked lines, for `router calibrate`
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// Print the summary as JSON (to standard output with --out, else to standard error)
@@ -73,7 +75,7 @@ pub struct RunArgs {
     models: ModelArgs,
     #[command(flatten)]
     common: Common,
-    /// Serve /metrics, /healthz and /readyz at this address meanwhile
+    /// Serve /metrics, /healthz and /readyz at this address
     #[arg(long, value_name = "HOST:PORT")]
     metrics_listen: Option<String>,
 }
@@ -86,7 +88,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot open {}", args.file.display()))?;
     let total = input::count(&args.file)?;
     let mut taken = vec![(args.file.clone(), "the file of prompts")];
-    taken.extend(config.sqlite_path().map(|path| (path, "the ledger")));
+    taken.extend(config.sqlite_path().map(|path| (path, "the job database")));
     let out = Output::open(args.out.as_deref(), &taken)?;
     let labels = args.labels.as_deref().map(Labels::create).transpose()?;
     let metrics = match args.metrics_listen {
@@ -112,9 +114,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         order: VecDeque::new(),
         repeated: false,
         out: BufWriter::new(out),
-        progress: Progress::new(total),
+        progress: RunProgress::new(total),
         summary: Summary::new(),
-        words: HashMap::new(),
+        feedback: HashMap::new(),
         labels,
     };
     let outcome = run.answer(lines).await;
@@ -139,8 +141,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     stopped?;
     report(&args, &config, &summary)?;
     if shutdown.is_requested() {
-        complain(&format!(
-            "interrupted with {} jobs open; run the same command again to go on",
+        eprint_line(&format!(
+            "interrupted with {} jobs open; run the same command again to resume",
             awaited.len()
         ));
         return Ok(ExitCode::from(INTERRUPTED));
@@ -155,62 +157,62 @@ fn load(args: &RunArgs) -> anyhow::Result<Config> {
         overrides.set("--metrics-listen", "telemetry.listen", address);
     }
     let mut config = args.common.load(overrides)?;
-    // A file is all back-log from its first moment, and is to be routed alike each time.
+    // A file is all backlog at once; without load shifting it is routed the same way every time.
     config.router.load_shift_max.get_or_insert(0.0);
     config.worker.drain_s = config.worker.drain_s.min(DRAIN_S);
     if config.telemetry.log == TelemetryConfig::default().log {
-        // A person watches a progress bar: only what goes wrong is worth a line.
+        // Lines would disturb the progress bar, so log only warnings and errors.
         config.telemetry.log = "warn".to_owned();
     }
     Ok(config)
 }
 
 fn report(args: &RunArgs, config: &Config, summary: &Summary) -> anyhow::Result<()> {
-    let ledger = config.store.url.masked();
+    let database = config.store.url.masked();
     let text = if args.json {
-        summary.to_json(&ledger).to_string()
+        summary.to_json(&database).to_string()
     } else {
-        summary.to_text(&ledger).trim_end().to_owned()
+        summary.to_text(&database).trim_end().to_owned()
     };
     if args.out.is_some() {
-        say(&text)?;
+        print_line(&text)?;
     } else {
-        complain(&text);
+        eprint_line(&text);
     }
     Ok(())
 }
 
-/// What is to be known of a line when its job ends.
-struct Asked {
+/// A line whose job has not ended.
+struct AwaitedLine {
     custom_id: String,
     expectation: Option<Expectation>,
 }
 
-/// A run under way.
+/// A run in progress.
 struct Run {
     fleet: Fleet,
     shutdown: Shutdown,
-    /// The lines whose jobs have not ended, by tenant and key.
-    awaited: HashMap<(Tenant, String), Asked>,
-    /// The awaited, in the order in which they are looked up next.
+    /// Lines whose jobs have not ended, by tenant and key.
+    awaited: HashMap<(Tenant, String), AwaitedLine>,
+    /// Tenants and keys of the awaited lines, in the order of their next look-up.
     order: VecDeque<(Tenant, String)>,
-    /// True when jobs were published that an earlier run had published already.
+    /// True if jobs were published that an earlier run had already published.
     repeated: bool,
     out: BufWriter<Box<dyn Write + Send>>,
-    progress: Progress,
+    progress: RunProgress,
     summary: Summary,
-    /// Marks that the ledger is to keep.
-    words: HashMap<Tenant, Vec<Feedback>>,
+    /// Feedback from marked lines, to be stored.
+    feedback: HashMap<Tenant, Vec<Feedback>>,
     labels: Option<Labels>,
 }
 
 impl Run {
-    /// Submits every line and collects every end, or stops when told to.
+    /// Submits every line and writes every answer, until all have ended or a stop is requested.
     async fn answer(
         &mut self,
         lines: impl Iterator<Item = std::io::Result<Line>> + Send + 'static,
     ) -> anyhow::Result<()> {
-        // Standard input may block, so a thread of its own reads it.
+        // Reading standard input may block, so a separate thread does it.
         let (sender, mut receiver) = mpsc::channel(LINES_AHEAD);
         std::thread::spawn(move || {
             for line in lines {
@@ -230,7 +232,7 @@ impl Run {
                 () = shutdown.requested() => return Ok(()),
                 ended = self.fleet.ended() => {
                     ended?;
-                    anyhow::ensure!(shutdown.is_requested(), "a role ended before the run did");
+                    anyhow::ensure!(shutdown.is_requested(), "a role ended before the run was complete");
                 }
                 count = receiver.recv_many(&mut chunk, CHUNK_MAX), if may_read => {
                     at_end = count == 0;
@@ -240,10 +242,10 @@ impl Run {
                 _ = poll.tick(), if !self.awaited.is_empty() => self.collect().await?,
             }
         }
-        // What an earlier run published may not have been in the ledger when its lines were published
-        // again; only a queue of this process's own tells of that by not being empty.
+        // Jobs published by an earlier run may not have been in the database when their lines were
+        // published again; with an embedded queue that shows as a queue that is not empty.
         if self.repeated || !self.fleet.broker.is_shared() {
-            // What is left over does no harm, but a queue that holds nothing should look so.
+            // Leftover messages do no harm, but `status` should show an empty queue.
             let _ = tokio::time::timeout(REPEATS_WAIT_MAX, self.drop_repeats()).await;
         }
         Ok(())
@@ -251,11 +253,11 @@ impl Run {
 
     /// Waits until the queues are empty: a worker drops the message of a job that has ended.
     async fn drop_repeats(&self) {
-        let mut empty_looks = 0;
-        while empty_looks < 2 && !self.shutdown.is_requested() {
+        let mut empty_polls = 0;
+        while empty_polls < 2 && !self.shutdown.is_requested() {
             let depths = self.fleet.broker.depths().await.unwrap_or_default();
             let ready: u64 = depths.iter().map(|depth| depth.ready).sum();
-            empty_looks = if ready == 0 { empty_looks + 1 } else { 0 };
+            empty_polls = if ready == 0 { empty_polls + 1 } else { 0 };
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
@@ -276,57 +278,57 @@ impl Run {
                 }
             }
         }
-        let (mut letters, mut refusals) = (Vec::new(), Vec::new());
+        let (mut messages, mut refusals) = (Vec::new(), Vec::new());
         for line in lines {
             let slot = (line.tenant.clone(), line.key.clone());
-            let asked = Asked {
+            let awaited_line = AwaitedLine {
                 custom_id: line.custom_id.clone(),
                 expectation: line.expectation.clone(),
             };
             if let Some(record) = known.get(&slot)
                 && record.state.is_terminal()
             {
-                self.write(record, &asked, false)?;
+                self.write(record, &awaited_line, false)?;
                 continue;
             }
             match line.body {
-                Err(ref reason) => refusals.push((refusal(&line, reason.clone()), asked)),
+                Err(ref reason) => refusals.push((refusal(&line, reason.clone()), awaited_line)),
                 Ok(body) => {
-                    // A job that is known but open is published again, should its message be
-                    // lost; if it is not, the second one does nothing.
+                    // An open job is published again in case its message was lost; if not, the
+                    // second message is dropped.
                     self.repeated |= known.contains_key(&slot);
-                    letters.push(Publication::from(WireMessage {
+                    messages.push(Publication::from(WireMessage {
                         key: Some(line.key),
                         custom_id: Some(line.custom_id),
                         ..WireMessage::new(body)
                     }));
-                    self.awaited.insert(slot.clone(), asked);
+                    self.awaited.insert(slot.clone(), awaited_line);
                     self.order.push_back(slot);
                 }
             }
         }
         self.refuse(refusals).await?;
-        self.tell_marks().await?;
-        publish_all(&self.fleet.broker, letters, &self.shutdown).await;
+        self.store_feedback().await?;
+        publish_all(&self.fleet.broker, messages, &self.shutdown).await;
         Ok(())
     }
 
-    /// Lines that are no requests end at once, as rows with their reason.
-    async fn refuse(&mut self, refusals: Vec<(Admission, Asked)>) -> anyhow::Result<()> {
+    /// Writes refused lines to the database as rejected jobs, with their reasons.
+    async fn refuse(&mut self, refusals: Vec<(Admission, AwaitedLine)>) -> anyhow::Result<()> {
         if refusals.is_empty() {
             return Ok(());
         }
-        let (admissions, asked): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
+        let (admissions, awaited_line): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
         let outcomes = self.fleet.store.admit(&admissions, Duration::ZERO).await?;
-        for (outcome, asked) in outcomes.into_iter().zip(asked) {
+        for (outcome, awaited_line) in outcomes.into_iter().zip(awaited_line) {
             if let Admitted::Ended(record) | Admitted::Known(record) = outcome {
-                self.write(&record, &asked, true)?;
+                self.write(&record, &awaited_line, true)?;
             }
         }
         Ok(())
     }
 
-    /// Looks up the next of the awaited jobs, and writes those that have ended.
+    /// Looks up the next awaited jobs and writes the answers of those that have ended.
     async fn collect(&mut self) -> anyhow::Result<()> {
         let mut by_tenant: HashMap<Tenant, Vec<String>> = HashMap::new();
         for _ in 0..CHUNK_MAX.min(self.order.len()) {
@@ -340,7 +342,7 @@ impl Run {
             let records = match records {
                 Ok(records) => records,
                 Err(error) if error.is_transient() => {
-                    tracing::warn!(%error, "cannot look for answers; trying again");
+                    tracing::warn!(%error, "cannot poll for answers; trying again");
                     Vec::new()
                 }
                 Err(error) => return Err(error.into()),
@@ -350,39 +352,44 @@ impl Run {
                 .filter(|record| record.state.is_terminal())
             {
                 let slot = (tenant.clone(), record.key.clone().unwrap_or_default());
-                if let Some(asked) = self.awaited.remove(&slot) {
-                    self.write(&record, &asked, true)?;
+                if let Some(awaited_line) = self.awaited.remove(&slot) {
+                    self.write(&record, &awaited_line, true)?;
                 }
             }
             let open = keys.into_iter().map(|key| (tenant.clone(), key));
             self.order
                 .extend(open.filter(|slot| self.awaited.contains_key(slot)));
         }
-        self.tell_marks().await?;
+        self.store_feedback().await?;
         self.out.flush().context("cannot write the answers")
     }
 
-    /// Keeps what the expected answers say about those that came, so that the router can learn.
-    async fn tell_marks(&mut self) -> anyhow::Result<()> {
-        for (tenant, words) in self.words.drain() {
-            for some in words.chunks(CHUNK_MAX) {
+    /// Stores the feedback of marked lines, from which the router learns.
+    async fn store_feedback(&mut self) -> anyhow::Result<()> {
+        for (tenant, feedback) in self.feedback.drain() {
+            for some in feedback.chunks(CHUNK_MAX) {
                 let kept = self.fleet.store.record_feedback(&tenant, some).await;
-                kept.context("cannot keep the marks")?;
+                kept.context("cannot store the feedback")?;
             }
         }
         Ok(())
     }
 
-    fn write(&mut self, record: &JobRecord, asked: &Asked, is_new: bool) -> anyhow::Result<()> {
+    fn write(
+        &mut self,
+        record: &JobRecord,
+        awaited_line: &AwaitedLine,
+        is_new: bool,
+    ) -> anyhow::Result<()> {
         let mut line = record.to_batch_line();
-        line["custom_id"] = asked.custom_id.as_str().into();
+        line["custom_id"] = awaited_line.custom_id.as_str().into();
         writeln!(self.out, "{line}").context("cannot write the answers")?;
         self.summary.add(record, is_new);
-        if let Some(expectation) = &asked.expectation {
+        if let Some(expectation) = &awaited_line.expectation {
             self.summary.marks.add(record, expectation);
             if let Some(answer) = &record.answer {
-                let words = self.words.entry(record.tenant.clone()).or_default();
-                words.push(Feedback {
+                let feedback = self.feedback.entry(record.tenant.clone()).or_default();
+                feedback.push(Feedback {
                     job: record.id,
                     source: Feedback::EXPECT.to_owned(),
                     score: f64::from(u8::from(expectation.is_met(&answer.text))),
@@ -398,7 +405,7 @@ impl Run {
     }
 }
 
-/// The admission of a line that is no request.
+/// The admission of a refused line.
 fn refusal(line: &Line, reason: Reason) -> Admission {
     Admission {
         head: JobHead {

@@ -1,4 +1,4 @@
-//! `status`: queues, workers and rates at a glance.
+//! `status`: shows queues, workers and rates.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -9,19 +9,20 @@ use crate::{
     broker::{Depth, Queue},
     config::Overrides,
     console::{
-        options::{Common, init_logs, require_database, say},
+        options::{Common, init_logs, require_database},
         table::table,
+        terminal::print_line,
     },
     fleet,
     store::{DeferredQueue, Overview, WorkerRecord},
 };
 
-/// Held jobs are counted up to here.
+/// Deferred jobs are counted up to this number.
 const DEFERRED_MAX: u32 = 1_000_000;
-/// Workers unseen for longer are not shown.
+/// Workers not seen for longer are not shown.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(3600);
 
-/// Show queues, workers and rates.
+/// Show queues, workers and rates
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Print JSON
@@ -40,15 +41,15 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let depths = broker.depths().await?;
     let workers = store.workers(WORKER_AGE_MAX).await?;
     let overview = store.overview().await?;
-    let held = store.deferred_counts(DEFERRED_MAX).await?;
+    let deferred = store.deferred_counts(DEFERRED_MAX).await?;
     broker.close().await;
     store.close().await;
     let text = if args.json {
-        to_json(&depths, &workers, &overview, held).to_string()
+        to_json(&depths, &workers, &overview, deferred).to_string()
     } else {
-        to_text(&depths, &workers, &overview, held)
+        to_text(&depths, &workers, &overview, deferred)
     };
-    say(&text)?;
+    print_line(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -56,11 +57,11 @@ fn to_json(
     depths: &[Depth],
     workers: &[WorkerRecord],
     overview: &Overview,
-    held: [u32; 3],
+    deferred: [u32; 3],
 ) -> serde_json::Value {
-    let held = DeferredQueue::ALL.into_iter().zip(held);
+    let deferred = DeferredQueue::ALL.into_iter().zip(deferred);
     json!({
-        "held": held.map(|(queue, count)| (queue.as_str().to_owned(), json!(count)))
+        "deferred": deferred.map(|(queue, count)| (queue.as_str().to_owned(), json!(count)))
             .collect::<serde_json::Map<_, _>>(),
         "queues": depths.iter().map(|depth| json!({
             "name": depth.queue.name(),
@@ -92,7 +93,7 @@ fn to_text(
     [scheduled, small, large]: [u32; 3],
 ) -> String {
     let mut queues = table(&["QUEUE", "READY", "CONSUMERS"]);
-    // Lanes are of interest while something waits in them.
+    // Empty affinity queues are not shown.
     let is_shown = |depth: &&Depth| depth.ready > 0 || !matches!(depth.queue, Queue::Affinity(..));
     for depth in depths.iter().filter(is_shown) {
         queues.add_row([
@@ -134,7 +135,7 @@ fn to_text(
         fleet.to_string()
     };
     format!(
-        "{queues}\n\n{workers}\n\njobs of the last day: {states}\nheld: {scheduled} for their time, {small} and {large} for their turn with small and large\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
+        "{queues}\n\n{workers}\n\njobs of the last day: {states}\ndeferred: {scheduled} until their start time, {small} for small and {large} for large by fair scheduling\nlast minute: {} finished, {} tokens generated\ndead letters: {}",
         overview.finished_last_minute,
         overview.completion_tokens_last_minute,
         overview.dead_letters,

@@ -1,4 +1,4 @@
-//! `submit`: a file of prompts onto the queue.
+//! `submit`: publishes a file of prompts.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,7 +10,8 @@ use crate::{
     config::Overrides,
     console::{
         input::{self, Line},
-        options::{Common, complain, init_logs, say},
+        options::{Common, init_logs},
+        terminal::{eprint_line, print_line},
     },
     fleet,
     job::{JobId, Priority},
@@ -19,18 +20,18 @@ use crate::{
 /// Most lines published at once.
 const CHUNK_MAX: usize = 256;
 
-/// Put a file of prompts on the queue.
+/// Submit a file of prompts to the queue
 ///
-/// Prints the name of the batch, for `promptyard results --batch`. The same file under the same
-/// batch name is the same jobs: submitting it twice runs nothing twice.
+/// Prints the name of the batch, for `promptyard results --batch`. Submitting the same file under the
+/// same batch name again runs nothing twice.
 #[derive(Debug, Args)]
 pub struct SubmitArgs {
-    /// File of prompts, one a line; `-` is standard input
+    /// File of prompts, one per line; `-` for standard input
     file: PathBuf,
-    /// Name of the batch; a fresh one by default
+    /// Name of the batch [default: a new one]
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
-    /// Serve these jobs before others of their tenant that wait, and first where the broker can (RabbitMQ 4)
+    /// Run these jobs before the tenant's other waiting jobs, and first of all with RabbitMQ 4
     #[arg(long)]
     urgent: bool,
     #[command(flatten)]
@@ -62,7 +63,7 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
                 Ok(publication) => chunk.push((number, publication)),
                 Err(reason) => {
                     failed += 1;
-                    complain(&format!("line {number} not submitted: {reason}"));
+                    eprint_line(&format!("line {number} not submitted: {reason}"));
                 }
             }
         }
@@ -75,14 +76,14 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
                 Ok(()) => sent += 1,
                 Err(error) => {
                     failed += 1;
-                    complain(&format!("line {number} not submitted: {}", hint(&error)));
+                    eprint_line(&format!("line {number} not submitted: {}", hint(&error)));
                 }
             }
         }
     }
     broker.close().await;
-    say(&batch)?;
-    complain(&format!("{sent} submitted, {failed} not"));
+    print_line(&batch)?;
+    eprint_line(&format!("{sent} submitted, {failed} failed"));
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
@@ -103,7 +104,7 @@ fn publication(line: Line, batch: &str, priority: Priority) -> Result<Publicatio
 fn hint(error: &PublishError) -> String {
     match error {
         PublishError::Refused => {
-            format!("{error}: submit the file again later under the same --batch")
+            format!("{error}; submit the file again later with the same --batch")
         }
         error => error.to_string(),
     }

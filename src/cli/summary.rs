@@ -1,4 +1,4 @@
-//! What a run came to, for people and for programs.
+//! The summary of a run, as text or JSON.
 
 use std::{
     collections::BTreeMap,
@@ -12,18 +12,18 @@ use crate::{
     job::{AnswerSource, JobRecord, JobState, Tier, Usage},
 };
 
-/// Prompt tokens that savings took off, each by what saved them.
+/// Prompt tokens avoided, by kind of saving.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SavedTokens {
-    /// Not sent: an identical prompt's answer served.
+    /// Not sent: an identical prompt's answer was reused.
     reused: u64,
-    /// Not sent: the answer to the same in other words served.
+    /// Not sent: a paraphrase's answer was reused.
     semantic: u64,
-    /// Not sent: clean-up (estimated).
+    /// Not sent, by clean-up (estimated).
     cleaned: u64,
-    /// Not sent: pruning (estimated).
+    /// Not sent, by pruning (estimated).
     pruned: u64,
-    /// Sent, not computed: found in a prefix cache.
+    /// Sent but not computed: found in a prefix cache.
     prefix: u64,
 }
 
@@ -62,11 +62,11 @@ impl SavedTokens {
     }
 }
 
-/// Counts records as they end.
+/// Counts jobs as they end.
 #[derive(Debug)]
 pub struct Summary {
     begun: Instant,
-    /// Answered already when the run began.
+    /// Jobs answered by an earlier run.
     already: u64,
     /// Jobs with an answer.
     pub answered: u64,
@@ -81,12 +81,12 @@ pub struct Summary {
     tokens_generated: u64,
     saved: SavedTokens,
     latencies_ms: Vec<u64>,
-    /// Answers beside what the lines expected, if they did.
+    /// Accuracy on marked lines.
     pub marks: Marks,
 }
 
 impl Summary {
-    /// A summary that begins now.
+    /// Starts a summary.
     pub fn new() -> Self {
         Self {
             begun: Instant::now(),
@@ -107,7 +107,7 @@ impl Summary {
         }
     }
 
-    /// Counts a terminal record; `is_new` tells that it ended in this run.
+    /// Counts a terminal record; `is_new` is true if it ended in this run.
     pub fn add(&mut self, record: &JobRecord, is_new: bool) {
         if let Some(tier) = record.tier {
             self.tiers[usize::from(tier == Tier::Large)] += 1;
@@ -151,7 +151,7 @@ impl Summary {
     }
 
     /// The summary as JSON; times are milliseconds from submission to the terminal row.
-    pub fn to_json(&self, ledger: &str) -> Value {
+    pub fn to_json(&self, database: &str) -> Value {
         let seconds = self.begun.elapsed().as_secs_f64();
         let (p50, p95) = self.percentiles();
         let mut summary = json!({
@@ -163,7 +163,7 @@ impl Summary {
             "cache_hits": {
                 "earlier_answers": self.from_cache,
                 "shared_in_flight": self.shared,
-                "same_in_other_words": self.semantic,
+                "paraphrases": self.semantic,
             },
             "tokens": {
                 "prompt_sent": self.tokens_sent,
@@ -174,7 +174,7 @@ impl Summary {
             "latency_ms": {"mean": self.mean(), "p50": p50, "p95": p95},
             "generated_tokens_per_second": round(self.tokens_generated as f64 / seconds),
             "wall_seconds": round(seconds),
-            "ledger": ledger,
+            "database": database,
         });
         if !self.marks.is_empty() {
             summary["marks"] = self.marks.to_json();
@@ -182,8 +182,8 @@ impl Summary {
         summary
     }
 
-    /// The summary in lines for people.
-    pub fn to_text(&self, ledger: &str) -> String {
+    /// The summary as text.
+    pub fn to_text(&self, database: &str) -> String {
         let mut failed = self.failed().to_string();
         if !self.failures.is_empty() {
             let parts: Vec<_> = self
@@ -201,14 +201,14 @@ impl Summary {
                     self.mean().unwrap_or(p50)
                 )
             }
-            _ => "none: nothing was answered anew".to_owned(),
+            _ => "none: nothing was answered in this run".to_owned(),
         };
         let wall = self.begun.elapsed();
         let mut lines = vec![
             (
                 "answered",
                 format!(
-                    "{} ({} of them in an earlier run)",
+                    "{} ({} of them by an earlier run)",
                     self.answered, self.already
                 ),
             ),
@@ -226,7 +226,7 @@ impl Summary {
             (
                 "cache hits",
                 format!(
-                    "{} earlier answers, {} shared with an identical prompt in flight, {} to the same in other words",
+                    "{} earlier answers, {} shared with an identical prompt in flight, {} to a paraphrase",
                     self.from_cache, self.shared, self.semantic
                 ),
             ),
@@ -253,7 +253,7 @@ impl Summary {
         if !self.marks.is_empty() {
             lines.extend(self.marks.to_lines());
         }
-        lines.push(("ledger", ledger.to_owned()));
+        lines.push(("database", database.to_owned()));
         lines
             .iter()
             .map(|(name, text)| format!("{name:>10}  {text}\n"))

@@ -1,32 +1,34 @@
-//! `tenant`: what tenants are entitled to.
+//! `tenant`: tenants' weights and limits.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_database, say},
+    console::{
+        options::{Common, UsageError, open_database},
+        table::Listing,
+        terminal::{eprint_line, print_line},
+    },
     job::Tenant,
     store::TenantLimits,
 };
 
-use crate::console::table::table;
-
-/// Say what tenants are entitled to: a running fleet follows within seconds.
+/// List, set or reset tenants' weights and limits; a running fleet follows within seconds
 #[derive(Debug, Subcommand)]
 pub enum TenantCommand {
-    /// List the tenants of which something was said
+    /// List tenants whose weight or limits are set
     List(ListArgs),
-    /// Change what a tenant is entitled to
+    /// Set a tenant's weight or limits
     Set(SetArgs),
-    /// Give a tenant the defaults again: weight 1, no limits
+    /// Reset a tenant to the defaults: weight 1, no limits
     Reset(ResetArgs),
 }
 
 /// Arguments of `tenant list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -36,20 +38,20 @@ pub struct ListArgs {
 /// Arguments of `tenant set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    /// The tenant
+    /// Tenant
     name: Tenant,
-    /// Share of the models' work beside other tenants' weights while several wait
+    /// Share of the models' time, relative to other waiting tenants' weights
     #[arg(long, value_name = "NUMBER")]
     weight: Option<f64>,
-    /// Most prompt and answer tokens that go to the models within a minute, or none
+    /// Most prompt and answer tokens per minute, or none
     #[arg(long, value_name = "N|none")]
-    tokens_per_minute: Option<Limit>,
-    /// Most jobs that are with the workers at once, or none
+    tokens_per_minute: Option<LimitArg>,
+    /// Most jobs running at once, or none
     #[arg(long, value_name = "N|none")]
-    running_max: Option<Limit>,
-    /// Most requests that the HTTP interface accepts within a minute, or none
+    running_max: Option<LimitArg>,
+    /// Most HTTP requests per minute, or none
     #[arg(long, value_name = "N|none")]
-    requests_per_minute: Option<Limit>,
+    requests_per_minute: Option<LimitArg>,
     #[command(flatten)]
     common: Common,
 }
@@ -57,17 +59,17 @@ pub struct SetArgs {
 /// Arguments of `tenant reset`.
 #[derive(Debug, Args)]
 pub struct ResetArgs {
-    /// The tenant
+    /// Tenant
     name: Tenant,
     #[command(flatten)]
     common: Common,
 }
 
-/// A limit, or that there is none.
+/// A limit; `none` removes it.
 #[derive(Clone, Copy, Debug)]
-struct Limit(Option<u32>);
+struct LimitArg(Option<u32>);
 
-impl std::str::FromStr for Limit {
+impl std::str::FromStr for LimitArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -92,56 +94,47 @@ pub async fn tenant(command: TenantCommand) -> anyhow::Result<ExitCode> {
 
 async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
-    let terms = store.tenants().await?;
+    let limits = store.tenants().await?;
     store.close().await;
-    if args.json {
-        for one in &terms {
-            say(&one.to_json().to_string())?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if terms.is_empty() {
-        complain("every tenant has the defaults: weight 1, no limits");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut rows = table(&["TENANT", "WEIGHT", "TOKENS/MIN", "RUNNING", "REQUESTS/MIN"]);
+    let listing = Listing {
+        header: ["TENANT", "WEIGHT", "TOKENS/MIN", "RUNNING", "REQUESTS/MIN"],
+        empty: "all tenants have the defaults: weight 1, no limits",
+    };
     let limit = |limit: Option<u32>| limit.map_or("-".to_owned(), |limit| limit.to_string());
-    for one in &terms {
-        rows.add_row([
+    listing.print(&limits, args.json, TenantLimits::to_json, |one| {
+        [
             one.tenant.to_string(),
             one.weight.to_string(),
             limit(one.tokens_per_minute),
             limit(one.running_max),
             limit(one.requests_per_minute),
-        ]);
-    }
-    say(&rows.to_string())?;
-    Ok(ExitCode::SUCCESS)
+        ]
+    })
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let known = store.tenants().await?;
-    let mut terms = known
+    let mut limits = known
         .into_iter()
-        .find(|terms| terms.tenant == args.name)
+        .find(|limits| limits.tenant == args.name)
         .unwrap_or_else(|| TenantLimits::of(args.name));
-    terms.weight = args.weight.unwrap_or(terms.weight);
-    for (limit, said) in [
-        (&mut terms.tokens_per_minute, args.tokens_per_minute),
-        (&mut terms.running_max, args.running_max),
-        (&mut terms.requests_per_minute, args.requests_per_minute),
+    limits.weight = args.weight.unwrap_or(limits.weight);
+    for (limit, new) in [
+        (&mut limits.tokens_per_minute, args.tokens_per_minute),
+        (&mut limits.running_max, args.running_max),
+        (&mut limits.requests_per_minute, args.requests_per_minute),
     ] {
-        if let Some(Limit(said)) = said {
-            *limit = said;
+        if let Some(LimitArg(new)) = new {
+            *limit = new;
         }
     }
-    if let Err(reason) = terms.check() {
+    if let Err(reason) = limits.check() {
         return Err(UsageError(reason.message).into());
     }
-    store.set_tenant(&terms).await?;
+    store.set_tenant(&limits).await?;
     store.close().await;
-    say(&terms.to_json().to_string())?;
+    print_line(&limits.to_json().to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -149,10 +142,10 @@ async fn reset(args: ResetArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let changed = store.forget_tenant(&args.name).await?;
     store.close().await;
-    complain(if changed {
-        "the tenant has the defaults again"
+    eprint_line(if changed {
+        "the tenant is reset to the defaults"
     } else {
-        "the tenant had the defaults already"
+        "the tenant already has the defaults"
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Lines of prompts: OpenAI batch lines, chat bodies, `{"prompt": …}` or plain text.
+//! Files of prompts: OpenAI batch lines, chat bodies, `{"prompt": …}` or plain text.
 
 use std::{
     collections::HashSet,
@@ -16,32 +16,32 @@ use super::marks::Expectation;
 /// A line of input.
 #[derive(Debug)]
 pub struct Line {
-    /// Counted from 1, blank lines included.
+    /// Line number from 1, counting blank lines.
     pub number: usize,
-    /// The line's own name, or its number.
+    /// The line's `custom_id`, or its number.
     pub custom_id: String,
-    /// What answer is expected, in a marked file.
+    /// The expected answer, in a marked file.
     pub expectation: Option<Expectation>,
-    /// Whose job it is.
+    /// The tenant of the job.
     pub tenant: Tenant,
-    /// Made of name and content: the same line has the same key in every run.
+    /// Idempotency key, derived from `custom_id` and content, so that it is the same in every run.
     pub key: String,
     /// BLAKE3 of the line.
     pub digest: [u8; 32],
-    /// The body for the queue, or why there is none.
+    /// The body for the queue, or why the line is refused.
     pub body: Result<Vec<u8>, Reason>,
 }
 
-/// Reads lines one by one, holding at most one of them.
+/// Reads lines one by one, with at most one in memory.
 pub struct Lines<R> {
     reader: R,
     limits: RequestLimits,
     number: usize,
-    /// Digests of the names seen, to find duplicates.
+    /// Digests of the `custom_id`s seen, to find duplicates.
     seen: HashSet<[u8; 16]>,
 }
 
-/// Opens a file of prompts; `-` is standard input.
+/// Opens a file of prompts, or standard input for `-`.
 ///
 /// # Errors
 /// When the file cannot be opened.
@@ -72,7 +72,7 @@ pub fn count(path: &Path) -> io::Result<Option<u64>> {
     count_lines(BufReader::with_capacity(1 << 16, File::open(path)?)).map(Some)
 }
 
-/// What some editors put before a text.
+/// Some editors write this at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Counts the lines that are not blank.
@@ -81,7 +81,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// When the input cannot be read.
 pub fn count_lines(mut reader: impl BufRead) -> io::Result<u64> {
     let (mut lines, mut is_blank) = (0, true);
-    // What may still become the mark; a part of it is text.
+    // The rest of a possible byte order mark; an incomplete one is text.
     let mut mark = BYTE_ORDER_MARK;
     loop {
         let bytes = reader.fill_buf()?;
@@ -122,9 +122,9 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Reads a line without the space around it; `None` at the end of the input. Of one that is
-    /// longer than a body may be, a few bytes more than that are given. Space that begins the first
-    /// line counts, since the mark may stand before it.
+    /// Reads a line and trims it; `None` at the end of the input. A line longer than the limit of a
+    /// body is cut a few bytes after that limit. Leading space of the first line counts towards the
+    /// limit, since a byte order mark may precede it.
     fn read_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let is_first = self.number == 0;
         let mut keep_max = self.limits.body_bytes_max.saturating_add(1);
@@ -147,7 +147,7 @@ impl<R: BufRead> Lines<R> {
         if is_first && line.starts_with(BYTE_ORDER_MARK) {
             line.drain(..BYTE_ORDER_MARK.len());
         }
-        // What was cut off stays as long as it is, so that it is told to be too long.
+        // A cut line keeps its length, so that it is refused as too long.
         if !is_cut {
             line.truncate(line.trim_ascii_end().len());
             line.drain(..line.len() - line.trim_ascii_start().len());
@@ -167,14 +167,14 @@ impl<R: BufRead> Lines<R> {
             Err(rejection) => (rejection.custom_id.clone(), rejection.tenant.clone()),
         };
         let custom_id = own_id.unwrap_or_else(|| self.number.to_string());
-        let name = blake3::hash(custom_id.as_bytes());
+        let id_hash = blake3::hash(custom_id.as_bytes());
         let mut short = [0; 16];
-        short.copy_from_slice(&name.as_bytes()[..16]);
+        short.copy_from_slice(&id_hash.as_bytes()[..16]);
         let is_new = self.seen.insert(short);
         let mut hasher = blake3::Hasher::new();
-        hasher.update(name.as_bytes()).update(line);
+        hasher.update(id_hash.as_bytes()).update(line);
         if !is_new {
-            // A repeated name is refused, and the refusal is a job of its own.
+            // A repeated id is refused, and the refusal is a separate job.
             hasher.update(&self.number.to_le_bytes());
         }
         let body = match parsed {
@@ -205,13 +205,13 @@ impl<R: BufRead> Lines<R> {
             && text.len() <= self.limits.body_bytes_max
         {
             let body = serde_json::json!({"prompt": text}).to_string().into_bytes();
-            // Written as JSON it may have become too long.
+            // Escaped as JSON, the text may exceed the limit.
             if body.len() <= self.limits.body_bytes_max {
                 return Submission::from_prompt(text, &self.limits).map(|read| (read, body));
             }
             return Submission::parse(&body, &self.limits).map(|read| (read, body));
         }
-        // Not a text, or too long: the body's own check says so.
+        // Not text, or too long: parsing it as a body yields the right error.
         Submission::parse(line, &self.limits).map(|read| (read, line.to_vec()))
     }
 }
@@ -242,7 +242,7 @@ fn not_a_string(field: &str) -> Rejection {
     }
 }
 
-/// Splits what is expected off a line. The request that is left is given only if it differs.
+/// Splits the expectation off a line. Returns the remaining request only if it differs.
 ///
 /// # Errors
 /// The name of a field that is not a string.
@@ -250,7 +250,7 @@ fn take_expectation(line: &[u8]) -> Result<(Option<Expectation>, Option<Vec<u8>>
     const FIELD: &[u8] = b"\"expect\"";
     let may_be_marked =
         line.first() == Some(&b'{') && line.windows(FIELD.len()).any(|window| window == FIELD);
-    // A line that is no object is told so by the check of its body.
+    // Parsing the body reports a line that is not an object.
     if !may_be_marked {
         return Ok((None, None));
     }
@@ -264,7 +264,7 @@ fn take_expectation(line: &[u8]) -> Result<(Option<Expectation>, Option<Vec<u8>>
     Ok((expectation, request))
 }
 
-/// Skips the space at the beginning of a line.
+/// Skips the space at the start of a line.
 fn skip_space(reader: &mut impl BufRead) -> io::Result<()> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -278,7 +278,7 @@ fn skip_space(reader: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-/// Skips the rest of a line; true when it was blank.
+/// Skips the rest of a line; returns whether it was blank.
 fn skip_line(reader: &mut impl BufRead) -> io::Result<bool> {
     let mut is_blank = true;
     loop {
@@ -298,7 +298,7 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use crate::console::input::*;
+    use super::*;
 
     fn read(text: &[u8]) -> Vec<Line> {
         let limits = RequestLimits {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_spoils_no_other() {
+    fn an_invalid_line_does_not_affect_others() {
         let mut text = b"{\"prompt\":\nfine\n\xff\xfe\n".to_vec();
         text.extend(vec![b'x'; 1000]);
         text.extend(b"\n{\"custom_id\":\"2\",\"body\":{\"prompt\":\"z\"}}\nlast");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_and_the_space_after_it_are_no_text() {
+    fn a_byte_order_mark_and_the_space_after_it_are_skipped() {
         let text = b"\xef\xbb\xbf {\"prompt\":\"a\"}\n";
         let lines = read(text);
         assert_eq!(
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn space_counts_for_no_length_and_hides_nothing() {
+    fn surrounding_space_does_not_count_towards_the_limit() {
         let space = " ".repeat(300);
         let text = format!("a\n{space}{{\"prompt\":\"b\"}}{space}\n{space}\nc{space}d\n");
         let too_large = Some("body_too_large".to_owned());
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_lines_that_are_marked_wrongly_have_keys_of_their_own() {
+    fn equal_lines_with_invalid_marks_have_different_keys() {
         let lines = read(b"{\"prompt\":\"a\",\"expect\":7}\n{\"prompt\":\"a\",\"expect\":7}");
         let codes = lines
             .iter()
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_the_same_in_every_run_and_differ_by_line() {
+    fn keys_are_stable_across_runs_and_differ_by_line() {
         let text = b"same\nsame\nother";
         let (first, second) = (read(text), read(text));
         for (a, b) in first.iter().zip(&second) {

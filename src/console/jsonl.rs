@@ -1,4 +1,4 @@
-//! Lines of JSON: reading them, and commands that write one line for each.
+//! Reading files of JSON lines, and writing a line for each.
 
 use std::{
     collections::HashMap,
@@ -11,10 +11,10 @@ use anyhow::{Context, anyhow, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Hands each line of a file (`-` is standard input) that is not blank to `take`, with its number.
+/// Calls `take` with the number and text of each line that is not blank; `-` is standard input.
 ///
 /// # Errors
-/// When the file cannot be read or is not text, or `take` refuses a line; file and line are named.
+/// When the file cannot be read or is not UTF-8, or `take` fails; the message names file and line.
 pub fn each_text(
     input: &Path,
     mut take: impl FnMut(usize, &str) -> anyhow::Result<()>,
@@ -43,7 +43,7 @@ pub fn each_text(
         let text = std::str::from_utf8(&bytes)
             .ok()
             .with_context(|| format!("{name}: line {number}: it is not valid UTF-8"))?;
-        // Some editors put a byte order mark before a text.
+        // Some editors write a byte order mark at the start of a file.
         let text = text.trim_start_matches('\u{feff}').trim();
         if !text.is_empty() {
             take(number, text).with_context(|| name.clone())?;
@@ -51,31 +51,35 @@ pub fn each_text(
     }
 }
 
-/// Reads a file of JSON lines as [`each_text`] does and hands each value to `take`.
+/// Parses each line of a file as JSON and calls `take` with it, as [`each_text`] does.
 ///
 /// # Errors
-/// When the file cannot be read, or a line is not what `expected` says; the line is named.
+/// When the file cannot be read, or a line is not what `expected` describes.
 pub fn read_lines<T: DeserializeOwned>(
     input: &Path,
     expected: &str,
     mut take: impl FnMut(T) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     each_text(input, |number, text| {
-        let row = serde_json::from_str(text)
-            .map_err(|error| anyhow!("line {number}: expected {expected}: {}", said(&error)))?;
+        let row = serde_json::from_str(text).map_err(|error| {
+            anyhow!(
+                "line {number}: expected {expected}: {}",
+                parse_error(&error)
+            )
+        })?;
         take(row).with_context(|| format!("line {number}"))
     })
 }
 
-/// What the parser says of a line, less the number that every line of its own has.
-pub fn said(error: &serde_json::Error) -> String {
+/// A parser's message without its line number, which is always 1.
+pub fn parse_error(error: &serde_json::Error) -> String {
     error.to_string().replace(" at line 1 column", " at column")
 }
 
-/// Reads lines as [`read_lines`] does and prints what `answer` makes of each.
+/// Prints the result of `answer` for each line, as [`read_lines`] reads it.
 ///
 /// # Errors
-/// As [`read_lines`], or when nothing can be written.
+/// As [`read_lines`], or when standard output cannot be written.
 pub fn each_line<T: DeserializeOwned>(
     input: &Path,
     expected: &str,
@@ -89,22 +93,22 @@ pub fn each_line<T: DeserializeOwned>(
     Ok(())
 }
 
-/// The ids of a file's lines: each may stand there once.
+/// The ids of a file's lines, which must be unique.
 #[derive(Debug, Default)]
 pub struct Ids {
-    /// Hashes of the ids seen, and their lines.
+    /// Line numbers by hash of the id.
     seen: HashMap<[u8; 32], usize>,
 }
 
 impl Ids {
-    /// Takes a line's id.
+    /// Adds a line's id.
     ///
     /// # Errors
     /// When an earlier line has it.
     pub fn add(&mut self, number: usize, id: &Value) -> anyhow::Result<()> {
         let hash = *blake3::hash(id.to_string().as_bytes()).as_bytes();
         if let Some(earlier) = self.seen.insert(hash, number) {
-            anyhow::bail!("line {number}: its id is that of line {earlier}");
+            anyhow::bail!("line {number}: its id is already used on line {earlier}");
         }
         Ok(())
     }

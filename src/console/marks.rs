@@ -1,4 +1,4 @@
-//! Answers beside what was expected of them: accuracy by family and by tier.
+//! Accuracy of answers in marked files, by family and by tier.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,17 @@ use serde_json::{Map, Value, json};
 
 use crate::job::JobRecord;
 
-/// What a line of a marked file says beside its request: `"expect"` and, if given, `"family"`.
+/// The fields of a marked line: `"expect"` and optionally `"family"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectation {
-    /// The one right answer.
+    /// The only right answer.
     pub answer: String,
     /// The kind of question.
     pub family: String,
 }
 
 impl Expectation {
-    /// Takes the two fields out of a line, so that the request is left.
+    /// Removes the two fields from a line, leaving the request.
     ///
     /// # Errors
     /// The name of a field that is not a string.
@@ -40,8 +40,8 @@ impl Expectation {
         Ok(Some(Self { answer, family }))
     }
 
-    /// True when the answer, or what follows the last `#` in it, is the expected one; space around
-    /// it does not count. A model that shows its working puts `#` before its answer.
+    /// Whether an answer, or the text after its last `#`, is the expected one, ignoring surrounding
+    /// space. Models that show their reasoning put `#` before the answer.
     pub fn is_met(&self, text: &str) -> bool {
         let last = text.rsplit('#').next().unwrap_or(text);
         [text, last]
@@ -50,14 +50,14 @@ impl Expectation {
     }
 }
 
-/// Right answers of marked ones.
+/// Right answers among marked ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Share {
+struct Accuracy {
     right: u64,
     marked: u64,
 }
 
-impl Share {
+impl Accuracy {
     fn add(&mut self, is_right: bool) {
         self.right += u64::from(is_right);
         self.marked += 1;
@@ -72,16 +72,16 @@ impl Share {
     }
 }
 
-/// The marks of a run.
+/// The accuracy of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
-    all: Share,
-    families: BTreeMap<String, Share>,
-    tiers: BTreeMap<&'static str, Share>,
+    all: Accuracy,
+    families: BTreeMap<String, Accuracy>,
+    tiers: BTreeMap<&'static str, Accuracy>,
 }
 
 impl Marks {
-    /// Marks a terminal record; a job without an answer is wrong.
+    /// Marks a terminal record; a job without an answer counts as wrong.
     pub fn add(&mut self, record: &JobRecord, expectation: &Expectation) {
         let answer = record.answer.as_ref();
         let is_right = answer.is_some_and(|answer| expectation.is_met(&answer.text));
@@ -95,7 +95,7 @@ impl Marks {
         }
     }
 
-    /// True when no line said what was expected.
+    /// True when no line was marked.
     pub fn is_empty(&self) -> bool {
         self.all.marked == 0
     }
@@ -105,29 +105,30 @@ impl Marks {
         let families: Map<_, _> = self
             .families
             .iter()
-            .map(|(name, share)| (name.clone(), share.to_json()))
+            .map(|(name, accuracy)| (name.clone(), accuracy.to_json()))
             .collect();
         let tiers: Map<_, _> = self
             .tiers
             .iter()
-            .map(|(name, share)| ((*name).to_owned(), share.to_json()))
+            .map(|(name, accuracy)| ((*name).to_owned(), accuracy.to_json()))
             .collect();
         json!({"all": self.all.to_json(), "families": families, "tiers": tiers})
     }
 
-    /// The marks in lines for people.
+    /// The marks as labelled lines of text.
     pub fn to_lines(&self) -> Vec<(&'static str, String)> {
-        let show =
-            |name: &str, share: &Share| format!("{name} {} % of {}", share.percent(), share.marked);
+        let show = |name: &str, accuracy: &Accuracy| {
+            format!("{name} {} % of {}", accuracy.percent(), accuracy.marked)
+        };
         let families: Vec<_> = self
             .families
             .iter()
-            .map(|(name, share)| show(name, share))
+            .map(|(name, accuracy)| show(name, accuracy))
             .collect();
         let tiers: Vec<_> = self
             .tiers
             .iter()
-            .map(|(name, share)| show(name, share))
+            .map(|(name, accuracy)| show(name, accuracy))
             .collect();
         vec![
             (
@@ -141,7 +142,7 @@ impl Marks {
 
 #[cfg(test)]
 mod tests {
-    use crate::console::marks::*;
+    use super::*;
 
     fn take(
         line: &str,
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_its_fields_and_leaves_the_request() {
+    fn taking_the_expectation_leaves_the_request() {
         let (taken, rest) = take(r#"{"prompt":"a","expect":"b","family":"f"}"#);
         let expectation = taken.expect("strings").expect("given");
         assert_eq!(
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_the_answer_or_what_follows_the_last_sign() {
+    fn an_answer_is_right_as_a_whole_or_after_its_last_hash() {
         let expectation = Expectation {
             answer: "42".into(),
             family: "sum".into(),

@@ -1,14 +1,16 @@
-//! What commands share with the terminal and with files of prompts.
+//! What commands share: options, files of prompts, and output.
 //!
 //! Comes in: common arguments, JSONL input. Goes out: settings, parsed lines, tables and progress.
 
 // Public for `fuzz` and `tests/cli/fuzz_corpus.rs`.
 #[doc(hidden)]
 pub mod input;
-pub mod jsonl;
+pub(crate) mod jsonl;
+#[doc(hidden)]
 pub mod marks;
-pub mod options;
-pub mod output;
-pub mod progress;
-pub mod prompts;
-pub mod table;
+pub(crate) mod options;
+pub(crate) mod output;
+pub(crate) mod progress;
+pub(crate) mod prompts;
+pub(crate) mod table;
+pub(crate) mod terminal;

@@ -1,6 +1,6 @@
-//! Options that every command shares, and how they become the configuration.
+//! Options that commands share, and loading the configuration from them.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
@@ -13,50 +13,52 @@ use crate::{
     telemetry,
 };
 
-/// Wrong usage or configuration: exit code 2.
+use super::terminal::eprint_line;
+
+/// Invalid usage or configuration; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// Where broker, ledger and settings are.
+/// Broker, job database, settings and logs.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Common {
-    /// TOML file with settings; see `promptyard config show`
+    /// TOML file of settings; see `promptyard config show`
     #[arg(long, env = "PROMPTYARD_CONFIG", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Where jobs wait: `embedded`, or an amqp:// URL of RabbitMQ
+    /// Broker: `embedded`, or RabbitMQ's amqp:// URL
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
-    /// The ledger: sqlite:PATH or a postgres:// URL
+    /// Job database: sqlite:PATH or a postgres:// URL
     #[arg(long, value_name = "URL", conflicts_with = "ledger")]
     pub store: Option<String>,
-    /// The ledger as a SQLite file: short for --store sqlite:FILE
+    /// Job database in a SQLite file; short for --store sqlite:FILE
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
-    /// Any setting: --set router.threshold=0.4 (repeatable)
+    /// Set any setting, such as router.threshold=0.4 (repeatable)
     #[arg(long = "set", value_name = "SECTION.FIELD=VALUE")]
     pub set: Vec<String>,
-    /// Log lines for people (text) or collectors (json)
+    /// Format of log lines
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<LogFormat>,
-    /// What is logged, such as info,promptyard=debug
+    /// Log filter, such as info,promptyard=debug
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
 }
 
-/// The models of a process that runs them.
+/// The models to run.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ModelArgs {
-    /// The small model: a Hugging Face directory, a hub name, or an OpenAI-compatible server's URL
+    /// Small model: a Hugging Face directory, a hub name, or an OpenAI-compatible server's URL
     #[arg(long, value_name = "DIR|NAME|URL")]
     pub small: Option<String>,
-    /// The large model, likewise
+    /// Large model, likewise
     #[arg(long, value_name = "DIR|NAME|URL")]
     pub large: Option<String>,
 }
 
 impl ModelArgs {
-    /// Adds the models to what the command line says.
+    /// Adds the models to the overrides.
     pub fn apply(&self, overrides: &mut Overrides) {
         for (flag, path, model) in [
             ("--small", "small.model", &self.small),
@@ -70,7 +72,7 @@ impl ModelArgs {
 }
 
 impl Common {
-    /// Loads the configuration; a command's own flags come in `overrides`.
+    /// Loads the configuration; `overrides` holds the command's own flags.
     ///
     /// # Errors
     /// A [`UsageError`] that lists every error.
@@ -118,24 +120,24 @@ impl Common {
     }
 }
 
-/// Fails when the ledger is a file that is not there: a command that only reads makes none.
+/// Fails when the job database is a file that does not exist, for commands that must not create it.
 ///
 /// # Errors
 /// When the file is missing.
 pub fn require_database(config: &Config) -> anyhow::Result<()> {
     match config.sqlite_path() {
         Some(path) if !path.exists() => Err(anyhow::anyhow!(
-            "there is no ledger at {}; `run` and `up` make one, --ledger and --store name another",
+            "there is no job database at {}; `run` and `up` create it, --ledger and --store choose another",
             path.display()
         )),
         _ => Ok(()),
     }
 }
 
-/// Loads the configuration and opens the ledger that it names, for a command that works on one.
+/// Loads the configuration and opens its job database, which must exist.
 ///
 /// # Errors
-/// When the configuration is wrong, or there is no such ledger.
+/// When the configuration is invalid, or the job database cannot be opened.
 pub async fn open_database(common: &Common) -> anyhow::Result<(Config, Store)> {
     let config = common.load(Overrides::default())?;
     init_logs(&config)?;
@@ -144,7 +146,7 @@ pub async fn open_database(common: &Common) -> anyhow::Result<(Config, Store)> {
     Ok((config, store))
 }
 
-/// Reads a time or an age, given with `flag`.
+/// Parses a time or an age, given with `flag`.
 ///
 /// # Errors
 /// A [`UsageError`] that names the flag.
@@ -161,7 +163,7 @@ pub fn read_instant(flag: &str, text: &str) -> Result<DateTime<Utc>, UsageError>
         })
 }
 
-/// Reads a length of time, given with `flag`.
+/// Parses a time span, given with `flag`.
 ///
 /// # Errors
 /// A [`UsageError`] that names the flag.
@@ -183,28 +185,15 @@ fn read_age(text: &str) -> Option<TimeDelta> {
     }
 }
 
-/// Sends log lines out; a filter that cannot be read is wrong usage.
+/// Starts logging.
 ///
 /// # Errors
-/// A [`UsageError`].
+/// A [`UsageError`] when the filter is invalid.
 pub fn init_logs(config: &Config) -> Result<(), UsageError> {
     telemetry::init_logs(&config.telemetry).map_err(|error| UsageError(error.to_string()))
 }
 
-/// Writes a line to standard error; one that nobody reads is no error.
-pub fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Writes a line to standard output.
-///
-/// # Errors
-/// When standard output cannot be written.
-pub fn say(line: &str) -> std::io::Result<()> {
-    writeln!(std::io::stdout(), "{line}")
-}
-
-/// Says in one line which tiers answer from a bundled checkpoint, if any do.
+/// Prints a note about the tiers that use a bundled model, if any do.
 pub fn note_bundled(config: &Config, tiers: &[Tier]) {
     let bundled: Vec<_> = tiers
         .iter()
@@ -217,8 +206,8 @@ pub fn note_bundled(config: &Config, tiers: &[Tier]) {
         .map(|tier| tier.as_str())
         .collect();
     if !bundled.is_empty() {
-        complain(&format!(
-            "note: no model given for {}: using the bundled support-desk checkpoint, which knows questions like those of examples/prompts.jsonl only; choose models with --small and --large",
+        eprint_line(&format!(
+            "note: no model given for {}: using the bundled support-desk model, which only answers questions like those in examples/prompts.jsonl; choose models with --small and --large",
             bundled.join(" and ")
         ));
     }
@@ -226,7 +215,7 @@ pub fn note_bundled(config: &Config, tiers: &[Tier]) {
 
 #[cfg(test)]
 mod tests {
-    use crate::console::options::*;
+    use super::*;
 
     #[test]
     fn instants_are_times_or_ages() {

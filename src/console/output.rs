@@ -1,7 +1,7 @@
-//! Where a run's answers go.
+//! Files that commands write.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::options::UsageError;
 
-/// A place for answers that is known to be writable and still holds what it held.
+/// A destination known to be writable, whose earlier content is still there.
 #[derive(Debug)]
 pub enum Output {
     /// Standard output.
@@ -20,11 +20,11 @@ pub enum Output {
 }
 
 impl Output {
-    /// Opens a file for answers, or standard output. `taken` names files that it must not be, and
-    /// what they are.
+    /// Opens a file for answers, or standard output. `taken` lists files that it must not be, with
+    /// what each is.
     ///
     /// # Errors
-    /// When it is one of them, or cannot be written.
+    /// When the file is one of those, or cannot be written.
     pub fn open(path: Option<&Path>, taken: &[(PathBuf, &str)]) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::Stdout);
@@ -33,11 +33,11 @@ impl Output {
         for (other, what) in taken {
             if place.is_some() && place == resolve(other) {
                 let shown = path.display();
-                let message = format!("--out {shown}: that is {what}; choose another file");
+                let message = format!("--out {shown}: this is {what}; choose another file");
                 return Err(UsageError(message).into());
             }
         }
-        // A run that cannot start must not cost the answers of an earlier one.
+        // Not truncated yet: a run that fails to start must not destroy earlier answers.
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -47,15 +47,15 @@ impl Output {
         Ok(Self::File(file))
     }
 
-    /// Empties the file: now the answers come.
+    /// Truncates the file and returns a writer to it.
     ///
     /// # Errors
-    /// When the file cannot be emptied.
+    /// When the file cannot be truncated.
     pub fn begin(self) -> io::Result<Box<dyn Write + Send>> {
         Ok(match self {
             Self::Stdout => Box::new(io::stdout()),
             Self::File(file) => {
-                // A device or a pipe has no length.
+                // A device or a pipe cannot be truncated.
                 if file.metadata()?.is_file() {
                     file.set_len(0)?;
                 }
@@ -65,7 +65,19 @@ impl Output {
     }
 }
 
-/// The absolute path of a file that may be missing yet.
+/// Replaces a file atomically, so that nobody reads a partial one.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    fs::write(&partial, bytes)
+        .and_then(|()| fs::rename(&partial, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The absolute path of a file that may not exist yet.
 fn resolve(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok().or_else(|| {
         let folder = path.parent().filter(|folder| *folder != Path::new(""));

@@ -1,4 +1,4 @@
-//! A bar on a terminal, plain lines elsewhere.
+//! Progress of a run: a bar on a terminal, plain lines elsewhere.
 
 use std::{
     io::IsTerminal,
@@ -7,35 +7,35 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::options::complain;
+use super::terminal::eprint_line;
 
-/// Plain lines come no closer together than this.
+/// Least time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows how far a run is, on standard error.
+/// Shows a run's progress on standard error.
 #[derive(Debug)]
-pub enum Progress {
+pub enum RunProgress {
     /// On a terminal.
     Bar(ProgressBar),
     /// Elsewhere.
     Lines {
-        /// Expected in all, if known.
+        /// Total, if known.
         total: Option<u64>,
-        /// Ended so far.
+        /// Finished so far.
         done: u64,
         /// When the last line was written.
-        told: Instant,
+        written: Instant,
     },
 }
 
-impl Progress {
-    /// Progress towards a total, if that is known.
+impl RunProgress {
+    /// Starts showing progress, towards a total if it is known.
     pub fn new(total: Option<u64>) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self::Lines {
                 total,
                 done: 0,
-                told: Instant::now(),
+                written: Instant::now(),
             };
         }
         let bar = match total {
@@ -52,24 +52,28 @@ impl Progress {
         Self::Bar(bar)
     }
 
-    /// One more has ended.
+    /// Counts one more as finished.
     pub fn step(&mut self) {
         match self {
             Self::Bar(bar) => bar.inc(1),
-            Self::Lines { total, done, told } => {
+            Self::Lines {
+                total,
+                done,
+                written,
+            } => {
                 *done += 1;
-                if told.elapsed() >= LINE_INTERVAL {
-                    *told = Instant::now();
+                if written.elapsed() >= LINE_INTERVAL {
+                    *written = Instant::now();
                     match total {
-                        Some(total) => complain(&format!("{done} of {total} done")),
-                        None => complain(&format!("{done} done")),
+                        Some(total) => eprint_line(&format!("{done} of {total} done")),
+                        None => eprint_line(&format!("{done} done")),
                     }
                 }
             }
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();

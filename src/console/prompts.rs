@@ -1,4 +1,4 @@
-//! Files of prompts: lines `{"id", "prompt", "tags"}`.
+//! Prompts to score: JSON lines with `id`, `prompt` and optionally `tags`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::jsonl::{Ids, each_text};
 
 /// A line of the input.
 #[derive(Debug)]
-pub struct Row {
+pub struct PromptRow {
     /// Its id.
     pub id: Value,
     /// The prompt.
@@ -18,8 +18,11 @@ pub struct Row {
     pub tags: Vec<String>,
 }
 
-/// Does something with every line of a file; a file without lines is a error.
-pub fn for_each(path: &Path, mut act: impl FnMut(Row) -> anyhow::Result<()>) -> anyhow::Result<()> {
+/// Calls `act` with every line of a file; a file without lines is an error.
+pub fn for_each(
+    path: &Path,
+    mut act: impl FnMut(PromptRow) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut ids = Ids::default();
     let mut is_empty = true;
     each_text(path, |number, line| {
@@ -28,34 +31,34 @@ pub fn for_each(path: &Path, mut act: impl FnMut(Row) -> anyhow::Result<()>) -> 
         is_empty = false;
         act(row)
     })?;
-    ensure!(!is_empty, "{}: there are no prompts in it", path.display());
+    ensure!(!is_empty, "{}: the file has no prompts", path.display());
     Ok(())
 }
 
-/// Reads a line. What is wrong is told by field and kind: a value may be a prompt.
-fn read(line: &str) -> anyhow::Result<Row> {
+/// Parses a line. Errors name fields, never values, since a value may be a prompt.
+fn read(line: &str) -> anyhow::Result<PromptRow> {
     const EXPECTED: &str = "expected an object with id and a string prompt";
     let row: Value = serde_json::from_str(line)
         .ok()
-        .with_context(|| format!("{EXPECTED}: it is not valid JSON"))?;
+        .with_context(|| format!("{EXPECTED}: not valid JSON"))?;
     let id = row
         .get("id")
-        .with_context(|| format!("{EXPECTED}: there is no id"))?;
+        .with_context(|| format!("{EXPECTED}: id is missing"))?;
     let prompt = row.get("prompt").and_then(Value::as_str);
     let tags = row.get("tags").map_or(Some(Vec::new()), |tags| {
         let tags = tags.as_array()?.iter();
         tags.map(|tag| tag.as_str().map(str::to_owned)).collect()
     });
-    Ok(Row {
+    Ok(PromptRow {
         id: id.clone(),
         prompt: prompt
-            .with_context(|| format!("{EXPECTED}: there is no such prompt"))?
+            .with_context(|| format!("{EXPECTED}: prompt is missing or not a string"))?
             .to_owned(),
         tags: tags.context("expected tags to be a list of strings")?,
     })
 }
 
-/// Reads the prompts of a file of lines {"id", "prompt"}.
+/// Reads only the prompts of a file.
 pub fn read_prompts(path: &Path) -> anyhow::Result<Vec<String>> {
     let mut prompts = Vec::new();
     for_each(path, |row| {

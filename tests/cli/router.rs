@@ -208,7 +208,10 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
             train("chance.jsonl"),
             "line 1: propensity must be a number above 0 and up to 1, found 0",
         ),
-        (train("sqlite:absent.db"), "there is no ledger at absent.db"),
+        (
+            train("sqlite:absent.db"),
+            "there is no job database at absent.db",
+        ),
         (train("."), "it is a directory"),
         (
             score("empty.jsonl"),
@@ -245,7 +248,7 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
         ),
         (
             "evaluate --input half.jsonl --cv 2".to_owned(),
-            "with a part of the prompts held out: ",
+            "with part of the prompts held out: ",
         ),
         (
             "evaluate --input few.jsonl --weights bad.weights".to_owned(),

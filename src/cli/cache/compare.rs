@@ -1,4 +1,4 @@
-//! `cache compare`: whether one text's answer would be given to another.
+//! `cache compare`: tests whether one prompt's answer would be reused for another.
 
 use std::{
     io::{BufWriter, Write},
@@ -12,41 +12,41 @@ use serde_json::{Value, json};
 
 use crate::{
     cache::semantic::{COSINE_MIN, compare},
-    console::{jsonl::read_lines, options::complain},
+    console::{jsonl::read_lines, terminal::eprint_line},
     engine::{Embedder, cosine},
 };
 
-/// Pairs whose texts are embedded together.
+/// Pairs embedded together.
 const PAIRS_TOGETHER: usize = 128;
 
 pub(super) const ABOUT: &str = "\
-Compare texts: would the answer to one be given to the other?
+Test whether the answer to one text would be reused for the other
 
 Reads lines {\"id\", \"a\", \"b\"} and prints {\"id\", \"cosine\", \"verdict\", \"veto\"}: verdict is hit or miss;
-veto is null for a hit, else what forbade it: number, unit, date, negation, antonym, entity,
-question_word, deictic, word_order, words (a word exchanged or added), cosine (below the
-threshold; named only when no guard forbade it) or failure (no embedding). Equal texts are a hit.";
+veto is null for a hit, else the reason for the miss: number, unit, date, negation, antonym, entity,
+question_word, deictic, word_order, words (a word replaced or added), cosine (below the
+threshold, if nothing else forbids reuse) or failure (no embedding). Equal texts are a hit.";
 
 /// Arguments of `cache compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// File of JSON lines with id, a and b; `-` is standard input
+    /// File of JSON lines with id, a and b; `-` for standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// ModelRegistry or hub name of a BERT sentence encoder
+    /// Directory or hub name of a BERT sentence encoder
     #[arg(
         long,
         value_name = "DIR|NAME",
         default_value = "sentence-transformers/all-MiniLM-L6-v2"
     )]
     embedder: String,
-    /// Least cosine of a hit
+    /// Least cosine similarity of a hit
     #[arg(long, value_name = "COSINE", default_value_t = COSINE_MIN)]
     threshold: f32,
 }
 
 #[derive(Deserialize)]
-struct Pair {
+struct TextPair {
     id: Value,
     a: String,
     b: String,
@@ -61,7 +61,7 @@ pub(super) fn compare_file(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(std::io::stdout());
     let mut pairs = Vec::new();
     let expected = "an object with id and strings a and b";
-    read_lines(&args.input, expected, |pair: Pair| {
+    read_lines(&args.input, expected, |pair: TextPair| {
         pairs.push(pair);
         if pairs.len() == PAIRS_TOGETHER {
             compare_pairs(&embedder, args, &pairs, &mut out)?;
@@ -77,14 +77,14 @@ pub(super) fn compare_file(args: &CompareArgs) -> anyhow::Result<ExitCode> {
 fn compare_pairs(
     embedder: &Embedder,
     args: &CompareArgs,
-    pairs: &[Pair],
+    pairs: &[TextPair],
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let texts: Vec<&str> = pairs.iter().flat_map(|pair| [&*pair.a, &*pair.b]).collect();
-    // A text that cannot be embedded costs its neighbours their verdict, never gives a wrong one.
+    // If one text cannot be embedded, the whole chunk gets the veto `failure`, never a wrong hit.
     let vectors = embedder
         .embed(&texts)
-        .inspect_err(|error| complain(&format!("warning: {error}")))
+        .inspect_err(|error| eprint_line(&format!("warning: {error}")))
         .ok();
     for (at, pair) in pairs.iter().enumerate() {
         let found = vectors

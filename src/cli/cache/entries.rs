@@ -1,4 +1,4 @@
-//! `cache stats` and `cache drop`: kept answers as people see and remove them.
+//! `cache stats` and `cache drop`: shows and removes cached answers.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,11 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    console::options::{Common, UsageError, complain, open_database, read_instant, say},
-    console::table::table,
+    console::{
+        options::{Common, UsageError, open_database, read_instant},
+        table::Listing,
+        terminal::eprint_line,
+    },
     job::{JobId, Tenant},
     store::{CacheFilter, CacheStats},
 };
@@ -15,7 +18,7 @@ use crate::{
 /// Arguments of `cache stats`.
 #[derive(Debug, Args)]
 pub struct StatsArgs {
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -34,16 +37,16 @@ pub struct DropArgs {
     /// Only answers of this revision of a model
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Only answers given before: a time (2026-01-31T12:00:00Z) or an age (90s, 15m, 24h, 7d)
+    /// Only answers given before a time (2026-01-31T12:00:00Z) or longer ago than an age (90s, 15m, 24h, 7d)
     #[arg(long, value_name = "TIME|AGE")]
     before: Option<String>,
-    /// Only the answer that this job computed (`answered_by` of those that were given it)
+    /// Only the answer computed by this job (`answered_by` of the jobs that reused it)
     #[arg(long, value_name = "ID")]
     job: Option<JobId>,
-    /// All answers
+    /// Remove all answers
     #[arg(long)]
     all: bool,
-    /// Only tell how many there are
+    /// Only count the answers
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -54,23 +57,15 @@ pub(super) async fn stats(args: StatsArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let stats = store.cache_stats().await?;
     store.close().await;
-    if args.json {
-        for one in &stats {
-            say(&to_json(one).to_string())?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if stats.is_empty() {
-        complain("no answers are kept");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let header = [
-        "TENANT", "MODEL", "REVISION", "ANSWERS", "KIB", "HITS", "LAST HIT",
-    ];
-    let mut rows = table(&header);
-    for one in &stats {
+    let listing = Listing {
+        header: [
+            "TENANT", "MODEL", "REVISION", "ANSWERS", "KIB", "HITS", "LAST HIT",
+        ],
+        empty: "no answers are cached",
+    };
+    listing.print(&stats, args.json, to_json, |one| {
         let last_hit = one.last_hit_at.map(|at| at.format("%F %T").to_string());
-        rows.add_row([
+        [
             one.tenant.clone(),
             one.model.clone(),
             one.revision.clone(),
@@ -78,10 +73,8 @@ pub(super) async fn stats(args: StatsArgs) -> anyhow::Result<ExitCode> {
             one.bytes.div_ceil(1024).to_string(),
             one.hits.to_string(),
             last_hit.unwrap_or_default(),
-        ]);
-    }
-    say(&rows.to_string())?;
-    Ok(ExitCode::SUCCESS)
+        ]
+    })
 }
 
 fn to_json(stats: &CacheStats) -> serde_json::Value {
@@ -107,7 +100,8 @@ pub(super) async fn drop(args: DropArgs) -> anyhow::Result<ExitCode> {
         job: args.job,
     };
     if filter == CacheFilter::default() && !args.all {
-        let message = "name a --tenant, --model, --revision, --before, --job, or --all";
+        let message =
+            "select answers by --tenant, --model, --revision, --before or --job, or use --all";
         return Err(UsageError(message.to_owned()).into());
     }
     let (_, store) = open_database(&args.common).await?;
@@ -118,7 +112,7 @@ pub(super) async fn drop(args: DropArgs) -> anyhow::Result<ExitCode> {
     };
     store.close().await;
     let count = outcome?;
-    complain(&if args.dry_run {
+    eprint_line(&if args.dry_run {
         format!("{count} answers would be removed")
     } else {
         format!("{count} answers removed")

@@ -1,4 +1,4 @@
-//! `cache`: the answers that are kept, and whether one question's would serve another.
+//! `cache`: inspects the answer cache, removes entries, and tests semantic reuse.
 
 mod compare;
 mod entries;
@@ -7,22 +7,22 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-/// StealRound at kept answers, remove them, or judge semantic reuse on pairs of your own.
+/// Inspect the answer cache, remove entries, or test semantic reuse
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
-    /// Compare texts: lines {"id", "a", "b"} in, cosine and verdict out
+    /// Test whether answers would be reused: lines {"id", "a", "b"} in, cosine and verdict out
     #[command(long_about = compare::ABOUT)]
     Compare(compare::CompareArgs),
-    /// Show how many answers are kept, and of what use they were
+    /// Show the number of cached answers, their size and their hits
     Stats(entries::StatsArgs),
-    /// Remove kept answers, so that the same requests are computed again
+    /// Remove cached answers, so that their requests are computed again
     Drop(entries::DropArgs),
 }
 
 /// Runs `cache`.
 ///
 /// # Errors
-/// When a file, the embedder or the ledger cannot be used, or the usage is wrong.
+/// When a file, the embedder or the job database cannot be used, or the usage is invalid.
 pub async fn cache(command: CacheCommand) -> anyhow::Result<ExitCode> {
     match command {
         CacheCommand::Compare(args) => compare::compare_file(&args),

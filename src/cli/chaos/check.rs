@@ -1,4 +1,4 @@
-//! Whether a fleet kept its word.
+//! Checks a fleet's guarantees against the rows of the jobs sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,75 +7,83 @@ use crate::{
     store::{AttemptRecord, Store, StoreError},
 };
 
-use super::Sent;
+/// Most violations reported per kind.
+const REPORTED_MAX: usize = 5;
 
-/// Faults told of each kind; more say nothing new.
-const TOLD_MAX: usize = 5;
+/// A job that was sent.
+#[derive(Debug)]
+pub(super) struct SentJob {
+    pub key: String,
+    pub prompt: String,
+}
 
-/// What was found.
+/// The result of the checks.
 #[derive(Debug, Default)]
-pub(super) struct Verdicts {
+pub(super) struct Findings {
     /// Jobs by their state.
     pub states: BTreeMap<String, usize>,
     pub attempts: usize,
-    /// One sentence for each promise that was not kept.
-    pub broken: Vec<String>,
+    /// One sentence per violated guarantee.
+    pub violations: Vec<String>,
 }
 
-/// Checks the rows of all that was sent.
+/// Checks the rows of all jobs sent.
 ///
 /// # Errors
-/// When the ledger cannot be read.
+/// When the job database cannot be read.
 pub(super) async fn check(
     store: &Store,
-    sent: &[Sent],
+    sent: &[SentJob],
     records: &[JobRecord],
-) -> Result<Verdicts, StoreError> {
-    let mut verdicts = Verdicts::default();
+) -> Result<Findings, StoreError> {
+    let mut findings = Findings::default();
     let mut by_key: HashMap<&str, Vec<&JobRecord>> = HashMap::new();
     for record in records {
         let key = record.key.as_deref().unwrap_or_default();
         by_key.entry(key).or_default().push(record);
-        *verdicts.states.entry(record.state.to_string()).or_default() += 1;
+        *findings.states.entry(record.state.to_string()).or_default() += 1;
     }
-    let mut broken = Broken::default();
+    let mut violations = Violations::default();
     let mut answers: HashMap<(&str, String), &str> = HashMap::new();
     for one in sent {
         let rows = by_key.get(one.key.as_str()).map_or(&[][..], Vec::as_slice);
         let [record] = rows else {
-            broken.tell("rows", format!("{} has {} rows", one.key, rows.len()));
+            violations.add("rows", format!("{} has {} rows", one.key, rows.len()));
             continue;
         };
         if !record.state.is_terminal() {
-            broken.tell("open", format!("{} is still {}", record.id, record.state));
+            violations.add("open", format!("{} is still {}", record.id, record.state));
         }
         let Some(answer) = &record.answer else {
             continue;
         };
-        // Equal greedy prompts have equal answers of equal models.
+        // Equal greedy prompts have equal answers from the same model.
         let by = (
             one.prompt.as_str(),
             format!("{} {}", answer.model, answer.revision),
         );
         let first = *answers.entry(by).or_insert(&answer.text);
         if first != answer.text {
-            let message = format!("{} has another answer than an equal prompt had", record.id);
-            broken.tell("answers", message);
+            let message = format!(
+                "the answer of {} differs from that of an equal prompt",
+                record.id
+            );
+            violations.add("answers", message);
         }
     }
     for record in records {
         let attempts = store.attempts(record.id).await?;
-        verdicts.attempts += attempts.len();
-        if let Some(fault) = fault_of(record, &attempts) {
-            broken.tell("attempts", format!("{}: {fault}", record.id));
+        findings.attempts += attempts.len();
+        if let Some(error) = attempts_error(record, &attempts) {
+            violations.add("attempts", format!("{}: {error}", record.id));
         }
     }
-    verdicts.broken = broken.into_sentences();
-    Ok(verdicts)
+    findings.violations = violations.into_sentences();
+    Ok(findings)
 }
 
 /// What is wrong with a job's attempts.
-fn fault_of(record: &JobRecord, attempts: &[AttemptRecord]) -> Option<String> {
+fn attempts_error(record: &JobRecord, attempts: &[AttemptRecord]) -> Option<String> {
     let numbers: Vec<u32> = attempts.iter().map(|attempt| attempt.attempt).collect();
     let expected: Vec<u32> = (1..=record.attempts).collect();
     if numbers != expected {
@@ -89,26 +97,26 @@ fn fault_of(record: &JobRecord, attempts: &[AttemptRecord]) -> Option<String> {
     (succeeded > 1).then(|| format!("{succeeded} attempts succeeded"))
 }
 
-/// Broken promises, a few of each kind.
+/// Violated guarantees by kind, with at most [`REPORTED_MAX`] sentences each.
 #[derive(Debug, Default)]
-struct Broken(BTreeMap<&'static str, (usize, Vec<String>)>);
+struct Violations(BTreeMap<&'static str, (usize, Vec<String>)>);
 
-impl Broken {
-    fn tell(&mut self, kind: &'static str, sentence: String) {
-        let (count, told) = self.0.entry(kind).or_default();
+impl Violations {
+    fn add(&mut self, kind: &'static str, sentence: String) {
+        let (count, reported) = self.0.entry(kind).or_default();
         *count += 1;
-        if told.len() < TOLD_MAX {
-            told.push(sentence);
+        if reported.len() < REPORTED_MAX {
+            reported.push(sentence);
         }
     }
 
     fn into_sentences(self) -> Vec<String> {
         let mut sentences = Vec::new();
-        for (kind, (count, told)) in self.0 {
-            let more = count - told.len();
-            sentences.extend(told);
+        for (kind, (count, reported)) in self.0 {
+            let more = count - reported.len();
+            sentences.extend(reported);
             if more > 0 {
-                sentences.push(format!("and {more} more of the kind {kind}"));
+                sentences.push(format!("and {more} more of kind {kind}"));
             }
         }
         sentences
@@ -168,17 +176,17 @@ mod tests {
     }
 
     #[test]
-    fn attempts_must_add_up() {
-        let fault = |count, outcomes: &[&str]| {
+    fn attempts_must_be_complete_and_succeed_at_most_once() {
+        let error = |count, outcomes: &[&str]| {
             let attempts: Vec<_> = (1..).zip(outcomes).map(|(n, o)| attempt(n, o)).collect();
-            fault_of(&record(count), &attempts)
+            attempts_error(&record(count), &attempts)
         };
-        assert_eq!(fault(2, &["lost", "succeeded"]), None);
-        assert_eq!(fault(0, &[]), None);
-        assert!(fault(2, &["succeeded"]).is_some(), "one is missing");
-        assert!(fault(1, &["running"]).is_some(), "one is open");
+        assert_eq!(error(2, &["lost", "succeeded"]), None);
+        assert_eq!(error(0, &[]), None);
+        assert!(error(2, &["succeeded"]).is_some(), "one is missing");
+        assert!(error(1, &["running"]).is_some(), "one is open");
         assert!(
-            fault(2, &["succeeded", "succeeded"]).is_some(),
+            error(2, &["succeeded", "succeeded"]).is_some(),
             "it ran twice"
         );
     }

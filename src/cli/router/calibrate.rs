@@ -1,4 +1,4 @@
-//! `router calibrate`: labelled answers become confidence weights.
+//! `router calibrate`: fits confidence weights to labelled answers.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,26 +12,28 @@ use serde_json::Value;
 
 use crate::{
     console::{
-        jsonl::{Ids, each_text, said},
-        options::{UsageError, complain, say},
+        jsonl::{Ids, each_text, parse_error},
+        options::UsageError,
+        output::replace_file,
+        terminal::{eprint_line, print_line},
     },
     scoring::confidence::fit::{LabelledAnswer, Report, fit},
 };
 
-/// Fit the small model's confidence to answers that are known to be right or wrong.
+/// Fit the small model's confidence to answers known to be right or wrong
 ///
-/// Prints how well the confidence tells wrong answers (AUC, on answers left out of the fit), how far
-/// it is off (calibration error), and the threshold below which answers are to be escalated so
-/// that those that are kept are right as often as wished.
+/// Prints how well the confidence detects wrong answers (AUC, on held-out answers), its calibration
+/// error, and the threshold below which answers must be escalated so that the kept ones reach
+/// --quality.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     /// JSON lines with "right" and "signals", as `run --labels` writes them; `-` is standard input
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// Write the weights here, for worker.confidence
+    /// Write the weights to a file, for worker.confidence
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Share of the kept answers that is to be right
+    /// Share of kept answers that must be right
     #[arg(long, default_value_t = 0.95, value_name = "0..1")]
     quality: f64,
     /// Print JSON
@@ -48,14 +50,14 @@ pub fn calibrate(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
     let (confidence, report) = fit(&rows, args.quality)
         .with_context(|| format!("cannot calibrate from {}", args.from.display()))?;
     if let Some(path) = &args.out {
-        write_whole(path, &confidence.to_json())?;
+        replace_file(path, confidence.to_json().as_bytes())?;
     }
     if args.json {
-        say(&serde_json::to_string(&report)?)?;
+        print_line(&serde_json::to_string(&report)?)?;
     } else {
-        say(&to_text(&report))?;
+        print_line(&to_text(&report))?;
         if args.out.is_none() {
-            complain("nothing was written: --out FILE keeps the weights");
+            eprint_line("nothing written; use --out FILE to keep the weights");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -63,15 +65,19 @@ pub fn calibrate(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
 
 fn read(path: &Path) -> anyhow::Result<Vec<LabelledAnswer>> {
     #[derive(Deserialize)]
-    struct Line {
+    struct LabelledLine {
         id: Option<Value>,
         #[serde(flatten)]
         answer: LabelledAnswer,
     }
     let (mut rows, mut ids) = (Vec::new(), Ids::default());
     each_text(path, |number, text| {
-        let line: Line = serde_json::from_str(text)
-            .map_err(|error| anyhow!("line {number}: no labelled answer: {}", said(&error)))?;
+        let line: LabelledLine = serde_json::from_str(text).map_err(|error| {
+            anyhow!(
+                "line {number}: not a labelled answer: {}",
+                parse_error(&error)
+            )
+        })?;
         if let Some(id) = &line.id {
             ids.add(number, id)?;
         }
@@ -79,16 +85,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<LabelledAnswer>> {
         Ok(())
     })?;
     Ok(rows)
-}
-
-/// Puts a file in its place in one step, so that a worker never reads half of it.
-fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = PathBuf::from(name);
-    std::fs::write(&part, text)
-        .and_then(|()| std::fs::rename(&part, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn to_text(report: &Report) -> String {

@@ -1,4 +1,4 @@
-//! `router evaluate`.
+//! `router evaluate`: the scorer's quality on labelled prompts.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::{
-    console::options::say,
+    console::terminal::print_line,
     scoring::{
         cross_validation::{self, Split},
         evaluate::{self, DISTRIBUTION, EvaluateError, Judged, Report},
@@ -16,38 +16,38 @@ use crate::{
     },
 };
 
-use super::{WeightsArg, read_labelled};
+use super::{labelled::read_labelled, weights::WeightsArg};
 
-/// Judge scores by labels: APGR, CPT, AUC, calibration, distribution
+/// Evaluate scores on labelled prompts: APGR, CPT, AUC, calibration, distribution
 ///
-/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain, tags and
-/// propensity: a row whose labels were collected by chance counts one over its probability (100 at
-/// most), so that figures are those of all jobs. APGR and CPT are RouteLLM's; the exact ones take
-/// every score as a threshold. `length` is the exact APGR of ranking by length alone, `AUC` is for
-/// prompts on which the large model is better, `fails` for those that the small one fails, `ECE` how
-/// far the expected gain is off. With --cv or --leave-out nothing is read but the labels: weights are
-/// fitted to the rest of the prompts and judged on those held out.
+/// Lines have prompt, weak_score and strong_score (0 to 1), and optionally set, domain, tags and
+/// propensity: a line labelled with that probability weighs its inverse, 100 at most, so that the
+/// figures stand for all jobs. APGR and CPT are RouteLLM's; the exact ones use every score as a
+/// threshold. `length` is the exact APGR of ranking by length alone, `AUC` is for prompts on which the
+/// large model is better, `fails` for those that the small one fails, `ECE` the calibration error of
+/// the expected gain. --cv and --leave-out evaluate weights fitted to the other prompts instead of
+/// existing weights.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
-    /// postgres://…) for the jobs that both tiers answered; may be given again
+    /// File of labelled prompts, `-` for standard input, or a job database (sqlite:PATH or
+    /// postgres://…), for the jobs that both tiers answered (repeatable)
     #[arg(long, value_name = "FILE|URL", required = true)]
     input: Vec<String>,
     #[command(flatten)]
     weights: WeightsArg,
-    /// One row for each of these
+    /// Print one row for each of these
     #[arg(long, value_enum, default_value_t = By::Set)]
     by: By,
-    /// Fit and judge by cross-validation with so many folds
+    /// Evaluate by cross-validation with this many folds
     #[arg(long, value_name = "FOLDS", conflicts_with_all = ["weights", "leave_out"], value_parser = clap::value_parser!(u64).range(2..=100))]
     cv: Option<u64>,
-    /// Fit and judge with whole domains or sets held out
+    /// Evaluate with whole domains or sets held out
     #[arg(long, value_enum, conflicts_with = "weights")]
     leave_out: Option<LeaveOut>,
     /// Seed of the folds
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print JSON, a line for each row
+    /// Print JSON, one line per row
     #[arg(long)]
     json: bool,
 }
@@ -80,7 +80,7 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     };
     let judged = match split {
         Some(split) => cross_validation::cross_validate(&all, split, args.seed, &Recipe::default())
-            .context("with a part of the prompts held out")?,
+            .context("with part of the prompts held out")?,
         None => cross_validation::judge(args.weights.open()?.weights(), &all),
     };
     let groups = samples::by(&all, |sample| match args.by {
@@ -89,7 +89,7 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
         By::Domain => format!("{}/{}", sample.set, sample.domain),
     });
     if !args.json {
-        say(&format!(
+        print_line(&format!(
             "{:<32} {:>6} {:>6} {:>6}  {:>6} {:>6} {:>6}  {:>6} {:>6} {:>6}  {:>6}  {:>6} {:>6} {:>6}",
             "",
             "n",
@@ -107,8 +107,8 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             "ECE",
         ))?;
     }
-    let mut fault_of_all = None;
-    let mut judged_groups = 0;
+    let mut last_error = None;
+    let mut evaluated = 0;
     for (name, places) in groups {
         let rows: Vec<Judged> = places.iter().map(|at| judged[*at]).collect();
         let by_length: Vec<Judged> = places
@@ -120,17 +120,17 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             .collect();
         match (evaluate::evaluate(&rows), evaluate::evaluate(&by_length)) {
             (Ok(report), Ok(length)) => {
-                judged_groups += 1;
+                evaluated += 1;
                 if args.json {
-                    say(&as_json(&name, &report, &length).to_string())?;
+                    print_line(&as_json(&name, &report, &length).to_string())?;
                 } else {
                     show(&name, &report, &length)?;
                 }
             }
-            // A domain without a gap is no error of the others.
+            // An error of one group does not affect the others.
             (Err(error), _) | (_, Err(error)) => {
-                fault_of_all = Some(error);
-                say(&if args.json {
+                last_error = Some(error);
+                print_line(&if args.json {
                     json!({"name": name, "n": rows.len(), "error": error.to_string()}).to_string()
                 } else {
                     format!("{name:<32} {:>6} {error}", rows.len())
@@ -138,15 +138,15 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    match fault_of_all {
-        Some(error) if judged_groups == 0 => Err(error.into()),
+    match last_error {
+        Some(error) if evaluated == 0 => Err(error.into()),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
 
 fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
     let Report { deciles, exact, .. } = report;
-    say(&format!(
+    print_line(&format!(
         "{name:<32} {:>6} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4}  {:>6} {:>6} {:>6}",
         report.prompts,
         report.weak,
@@ -158,9 +158,9 @@ fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
         exact.cpt50,
         exact.cpt80,
         length.exact.apgr,
-        told(report.auc_helps),
-        told(report.auc_small_fails),
-        report.calibration_error.map_or("-".to_owned(), told),
+        figure(report.auc_helps),
+        figure(report.auc_small_fails),
+        report.calibration_error.map_or("-".to_owned(), figure),
     ))?;
     let levels: Vec<String> = DISTRIBUTION
         .iter()
@@ -168,15 +168,17 @@ fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
         .map(|(share, score)| format!("p{:.0} {score:.3}", share * 100.0))
         .collect();
     let (levels, distinct) = (levels.join(", "), report.distinct);
-    Ok(say(&format!("    scores: {levels}; {distinct} distinct"))?)
+    Ok(print_line(&format!(
+        "    scores: {levels}; {distinct} distinct"
+    ))?)
 }
 
-/// A figure, if there is one: an area under a curve needs both kinds of prompts.
-fn told(figure: f64) -> String {
-    if figure.is_nan() {
+/// A figure, or `-` if it is undefined: an AUC needs both kinds of prompts.
+fn figure(value: f64) -> String {
+    if value.is_nan() {
         "-".to_owned()
     } else {
-        format!("{figure:.3}")
+        format!("{value:.3}")
     }
 }
 

@@ -1,4 +1,4 @@
-//! `router explain`: of a prompt, what moved its score; of a job, why it went where it went.
+//! `router explain`: what moved a prompt's score, or why a job was routed to its tier.
 
 use std::{path::Path, process::ExitCode};
 
@@ -7,7 +7,10 @@ use serde_json::json;
 
 use crate::{
     config::{Config, Overrides, RouterConfig},
-    console::options::{Common, complain, require_database, say},
+    console::{
+        options::{Common, require_database},
+        terminal::{eprint_line, print_line},
+    },
     fleet,
     job::{JobId, Tenant, Tier},
     router::{
@@ -18,18 +21,18 @@ use crate::{
     store::{Store, StoreError, TierCost},
 };
 
-use super::{in_use, job};
+use super::{explain_job, weights::scorer_of};
 
 /// Arguments of `router explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// A job's id, or a prompt
+    /// Job id or prompt
     #[arg(value_name = "JOB|TEXT")]
     subject: String,
-    /// A tag of the prompt's; may be given again
+    /// Tag of the prompt (repeatable)
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
-    /// How many of the strongest features to show
+    /// Number of features to show, strongest first
     #[arg(long, default_value_t = 12)]
     top: usize,
     /// Print JSON
@@ -43,22 +46,22 @@ pub struct ExplainArgs {
 pub async fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Overrides::default())?;
     match args.subject.parse::<JobId>() {
-        Ok(id) => job::explain(id, &config, args.top, args.json).await?,
+        Ok(id) => explain_job::explain(id, &config, args.top, args.json).await?,
         Err(_) => explain_prompt(args, &config).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a router that starts now knows of a prompt that is no job.
-struct Known {
+/// What a router that starts now would use to route a prompt.
+struct RouterState {
     scorer: Scorer,
     calibrations: Calibrations,
     costs: Vec<TierCost>,
 }
 
-impl Known {
-    /// Asks the ledger, if there is one; a prompt can be explained without.
-    async fn of(config: &Config) -> anyhow::Result<Self> {
+impl RouterState {
+    /// Loads from the job database, if there is one; it is not required.
+    async fn load(config: &Config) -> anyhow::Result<Self> {
         let path = config.router.weights.as_deref().map(Path::new);
         let mut known = Self {
             scorer: Scorer::open(path)?,
@@ -66,28 +69,30 @@ impl Known {
             costs: Vec::new(),
         };
         if require_database(config).is_ok()
-            && let Err(error) = known.ask(config).await
+            && let Err(error) = known.load_from_store(config).await
         {
-            complain(&format!("the ledger cannot be asked: {error}"));
+            eprint_line(&format!(
+                "cannot read the job database: {error}; explaining with the configuration alone"
+            ));
         }
         Ok(known)
     }
 
-    async fn ask(&mut self, config: &Config) -> Result<(), StoreError> {
+    async fn load_from_store(&mut self, config: &Config) -> Result<(), StoreError> {
         let store = fleet::open_store(config, false).await?;
         let learned = self.learn(&store, &config.router).await;
         store.close().await;
         learned
     }
 
-    /// Takes in weights, targets and outcomes as a router does.
+    /// Loads weights, targets and outcomes as a router does.
     async fn learn(&mut self, store: &Store, config: &RouterConfig) -> Result<(), StoreError> {
         if config.weights.is_none()
             && let Some(active) = store.active_weights().await?
         {
-            self.scorer = in_use(&active);
+            self.scorer = scorer_of(&active);
         }
-        self.costs = store.tier_costs(job::COST_JOBS).await?;
+        self.costs = store.tier_costs(explain_job::COST_JOBS).await?;
         let version = self.scorer.version();
         let targets = store.route_targets().await?;
         let past = store.past_decisions(version, PAST_DECISIONS_MAX).await?;
@@ -103,7 +108,7 @@ impl Known {
 }
 
 async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<()> {
-    let known = Known::of(config).await?;
+    let known = RouterState::load(config).await?;
     let scorer = &known.scorer;
     let features = Features::of_text(&args.subject).with_tags(args.tag.iter().map(String::as_str));
     let score = scorer.score(&features);
@@ -128,8 +133,8 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
             .iter()
             .map(|(name, share)| json!({"feature": name, "share": share}))
             .collect();
-        let costs: Vec<_> = known.costs.iter().map(job::mean_cost).collect();
-        say(&json!({
+        let costs: Vec<_> = known.costs.iter().map(explain_job::mean_cost).collect();
+        print_line(&json!({
             "score": score.gain, "threshold": threshold, "target": target, "target_scope": scope_name, "tier": tier,
             "expected_gain": score.expected_gain, "small_fails": score.small_fails,
             "familiarity": score.familiarity, "scorer": scorer.version(), "moved_by": moved,
@@ -138,7 +143,7 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
         .to_string())?;
         return Ok(());
     }
-    say(&format!(
+    print_line(&format!(
         "score {:.3}, threshold {threshold:.3}: {tier}\nexpected gain {:+.3}, small fails {:.2}, familiarity {:.2} ({})",
         score.gain,
         score.expected_gain,
@@ -147,19 +152,19 @@ async fn explain_prompt(args: &ExplainArgs, config: &Config) -> anyhow::Result<(
         scorer.version(),
     ))?;
     if !target.starts_with("threshold") {
-        say(&format!(
-            "the target of {scope_name} is {target}: this threshold follows from the traffic in the ledger, if there is enough"
+        print_line(&format!(
+            "the target of {scope_name} is {target}; the threshold follows from the jobs in the database, if there are enough"
         ))?;
     }
     for cost in &known.costs {
-        say(&format!(
-            "{} took {:.2} s and {:.0} tokens a job, of {} lately",
+        print_line(&format!(
+            "{}: {:.2} s and {:.0} tokens per job, over {} recent jobs",
             cost.tier, cost.seconds_mean, cost.completion_tokens_mean, cost.jobs
         ))?;
     }
-    say("")?;
+    print_line("")?;
     for (name, share) in shares {
-        say(&format!("{share:>+8.4}  {name}"))?;
+        print_line(&format!("{share:>+8.4}  {name}"))?;
     }
     Ok(())
 }

@@ -1,42 +1,23 @@
-//! `router`: fits the scorer, judges it, and says what it thinks of prompts of one's own.
+//! `router`: trains, evaluates and inspects the router.
 
 mod calibrate;
 mod evaluate;
 mod explain;
-mod job;
+mod explain_job;
+mod labelled;
 mod pairs;
 mod promote;
 mod score;
 mod simulate;
 mod target;
 mod train;
+mod weights;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
-use serde::Deserialize;
-use serde_json::Value;
+use clap::Subcommand;
 
-use crate::{
-    config::Overrides,
-    console::{
-        jsonl::{Ids, each_text},
-        options::{Common, complain, open_database},
-    },
-    scoring::{samples, scorer::Scorer, train::Sample},
-    store::StoredWeights,
-};
-
-use self::{
-    pairs::{PairsArgs, pairs, read_pairs},
-    promote::{PromoteArgs, promote},
-    simulate::{SimulateArgs, simulate},
-};
-
-/// Fit the router, judge it, or ask it about prompts of your own.
+/// Train, evaluate and inspect the router.
 #[derive(Debug, Subcommand)]
 pub enum RouterCommand {
     /// Score prompts: lines {"id", "prompt"} in, lines {"id", "score"} out, higher for large
@@ -44,32 +25,19 @@ pub enum RouterCommand {
     Train(train::TrainArgs),
     Evaluate(evaluate::EvaluateArgs),
     Calibrate(calibrate::CalibrateArgs),
-    /// Say what moved a prompt's score, or why a job went to its tier
+    /// Explain a prompt's score, or why a job was routed to its tier
     Explain(explain::ExplainArgs),
-    /// Tell what a target would deliver on prompts of your own
-    Simulate(SimulateArgs),
-    /// Print what both tiers made of prompts, as the ledger knows it: lines to train on
-    Pairs(PairsArgs),
-    Promote(PromoteArgs),
-    /// Say what routers are to deliver while they run: they follow within seconds
+    /// Simulate what a routing target delivers on a file of prompts
+    Simulate(simulate::SimulateArgs),
+    /// Print the jobs that both tiers answered, as lines for `router train`
+    Pairs(pairs::PairsArgs),
+    Promote(promote::PromoteArgs),
+    /// List, set or unset the routing targets of a running fleet
     ///
-    /// A target set here goes before router.target and router.targets until it is unset.
+    /// A target set here overrides router.target and router.targets until it is unset. Routers follow
+    /// within seconds.
     #[command(subcommand)]
     Target(target::TargetCommand),
-}
-
-/// Which weights to use.
-#[derive(Debug, Args)]
-struct WeightsArg {
-    /// Weights that `router train` wrote; the bundled ones if not given
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
-}
-
-impl WeightsArg {
-    fn open(&self) -> anyhow::Result<Scorer> {
-        Ok(Scorer::open(self.weights.as_deref())?)
-    }
 }
 
 /// Runs `router`.
@@ -80,96 +48,9 @@ pub async fn router(command: RouterCommand) -> anyhow::Result<ExitCode> {
         RouterCommand::Evaluate(args) => evaluate::evaluate(&args).await,
         RouterCommand::Calibrate(args) => calibrate::calibrate(args),
         RouterCommand::Explain(args) => explain::explain(&args).await,
-        RouterCommand::Simulate(args) => simulate(&args),
-        RouterCommand::Pairs(args) => pairs(args).await,
-        RouterCommand::Promote(args) => promote(args).await,
+        RouterCommand::Simulate(args) => simulate::simulate(&args),
+        RouterCommand::Pairs(args) => pairs::pairs(args).await,
+        RouterCommand::Promote(args) => promote::promote(args).await,
         RouterCommand::Target(command) => target::target(command).await,
     }
-}
-
-/// Labelled prompts of one or more sources.
-#[derive(Default)]
-struct Labelled {
-    samples: Vec<Sample>,
-    /// The weights in use where a ledger is among the sources.
-    active: Option<StoredWeights>,
-}
-
-/// How the URL of a ledger begins.
-const LEDGERS: [&str; 3] = ["sqlite:", "postgres://", "postgresql://"];
-
-/// True for what names a ledger and no file.
-fn is_ledger(source: &str) -> bool {
-    LEDGERS.iter().any(|scheme| source.starts_with(scheme))
-}
-
-/// A ledger named by its URL.
-fn common_of(url: &str) -> Common {
-    Common {
-        store: Some(url.to_owned()),
-        ..Common::default()
-    }
-}
-
-/// The weights that routers of a ledger use, where it has some.
-async fn active_of(url: &str) -> anyhow::Result<Option<Scorer>> {
-    let (_, store) = open_database(&common_of(url)).await?;
-    let active = store.active_weights().await;
-    store.close().await;
-    Ok(active?.as_ref().map(in_use))
-}
-
-/// Reads labelled prompts of files and of ledgers, each source weighing as much as it has prompts.
-async fn read_labelled(sources: &[String]) -> anyhow::Result<Labelled> {
-    let mut labelled = Labelled::default();
-    for source in sources {
-        let mut samples = if is_ledger(source) {
-            let (samples, active) = read_ledger(source).await?;
-            labelled.active = active.or(labelled.active);
-            samples
-        } else {
-            read_samples(Path::new(source))?
-        };
-        samples::level(&mut samples);
-        labelled.samples.append(&mut samples);
-    }
-    Ok(labelled)
-}
-
-/// What the jobs of a ledger teach, those of them that both tiers answered, and the weights in use.
-async fn read_ledger(url: &str) -> anyhow::Result<(Vec<Sample>, Option<StoredWeights>)> {
-    let (rows, active) = read_pairs(&common_of(url).load(Overrides::default())?).await?;
-    let lines = rows.iter().map(|row| row.to_line().to_string());
-    let samples = lines
-        .enumerate()
-        .map(|(at, line)| samples::read(at + 1, &line));
-    Ok((samples.collect::<Result<_, _>>()?, active))
-}
-
-/// The weights that routers use where a ledger has some: damaged ones they refuse.
-pub(super) fn in_use(active: &StoredWeights) -> Scorer {
-    Scorer::from_bytes(&active.weights).unwrap_or_else(|error| {
-        let version = &active.version;
-        complain(&format!(
-            "the ledger's weights {version} are refused: {error}; the bundled ones are taken"
-        ));
-        Scorer::bundled()
-    })
-}
-
-/// Reads the labelled prompts of a file; one id stands for one prompt.
-fn read_samples(path: &Path) -> anyhow::Result<Vec<Sample>> {
-    #[derive(Deserialize)]
-    struct Name {
-        id: Option<Value>,
-    }
-    let (mut found, mut ids) = (Vec::new(), Ids::default());
-    each_text(path, |number, line| {
-        found.push(samples::read(number, line)?);
-        if let Ok(Name { id: Some(id) }) = serde_json::from_str(line) {
-            ids.add(number, &id)?;
-        }
-        Ok(())
-    })?;
-    Ok(found)
 }

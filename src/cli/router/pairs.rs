@@ -1,4 +1,4 @@
-//! `router pairs`: what the ledger knows of both tiers' answers, as rows to learn from.
+//! `router pairs`: jobs that both tiers answered, as training data.
 
 use std::{
     io::{BufWriter, Write},
@@ -8,9 +8,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    config::{Config, Overrides},
-    console::options::{Common, init_logs, require_database},
-    fleet,
+    console::options::{Common, open_database},
     router::learning::{self, LabelledRow},
     store::StoredWeights,
 };
@@ -24,9 +22,7 @@ pub struct PairsArgs {
 
 /// Runs `router pairs`.
 pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
-    let config = args.common.load(Overrides::default())?;
-    init_logs(&config)?;
-    let (rows, _) = read_pairs(&config).await?;
+    let (rows, _) = read_pairs(&args.common).await?;
     let mut out = BufWriter::new(std::io::stdout());
     for row in rows {
         writeln!(out, "{}", row.to_line())?;
@@ -35,19 +31,18 @@ pub async fn pairs(args: PairsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the labelled rows of a ledger, of which there must be some, and the weights in use.
-pub async fn read_pairs(
-    config: &Config,
+/// Reads the labelled rows of a job database, at least one, and its active weights.
+pub(super) async fn read_pairs(
+    common: &Common,
 ) -> anyhow::Result<(Vec<LabelledRow>, Option<StoredWeights>)> {
-    require_database(config)?;
-    let store = fleet::open_store(config, false).await?;
+    let (_, store) = open_database(common).await?;
     let rows = learning::labelled_rows(&store).await;
     let active = store.active_weights().await;
     store.close().await;
     let rows = rows?;
     anyhow::ensure!(
         !rows.is_empty(),
-        "the ledger holds no job that both tiers answered; set router.shadow_share"
+        "no job in the database was answered by both tiers; set router.shadow_share to collect some"
     );
     Ok((rows, active?))
 }

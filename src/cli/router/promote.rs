@@ -1,4 +1,4 @@
-//! `router promote`: weights into the ledger, from which routers take them without a restart.
+//! `router promote`: stores weights in the job database, from which routers load them.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -8,7 +8,10 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    console::options::{Common, open_database, say},
+    console::{
+        options::{Common, open_database},
+        terminal::print_line,
+    },
     scoring::{
         record::{LENGTH, Record},
         scorer::Scorer,
@@ -16,26 +19,25 @@ use crate::{
     store::{Store, StoredWeights},
 };
 
-use super::in_use;
+use super::weights::scorer_of;
 
-/// Put weights in the ledger, from which routers take them without a restart
+/// Store weights in the job database, from which routers load them without a restart
 ///
-/// The file tells how `router train` judged them: with prompts held out they must have ranked at
-/// least as well as the weights that the ledger has in use now, or the bundled ones where it has none.
+/// The file records how `router train` evaluated them: on held-out prompts they must have ranked at
+/// least as well as the active weights, or the bundled ones if none are active.
 #[derive(Debug, Args)]
 pub struct PromoteArgs {
-    /// File of weights, as `router train` writes it
+    /// File of weights written by `router train`
     #[arg(value_name = "FILE")]
     weights: PathBuf,
-    /// Promote them whatever they were compared with and however they did
+    /// Promote the weights regardless of their evaluation
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     common: Common,
 }
 
-/// Runs `router promote`. Weights that cannot be used or did not win are refused, and the present ones
-/// stay.
+/// Runs `router promote`. Weights that are unusable or did not win are refused.
 pub async fn promote(args: PromoteArgs) -> anyhow::Result<ExitCode> {
     let file = args.weights.display();
     let bytes = std::fs::read(&args.weights).with_context(|| format!("cannot read {file}"))?;
@@ -43,11 +45,11 @@ pub async fn promote(args: PromoteArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let kept = keep(&store, &args, scorer, bytes).await;
     store.close().await;
-    say(&kept?)?;
+    print_line(&kept?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns what to tell.
+/// Stores the weights; returns the message to print.
 async fn keep(
     store: &Store,
     args: &PromoteArgs,
@@ -58,13 +60,13 @@ async fn keep(
     let record = scorer.weights().record.as_ref();
     if !args.force {
         let active = store.active_weights().await?;
-        let present = active.as_ref().map_or_else(Scorer::bundled, in_use);
+        let present = active.as_ref().map_or_else(Scorer::bundled, scorer_of);
         if present.version() == version {
-            return Ok(format!("{version} is in use already"));
+            return Ok(format!("{version} is already in use"));
         }
         if let Some(objection) = objection(record, present.version()) {
             anyhow::bail!(
-                "{} is not promoted: {objection} (--force promotes it all the same)",
+                "{} is not promoted: {objection} (use --force to promote it anyway)",
                 args.weights.display()
             );
         }
@@ -77,14 +79,14 @@ async fn keep(
     };
     store.put_weights(&stored, true).await?;
     Ok(format!(
-        "{version} promoted; routers take it within a minute"
+        "{version} promoted; routers load it within a minute"
     ))
 }
 
-/// Why weights may not take the present ones' place, if so.
+/// Why weights may not replace the active ones, if so.
 fn objection(record: Option<&Record>, present: &str) -> Option<String> {
     let Some(record) = record else {
-        return Some("it does not tell how it was judged; train it again".to_owned());
+        return Some("it has no record of an evaluation; train it again".to_owned());
     };
     let against = match record.against.as_str() {
         LENGTH => "length alone",
@@ -98,18 +100,18 @@ fn objection(record: Option<&Record>, present: &str) -> Option<String> {
     }
     (record.against != present).then(|| {
         format!(
-            "it was compared with {against}, and {present} is in use; `router train --against` takes the ledger's URL"
+            "it was compared with {against}, but {present} is in use; compare with it by `router train --against DATABASE_URL`"
         )
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::cli::router::promote::*;
+    use super::*;
     use crate::scoring::record::tests::record;
 
     #[test]
-    fn what_lost_or_won_against_others_is_not_promoted() {
+    fn only_weights_that_beat_the_active_ones_are_promoted() {
         let compared = |against: &str, new, present| {
             let record = Record {
                 against: against.to_owned(),
@@ -118,18 +120,18 @@ mod tests {
             objection(Some(&record), "gain-2-present")
         };
         assert_eq!(compared("gain-2-present", 0.6, 0.5), None);
-        let says = |objection: Option<String>, what| {
+        let contains = |objection: Option<String>, what| {
             let objection = objection.expect("an objection");
             assert!(objection.contains(what), "{objection}");
         };
-        says(compared("gain-2-present", 0.5, 0.6), "did not rank better");
-        says(
+        contains(compared("gain-2-present", 0.5, 0.6), "did not rank better");
+        contains(
             compared("gain-2-former", 0.6, 0.5),
             "gain-2-present is in use",
         );
-        says(compared(LENGTH, 0.6, 0.5), "length alone");
+        contains(compared(LENGTH, 0.6, 0.5), "length alone");
         let uncompared = objection(Some(&record(&[])), "gain-2-present");
-        says(uncompared, "could not be compared with length alone");
-        says(objection(None, "gain-2-present"), "train it again");
+        contains(uncompared, "could not be compared with length alone");
+        contains(objection(None, "gain-2-present"), "train it again");
     }
 }

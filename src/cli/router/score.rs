@@ -1,4 +1,4 @@
-//! `router score`.
+//! `router score`: scores of prompts.
 
 use std::{
     io::{BufWriter, Write},
@@ -11,12 +11,12 @@ use serde_json::json;
 
 use crate::{console::prompts::for_each, scoring::features::Features};
 
-use super::WeightsArg;
+use super::weights::WeightsArg;
 
 /// Arguments of `router score`.
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// File of JSON lines with id and prompt, and tags if there are any; `-` is standard input
+    /// File of JSON lines with id, prompt and optionally tags; `-` for standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     #[command(flatten)]

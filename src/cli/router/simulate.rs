@@ -1,4 +1,4 @@
-//! `router simulate`: what a target would deliver on prompts of one's own.
+//! `router simulate`: what a routing target delivers on a file of prompts.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{Overrides, RouteTarget},
-    console::options::{Common, say},
+    console::{options::Common, terminal::print_line},
     router::target::{Calibrations, KnownPair, isotonic::Pair},
     scoring::{features::Features, scorer::Scorer},
 };
@@ -24,14 +24,14 @@ use crate::{
 /// Arguments of `router simulate`.
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
-    /// File of JSON lines with prompt, and if known set, weak_score and strong_score; `-` is standard
-    /// input. Sets come one after another, as shifts of the traffic do
+    /// File of JSON lines with prompt and optionally set, weak_score and strong_score; `-` for standard
+    /// input. Sets are routed one after the other, like shifts in traffic
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// What is to be delivered: share:30% or quality:99%; else router.target
+    /// Target to simulate, such as share:30% or quality:99% [default: router.target]
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// Shuffles the prompts within each set
+    /// Seed for shuffling the prompts within each set
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub struct SimulateArgs {
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct SimulatedLine {
     prompt: String,
     #[serde(default)]
     set: Option<String>,
@@ -47,25 +47,25 @@ struct Row {
     strong_score: Option<f64>,
 }
 
-/// A prompt with what is known of it.
+/// A prompt's score and labels.
 #[derive(Clone, Copy)]
-struct Scored {
+struct SimulatedPrompt {
     score: f64,
     labels: Option<(f64, f64)>,
 }
 
-/// What was delivered on one set.
+/// The result on one set.
 #[derive(Default)]
 struct Delivered {
     jobs: u32,
     large: u32,
-    /// Sums over the labelled: reached by the route, by large alone.
+    /// Sums of quality over labelled prompts: as routed, and by large alone.
     reached: f64,
     by_large: f64,
 }
 
 impl Delivered {
-    fn add(&mut self, row: Scored, is_large: bool) {
+    fn add(&mut self, row: SimulatedPrompt, is_large: bool) {
         self.jobs += 1;
         self.large += u32::from(is_large);
         if let Some((small, large)) = row.labels {
@@ -100,14 +100,14 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     let mut calibrations = Calibrations::new(&config);
     let scope = calibrations.scope("default", &[]);
     if let RouteTarget::Quality(_) = config.target {
-        // Half of what is labelled teaches the threshold, the other half judges it.
-        let mut taught = Vec::new();
+        // Half of the labelled prompts fit the threshold, the other half evaluates it.
+        let mut fitted = Vec::new();
         for (_, rows) in &mut sets {
-            taught.extend(rows.split_off(rows.len() / 2));
+            fitted.extend(rows.split_off(rows.len() / 2));
         }
-        taught.shuffle(&mut rng);
+        fitted.shuffle(&mut rng);
         let mut pairs = Vec::new();
-        for row in taught {
+        for row in fitted {
             calibrations.at(scope).remember(row.score);
             pairs.extend(row.labels.map(|(small, large)| KnownPair {
                 tenant: "default".to_owned(),
@@ -121,7 +121,7 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         }
         calibrations.observe_pairs(&pairs);
     }
-    let (mut told, mut all) = (Vec::new(), Delivered::default());
+    let (mut lines, mut all) = (Vec::new(), Delivered::default());
     for (name, rows) in sets {
         let mut delivered = Delivered::default();
         for row in rows {
@@ -133,18 +133,18 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         let mut line = delivered.to_json();
         line["set"] = json!(name);
         line["threshold"] = json!(calibrations.thresholds(scope, 0.0).base);
-        told.push(line);
+        lines.push(line);
     }
     let target = config.target.to_string();
-    say(
-        &json!({"target": target, "scorer": scorer.version(), "seed": args.seed, "all": all.to_json(), "sets": told})
+    print_line(
+        &json!({"target": target, "scorer": scorer.version(), "seed": args.seed, "all": all.to_json(), "sets": lines})
             .to_string(),
     )?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Reads prompts by set, the sets in order of their first line.
-fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<Scored>)>> {
+fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<SimulatedPrompt>)>> {
     let reader: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
@@ -152,24 +152,28 @@ fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<Scored>
         Box::new(BufReader::new(file))
     };
     let mut places = BTreeMap::new();
-    let mut sets: Vec<(String, Vec<Scored>)> = Vec::new();
+    let mut sets: Vec<(String, Vec<SimulatedPrompt>)> = Vec::new();
     for (at, line) in reader.lines().enumerate() {
         let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
         if line.trim().is_empty() {
             continue;
         }
-        let row: Row = serde_json::from_str(&line)
+        let row: SimulatedLine = serde_json::from_str(&line)
             .with_context(|| format!("line {}: expected an object with a string prompt", at + 1))?;
         let set = row.set.unwrap_or_else(|| "all".to_owned());
         let place = *places.entry(set.clone()).or_insert(sets.len());
         if place == sets.len() {
             sets.push((set, Vec::new()));
         }
-        sets[place].1.push(Scored {
+        sets[place].1.push(SimulatedPrompt {
             score: scorer.score(&Features::of_text(&row.prompt)).gain,
             labels: row.weak_score.zip(row.strong_score),
         });
     }
-    anyhow::ensure!(!sets.is_empty(), "{} holds no prompts", path.display());
+    anyhow::ensure!(
+        !sets.is_empty(),
+        "{}: the file has no prompts",
+        path.display()
+    );
     Ok(sets)
 }

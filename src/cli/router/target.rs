@@ -1,4 +1,4 @@
-//! `router target`: what a running fleet is to deliver.
+//! `router target`: routing targets of a running fleet.
 
 use std::process::ExitCode;
 
@@ -6,25 +6,29 @@ use clap::{Args, Subcommand};
 
 use crate::{
     config::{RouteTarget, RouteTargets, TargetScope},
-    console::options::{Common, UsageError, complain, open_database, say},
-    console::table::table,
+    console::{
+        options::{Common, UsageError, open_database},
+        table::Listing,
+        terminal::{eprint_line, print_line},
+    },
+    store::ScopedTarget,
 };
 
-/// What is done to targets; one that is set goes before `router.target` and `router.targets`.
+/// List, set or unset targets, which override `router.target` and `router.targets`.
 #[derive(Debug, Subcommand)]
 pub enum TargetCommand {
-    /// List the targets that were set; where none was, the configuration holds
+    /// List the targets that override the configuration
     List(ListArgs),
-    /// Set a target, in place of an earlier one
+    /// Set a target, replacing an earlier one
     Set(SetArgs),
-    /// Remove a target, so that the configuration holds again
+    /// Remove a target, so that the configuration applies again
     Unset(UnsetArgs),
 }
 
 /// Arguments of `router target list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Print a JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -34,10 +38,10 @@ pub struct ListArgs {
 /// Arguments of `router target set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    /// Whose jobs: all, tenant:NAME or tag:NAME
+    /// Jobs to apply to: all, tenant:NAME or tag:NAME
     #[arg(value_parser = read_scope)]
     scope: TargetScope,
-    /// What is to be delivered: threshold, threshold:0.4, share:30%, quality:99% or latency:2s
+    /// Target: threshold, threshold:0.4, share:30%, quality:99% or latency:2s
     target: RouteTarget,
     #[command(flatten)]
     common: Common,
@@ -46,13 +50,13 @@ pub struct SetArgs {
 /// Arguments of `router target unset`.
 #[derive(Debug, Args)]
 pub struct UnsetArgs {
-    /// Whose jobs: all, tenant:NAME or tag:NAME
+    /// Jobs to apply to: all, tenant:NAME or tag:NAME
     scope: TargetScope,
     #[command(flatten)]
     common: Common,
 }
 
-/// Reads a scope that jobs can have.
+/// Parses a scope that jobs can have.
 fn read_scope(text: &str) -> Result<TargetScope, String> {
     let scope: TargetScope = text.parse()?;
     scope.check()?;
@@ -72,26 +76,17 @@ async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let targets = store.route_targets().await?;
     store.close().await;
-    if args.json {
-        for one in &targets {
-            say(&one.to_json().to_string())?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if targets.is_empty() {
-        complain("no target is set: the routers' configuration holds");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut rows = table(&["SCOPE", "TARGET", "SINCE"]);
-    for one in &targets {
-        rows.add_row([
+    let listing = Listing {
+        header: ["SCOPE", "TARGET", "SINCE"],
+        empty: "no target is set; the routers' configuration applies",
+    };
+    listing.print(&targets, args.json, ScopedTarget::to_json, |one| {
+        [
             one.scope.to_string(),
             one.target.to_string(),
             one.changed_at.format("%Y-%m-%d %H:%M:%SZ").to_string(),
-        ]);
-    }
-    say(&rows.to_string())?;
-    Ok(ExitCode::SUCCESS)
+        ]
+    })
 }
 
 async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
@@ -99,12 +94,15 @@ async fn set(args: SetArgs) -> anyhow::Result<ExitCode> {
     let known = store.route_targets().await?;
     let is_known = known.iter().any(|one| one.scope == args.scope);
     if !is_known && known.len() >= RouteTargets::ENTRIES_MAX {
-        let message = format!("{} targets are set, the most there may be", known.len());
+        let message = format!(
+            "{} targets are set, which is the limit; unset one first",
+            known.len()
+        );
         return Err(UsageError(message).into());
     }
     store.set_route_target(&args.scope, args.target).await?;
     store.close().await;
-    say(&format!(
+    print_line(&format!(
         "{}: {}; routers follow within seconds",
         args.scope, args.target
     ))?;
@@ -115,8 +113,8 @@ async fn unset(args: UnsetArgs) -> anyhow::Result<ExitCode> {
     let (_, store) = open_database(&args.common).await?;
     let changed = store.unset_route_target(&args.scope).await?;
     store.close().await;
-    complain(&if changed {
-        format!("{}: the configuration holds again", args.scope)
+    eprint_line(&if changed {
+        format!("{}: the configuration applies again", args.scope)
     } else {
         format!("{}: no target was set", args.scope)
     });

@@ -1,8 +1,7 @@
-//! `router train`.
+//! `router train`: fits the scorer to labelled prompts.
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -11,7 +10,10 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::{
-    console::options::{complain, say},
+    console::{
+        output::replace_file,
+        terminal::{eprint_line, print_line},
+    },
     scoring::{
         codec,
         cross_validation::{self, Split},
@@ -23,40 +25,41 @@ use crate::{
     },
 };
 
-use super::{active_of, in_use, is_ledger, read_labelled};
+use super::{
+    labelled::read_labelled,
+    weights::{active_of, is_database, scorer_of},
+};
 
 /// Fit the scorer to labelled prompts
 ///
-/// A line holds prompt, weak_score and strong_score (0 to 1), and may hold set, domain, tags and
-/// propensity: a row whose labels were collected by chance counts one over its probability (100 at
-/// most), so that it stands for those that were not collected. The new weights are written only if,
-/// with whole domains held out, they rank at least as well as the present ones: the mean over the
-/// sets of the exact APGR, on the prompts that the present ones were not fitted to. Where there is
-/// only one domain, five folds take the domains' place. Routers go on with theirs until
-/// `router promote`.
+/// Lines have prompt, weak_score and strong_score (0 to 1), and optionally set, domain, tags and
+/// propensity: a line labelled with that probability weighs its inverse, 100 at most, so that it stands
+/// for those that were not labelled. The new weights are written only if, with whole domains held out,
+/// they rank at least as well as the current ones: by the mean exact APGR over the sets, on prompts that
+/// the current ones were not fitted to. With a single domain, five folds replace the domains. Routers
+/// keep their weights until `router promote`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// File of labelled prompts, `-` for standard input, or a ledger's URL (sqlite:PATH or
-    /// postgres://…) for the jobs that both tiers answered; may be given again
+    /// File of labelled prompts, `-` for standard input, or a job database (sqlite:PATH or
+    /// postgres://…), for the jobs that both tiers answered (repeatable)
     #[arg(long, value_name = "FILE|URL", required = true)]
     from: Vec<String>,
-    /// File for the weights; it is replaced only when all went well
+    /// File to write the weights to, replaced only on success
     #[arg(long, value_name = "WEIGHTS")]
     out: PathBuf,
-    /// Weights to compare with: a file, a ledger's URL for those in use there, or `length` for ranking
-    /// by length alone; by default what --out holds already, else those that the ledger has in use,
-    /// else the bundled ones
+    /// Weights to compare with: a file, a job database for its active ones, or `length` for ranking by
+    /// length alone [default: those in --out, else the database's active ones, else the bundled ones]
     #[arg(long, value_name = "FILE|URL|length")]
     against: Option<String>,
-    /// Write the weights even if they lose
+    /// Write the weights even if they rank worse
     #[arg(long)]
     force: bool,
-    /// Seed of folds and trees
+    /// Seed of the folds and trees
     #[arg(long, default_value_t = Recipe::default().seed)]
     seed: u64,
 }
 
-/// Folds where there is only one domain.
+/// Folds if there is only one domain.
 const FOLDS: u64 = 5;
 
 /// Runs `router train`.
@@ -69,24 +72,24 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         ..Recipe::default()
     };
     let mut weights = train::train(&all, &recipe)?;
-    let present = Present::find(args, labelled.active.as_ref().map(in_use)).await?;
-    let record = try_out(&all, &recipe, &present)?;
+    let current = Current::find(args, labelled.active.as_ref().map(scorer_of)).await?;
+    let record = compare(&all, &recipe, &current)?;
     let has_lost = record.has_lost();
-    let verdict = if record.sets.is_empty() {
+    let outcome = if record.sets.is_empty() {
         "could not be compared with"
     } else {
         "do not rank better than"
     };
     weights.record = Some(record);
     if has_lost && !args.force {
-        complain(&format!(
-            "error: the new weights {verdict} {}; nothing was written (--force writes them all the same)",
-            present.name()
+        eprint_line(&format!(
+            "error: the new weights {outcome} {}; nothing was written (use --force to write them anyway)",
+            current.name()
         ));
         return Ok(ExitCode::FAILURE);
     }
     let bytes = codec::to_bytes(&weights);
-    write(&args.out, &bytes)?;
+    replace_file(&args.out, &bytes)?;
     let version = Scorer::from_bytes(&bytes)?.version().to_owned();
     let how = if has_lost {
         "written by --force"
@@ -99,7 +102,7 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     } else {
         String::new()
     };
-    say(&format!(
+    print_line(&format!(
         "{version} fitted to {} prompts{worth}, {how}: {} ({} bytes)",
         all.len(),
         args.out.display(),
@@ -108,8 +111,8 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Judges the recipe's weights beside the present ones, and says how each does.
-fn try_out(all: &[&Sample], recipe: &Recipe, present: &Present) -> anyhow::Result<Record> {
+/// Evaluates the recipe's weights against the current ones and prints the result of each set.
+fn compare(all: &[&Sample], recipe: &Recipe, current: &Current) -> anyhow::Result<Record> {
     let domains = samples::by(all, |sample| format!("{}/{}", sample.set, sample.domain)).len();
     let (held_out, split, manner) = if domains > 1 {
         (HeldOut::Domains, Split::Domains, "domains left out")
@@ -117,55 +120,55 @@ fn try_out(all: &[&Sample], recipe: &Recipe, present: &Present) -> anyhow::Resul
         (
             HeldOut::Folds,
             Split::Folds(FOLDS),
-            "five folds, since there is one domain only",
+            "five folds, as there is only one domain",
         )
     };
     let fresh = cross_validation::cross_validate(all, split, recipe.seed, recipe)
-        .context("with a part of the prompts held out")?;
-    let name = present.name();
-    let seen = all.iter().filter(|sample| present.has_seen(sample)).count();
+        .context("with part of the prompts held out")?;
+    let name = current.name();
+    let seen = all.iter().filter(|sample| current.has_seen(sample)).count();
     if seen > 0 {
-        say(&format!(
-            "{name} was fitted to {seen} of the {} prompts: compared on the others",
+        print_line(&format!(
+            "{name} was fitted to {seen} of the {} prompts; comparing on the others",
             all.len()
         ))?;
     }
-    let is_fair = |sample: &Sample| !present.has_seen(sample);
+    let is_fair = |sample: &Sample| !current.has_seen(sample);
     let mut record = Record {
         prompts: all.len() as u64,
         seed: recipe.seed,
         held_out,
-        against: present.version().to_owned(),
+        against: current.version().to_owned(),
         sets: BTreeMap::new(),
         seen: record::prints(all),
     };
-    for (set, outcome) in record::compare(all, &fresh, &present.judge(all), is_fair) {
+    for (set, outcome) in record::compare(all, &fresh, &current.judge(all), is_fair) {
         match outcome {
             Ok(compared) => {
                 let (new, old) = (compared.new, compared.present);
-                say(&format!(
+                print_line(&format!(
                     "{set}: exact APGR {new:.4} ({manner}), {name} {old:.4}"
                 ))?;
                 record.sets.insert(set, compared);
             }
-            Err(error) => say(&format!("{set}: not judged: {error}"))?,
+            Err(error) => print_line(&format!("{set}: not evaluated: {error}"))?,
         }
     }
     Ok(record)
 }
 
 /// What new weights are compared with.
-enum Present {
+enum Current {
     Length,
     Weights(Scorer),
 }
 
-impl Present {
-    /// What was asked for, else what would be replaced: the file, `active`, or the bundled weights.
+impl Current {
+    /// The weights of --against, else those to be replaced: of --out, `active`, or the bundled ones.
     async fn find(args: &TrainArgs, active: Option<Scorer>) -> anyhow::Result<Self> {
         let path = match args.against.as_deref() {
             Some(LENGTH) => return Ok(Self::Length),
-            Some(url) if is_ledger(url) => {
+            Some(url) if is_database(url) => {
                 let active = active_of(url).await?;
                 return Ok(Self::Weights(active.unwrap_or_else(Scorer::bundled)));
             }
@@ -175,13 +178,13 @@ impl Present {
         let scorer = match (path, active) {
             (None, Some(active)) => active,
             _ => Scorer::open(path).context(
-                "cannot compare with the present weights (--against names others, or length)",
+                "cannot compare with the current weights (choose others, or length, with --against)",
             )?,
         };
         Ok(Self::Weights(scorer))
     }
 
-    /// As a record names it.
+    /// The name in a record.
     fn version(&self) -> &str {
         match self {
             Self::Length => LENGTH,
@@ -189,15 +192,15 @@ impl Present {
         }
     }
 
-    /// As people are told.
+    /// The name in messages.
     fn name(&self) -> String {
         match self {
             Self::Length => "length alone".to_owned(),
-            Self::Weights(scorer) => format!("the present {}", scorer.version()),
+            Self::Weights(scorer) => format!("the current {}", scorer.version()),
         }
     }
 
-    /// True for a prompt whose labels it was fitted to.
+    /// Whether these weights were fitted to a prompt.
     fn has_seen(&self, sample: &Sample) -> bool {
         match self {
             Self::Length => false,
@@ -223,13 +226,4 @@ impl Present {
             }
         }
     }
-}
-
-/// Writes a file whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    fs::write(&partial, bytes)
-        .and_then(|()| fs::rename(&partial, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -70,7 +70,7 @@ fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
 
     let third = dir.run(&[&["run", &file], &FAST[..]].concat()).exits(0);
     assert_eq!(sorted(&third.stdout), sorted(&lines), "without --out");
-    assert!(third.stderr.contains("200 (200 of them in an earlier run)"));
+    assert!(third.stderr.contains("200 (200 of them by an earlier run)"));
     assert!(third.stderr.contains("promptyard.db"), "{third}");
     assert!(!third.stderr.contains('\u{1b}'), "no colours into a file");
 }

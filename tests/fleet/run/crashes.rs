@@ -143,7 +143,7 @@ fn interrupted_it_says_how_to_go_on_and_does() {
     let done = run
         .wait()
         .exits(130)
-        .complains("run the same command again to go on");
+        .complains("run the same command again to resume");
     assert_eq!(
         dir.number("select count(*) from attempts where outcome = 'running'"),
         0,

@@ -475,7 +475,7 @@ fn the_interface_speaks_tls() {
         "127.0.0.1:0",
     ];
     for (more, told) in [
-        (vec!["--set", &cert], "go together"),
+        (vec!["--set", &cert], "set together"),
         (vec!["--set", &cert, "--set", &missing], "none.pem"),
     ] {
         dir.run(&[&engines[..], &more].concat())

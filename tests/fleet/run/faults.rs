@@ -182,9 +182,9 @@ fn other_commands_refuse_as_clearly() {
     let dir = Workdir::new();
     dir.write("prompts", "hello\n");
     let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["results"], 1, &["no ledger", "promptyard.db"]),
-        (&["status"], 1, &["no ledger", "promptyard.db"]),
-        (&["dead", "list"], 1, &["no ledger", "promptyard.db"]),
+        (&["results"], 1, &["no job database", "promptyard.db"]),
+        (&["status"], 1, &["no job database", "promptyard.db"]),
+        (&["dead", "list"], 1, &["no job database", "promptyard.db"]),
         (&["submit", "nothing"], 1, &["nothing", "No such file"]),
         (&["work", "--tier", "huge"], 2, &["small", "large", "huge"]),
         (&["results", "--id", "seven"], 2, &["seven"]),
@@ -221,7 +221,7 @@ fn other_commands_refuse_as_clearly() {
     }
     assert!(
         !dir.path("promptyard.db").exists(),
-        "asking makes no ledger"
+        "reading creates no database"
     );
 }
 

@@ -183,7 +183,7 @@ fn targets_are_set_while_a_router_runs() {
     assert_eq!(tier("acme"), "small");
     target(&["list"])
         .exits(0)
-        .complains("the routers' configuration holds");
+        .complains("the routers' configuration applies");
     let set = target(&["set", "all", "threshold:0"]).exits(0);
     assert!(set.stdout.contains("all: threshold:0"), "{set}");
     until_blocking("jobs that go to large", || tier("acme") == "large");
@@ -351,12 +351,12 @@ fn a_ledger_is_learned_from() {
         "new.weights",
         "--force",
     ];
-    dir.run(&train).exits(1).complains("there is no ledger");
+    dir.run(&train).exits(1).complains("there is no job database");
     dir.write("prompts", "an easy one\n");
     dir.run(&run).exits(0);
     let empty = dir.run(&train).exits(1);
     assert_eq!(empty.stderr.lines().count(), 1, "{empty}");
-    empty.complains("no job that both tiers answered");
+    empty.complains("was answered by both tiers");
     // The large model is right where it is to multiply, and nobody is elsewhere.
     let line = |at: u32| {
         let is_hard = at.is_multiple_of(3);
@@ -389,12 +389,12 @@ fn a_ledger_is_learned_from() {
         .exits(0);
     dir.run(&["router", "promote", "length.weights"])
         .exits(1)
-        .complains("it was compared with length alone, and gain-2-");
+        .complains("it was compared with length alone, but gain-2-");
     assert_eq!(dir.column("select count(*) from router_weights"), ["0"]);
     // What was promoted is what prompts are explained by and new weights are compared with.
     dir.run(&["router", "promote", "new.weights"]).exits(0);
     let told = dir.run(&["router", "promote", "new.weights"]).exits(0);
-    assert!(told.stdout.contains("is in use already"), "{told}");
+    assert!(told.stdout.contains("is already in use"), "{told}");
     let metrics = dir.column("select metrics from router_weights");
     let metrics: Value = serde_json::from_str(&metrics[0]).unwrap();
     assert_eq!(metrics["prompts"], 300, "{metrics}");
@@ -404,7 +404,7 @@ fn a_ledger_is_learned_from() {
     // The weights that lost to nobody then are out of date now.
     dir.run(&["router", "promote", "length.weights"])
         .exits(1)
-        .complains(" is in use; `router train --against` takes the ledger's URL");
+        .complains(" is in use; compare with it by `router train --against DATABASE_URL`");
     dir.run(&["router", "promote", "length.weights", "--force"])
         .exits(0);
     dir.run(&["router", "promote", "new.weights", "--force"])
@@ -426,7 +426,7 @@ fn a_ledger_is_learned_from() {
     let told = dir.run(&again);
     let active = dir.column("select version from router_weights where active");
     assert!(
-        told.stdout.contains(&format!("the present {}", active[0])),
+        told.stdout.contains(&format!("the current {}", active[0])),
         "{told}"
     );
     // What cannot be used is not promoted.

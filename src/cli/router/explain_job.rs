@@ -1,21 +1,24 @@
-//! `router explain JOB`: why a job went where it went, and what the other tier would have cost.
+//! `router explain JOB`: why a job was routed to its tier, and what the other tier would have cost.
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::{
     config::Config,
-    console::options::{init_logs, require_database, say},
+    console::{
+        options::{init_logs, require_database},
+        terminal::print_line,
+    },
     fleet,
     job::{Job, JobId, JobRecord, Tier},
     scoring::{features::Features, scorer::Scorer},
     store::{DecisionRecord, Store, TierCost},
 };
 
-/// Jobs from which costs are measured.
+/// Recent jobs from which mean costs are computed.
 pub const COST_JOBS: usize = 2048;
 
-/// Tells of a job.
+/// Explains a job.
 pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyhow::Result<()> {
     init_logs(config)?;
     require_database(config)?;
@@ -23,7 +26,7 @@ pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyh
     let found = gather(&store, config, id).await;
     store.close().await;
     let found = found?;
-    say(&if json {
+    print_line(&if json {
         found.to_string()
     } else {
         to_text(&found, top)
@@ -33,9 +36,9 @@ pub async fn explain(id: JobId, config: &Config, top: usize, json: bool) -> anyh
 
 async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Value> {
     let decision = store.decision(id).await?;
-    let decision = decision.with_context(|| format!("the ledger has no job {id}"))?;
+    let decision = decision.with_context(|| format!("the job database has no job {id}"))?;
     let record = store.records(&[id]).await?.pop();
-    let record = record.with_context(|| format!("the ledger has no job {id}"))?;
+    let record = record.with_context(|| format!("the job database has no job {id}"))?;
     anyhow::ensure!(
         decision.score.is_some(),
         "job {id} is {} and was never routed",
@@ -43,10 +46,10 @@ async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Val
     );
     let job = store.job(id).await?;
     let costs = store.tier_costs(COST_JOBS).await?;
-    let scorer = scorer_of(store, config, decision.scorer.as_deref()).await?;
-    let other = match ran_elsewhere(store, &decision, &record).await? {
-        Some(ran) => ran,
-        None => other_cost(&record, &costs),
+    let scorer = deciding_scorer(store, config, decision.scorer.as_deref()).await?;
+    let other = match measured_other_cost(store, &decision, &record).await? {
+        Some(cost) => cost,
+        None => estimated_other_cost(&record, &costs),
     };
     Ok(describe(
         &decision,
@@ -57,8 +60,8 @@ async fn gather(store: &Store, config: &Config, id: JobId) -> anyhow::Result<Val
     ))
 }
 
-/// The weights that made the decision, if they can still be had.
-async fn scorer_of(
+/// The weights that made the decision, if they are still available.
+async fn deciding_scorer(
     store: &Store,
     config: &Config,
     version: Option<&str>,
@@ -108,7 +111,7 @@ fn describe(
     })
 }
 
-/// What the job's own last run took.
+/// The cost of the job's last run.
 fn own_cost(record: &JobRecord) -> Value {
     let seconds = record
         .started_at
@@ -121,8 +124,8 @@ fn own_cost(record: &JobRecord) -> Value {
     })
 }
 
-/// What the other tier did take, where it ran the job as well: as its copy, or before it was escalated.
-async fn ran_elsewhere(
+/// The other tier's measured cost, if it ran the job too: as a shadow copy or before escalation.
+async fn measured_other_cost(
     store: &Store,
     decision: &DecisionRecord,
     record: &JobRecord,
@@ -156,7 +159,7 @@ async fn ran_elsewhere(
     }))
 }
 
-/// What a tier's jobs take in the mean.
+/// A tier's mean cost per job.
 pub fn mean_cost(cost: &TierCost) -> Value {
     json!({
         "tier": cost.tier,
@@ -166,9 +169,9 @@ pub fn mean_cost(cost: &TierCost) -> Value {
     })
 }
 
-/// What the other tier would take: the mean of its jobs, more or less as this job's answer is longer
-/// or shorter than its own tier's.
-fn other_cost(record: &JobRecord, costs: &[TierCost]) -> Value {
+/// The other tier's estimated cost: the mean of its jobs, scaled by the length of this job's answer
+/// over the mean of its own tier.
+fn estimated_other_cost(record: &JobRecord, costs: &[TierCost]) -> Value {
     let other = match record.tier {
         Some(Tier::Small) => Tier::Large,
         _ => Tier::Small,
@@ -224,19 +227,19 @@ fn to_text(found: &Value, top: usize) -> String {
                 scope => scope,
             },
         ),
-        format!("cost       {}", cost_in_words(&found["cost"])),
-        format!("other      {}", other_in_words(&found["other"])),
+        format!("cost       {}", cost_text(&found["cost"])),
+        format!("other      {}", other_cost_text(&found["other"])),
     ];
     for name in ["shadow", "shadow_of"] {
         if let Some(id) = found[name].as_str() {
             lines.push(format!("{name:<10} {id}"));
         }
     }
-    for said in found["feedback"].as_array().into_iter().flatten() {
+    for feedback in found["feedback"].as_array().into_iter().flatten() {
         lines.push(format!(
             "feedback   {} by {}",
-            number(&said["score"]),
-            word(&said["source"])
+            number(&feedback["score"]),
+            word(&feedback["source"])
         ));
     }
     match found["features"].as_array() {
@@ -248,14 +251,15 @@ fn to_text(found: &Value, top: usize) -> String {
             }));
         }
         None => lines.push(
-            "moved by   unknown: the weights of that version, or the prompt, are gone".to_owned(),
+            "moved by   unknown: the weights of that version or the prompt no longer exist"
+                .to_owned(),
         ),
     }
     lines.join("\n")
 }
 
-/// What a run took; a job that was answered from the cache took none.
-fn cost_in_words(cost: &Value) -> String {
+/// A run's cost as text; a job answered from the cache has none.
+fn cost_text(cost: &Value) -> String {
     match (cost["seconds"].as_f64(), cost["completion_tokens"].as_u64()) {
         (Some(seconds), Some(tokens)) => format!("{seconds:.4} s, {tokens} tokens generated"),
         (None, Some(tokens)) => format!("none of its own, {tokens} tokens reused"),
@@ -264,16 +268,16 @@ fn cost_in_words(cost: &Value) -> String {
     }
 }
 
-/// What the other tier took or would have taken.
-fn other_in_words(other: &Value) -> String {
+/// The other tier's cost as text.
+fn other_cost_text(other: &Value) -> String {
     let tier = other["tier"].as_str().unwrap_or("unknown");
     match (other["measured_on"].as_str(), other["seconds"].as_f64()) {
-        (Some(on), _) => format!("{tier} took {} ({on})", cost_in_words(other)),
+        (Some(on), _) => format!("{tier} took {} ({on})", cost_text(other)),
         (None, Some(seconds)) => format!(
-            "{tier} would have taken about {seconds:.4} s and {:.0} tokens, by {} jobs of late",
+            "{tier} would have taken about {seconds:.4} s and {:.0} tokens, estimated from {} recent jobs",
             other["completion_tokens"].as_f64().unwrap_or_default(),
             other["jobs_measured"]
         ),
-        (None, None) => format!("{tier}: unknown, none of its jobs ended within the last hour"),
+        (None, None) => format!("{tier}: unknown, as none of its jobs ended within the last hour"),
     }
 }
