@@ -351,7 +351,9 @@ fn a_ledger_is_learned_from() {
         "new.weights",
         "--force",
     ];
-    dir.run(&train).exits(1).complains("there is no job database");
+    dir.run(&train)
+        .exits(1)
+        .complains("there is no job database");
     dir.write("prompts", "an easy one\n");
     dir.run(&run).exits(0);
     let empty = dir.run(&train).exits(1);
