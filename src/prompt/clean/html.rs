@@ -6,10 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::{
-    entities,
-    tags::{BLOCK, Tag, UNSEEN, attribute, element_end, next_tag},
-};
+use super::tags::{BLOCK, Tag, UNSEEN, attribute, element_end, next_tag};
 
 /// Shortest line that is dropped when it repeats an earlier one.
 const REPEAT_BYTES_MIN: usize = 32;
@@ -49,7 +46,7 @@ struct Page {
 
 impl Page {
     fn text(&mut self, raw: &str) {
-        let text = entities::decode(raw);
+        let text = html_escape::decode_html_entities(raw);
         if self.verbatim > 0 {
             self.flush_gap();
             self.is_data = true;
@@ -176,5 +173,18 @@ fn step(open: usize, closes: bool) -> usize {
         open.saturating_sub(1)
     } else {
         open + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn character_references_are_decoded_and_unknown_ones_stay() {
+        assert_eq!(
+            to_text("<p>a &amp; b &lt;c&gt; &#233;&#xE9;&eacute; &hellip; R&D &nosuch; &</p>"),
+            "a & b <c> ééé … R&D &nosuch; &"
+        );
     }
 }

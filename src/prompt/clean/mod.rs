@@ -13,7 +13,6 @@
 //! unless a page quoted markup of its own.
 
 pub mod code;
-mod entities;
 pub mod html;
 pub mod intent;
 pub mod json;
