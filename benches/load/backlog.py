@@ -56,13 +56,13 @@ class Watch:
             f"select count(*) from jobs where finished_at > to_timestamp({self.until}) and finished_at <= to_timestamp({until})"
         )
         self.until = until
-        size, held = self.postgres.rows(
-            "select pg_database_size(current_database()), (select n_live_tup from pg_stat_user_tables where relname = 'held_jobs')"
+        size, deferred = self.postgres.rows(
+            "select pg_database_size(current_database()), (select n_live_tup from pg_stat_user_tables where relname = 'deferred_jobs')"
         )[0]
         figures = self.rabbit.figures() or {"queues": {}}
         sample = {
             "at_s": now - self.begun, "sent": self.confirmed.value, "finished": self.finished,
-            "ledger_bytes": int(size), "held_about": int(held or 0),
+            "database_bytes": int(size), "deferred_about": int(deferred or 0),
             "queues": {name: figures["queues"].get(name, 0) for name in QUEUES}, **self.fleet.look(),
         }
         self.samples.append(sample)
@@ -75,9 +75,9 @@ def show(sample: dict, before: dict | None) -> None:
     memory = sample["memory"]
     most = lambda role: max((of for name, of in memory.items() if name.startswith(role)), default=0) / MEGABYTE
     note(
-        f"{sample['at_s']:6.0f} s  sent {sample['sent']:>8}  finished {sample['finished']:>8} ({rate:5.0f}/s)  held {sample['held_about']:>7}"
+        f"{sample['at_s']:6.0f} s  sent {sample['sent']:>8}  finished {sample['finished']:>8} ({rate:5.0f}/s)  deferred {sample['deferred_about']:>7}"
         f"  queues {'/'.join(str(n) for n in sample['queues'].values()):>16}  MB router {most('router'):.0f} worker {most('worker'):.0f}"
-        f" rabbitmq {memory['rabbitmq'] / MEGABYTE:.0f} postgres {memory['postgres'] / MEGABYTE:.0f}  ledger {sample['ledger_bytes'] / MEGABYTE:.0f}"
+        f" rabbitmq {memory['rabbitmq'] / MEGABYTE:.0f} postgres {memory['postgres'] / MEGABYTE:.0f}  database {sample['database_bytes'] / MEGABYTE:.0f}"
     )
 
 
@@ -99,13 +99,13 @@ def check(postgres: Postgres, rabbit: RabbitMQ, jobs: int, trickled: int) -> dic
     number = postgres.number
     figures = (rabbit.figures() or {"queues": {}})["queues"]
     found = {
-        "jobs in the ledger": (number("select count(*) from jobs"), jobs + trickled),
+        "jobs in the database": (number("select count(*) from jobs"), jobs + trickled),
         "of them with a key of their own": (number("select count(distinct (tenant, key)) from jobs"), jobs + trickled),
         "of them not ended": (number("select count(*) from jobs where finished_at is null"), 0),
         "of them succeeded": (number("select count(*) from jobs where state = 'succeeded'"), jobs + trickled),
         "attempts not ended": (number("select count(*) from attempts where outcome = 'running'"), 0),
         "messages in queues": (sum(figures.get(queue, 0) for queue in QUEUES), 0),
-        "jobs held": (number("select count(*) from held_jobs where released_at is null"), 0),
+        "jobs deferred": (number("select count(*) from deferred_jobs where released_at is null"), 0),
         "dead letters": (number("select count(*) from dead_letters"), 0),
     }
     return {name: dict(found=of, expected=expected) for name, (of, expected) in found.items()}
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace, fleet: Fleet, rabbit: RabbitMQ, postgres: Post
         extra_attempts=postgres.number("select count(*) from attempts where attempt > 1"),
         states=dict(postgres.rows("select state, count(*) from jobs group by state")),
         tiers=dict(postgres.rows("select coalesce(tier, 'none'), count(*) from jobs group by tier")),
-        released_left=postgres.number("select count(*) from held_jobs"),
+        released_left=postgres.number("select count(*) from deferred_jobs"),
         warnings=fleet.warnings(),
     )
 
@@ -180,11 +180,11 @@ def tell(args: argparse.Namespace, results: dict) -> bool:
     for name in names:
         line = [sample["memory"][name] / MEGABYTE for sample in samples]
         rows.append([name, *(f"{mb:.0f}" for mb in (line[0], line[len(line) // 2], line[-1], max(line))), f"{results['cpu_ms_per_job'][name]:.2f}"])
-    line = [sample["ledger_bytes"] / MEGABYTE for sample in samples]
-    rows.append(["ledger on disk", *(f"{mb:.0f}" for mb in (line[0], line[len(line) // 2], line[-1], max(line))), ""])
+    line = [sample["database_bytes"] / MEGABYTE for sample in samples]
+    rows.append(["database on disk", *(f"{mb:.0f}" for mb in (line[0], line[len(line) // 2], line[-1], max(line))), ""])
     table(rows)
     most = {queue: max(sample["queues"][queue] for sample in samples) for queue in QUEUES}
-    say(f"\nmost in the queues: {most}; most held: about {max(sample['held_about'] for sample in samples)}; rows left in held_jobs: {results['released_left']}")
+    say(f"\nmost in the queues: {most}; most deferred: about {max(sample['deferred_about'] for sample in samples)}; rows left in deferred_jobs: {results['released_left']}")
     rows = [["trickle, one job a second", "jobs", "p50", "p99", "longest"]]
     for name in ("during", "after"):
         of = trickled[name]
@@ -209,13 +209,13 @@ def draw(path: Path, args: argparse.Namespace, results: dict) -> None:
     memory = {name: line(lambda sample, name=name: sample["memory"][name] / MEGABYTE) for name in samples[0]["memory"]}
     ours = {name: of for name, of in memory.items() if name not in ("rabbitmq", "postgres")}
     servers = {name: memory[name] for name in ("rabbitmq", "postgres")}
-    servers["ledger on disk"] = line(lambda sample: sample["ledger_bytes"] / MEGABYTE)
+    servers["database on disk"] = line(lambda sample: sample["database_bytes"] / MEGABYTE)
     waiting = {queue: line(lambda sample, queue=queue: sample["queues"][queue]) for queue in QUEUES}
-    waiting["held (about)"] = line(lambda sample: sample["held_about"])
+    waiting["deferred (about)"] = line(lambda sample: sample["deferred_about"])
     plot(path, f"{args.jobs} jobs of one tenant beside a trickle of another", [
         ("finished jobs a second", {"finished": rates}),
         ("jobs waiting", waiting),
         ("memory of each role, MB", ours),
-        ("servers and ledger, MB", servers),
+        ("servers and database, MB", servers),
         ("trickle: seconds from submission to answer", {"trickle": [tuple(point) for point in results["trickle"]["points"]]}),
     ])

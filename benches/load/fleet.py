@@ -46,7 +46,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 class Fleet:
-    """Roles over one broker and one ledger."""
+    """Roles over one broker and one job database."""
 
     def __init__(self, binary: Path, work: Path, rabbit: RabbitMQ, postgres: Postgres):
         self.binary, self.work, self.rabbit, self.postgres = binary, work, rabbit, postgres

@@ -217,16 +217,16 @@ class Watch:
     def look(self) -> dict:
         self.fleet.check()
         now = time.time()
-        sessions, size, held, finished = map(int, self.postgres.rows(
+        sessions, size, deferred, finished = map(int, self.postgres.rows(
             "select (select count(*) from pg_stat_activity where backend_type = 'client backend' and application_name <> 'load'),"
-            " pg_database_size(current_database()), (select count(*) from held_jobs where released_at is null),"
+            " pg_database_size(current_database()), (select count(*) from deferred_jobs where released_at is null),"
             f" (select count(*) from jobs where finished_at > to_timestamp({now - 60}))"
         )[0])
         figures = self.rabbit.figures() or {"queues": {}, "connections": 0, "channels": 0}
         recent = [latency for at, latency in self.traffic.latencies[-20_000:] if at > now - 60]
         sample = {
             "at_s": now - self.begun, "accepted": sum(self.traffic.accepted.values()), "finished_last_minute": finished,
-            "ledger_bytes": size, "held": held, "sessions": sessions, "connections": figures["connections"], "channels": figures["channels"],
+            "database_bytes": size, "deferred": deferred, "sessions": sessions, "connections": figures["connections"], "channels": figures["channels"],
             "queues": {name: figures["queues"].get(name, 0) for name in QUEUES}, "latency": latencies(recent), **self.fleet.look(),
         }
         self.samples.append(sample)
@@ -236,7 +236,7 @@ class Watch:
 def show(sample: dict) -> None:
     memory = " ".join(f"{name} {of / MEGABYTE:.0f}" for name, of in sample["memory"].items())
     note(
-        f"{sample['at_s']:6.0f} s  accepted {sample['accepted']:>7}  ended in the last minute {sample['finished_last_minute']:>5}  held {sample['held']:>4}"
+        f"{sample['at_s']:6.0f} s  accepted {sample['accepted']:>7}  ended in the last minute {sample['finished_last_minute']:>5}  deferred {sample['deferred']:>4}"
         f"  queues {'/'.join(str(n) for n in sample['queues'].values()):>10}  p50 {seconds(sample['latency']['p50'])} p99 {seconds(sample['latency']['p99'])}"
         f"  sessions {sample['sessions']}  connections {sample['connections']} channels {sample['channels']}  files {sum(sample['files'].values())}  MB {memory}"
     )
@@ -309,13 +309,13 @@ def check(postgres: Postgres, rabbit: RabbitMQ, traffic: Traffic) -> dict:
     figures = (rabbit.figures() or {"queues": {}})["queues"]
     accepted = sum(traffic.accepted.values())
     found = {
-        "jobs in the ledger": (number("select count(*) from jobs"), accepted),
+        "jobs in the database": (number("select count(*) from jobs"), accepted),
         "of them with a key of their own": (number("select count(distinct (tenant, key)) from jobs"), accepted),
         "of them not ended": (number("select count(*) from jobs where finished_at is null"), 0),
         "attempts not ended": (number("select count(*) from attempts where outcome = 'running'"), 0),
         "begun before their time": (number("select count(*) from jobs where started_at < not_before"), 0),
         "messages in queues": (sum(figures.get(queue, 0) for queue in QUEUES), 0),
-        "jobs held": (number("select count(*) from held_jobs where released_at is null"), 0),
+        "jobs deferred": (number("select count(*) from deferred_jobs where released_at is null"), 0),
         "replies missing": (len(traffic.awaited), 0),
         "faults of the producers": (sum(traffic.faults.values()), 0),
     }
@@ -363,9 +363,9 @@ def draw(path: Path, args: argparse.Namespace, results: dict) -> None:
     plot(path, f"{args.minutes:g} minutes of mixed traffic", [
         ("jobs that ended within a minute", {"jobs": line(lambda sample: sample["finished_last_minute"])}),
         ("memory of each role, MB", {name: of for name, of in memory.items() if name not in ("rabbitmq", "postgres")}),
-        ("servers and ledger, MB", {**{name: memory[name] for name in ("rabbitmq", "postgres")}, "ledger": line(lambda sample: sample["ledger_bytes"] / MEGABYTE)}),
+        ("servers and database, MB", {**{name: memory[name] for name in ("rabbitmq", "postgres")}, "database": line(lambda sample: sample["database_bytes"] / MEGABYTE)}),
         ("open files", by_part("files", 1)),
         ("connections", {name: line(lambda sample, name=name: sample[name]) for name in ("sessions", "connections", "channels")}),
-        ("jobs waiting", {**{queue: line(lambda sample, queue=queue: sample["queues"][queue]) for queue in QUEUES}, "held": line(lambda sample: sample["held"])}),
+        ("jobs waiting", {**{queue: line(lambda sample, queue=queue: sample["queues"][queue]) for queue in QUEUES}, "deferred": line(lambda sample: sample["deferred"])}),
         ("plain jobs over AMQP, seconds", {share: line(lambda sample, share=share: sample["latency"][share]) for share in ("p50", "p99")}),
     ])
