@@ -1,4 +1,4 @@
-//! What is done to a request's context before a model sees it (`context: lossless`, `prune`).
+//! Prepares a request's context before it is sent to a model (`context: lossless`, `prune`).
 
 use super::{
     clean::clean,
@@ -10,24 +10,23 @@ use super::{
 };
 use crate::job::{ContextMode, ContextSavings, Message, Role};
 
-/// Raised whenever the same request would be sent otherwise than before: it is part of the key
-/// under which answers are reused.
+/// Version of the preparation, part of the cache key; raise it whenever the same request would be
+/// sent differently.
 pub const CONTEXT_RULES: u8 = 2;
 
-/// A conversation as it is sent, and what was left out of it.
+/// A prepared conversation and what was removed from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
-    /// The messages to send, as many as there were, in order.
+    /// Messages to send, as many as given, in order.
     pub messages: Vec<Message>,
-    /// Estimated tokens that are not sent.
+    /// Estimated tokens saved.
     pub saved: ContextSavings,
 }
 
-/// Prepares a conversation. Only turns of the user change; what the other turns and the other
-/// user turns ask for may forbid the change of one.
+/// Prepares a conversation. Only user turns change, and instructions in any other turn may forbid it.
 ///
-/// With `prune` the last user turn then loses the context that its question does not need; an
-/// embedder, if there is one, helps to tell.
+/// With `prune`, the context that the question does not need is then removed from the last user turn;
+/// an embedder, if given, improves the choice.
 pub fn prepare(
     messages: &[Message],
     mode: ContextMode,
@@ -58,7 +57,7 @@ pub fn prepare(
     prepared
 }
 
-/// Prunes the user's last turn, unless what the others say forbids it.
+/// Prunes the last user turn unless another turn forbids it.
 fn prune_last(prepared: &mut Prepared, similarity: Option<&dyn Similarity>) {
     let last = prepared
         .messages
@@ -79,7 +78,7 @@ fn prune_last(prepared: &mut Prepared, similarity: Option<&dyn Similarity>) {
     }
 }
 
-/// What system and later user turns say: those may speak of an earlier turn's form.
+/// Texts of system and later user turns, which may refer to the form of an earlier turn.
 fn instructions(messages: &[Message], except: usize) -> String {
     let mut text = String::new();
     for (at, message) in messages.iter().enumerate() {
@@ -110,7 +109,7 @@ mod tests {
     const PRETTY: &str = "What is a?\n\n{\n    \"a\": 1.0,\n    \"b\": [\n        2\n    ]\n}";
 
     #[test]
-    fn users_turns_are_cleaned_and_counted_and_others_stay() {
+    fn only_user_turns_are_cleaned() {
         let messages = [turn(Role::System, PRETTY), turn(Role::User, PRETTY)];
         let prepared = prepare(&messages, ContextMode::Lossless, None);
         assert_eq!(prepared.messages[0], messages[0]);
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_system_prompt_or_a_later_turn_can_forbid_it() {
+    fn system_prompt_and_later_turns_can_forbid_cleaning() {
         let user = turn(Role::User, PRETTY);
         for messages in [
             vec![turn(Role::System, "Return the JSON as is."), user.clone()],

@@ -1,13 +1,12 @@
-//! An answer's text as its tokens arrive, in whole characters.
+//! Incremental detokenization: the text of an answer as its tokens arrive, in whole characters.
 
 use super::{PromptError, Vocabulary};
 
-/// Turns tokens into text as they arrive and never gives half a character away.
+/// Turns tokens into text as they arrive and never emits part of a character.
 ///
-/// Where a text is no more than its tokens' bytes, which is so for every tokenizer of byte-level
-/// BPE and of SentencePiece's kind, bytes are kept until they are whole characters, and stray ones
-/// become U+FFFD as they do in [`String::from_utf8_lossy`]. For other decoders a window of tokens
-/// is decoded instead.
+/// With byte-level BPE and SentencePiece tokenizers a text is the concatenation of its tokens' bytes:
+/// bytes are buffered until they form whole characters, and invalid ones become U+FFFD as in
+/// [`String::from_utf8_lossy`]. With other decoders a window of tokens is decoded instead.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
     tail: Tail,
@@ -15,7 +14,7 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// Takes a token and gives the text that is certain now.
+    /// Adds a token and returns the text that is now final.
     ///
     /// # Errors
     /// [`PromptError::Tokenizer`].
@@ -26,7 +25,7 @@ impl Detokenizer {
         }
     }
 
-    /// Gives what is left at the end; half a character becomes U+FFFD.
+    /// Returns the rest at the end; an incomplete character becomes U+FFFD.
     ///
     /// # Errors
     /// [`PromptError::Tokenizer`].
@@ -38,13 +37,13 @@ impl Detokenizer {
     }
 }
 
-/// The bytes that are no whole character yet: three at most.
+/// Bytes that do not form a whole character yet, at most three.
 #[derive(Clone, Debug, Default)]
 struct Tail {
     bytes: Vec<u8>,
-    /// Leading spaces that were taken away.
+    /// Leading spaces removed so far.
     taken: usize,
-    /// True once something else than they has come.
+    /// True once other text has followed.
     begun: bool,
 }
 
@@ -67,7 +66,7 @@ impl Tail {
         self.give()
     }
 
-    /// The whole characters; what may still become one stays.
+    /// Takes the whole characters; an incomplete one stays buffered.
     fn give(&mut self) -> String {
         let mut text = String::new();
         let mut rest = self.bytes.as_slice();
@@ -99,21 +98,21 @@ impl Tail {
     }
 }
 
-/// The tokens whose text is not certain yet, and those before them.
+/// A window of tokens: those whose text is not final yet, and the ones before them.
 ///
-/// A token may hold part of a character, and some tokenizers spell a token differently at the
-/// beginning of a text; so a window of tokens is decoded with and without the newest, and what the
-/// newest adds is given once it no longer ends in the replacement character (text-generation-inference
-/// and vLLM do the same).
+/// A token may hold part of a character, and some tokenizers decode a token differently at the start
+/// of a text. The window is therefore decoded with and without its newest token, and the difference is
+/// emitted once it no longer ends in the replacement character, as in text-generation-inference and
+/// vLLM.
 #[derive(Clone, Debug, Default)]
 struct Window {
-    /// The first `shown` of them are given already and only set the scene.
+    /// The first `shown` tokens were emitted already and only provide context.
     tokens: Vec<u32>,
     shown: usize,
 }
 
 impl Window {
-    /// A character has at most four bytes, so a fifth token decides it.
+    /// A character has at most four bytes, so the fifth token completes it.
     const CHARACTER_TOKENS: usize = 4;
 
     fn push(&mut self, vocabulary: &Vocabulary, token: u32) -> Result<String, PromptError> {
@@ -124,7 +123,7 @@ impl Window {
         if ends_whole && whole.len() > shown.len() {
             return self.give(vocabulary, self.tokens.len(), &shown, whole);
         }
-        // Bytes that never become a character must not hold the rest back for ever.
+        // Invalid bytes must not hold back the rest forever.
         let held = self.tokens.len() - self.shown;
         if !ends_whole && held > 2 * Self::CHARACTER_TOKENS {
             for back in Self::CHARACTER_TOKENS..held {
@@ -144,7 +143,8 @@ impl Window {
         self.give(vocabulary, self.tokens.len(), &shown, whole)
     }
 
-    /// Gives `text` (the decoded first `upto` tokens) less what was shown, and moves the window on.
+    /// Returns `text` (the first `upto` tokens decoded) without the part already emitted, and advances the
+    /// window.
     fn give(
         &mut self,
         vocabulary: &Vocabulary,
@@ -154,8 +154,8 @@ impl Window {
     ) -> Result<String, PromptError> {
         let piece = match text.strip_prefix(shown) {
             Some(piece) => piece.to_owned(),
-            // Byte fallback makes a whole run of bytes U+FFFD when a stray one follows it. What
-            // was given stays; the rest stands for itself.
+            // With byte fallback, an invalid byte turns the whole run of bytes before it into U+FFFD.
+            // Emitted text stays; the rest is emitted as it is.
             None => vocabulary.decode(&self.tokens[self.shown..upto])?,
         };
         self.tokens.drain(..self.shown);
@@ -176,8 +176,8 @@ pub(super) mod tests {
         Vocabulary::from_json(json).expect("the fixture is a tokenizer")
     }
 
-    /// A tokenizer as Llama 2's, Mistral's and Gemma's are: words with `▁` for the space, bytes for
-    /// what has no word.
+    /// A tokenizer like those of Llama 2, Mistral and Gemma: `▁` for the space, byte fallback for unknown
+    /// words.
     pub(in crate::prompt) fn words() -> Vocabulary {
         let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
         let words = ["▁", "t", "o", "b", "e", "é", "▁t", "▁to", "▁b", "▁be"];
@@ -233,7 +233,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bytes_that_never_become_a_character_are_given_after_a_few_tokens() {
+    fn invalid_bytes_are_emitted_after_a_few_tokens() {
         let vocabulary = vocabulary();
         let json: serde_json::Value = serde_json::from_slice(include_bytes!(
             "../../tests/fixtures/models/tiny-llama/tokenizer.json"
@@ -253,9 +253,9 @@ pub(super) mod tests {
         assert_eq!(given, "\u{fffd}".repeat(200));
     }
 
-    /// A decoder that does more than put bytes together: every word ends in a mark.
+    /// A decoder that does more than concatenate bytes: every word ends in a marker.
     #[test]
-    fn other_decoders_are_asked_token_by_token() {
+    fn other_decoders_use_a_window() {
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
@@ -276,7 +276,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_space_at_the_very_beginning_is_the_tokenizers_own() {
+    fn leading_space_of_the_tokenizer_is_removed() {
         let vocabulary = words();
         let tokens = vocabulary
             .encode("to be é🙂 t", Specials::Written)
@@ -298,10 +298,9 @@ pub(super) mod tests {
             prop_assert_eq!(halves, text.contains(char::REPLACEMENT_CHARACTER));
         }
 
-        /// The decoder itself takes whole characters back when a stray byte follows them; what was
-        /// given stays, and stray bytes become what they do elsewhere.
+        /// The library's decoder withdraws whole characters when an invalid byte follows; emitted text stays.
         #[test]
-        fn stray_fallback_bytes_lose_nothing_else(tokens in prop::collection::vec(3u32..269, 0..60)) {
+        fn invalid_fallback_bytes_lose_nothing_else(tokens in prop::collection::vec(3u32..269, 0..60)) {
             let vocabulary = words();
             let given = pieces(&vocabulary, &tokens).concat();
             let whole = vocabulary.decode(&tokens).expect("decodes");
@@ -325,7 +324,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn any_tokens_give_the_text_that_decoding_them_at_once_gives(tokens in prop::collection::vec(0u32..384, 0..80)) {
+        fn any_tokens_give_the_text_of_decoding_them_at_once(tokens in prop::collection::vec(0u32..384, 0..80)) {
             let vocabulary = vocabulary();
             prop_assert_eq!(pieces(&vocabulary, &tokens).concat(), vocabulary.decode(&tokens).expect("decodes"));
         }

@@ -1,13 +1,13 @@
-//! How many tokens a text is likely to have, without a tokenizer.
+//! Estimates the number of tokens of a text without a tokenizer.
 
-/// Letters of a word that one token holds, in English text under vocabularies of 50k to 150k.
+/// Letters per token within a word, for English text and vocabularies of 50k to 150k tokens.
 const LETTERS_PER_TOKEN: usize = 6;
-/// Digits of a number that one token holds.
+/// Digits per token within a number.
 const DIGITS_PER_TOKEN: usize = 3;
 
-/// Estimates the tokens of a text by splitting it as byte-pair tokenizers first do (a word with the
-/// space before it, three digits, a run of punctuation, a run of spaces, line ends) and counting one token for every
-/// six letters of a word. Router and worker share it where no model's tokenizer is at hand.
+/// Estimates the number of tokens of a text: splits it like the pre-tokenizer of byte-pair encoders
+/// (a word with the space before it, three digits, runs of punctuation, spaces and line ends) and counts
+/// one token for every six letters of a word. Used where no model's tokenizer is available.
 pub fn estimate_tokens(text: &str) -> usize {
     let mut tokens = 0;
     let mut characters = text.chars().peekable();
@@ -23,7 +23,7 @@ pub fn estimate_tokens(text: &str) -> usize {
         }
         tokens += match class {
             Class::Letter => usize::div_ceil(length, LETTERS_PER_TOKEN),
-            // Han, kana and hangul: about a token each.
+            // Han, kana and hangul: about one token per character.
             Class::Ideograph => length,
             Class::Digit => usize::div_ceil(length, DIGITS_PER_TOKEN),
             Class::Sign => usize::div_ceil(length, 2),
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_numbers_and_signs_count_as_tokenizers_count_them() {
+    fn estimates_are_close_to_tokenizers() {
         for (text, tokens) in [
             ("", 0),
             ("Hello world", 2),

@@ -1,10 +1,9 @@
 //! Conversations become tokens, and tokens text again.
 //!
-//! Comes in: messages, and the tokenizer and chat template that a model carries. Goes out: the
-//! conversation without what its producer allows to be left out ([`prepare`]), the prompt as the
-//! model was trained to read it ([`ChatTemplate`]), its tokens and their number
-//! ([`Vocabulary`]), and an answer's text, piece by piece ([`Detokenizer`]). It knows no model's
-//! weights and does no I/O.
+//! Comes in: messages, and the tokenizer and chat template of a model. Goes out: the cleaned or
+//! pruned conversation, if its producer allows that ([`prepare`]), the rendered prompt
+//! ([`ChatTemplate`]), its tokens ([`Vocabulary`]), and an answer's text piece by piece
+//! ([`Detokenizer`]). It knows no model weights.
 
 pub mod clean;
 mod context;
@@ -24,13 +23,13 @@ pub use vocabulary::{Specials, Vocabulary};
 /// Why a conversation cannot become a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
-    /// The model's files cannot be used: no request can be served.
+    /// The model's files are unusable, so that no request can be served.
     #[error("{0}")]
     BadFile(String),
-    /// The template refuses this conversation, in its own words.
-    #[error("the model's chat template refuses the conversation: {0}")]
+    /// The template raised an exception for this conversation.
+    #[error("the model's chat template rejects the conversation: {0}")]
     Refused(String),
-    /// The tokenizer fails on this text.
+    /// The tokenizer failed on this text.
     #[error("the model's tokenizer fails: {0}")]
     Tokenizer(String),
 }

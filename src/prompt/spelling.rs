@@ -1,37 +1,37 @@
-//! How each token of a vocabulary is spelt in bytes.
+//! The bytes of each token of a vocabulary.
 //!
-//! Tokenizers write bytes as text in two ways: byte-level BPE maps each of the 256 to a printable
-//! character (GPT-2's table), byte fallback writes those it has no word for as `<0x0A>` and spaces
-//! as `▁` (SentencePiece). The decoder of `tokenizer.json` tells which it is.
+//! Tokenizers encode bytes as text in two ways: byte-level BPE maps each of the 256 bytes to a
+//! printable character (GPT-2's table); byte fallback writes unknown ones as `<0x0A>` and spaces as `▁`
+//! (SentencePiece). The decoder in `tokenizer.json` shows which one is used.
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-/// The bytes of every token, one after another.
+/// The bytes of all tokens, concatenated.
 #[derive(Debug)]
 pub(super) struct Spelling {
     bytes: Vec<u8>,
-    /// Where each token ends.
+    /// End offset of each token.
     ends: Vec<usize>,
-    /// Tokens that are no text: those of the chat template, of beginnings and ends.
+    /// Special tokens, which produce no text.
     special: Vec<u32>,
-    /// Spaces that decoding takes away at the beginning of a text; `None` where the decoder does
-    /// more than put bytes together, so that they are not the whole truth.
+    /// Spaces that decoding removes at the start of a text; `None` if the decoder does more than
+    /// concatenate bytes.
     leading_spaces: Option<usize>,
 }
 
-/// The alphabet of a tokenizer.
+/// How a tokenizer encodes bytes as text.
 #[derive(Debug)]
 enum Alphabet {
     ByteLevel,
-    /// Also of tokenizers without bytes: a word is its own text, but for the letter of the space.
+    /// Also used for tokenizers without bytes: a word is its own text, except for the space marker.
     Words {
         space: Option<char>,
     },
 }
 
 impl Spelling {
-    /// Spells every token out.
+    /// Computes the bytes of every token.
     pub(super) fn of(tokenizer: &Tokenizer, tokens: usize) -> Self {
         let decoder = tokenizer.get_decoder().map(serde_json::to_value);
         let decoder = decoder.and_then(Result::ok).unwrap_or_default();
@@ -57,13 +57,13 @@ impl Spelling {
         spelling
     }
 
-    /// Spaces that decoding takes away at the beginning of a text; `None` where a text is more than
-    /// its tokens' bytes.
+    /// Spaces that decoding removes at the start of a text; `None` if a text is more than its tokens'
+    /// bytes.
     pub(super) fn leading_spaces(&self) -> Option<usize> {
         self.leading_spaces
     }
 
-    /// A token's bytes; none of a token that is not there.
+    /// A token's bytes; empty for an unknown token.
     pub(super) fn bytes(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let Some(end) = self.ends.get(token) else {
@@ -73,14 +73,13 @@ impl Spelling {
         &self.bytes[from..*end]
     }
 
-    /// True for a token that is no text.
+    /// True for a special token.
     pub(super) fn is_special(&self, token: u32) -> bool {
         self.special.binary_search(&token).is_ok()
     }
 }
 
-/// A decoder's alphabet, and the spaces that it takes away at a text's beginning, where it does
-/// nothing else besides.
+/// The byte encoding of a decoder and the leading spaces it removes; `None` if it does anything else.
 fn read_decoder(decoder: &Value) -> (Alphabet, Option<usize>) {
     let parts = match decoder["type"].as_str() {
         Some("Sequence") => decoder["decoders"].as_array().cloned().unwrap_or_default(),
@@ -117,7 +116,7 @@ impl Alphabet {
             Self::ByteLevel => {
                 for letter in word.chars() {
                     let Some(byte) = byte_of(letter) else {
-                        // The decoder takes such a word as it stands.
+                        // The decoder copies such a word unchanged.
                         bytes.truncate(from);
                         bytes.extend_from_slice(word.as_bytes());
                         return;
@@ -145,8 +144,8 @@ fn first_char(text: &Value) -> Option<char> {
     text.as_str()?.chars().next()
 }
 
-/// The byte that a letter of the byte-level alphabet stands for: printable ones of Latin-1 for
-/// themselves, the others, in order, as the letters from U+0100 on.
+/// The byte that a character of the byte-level alphabet encodes: printable Latin-1 characters encode
+/// themselves, the remaining bytes follow in order from U+0100.
 fn byte_of(letter: char) -> Option<u8> {
     let is_own = |letter: u32| matches!(letter, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let code = u32::from(letter);
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_spell_what_they_were_made_of() {
+    fn token_bytes_concatenate_to_the_text() {
         let json = include_bytes!("../../tests/fixtures/models/tiny-llama/tokenizer.json");
         let vocabulary = Vocabulary::from_json(json).expect("the fixture is a tokenizer");
         let text = "naïve café\n\t 日本語 🙂 \u{7f}\u{a0}\u{ad}";
@@ -184,10 +183,10 @@ mod tests {
     }
 
     #[test]
-    fn words_and_fallback_bytes_are_spelt_with_spaces() {
+    fn fallback_bytes_and_spaces_are_decoded() {
         let vocabulary = crate::prompt::detokenizer::tests::words();
         let text = " to be ü🙂";
-        // The tokenizer puts a space before the text, which decoding takes away again.
+        // The tokenizer prepends a space, which decoding removes.
         assert_eq!(spelt(&vocabulary, "to be ü🙂"), text.as_bytes());
     }
 }

@@ -14,20 +14,20 @@ use serde::{Deserialize, Serialize as _};
 use super::{PromptError, Specials};
 use crate::job::{Message, Role};
 
-/// The tokens that a template may name: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
+/// Special tokens that a template may use: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens(BTreeMap<String, String>);
 
 impl SpecialTokens {
     const NAMES: [&'static str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
-    /// From pairs of a name (`bos_token`) and the token's text.
+    /// Creates them from pairs of a name (`bos_token`) and the token's text.
     pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         Self(pairs.into_iter().collect())
     }
 }
 
-/// `tokenizer_config.json`, as far as prompts need it.
+/// The parts of `tokenizer_config.json` that prompts need.
 #[derive(Deserialize)]
 struct TokenizerConfig {
     #[serde(default)]
@@ -36,7 +36,7 @@ struct TokenizerConfig {
     others: BTreeMap<String, serde_json::Value>,
 }
 
-/// Published checkpoints carry one template, or several with names.
+/// Checkpoints carry one template or several named ones.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum TemplateField {
@@ -74,21 +74,21 @@ impl TokenizerConfig {
     }
 }
 
-/// What a template may use, in minijinja's fuel (an instruction, or 64 bytes that are made): a
-/// template is a program of whoever made the checkpoint, and must neither run for ever nor take all
-/// memory. Published ones use about a hundred for a message.
+/// Base budget of a template in minijinja's fuel (one per instruction or 64 bytes allocated): a
+/// template is a program from the checkpoint's author and must neither run forever nor exhaust memory.
+/// Published ones use about a hundred per message.
 const FUEL: u64 = 100_000;
-/// The same for each message.
+/// Additional budget per message.
 const FUEL_PER_MESSAGE: u64 = 10_000;
-/// The same for each byte of the messages: as much as copying it 512 times.
+/// Additional budget per byte of the messages: enough to copy it 512 times.
 const FUEL_PER_BYTE: u64 = 8;
-/// Most spaces by which JSON may be indented.
+/// Maximum indentation of JSON, in spaces.
 const INDENT_MAX: usize = 64;
 
-/// Turns messages into the text that a model was trained to continue.
+/// Renders messages as the text that a model was trained to continue.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    /// Holds the one compiled template; `None` is the plain form.
+    /// The compiled template; `None` for the plain format.
     environment: Option<Environment<'static>>,
     special_tokens: SpecialTokens,
 }
@@ -99,7 +99,7 @@ impl ChatTemplate {
     /// Compiles a template.
     ///
     /// # Errors
-    /// [`PromptError::BadFile`] with the line that is no Jinja.
+    /// [`PromptError::BadFile`] with the line of the syntax error.
     pub fn new(template: &str, special_tokens: SpecialTokens) -> Result<Self, PromptError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
@@ -114,7 +114,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(Self::NAME, without_generation_tags(template))
             .map_err(|error| {
-                PromptError::BadFile(format!("the chat template is not understood: {error}"))
+                PromptError::BadFile(format!("the chat template cannot be parsed: {error}"))
             })?;
         Ok(Self {
             environment: Some(environment),
@@ -122,8 +122,8 @@ impl ChatTemplate {
         })
     }
 
-    /// The form used for a model without a template: a lone user message is continued as it
-    /// stands; a longer conversation is written as `System:`, `User:` and `Assistant:` paragraphs.
+    /// The format for models without a template: a single user message is sent unchanged; a longer
+    /// conversation becomes `System:`, `User:` and `Assistant:` paragraphs.
     pub fn plain() -> Self {
         Self {
             environment: None,
@@ -131,17 +131,17 @@ impl ChatTemplate {
         }
     }
 
-    /// Reads what a checkpoint carries: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (one or a list, of which `default` counts), else [`Self::plain`].
+    /// Reads the template of a checkpoint: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json` (one, or the `default` of a list), else [`Self::plain`].
     ///
     /// # Errors
-    /// [`PromptError::BadFile`] when a file is not understood.
+    /// [`PromptError::BadFile`] when a file cannot be parsed.
     pub fn from_files(
         tokenizer_config: Option<&[u8]>,
         template_file: Option<&[u8]>,
     ) -> Result<Self, PromptError> {
         let bad = |what: &str, error: String| {
-            PromptError::BadFile(format!("{what} is not understood: {error}"))
+            PromptError::BadFile(format!("{what} cannot be parsed: {error}"))
         };
         let config: Option<TokenizerConfig> = tokenizer_config
             .map(serde_json::from_slice)
@@ -161,7 +161,7 @@ impl ChatTemplate {
         }
     }
 
-    /// How the rendered text must be tokenized: a template writes its special tokens itself.
+    /// How to tokenize the rendered text: templates write their special tokens themselves.
     pub fn specials(&self) -> Specials {
         match self.environment {
             Some(_) => Specials::Written,
@@ -169,7 +169,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Renders a conversation up to where the assistant's answer begins.
+    /// Renders a conversation up to the start of the assistant's answer.
     ///
     /// # Errors
     /// [`PromptError::Refused`] when the template raises an exception or fails on the messages.
@@ -177,8 +177,8 @@ impl ChatTemplate {
         self.render_at(messages, true, Local::now().naive_local())
     }
 
-    /// Renders as [`Self::render`] does, with the opening of an answer or without it, for a
-    /// given local time (some templates write the date).
+    /// Like [`Self::render`], with or without the generation prompt, at a given local time (some
+    /// templates write the date).
     ///
     /// # Errors
     /// As [`Self::render`].
@@ -202,7 +202,7 @@ impl ChatTemplate {
             messages.iter().map(turn).collect::<Vec<_>>().into(),
         );
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        // transformers passes both even when there are none.
+        // transformers passes both even when they are empty.
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
         context.insert(
@@ -211,7 +211,7 @@ impl ChatTemplate {
         );
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
         let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * bytes as u64;
-        // A clone shares everything but the limit.
+        // A clone shares everything except the fuel limit.
         let mut environment = environment.clone();
         environment.set_fuel(Some(fuel));
         environment
@@ -303,7 +303,7 @@ fn to_python_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     ))
 }
 
-/// Python puts a space after every comma and colon.
+/// Formats JSON like Python, with a space after every comma and colon.
 struct PythonJson;
 
 impl serde_json::ser::Formatter for PythonJson {
@@ -331,7 +331,7 @@ impl serde_json::ser::Formatter for PythonJson {
     }
 }
 
-/// transformers' `{% generation %}` marks the assistant's part for training and writes nothing.
+/// transformers' `{% generation %}` marks the assistant's part for training and renders nothing.
 fn without_generation_tags(template: &str) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn continues_a_lone_message_and_labels_a_conversation_without_a_template() {
+    fn plain_format_labels_conversations_only() {
         let plain = ChatTemplate::plain();
         assert_eq!(plain.render(&[user("Once")]).as_deref(), Ok("Once"));
         let system = Message {
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_special_tokens_and_templates_as_published_files_spell_them() {
+    fn reads_special_tokens_in_published_formats() {
         let config = br#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
             "chat_template": [{"name": "tool_use", "template": "no"},
                               {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}{{ pad_token }}"}]}"#;
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_json_as_python_and_passes_over_generation_marks() {
+    fn formats_json_like_python_and_ignores_generation_tags() {
         let source = "{% generation %}{{ messages | tojson }}{%- endgeneration %}";
         let template = ChatTemplate::new(source, SpecialTokens::default()).expect("understood");
         let text = template.render(&[user("<é'>")]);
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_has_an_end_and_takes_memory_in_proportion() {
+    fn templates_are_limited_in_steps_and_memory() {
         for source in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "{% set n = namespace(x='ab') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_say_what_the_template_says_and_never_panic() {
+    fn template_errors_are_reported_without_panics() {
         let bad = ChatTemplate::new("{% for %}", SpecialTokens::default()).expect_err("no Jinja");
         assert!(
             bad.to_string().contains("chat template is not understood"),

@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Tokenization: text to tokens and back.
 
 use std::{
     fmt,
@@ -12,9 +12,9 @@ use super::{PromptError, spelling::Spelling};
 /// Where the special tokens of a prompt come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specials {
-    /// The tokenizer adds its own, as at the beginning of plain text.
+    /// Added by the tokenizer, as for plain text.
     Add,
-    /// The text has them already.
+    /// Already in the text.
     Written,
 }
 
@@ -24,7 +24,7 @@ pub struct Vocabulary(Arc<Inner>);
 
 struct Inner {
     tokenizer: Tokenizer,
-    /// Made when it is first asked for.
+    /// Computed on first use.
     spelling: OnceLock<Spelling>,
 }
 
@@ -42,12 +42,12 @@ impl Vocabulary {
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
-    /// [`PromptError::BadFile`] when it is not understood.
+    /// [`PromptError::BadFile`] when it cannot be parsed.
     pub fn from_json(json: &[u8]) -> Result<Self, PromptError> {
         let bad =
             |error| PromptError::BadFile(format!("tokenizer.json is not understood: {error}"));
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(bad)?;
-        // Training-time settings; a prompt must never be cut or filled up silently.
+        // Training-time settings: a prompt must never be truncated or padded.
         tokenizer.with_truncation(None).map_err(bad)?;
         tokenizer.with_padding(None);
         Ok(Self(Arc::new(Inner {
@@ -77,12 +77,12 @@ impl Vocabulary {
         self.encode(text, specials).map(|tokens| tokens.len())
     }
 
-    /// The text of tokens, without special tokens; bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens without special tokens; invalid UTF-8 becomes U+FFFD.
     ///
     /// # Errors
     /// [`PromptError::Tokenizer`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, PromptError> {
-        // Some decoders panic where there is nothing to decode.
+        // Some decoders panic on empty input.
         if tokens.is_empty() {
             return Ok(String::new());
         }
@@ -101,19 +101,18 @@ impl Vocabulary {
             .map_or(0, |last| *last as usize + 1)
     }
 
-    /// A token's bytes: a character may be spread over several tokens. None of a token that is not
-    /// there.
+    /// A token's bytes, possibly part of a character; empty for an unknown token.
     pub fn token_bytes(&self, token: u32) -> &[u8] {
         self.spelling().bytes(token)
     }
 
-    /// True for a token that is no text, as those of beginnings and ends.
+    /// True for a special token, which produces no text.
     pub fn is_special(&self, token: u32) -> bool {
         self.spelling().is_special(token)
     }
 
-    /// Spaces that decoding takes away at the beginning of a text; `None` where a text is more than
-    /// its tokens' bytes.
+    /// Spaces that decoding removes at the start of a text; `None` if a text is more than its tokens'
+    /// bytes.
     pub(super) fn leading_spaces(&self) -> Option<usize> {
         self.spelling().leading_spaces()
     }
@@ -123,7 +122,7 @@ impl Vocabulary {
         self.0.spelling.get_or_init(make)
     }
 
-    /// True when there is no token at all.
+    /// True if the vocabulary is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -134,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_and_returns_what_was_written() {
+    fn encoding_round_trips() {
         let json = include_bytes!("../../tests/fixtures/models/tiny-llama/tokenizer.json");
         let vocabulary = Vocabulary::from_json(json).expect("the fixture is a tokenizer");
         let text = "naïve café 日本語 🙂";

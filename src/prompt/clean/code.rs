@@ -1,9 +1,9 @@
-//! Whether a text holds program code, diffs or the like outside of any fence.
+//! Detects program code, diffs and the like outside of fences.
 //!
-//! Where it does, the whole message stays: spaces and blank lines of code may mean something, and
-//! where bare code ends cannot be told for certain.
+//! A message with bare code stays unchanged: spaces and blank lines of code may be significant, and its
+//! end cannot be found reliably.
 
-/// What a line of code begins with.
+/// First words of lines of code.
 const STARTS: &[&str] = &[
     "#!/",
     "#include",
@@ -102,7 +102,7 @@ const STARTS: &[&str] = &[
     "FROM ",
     "COPY ",
 ];
-/// Starts that no prose has: one such line is enough.
+/// Starts that do not occur in prose: one such line is enough.
 const CERTAIN: &[&str] = &[
     "#!/",
     "#include",
@@ -116,18 +116,18 @@ const CERTAIN: &[&str] = &[
     "template<",
     "impl<",
 ];
-/// What a line of code ends with.
+/// Ends of lines of code.
 const ENDS: &[&str] = &[
     ";", "{", "}", "};", "});", "})", ");", "},", "(", "[", "],", "->", "=>", "*/", "\\", "):",
     "|>", "&&", "||", "end", "fi", "done",
 ];
-/// What lines of code hold.
+/// Signs within lines of code.
 const WITHIN: &[&str] = &[
     " = ", " == ", " != ", " += ", " => ", " -> ", "::", "&&", "||", "();", "()", "](", "</", "/>",
     ":=", "<-", "self.", "this.", "->", "++", "print(", "printf", "console.",
 ];
 
-/// True when some block of lines looks like code.
+/// True if any block of lines looks like code.
 pub fn holds_code(text: &str) -> bool {
     let mut block = Block::default();
     for line in text.lines() {
@@ -143,7 +143,7 @@ pub fn holds_code(text: &str) -> bool {
     block.is_code()
 }
 
-/// Lines without a blank one among them, weighed.
+/// Evidence from a block of consecutive lines.
 #[derive(Debug, Default)]
 struct Block {
     lines: usize,
@@ -152,7 +152,7 @@ struct Block {
 }
 
 impl Block {
-    /// Weighs a line; true when it is certainly code.
+    /// Adds a line; returns true if it is certainly code.
     fn add(&mut self, line: &str) -> bool {
         let trimmed = line.trim();
         if CERTAIN.iter().any(|start| trimmed.starts_with(start)) {
@@ -166,7 +166,7 @@ impl Block {
             .into_iter()
             .filter(|sign| *sign)
             .count();
-        // A bullet or a table row of prose holds such signs, too.
+        // Bullets and table rows of prose contain such signs, too.
         let is_prose = trimmed.starts_with(['-', '*', '|', '>']) && !ends;
         self.lines += 1;
         self.likely += usize::from(signs >= 1 && !is_prose);

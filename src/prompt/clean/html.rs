@@ -1,17 +1,17 @@
-//! HTML becomes the text that a reader of the page would see.
+//! Converts HTML to the text that a reader of the page sees.
 //!
-//! Comes in: a page or a fragment of one. Goes out: what it says ([`to_text`]). Markup, scripts, styles and comments go; every word, number
-//! and preformatted line stays, in order. It reads tags the way browsers split them (quoted
-//! attributes, raw-text elements) and builds no tree.
+//! Comes in: a page or a fragment. Goes out: its text ([`to_text`]). Markup, scripts, styles and
+//! comments are removed; every word, number and preformatted line stays, in order. Tags are split as in
+//! browsers (quoted attributes, raw-text elements) and no tree is built.
 
 use std::collections::HashSet;
 
 use super::tags::{BLOCK, Tag, UNSEEN, attribute, element_end, next_tag};
 
-/// Shortest line that is dropped when it repeats an earlier one.
+/// Shortest line that is dropped if it repeats an earlier one, in bytes.
 const REPEAT_BYTES_MIN: usize = 32;
 
-/// What a page says.
+/// Converts a page to text.
 pub fn to_text(html: &str) -> String {
     let mut page = Page::default();
     let (mut at, mut unclosed) = (0, 0);
@@ -28,18 +28,18 @@ pub fn to_text(html: &str) -> String {
     page.finish()
 }
 
-/// The text as it grows, line by line.
+/// The text so far, line by line.
 #[derive(Debug, Default)]
 struct Page {
     lines: Vec<String>,
     line: String,
-    /// Whitespace waits to become one space, if the line goes on.
+    /// Pending whitespace, written as one space if the line continues.
     gap: bool,
-    /// Open elements within which whitespace counts.
+    /// Open elements with significant whitespace.
     verbatim: usize,
-    /// Cells of the table row so far; `None` outside rows.
+    /// Cells in the current table row; `None` outside of rows.
     cells: Option<usize>,
-    /// The line holds data of a table, a list or preformatted text: it may repeat.
+    /// True for a line of a table, list or preformatted text, which may repeat.
     is_data: bool,
     seen: HashSet<String>,
 }
@@ -76,7 +76,7 @@ impl Page {
                 self.end_line();
                 self.verbatim = step(self.verbatim, tag.closes);
             }
-            // A line of code: its spaces count.
+            // Inline code: spaces are significant.
             "code" | "kbd" | "samp" => {
                 self.flush_gap();
                 self.verbatim = step(self.verbatim, tag.closes);
@@ -87,7 +87,7 @@ impl Page {
                 self.cells = (!tag.closes).then_some(0);
             }
             "td" | "th" => self.cell(tag.closes),
-            // Within a table's cell blocks stay on its line.
+            // Blocks within a table cell stay on its line.
             name if self.cells.is_some() && BLOCK.contains(&name) && name != "table" => {
                 self.gap = true;
             }
@@ -133,7 +133,7 @@ impl Page {
         }
     }
 
-    /// The value of an attribute that a reader sees.
+    /// Adds the value of a visible attribute.
     fn attribute(&mut self, tag: &Tag<'_>, name: &str) {
         if let Some(value) = attribute(tag.attributes, name) {
             self.gap = true;
@@ -154,7 +154,7 @@ impl Page {
         if line.is_empty() || matches!(line.trim(), "-" | "#") {
             return;
         }
-        // Menus, banners and footers come again; rows and entries are data and may.
+        // Menus, banners and footers repeat; rows and list entries are data and may repeat.
         let repeats = line.len() >= REPEAT_BYTES_MIN && !is_data && !self.seen.insert(line.into());
         if !repeats {
             self.lines.push(line.to_owned());
@@ -167,7 +167,7 @@ impl Page {
     }
 }
 
-/// One element more that is open, or one less.
+/// Increments or decrements the number of open elements.
 fn step(open: usize, closes: bool) -> usize {
     if closes {
         open.saturating_sub(1)

@@ -1,9 +1,9 @@
-//! Whether a request is about the form of its text, so that the text must stay as it is.
+//! Detects requests about the form of their text, which must then stay unchanged.
 //!
-//! The rule is one-sided: a word that might ask for the text's own bytes (to quote, count, keep,
-//! compare, reformat) forbids every clean-up, and being wrong costs some tokens, never an answer.
+//! The rule errs on one side: any word that might refer to the exact text (to quote, count, keep,
+//! compare, reformat) prevents clean-up, and a false alarm costs some tokens but never an answer.
 
-/// Words that speak of form wherever they stand.
+/// Words that refer to form.
 const WORDS: &[&str] = &[
     "align",
     "aligned",
@@ -105,7 +105,7 @@ const WORDS: &[&str] = &[
     "xpath",
     "yaml",
 ];
-/// Phrases that do; words parted by single spaces.
+/// Phrases that refer to form; words separated by single spaces.
 const PHRASES: &[&str] = &[
     "all lines",
     "as html",
@@ -220,7 +220,7 @@ const PHRASES: &[&str] = &[
     "write html",
     "write the html",
 ];
-/// Words that ask for what HTML keeps in its markup.
+/// Words that refer to HTML markup.
 const MARKUP_WORDS: &[&str] = &[
     "accessibility",
     "anchor",
@@ -259,7 +259,7 @@ const MARKUP_WORDS: &[&str] = &[
     "html5",
     "iframe",
 ];
-/// What may be kept without any word of the text being meant: "keep it short".
+/// Objects of "keep" that do not refer to the text: "keep it short".
 const KEEP_HARMLESS: &[&str] = &[
     "keep it short",
     "keep it brief",
@@ -278,8 +278,8 @@ const KEEP_HARMLESS: &[&str] = &[
     "keep in mind",
 ];
 
-/// Whether the instruction `prose` (all of the request's text that is not itself a document) asks
-/// for the form of the text. `has_html` tells that there is HTML, whose attributes would go.
+/// True if the instruction `prose` (the request's text outside of documents) refers to the form of the
+/// text. With `has_html`, references to markup count, too.
 pub fn is_format_sensitive(prose: &str, has_html: bool) -> bool {
     let words: Vec<String> = prose
         .split(|c: char| !c.is_alphanumeric())
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_about_content_are_not() {
+    fn requests_about_content_are_not_sensitive() {
         for prose in [
             "Summarise the following HTML page in two sentences.",
             "Which customer in this JSON has the highest total? Answer with the id only.",

@@ -1,16 +1,15 @@
-//! Clean-up that loses nothing (`context: lossless`).
+//! Lossless clean-up (`context: lossless`).
 //!
-//! Comes in: the text of a user's turn. Goes out: the same without what costs tokens and says
-//! nothing, and what it was taken for ([`Kind`]). By what is found in it:
+//! Comes in: the text of a user turn. Goes out: the text without tokens that carry no information, and
+//! what it was recognised as ([`Kind`]):
 //!
 //! - HTML becomes its text ([`html`]), pretty-printed JSON loses the whitespace between its tokens
 //!   ([`json`]), prose and Markdown lose noise and repeated paragraphs ([`plain`]);
 //! - fenced code, text between triple quotes and indented lines stay byte for byte;
-//! - the whole text stays when it holds bare code ([`code`]) or the request is about the text's own
-//!   form ([`intent`]): to quote, count, keep, compare or reformat it.
+//! - the whole text stays if it holds bare code ([`code`]) or if the request is about the form of the
+//!   text ([`intent`]): to quote, count, keep, compare or reformat it.
 //!
-//! It never touches system or assistant turns, and cleaning again changes nothing more,
-//! unless a page quoted markup of its own.
+//! System and assistant turns are never touched. Cleaning is idempotent, unless a page quotes markup.
 
 pub mod code;
 pub mod html;
@@ -23,26 +22,26 @@ use std::{borrow::Cow, ops::Range};
 
 /// Shortest JSON document on a single line that is worth minifying, in bytes.
 const INLINE_JSON_BYTES_MIN: usize = 200;
-/// Longest label before a document on its line.
+/// Longest label before a document on the same line, in characters.
 const LABEL_CHARS_MAX: usize = 120;
-/// Longest run of `{` and `[` that begin no document, after which no more are tried: a text of
-/// brackets alone must not cost quadratic time.
+/// Brackets that start no document, after which the search stops: a text of brackets must not cost
+/// quadratic time.
 const JSON_MISSES_MAX: usize = 16;
 
-/// What a text was taken for.
+/// What a text was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It held HTML, which became text.
+    /// HTML, converted to text.
     Html,
-    /// It held JSON, which was minified.
+    /// JSON, minified.
     Json,
-    /// It was Markdown.
+    /// Markdown.
     Markdown,
-    /// It was prose.
+    /// Prose.
     Text,
-    /// It holds bare code and stays as it is.
+    /// Bare code, left unchanged.
     Code,
-    /// The request is about the text's form, so it stays as it is.
+    /// Left unchanged because the request is about the form of the text.
     Verbatim,
 }
 
@@ -63,15 +62,15 @@ impl Kind {
 /// A text after clean-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cleaned<'a> {
-    /// The text; borrowed when nothing was changed.
+    /// The text; borrowed if unchanged.
     pub text: Cow<'a, str>,
-    /// What it was taken for.
+    /// What it was recognised as.
     pub kind: Kind,
 }
 
-/// A stretch of the text and what is done with it.
+/// A part of the text and its treatment.
 enum Part {
-    /// Stays byte for byte.
+    /// Copied byte for byte.
     Verbatim(Range<usize>),
     /// Prose or Markdown.
     Prose(Range<usize>),
@@ -80,8 +79,8 @@ enum Part {
     Json(String),
 }
 
-/// Cleans a text. `elsewhere` is what else the request says (system prompt, other turns), which may
-/// forbid it.
+/// Cleans a text. `elsewhere` holds the rest of the request (system prompt, other turns), which may forbid
+/// it.
 pub fn clean<'a>(text: &'a str, elsewhere: &str) -> Cleaned<'a> {
     let parts = parts(text);
     let has_html = parts.iter().any(|part| matches!(part, Part::Html(_)));
@@ -132,7 +131,7 @@ pub fn clean<'a>(text: &'a str, elsewhere: &str) -> Cleaned<'a> {
     }
 }
 
-/// Cuts a text into its parts, in order and without gaps.
+/// Splits a text into parts, in order and without gaps.
 fn parts(text: &str) -> Vec<Part> {
     let mut parts = Vec::new();
     for (range, is_open) in fences(text) {
@@ -145,7 +144,7 @@ fn parts(text: &str) -> Vec<Part> {
     parts
 }
 
-/// The stretches of a text, and whether each lies outside of fences (```` ``` ````, `~~~`) and
+/// The ranges of a text, and whether each lies outside of fences (```` ``` ````, `~~~`) and
 /// triple quotes.
 pub(super) fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
     let (mut stretches, mut from, mut at) = (Vec::new(), 0, 0);
@@ -158,7 +157,7 @@ pub(super) fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
             None => {
                 let quotes = line.find("\"\"\"").or_else(|| line.find("'''"));
                 let marker = ["```", "~~~"].into_iter().find(|m| trimmed.starts_with(m));
-                // A fence opens with its line, a quotation where its quotes stand.
+                // A fence starts with its line, a quotation at its quotes.
                 let opening = marker
                     .map(|marker| (start, marker))
                     .or_else(|| quotes.map(|at| (start + at, &line[at..at + 3])));
@@ -193,13 +192,13 @@ pub(super) fn fences(text: &str) -> Vec<(Range<usize>, bool)> {
         }
     }
     if from < text.len() {
-        // A fence that is never closed runs to the end.
+        // An unclosed fence runs to the end.
         stretches.push((from..text.len(), fence.is_none()));
     }
     stretches
 }
 
-/// Finds HTML, then JSON, in a stretch of open text.
+/// Finds HTML, then JSON, outside of fences.
 fn open_parts(text: &str, range: Range<usize>, parts: &mut Vec<Part>) {
     match tags::region(&text[range.clone()]) {
         Some(found) => {
@@ -241,7 +240,8 @@ fn json_parts(text: &str, range: Range<usize>, parts: &mut Vec<Part>) {
     }
 }
 
-/// A document begins a line, or follows a short label with a colon; after `=` or `(` it is code.
+/// True if a document may start here: at the start of a line or after a short label with a colon; after
+/// `=` or `(` it is code.
 fn may_begin(before: &str) -> bool {
     let lead = before.trim_end_matches([' ', '\t']);
     if lead.is_empty() || lead.ends_with(['\n', '\r']) {
@@ -261,7 +261,7 @@ fn may_begin(before: &str) -> bool {
     lead.chars().take(LABEL_CHARS_MAX).count() < LABEL_CHARS_MAX
 }
 
-/// A document ends its line, or prose goes on; before `;` or `)` it is code.
+/// True if a document may end here: at the end of a line or before prose; before `;` or `)` it is code.
 fn may_end(after: &str) -> bool {
     let line = after.lines().next().unwrap_or_default().trim_start();
     line.is_empty() || after.starts_with(' ') && line.starts_with(char::is_alphabetic)

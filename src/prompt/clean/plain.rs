@@ -1,14 +1,14 @@
-//! Noise of prose and Markdown: blank lines beyond one, spaces at ends of lines, padding of
-//! tables, comments, and paragraphs that were said before.
+//! Removes noise from prose and Markdown: repeated blank lines, trailing spaces, table padding, comments
+//! and repeated paragraphs.
 //!
-//! Indented lines and lines with a tab stay byte for byte; so do spaces within lines.
+//! Indented lines, lines with a tab and spaces within lines stay byte for byte.
 
 use std::collections::HashSet;
 
-/// Shortest paragraph that is dropped when it repeats an earlier one.
+/// Shortest paragraph that is dropped if it repeats an earlier one, in bytes.
 const REPEAT_BYTES_MIN: usize = 100;
 
-/// A text without the noise.
+/// Removes noise from a text.
 pub fn tidy(text: &str) -> String {
     let text = without_comments(text);
     let allows_drops = !is_pattern(&text);
@@ -17,14 +17,14 @@ pub fn tidy(text: &str) -> String {
     let (mut out, mut seen) = (String::with_capacity(text.len()), HashSet::new());
     for (at, block) in blocks.iter().enumerate() {
         if block.is_blank {
-            // At the beginning, one newline may end the line of what stands before this text.
+            // A leading newline may end the line before this text.
             if !out.ends_with("\n\n") {
                 out.push('\n');
             }
             continue;
         }
         let is_new = seen.insert(block.text.trim());
-        // The last paragraph is likely the question, which is never touched.
+        // The last paragraph is probably the question and is never dropped.
         if allows_drops && !is_new && Some(at) != last && is_prose(block.text) {
             continue;
         }
@@ -33,13 +33,13 @@ pub fn tidy(text: &str) -> String {
     out
 }
 
-/// Lines without a blank one among them, or one blank line.
+/// Consecutive non-blank lines, or one blank line.
 pub(in crate::prompt) struct Block<'a> {
     pub text: &'a str,
     pub is_blank: bool,
 }
 
-/// Splits a text at its blank lines, without gaps.
+/// Splits a text at blank lines, without gaps.
 pub(in crate::prompt) fn blocks(text: &str) -> Vec<Block<'_>> {
     let (mut blocks, mut from, mut at) = (Vec::new(), 0, 0);
     for line in text.split_inclusive('\n') {
@@ -67,7 +67,7 @@ pub(in crate::prompt) fn blocks(text: &str) -> Vec<Block<'_>> {
     blocks
 }
 
-/// A paragraph that says something: long, and neither a question nor the head of something.
+/// A long paragraph that is neither a question nor a heading.
 fn is_prose(block: &str) -> bool {
     let text = block.trim();
     text.len() >= REPEAT_BYTES_MIN
@@ -76,7 +76,7 @@ fn is_prose(block: &str) -> bool {
         && !block.starts_with([' ', '\t'])
 }
 
-/// Examples, dialogues and logs repeat on purpose: the same `Word:` begins several lines.
+/// True for examples, dialogues and logs, which repeat on purpose: the same `Word:` starts several lines.
 fn is_pattern(text: &str) -> bool {
     let mut labels = HashSet::new();
     text.lines()
@@ -106,7 +106,7 @@ fn tidy_block(block: &str, out: &mut String) {
     }
 }
 
-/// Lines with the same number of a delimiter are data, and may end in an empty field.
+/// True for delimited data: lines with the same number of delimiters, which may end in an empty field.
 fn is_delimited(block: &str) -> bool {
     let lines: Vec<_> = block.lines().collect();
     lines.len() > 1
@@ -117,7 +117,7 @@ fn is_delimited(block: &str) -> bool {
         })
 }
 
-/// A Markdown table: every line begins and ends with `|`, the second is the separator.
+/// A Markdown table: every line starts and ends with `|`, and the second is the separator.
 fn is_table(block: &str) -> bool {
     let mut lines = block.lines().map(str::trim);
     let rows = lines
@@ -129,7 +129,7 @@ fn is_table(block: &str) -> bool {
         })
 }
 
-/// A table's row without its padding; a separator's dashes become one.
+/// A table row without padding; dashes of a separator become one.
 fn tidy_row(row: &str, out: &mut String) {
     let row = row.trim();
     let is_separator = row.chars().all(|c| matches!(c, '|' | '-' | ':' | ' '));
@@ -153,7 +153,7 @@ fn tidy_row(row: &str, out: &mut String) {
     }
 }
 
-/// Markdown's comments, which no reader sees.
+/// Markdown comments.
 fn without_comments(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paragraph_is_said_once_but_the_last_stays() {
+    fn repeated_paragraphs_are_dropped_but_not_the_last() {
         let text = format!("{LONG}\n\nOther words.\n\n{LONG}\n\nWhat is covered?");
         assert_eq!(
             tidy(&text),

@@ -1,14 +1,17 @@
-//! Tags as browsers split them, and where in a text a page lies.
+//! Splits tags as browsers do and finds HTML within a text.
+//!
+//! Not a conforming tokenizer on purpose: that would swallow text behind an unterminated tag, which
+//! lossless clean-up must keep.
 
 use std::{collections::HashSet, ops::Range};
 
-/// Elements whose text belongs to a line, not to a block.
+/// Inline elements.
 const INLINE: &[&str] = &[
     "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em",
     "font", "i", "img", "input", "ins", "kbd", "label", "mark", "picture", "q", "s", "samp",
     "small", "source", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
 ];
-/// Elements that begin and end a line.
+/// Block elements, which start and end a line.
 pub(super) const BLOCK: &[&str] = &[
     "address",
     "article",
@@ -73,12 +76,12 @@ pub(super) const BLOCK: &[&str] = &[
     "tr",
     "ul",
 ];
-/// Elements whose content no reader sees.
+/// Elements whose content is invisible.
 pub(super) const UNSEEN: &[&str] = &[
     "audio", "base", "canvas", "embed", "math", "noscript", "object", "script", "style", "svg",
     "template", "video",
 ];
-/// Signs that markup is a program or a template, which must stay as it is.
+/// Signs of a program or a template, which must stay unchanged.
 const TEMPLATES: &[&str] = &[
     "{{",
     "{%",
@@ -94,12 +97,12 @@ const TEMPLATES: &[&str] = &[
     "xmlns=",
     "<script setup",
 ];
-/// Fewest tags of a fragment without `<html>` or `<body>`.
+/// Minimum number of tags in a fragment without `<html>` or `<body>`.
 const FRAGMENT_TAGS_MIN: usize = 6;
-/// Elements without an end after which no more ends are looked for.
+/// Unclosed elements after which the search for closing tags stops.
 const UNCLOSED_MAX: usize = 16;
 
-/// A tag as it stands in the text.
+/// A tag in the text.
 #[derive(Debug)]
 pub(super) struct Tag<'a> {
     pub range: Range<usize>,
@@ -159,7 +162,7 @@ fn unseen_tag<'a>(range: Range<usize>) -> Tag<'a> {
     }
 }
 
-/// Where a tag ends, its `>` included; quoted attribute values may hold a `>`.
+/// The end of a tag, `>` included; quoted attribute values may contain `>`.
 fn tag_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     let mut quote = None;
     loop {
@@ -169,7 +172,7 @@ fn tag_end(bytes: &[u8], mut at: usize) -> Option<usize> {
             Some(_) => {}
             None if byte == b'>' => return Some(at + 1),
             None if byte == b'<' => return None,
-            // A quote opens a value only after `=`; elsewhere it is a stray character.
+            // A quote starts a value only after `=`.
             None if matches!(byte, b'"' | b'\'') => {
                 let before = bytes[..at].iter().rev().find(|b| !b.is_ascii_whitespace());
                 quote = (before == Some(&b'=')).then_some(byte);
@@ -180,8 +183,8 @@ fn tag_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// Where the element ends that the tag `opening` opens, its closing tag included. `unclosed` counts
-/// those that never end: a text of opening tags alone must not cost quadratic time.
+/// The end of the element that `opening` starts, closing tag included. `unclosed` counts elements without
+/// a closing tag: a text of opening tags must not cost quadratic time.
 pub(super) fn element_end(text: &str, opening: &Tag<'_>, unclosed: &mut usize) -> usize {
     let raw = matches!(opening.name.as_str(), "script" | "style");
     let (mut at, mut depth) = (opening.range.end, 1_usize);
@@ -205,13 +208,13 @@ pub(super) fn element_end(text: &str, opening: &Tag<'_>, unclosed: &mut usize) -
             return tag.range.end;
         }
     }
-    // Only the tag itself is passed over, so that no text is lost.
+    // Skip only the tag itself, so that no text is lost.
     *unclosed += 1;
     opening.range.end
 }
 
-/// Where a page or fragment lies in a text: from its first known tag to the end of its last.
-/// `None` for text without one, for other markup, for templates and programs.
+/// The range of a page or fragment: from its first known tag to the end of its last. `None` for text
+/// without HTML, other markup, templates and programs.
 pub fn region(text: &str) -> Option<Range<usize>> {
     let (mut from, mut to) = (None, 0);
     let (mut known, mut unknown, mut closing) = (0_usize, 0_usize, 0_usize);
@@ -256,7 +259,7 @@ pub fn region(text: &str) -> Option<Range<usize>> {
     (is_html && !is_program).then_some(range)
 }
 
-/// The markup without scripts, styles and the like: what they hold says nothing about the page.
+/// The markup without invisible elements such as scripts and styles.
 fn without_unseen(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let (mut at, mut kept, mut unclosed) = (0, 0, 0);
@@ -272,7 +275,7 @@ fn without_unseen(text: &str) -> String {
     out
 }
 
-/// Backticks on the present line: an odd number before a tag makes it inline code of Markdown.
+/// Counts backticks on the current line: an odd number before a tag makes it Markdown inline code.
 #[derive(Debug, Default)]
 struct Backticks {
     at: usize,
@@ -280,7 +283,7 @@ struct Backticks {
 }
 
 impl Backticks {
-    /// Reads on to `at`, which never falls, and tells whether inline code is open there.
+    /// Advances to `at`, which never decreases, and returns whether inline code is open there.
     fn hold(&mut self, text: &str, at: usize) -> bool {
         for byte in text.as_bytes()[self.at..at].iter() {
             match byte {
@@ -319,7 +322,7 @@ pub(super) fn attribute<'a>(attributes: &'a str, name: &str) -> Option<&'a str> 
             value = &after[start..close];
             rest = &after[(close + usize::from(quote.is_some())).min(after.len())..];
         } else if end == 0 {
-            // A stray character that begins no name.
+            // A character that cannot start a name.
             rest = &rest[rest.chars().next().map_or(0, char::len_utf8)..];
         }
         if found.eq_ignore_ascii_case(name) {

@@ -1,9 +1,8 @@
-//! How much a paragraph says about a question, by words alone.
+//! Lexical relevance of a paragraph to a question.
 //!
-//! The sum of BM25 over stems (Robertson & Zaragoza 2009; term frequencies from the paragraphs at
-//! hand), pairs of words that stand together in both, words that share a beginning, the best
-//! single sentence, and whether the kind of thing that is asked for (a person, a date, a place, a
-//! number) is there at all.
+//! The score adds BM25 over stems (Robertson & Zaragoza 2009; document frequencies from the given
+//! paragraphs), word pairs adjacent in both, words with a common prefix, the best single sentence, and
+//! the presence of the expected answer type (a person, date, place or number).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,36 +11,36 @@ use std::{
 
 use super::words::{Word, words};
 
-/// BM25's saturation of repeated terms.
+/// BM25 `k1`: saturation of repeated terms.
 const K1: f64 = 1.2;
-/// BM25's share of length normalisation.
+/// BM25 `b`: share of length normalisation.
 const B: f64 = 0.5;
-/// What a word that shares a beginning of four letters counts beside one that is the same.
+/// Weight of a word that shares a prefix, relative to an exact match.
 const KIN_WEIGHT: f64 = 0.4;
-/// What a name made for one thing (an order's number) counts beside a word that is as rare here: of few
-/// paragraphs it cannot be told how rare it is elsewhere.
+/// Weight of an identifier (such as an order number) relative to a word as rare in these paragraphs: a
+/// few paragraphs do not show how rare it is elsewhere.
 const IDENTIFIER_WEIGHT: f64 = 3.0;
-/// Shortest such name of letters and digits, and of digits alone: a year is none.
+/// Shortest identifier with letters and digits, and with digits only: a year is not one.
 const IDENTIFIER_CHARS_MIN: [usize; 2] = [4, 5];
-/// Letters of such a beginning.
+/// Letters of a shared prefix.
 const KIN_LETTERS: usize = 4;
-/// Most letters by which the two may differ in length.
+/// Maximum difference in length of two words that share a prefix.
 const KIN_LENGTH_GAP_MAX: usize = 4;
 
 /// Scores of paragraphs for one question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// One for each paragraph, from 0.
+    /// One per paragraph, at least 0.
     pub scores: Vec<f64>,
-    /// The score that BM25 would give if every word of the question were in a single paragraph.
+    /// The BM25 score of a paragraph that contained every word of the question.
     pub full: f64,
 }
 
-/// Paragraphs, split into words once for all parts of a question.
+/// Paragraphs split into words, once for all parts of a question.
 #[derive(Debug)]
 pub struct Index {
     paragraphs: Vec<Paragraph>,
-    /// In how many paragraphs a stem is.
+    /// Document frequency of each stem.
     frequency: HashMap<String, usize>,
     length_mean: f64,
 }
@@ -120,7 +119,7 @@ impl Index {
         }
     }
 
-    /// A term's weight: the fewer paragraphs have it, the more it says.
+    /// Inverse document frequency of a term.
     fn weight(&self, term: &str) -> f64 {
         let count = self.paragraphs.len() as f64;
         let with = self.frequency.get(term).copied().unwrap_or(0) as f64;
@@ -128,7 +127,7 @@ impl Index {
     }
 }
 
-/// True for what names one thing and no kind of things: letters and digits together, or many digits.
+/// True for an identifier: letters and digits together, or many digits.
 fn is_identifier(term: &str) -> bool {
     let digits = term.chars().filter(char::is_ascii_digit).count();
     let chars = term.chars().count();
@@ -157,7 +156,7 @@ impl Paragraph {
         }
     }
 
-    /// BM25, and a part of it for words that only share a beginning.
+    /// BM25, with a reduced weight for words that only share a prefix.
     fn terms(&self, terms: &[&str], weights: &[f64], length_mean: f64) -> f64 {
         let length = 1.0 - B + B * self.words.len() as f64 / length_mean;
         let mut score = 0.0;
@@ -195,7 +194,7 @@ impl Paragraph {
         self.sentences.iter().map(score).fold(0.0, f64::max)
     }
 
-    /// Pairs of words that stand together in the question, too.
+    /// Word pairs that are also adjacent in the question.
     fn pairs(&self, asked: &HashSet<(&str, &str)>) -> f64 {
         let found: HashSet<_> = self
             .words
@@ -207,9 +206,9 @@ impl Paragraph {
     }
 }
 
-/// Sentences: a mark and a space end one, unless it is very short (initials, abbreviations).
+/// Splits sentences at a mark and a space, except after very short ones (initials, abbreviations).
 fn sentences(text: &str) -> Vec<&str> {
-    /// Shortest sentence that stands by itself, in bytes.
+    /// Shortest sentence, in bytes.
     const BYTES_MIN: usize = 12;
     let (mut sentences, mut from) = (Vec::new(), 0);
     for (at, mark) in text.match_indices(['.', '!', '?', '\n', '。']) {
@@ -224,7 +223,7 @@ fn sentences(text: &str) -> Vec<&str> {
     sentences
 }
 
-/// The kind of thing that a question asks for.
+/// The expected answer type of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Person,
@@ -273,7 +272,7 @@ impl Kind {
         }
     }
 
-    /// How sure it is that such a thing is in a text: 0, one half or 1.
+    /// Confidence that a text contains this answer type: 0, 0.5 or 1.
     fn present(self, text: &str) -> f64 {
         let tokens: Vec<&str> = text.split_whitespace().collect();
         let is_name = |token: &&str| token.starts_with(char::is_uppercase);
@@ -324,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_about_scores_highest() {
+    fn the_paragraph_with_the_answer_scores_highest() {
         let index = Index::new(&[
             "The river Elbe rises in the Giant Mountains and flows north.",
             "The tram line was approved on 11 March 2024 by the council.",

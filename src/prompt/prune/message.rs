@@ -1,8 +1,9 @@
-//! A message's question, and the paragraphs of context in it.
+//! Finds a message's question and its context paragraphs.
 //!
 //! Long paragraphs of prose are context; everything else (short paragraphs, headings, the last
-//! paragraph, whatever asks, code, documents, lists, tables, quotations) stays as it is. Only a message with a real question
-//! is pruned: a task about the whole text (to summarise, translate, list, count) needs all of it.
+//! paragraph, questions, code, documents, lists, tables, quotations) stays unchanged. Only a message
+//! with a question is pruned: tasks about the whole text (summarise, translate, list, count) need all
+//! of it.
 
 use std::ops::Range;
 
@@ -14,12 +15,12 @@ use crate::prompt::{
 
 /// Shortest paragraph that counts as context, in estimated tokens.
 const PARAGRAPH_TOKENS_MIN: usize = 24;
-/// Fewest paragraphs of context that are worth choosing among.
+/// Minimum number of context paragraphs.
 const PARAGRAPHS_MIN: usize = 3;
-/// Least context that is worth pruning, in estimated tokens.
+/// Minimum size of the context, in estimated tokens.
 const CONTEXT_TOKENS_MIN: usize = 100;
 
-/// Words of tasks that need the whole text.
+/// Words that indicate a task about the whole text.
 const WHOLE_TEXT_WORDS: &[&str] = &[
     "abstract",
     "all",
@@ -71,13 +72,13 @@ const WHOLE_TEXT_WORDS: &[&str] = &[
     "translation",
     "whole",
 ];
-/// Words that a question begins with when it has no question mark.
+/// First words of questions without a question mark.
 const QUESTION_WORDS: &[&str] = &[
     "who", "whom", "whose", "what", "when", "where", "which", "why", "how", "is", "are", "was",
     "were", "do", "does", "did", "can", "could", "will", "would", "has", "have", "had", "should",
 ];
 
-/// The message without the context that its question does not need; `None` when nothing is cut.
+/// The message without irrelevant context; `None` if nothing is cut.
 pub fn prune_message(text: &str, similarity: Option<&dyn Similarity>) -> Option<String> {
     let blocks = blocks(text);
     let context: Vec<usize> = (0..blocks.len())
@@ -95,7 +96,7 @@ pub fn prune_message(text: &str, similarity: Option<&dyn Similarity>) -> Option<
     if paragraphs.len() < PARAGRAPHS_MIN || tokens < CONTEXT_TOKENS_MIN {
         return None;
     }
-    // What a list says may be what is asked for: it stays, and the paragraphs have to come up to it.
+    // A list may hold the answer: it stays, and paragraphs compete with it.
     let lists = blocks.iter().filter(|block| block.is_list);
     let lists = lists.map(|block| text[block.range.clone()].trim());
     let candidates: Vec<&str> = paragraphs.iter().copied().chain(lists).collect();
@@ -110,7 +111,7 @@ pub fn prune_message(text: &str, similarity: Option<&dyn Similarity>) -> Option<
     }
     let mut out = String::with_capacity(text.len());
     for (at, block) in blocks.iter().enumerate() {
-        // A blank line goes with the paragraph before it.
+        // A blank line belongs to the paragraph before it.
         let is_after_gone = block.is_blank && at > 0 && gone[at - 1];
         if is_after_gone {
             gone[at] = true;
@@ -125,7 +126,7 @@ struct Block {
     range: Range<usize>,
     is_blank: bool,
     is_context: bool,
-    /// A list or table of some length.
+    /// A long list or table.
     is_list: bool,
 }
 
@@ -153,14 +154,14 @@ fn blocks(text: &str) -> Vec<Block> {
             at = end;
         }
     }
-    // The last word is the producer's, and may be the question.
+    // The last paragraph may be the question.
     if let Some(last) = blocks.iter_mut().rev().find(|block| !block.is_blank) {
         (last.is_context, last.is_list) = (false, false);
     }
     blocks
 }
 
-/// A long paragraph of prose that asks nothing.
+/// A long paragraph of prose without a question.
 fn is_context(block: &str) -> bool {
     let text = block.trim_end();
     let is_prose = text.lines().all(|line| {
@@ -172,13 +173,13 @@ fn is_context(block: &str) -> bool {
         && !code::holds_code(text)
 }
 
-/// Items of a list or rows of a table, as many tokens as a paragraph of context.
+/// Items of a list or rows of a table, at least as long as a context paragraph.
 fn is_list(block: &str) -> bool {
     let mut items = block.trim().lines().map(item);
     items.all(|item| item.is_some()) && estimate_tokens(block) >= PARAGRAPH_TOKENS_MIN
 }
 
-/// What a line says behind the mark that makes it an item; `None` for other lines.
+/// The text of a list item behind its marker; `None` for other lines.
 fn item(line: &str) -> Option<&str> {
     let line = line.trim();
     let unmarked = line.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -189,8 +190,8 @@ fn item(line: &str) -> Option<&str> {
     Some(rest.trim())
 }
 
-/// What is asked: the paragraphs that are no context and ask something. `None` when nothing is asked, or
-/// the task needs the whole text or is about its form.
+/// The question: the paragraphs outside of the context that ask something. `None` if there is none, or
+/// if the task needs the whole text or is about its form.
 fn question(text: &str, blocks: &[Block]) -> Option<String> {
     let mut asked = Vec::new();
     for block in blocks
@@ -199,7 +200,7 @@ fn question(text: &str, blocks: &[Block]) -> Option<String> {
     {
         let part = text[block.range.clone()].trim();
         if block.is_list {
-            // Data, unless an item tells what to do.
+            // Data, unless an item is an instruction.
             let mut items = part.lines().filter_map(item);
             let tells = |item: &str| item.split(' ').next().is_some_and(needs_whole_text);
             if items.any(tells) {
@@ -215,7 +216,7 @@ fn question(text: &str, blocks: &[Block]) -> Option<String> {
             .split(|c: char| !c.is_alphanumeric())
             .find(|word| !word.is_empty());
         let begins = first.is_some_and(|word| QUESTION_WORDS.contains(&word));
-        // Labels such as "Question: who …" come before.
+        // Skip labels such as "Question: who …".
         let labelled = lower.starts_with("question") || lower.starts_with("q:");
         if part.contains('?') || begins || labelled {
             asked.push(part);
@@ -224,7 +225,7 @@ fn question(text: &str, blocks: &[Block]) -> Option<String> {
     (!asked.is_empty()).then(|| asked.join(" "))
 }
 
-/// True for a task that needs the whole text, or is about its form.
+/// True for a task that needs the whole text or is about its form.
 pub fn needs_whole_text(task: &str) -> bool {
     let lower = task.to_lowercase();
     let mut words = lower.split(|c: char| !c.is_alphanumeric());
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_about_the_whole_text_and_texts_without_a_question_stay() {
+    fn whole_text_tasks_and_texts_without_a_question_stay() {
         for question in [
             "Summarise the text above.",
             "List the rivers. Which is longest?",
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_answers_leaves_prose_behind_it() {
+    fn irrelevant_prose_beside_a_relevant_list_is_cut() {
         let list = "- A4411 shipped desk 1 Jan\n- B2090 delayed lamp 3 Feb\n- Note: all times are local.\n\
                     - C7731 returned rug 9 Mar\n- D1002 packed mug 4 Apr";
         let text = format!(
@@ -287,10 +288,10 @@ mod tests {
         );
         let expected = format!("{list}\n\nQuestion: what is the status of B2090?");
         assert_eq!(prune_message(&text, None).as_deref(), Some(&*expected));
-        // Items that tell what to do are no data.
+        // Instructions are not data.
         let told = text.replace("- Note: all times", "- Summarise all times");
         assert_eq!(prune_message(&told, None), None);
-        // A list that says nothing of what is asked cuts nothing that stood before.
+        // An irrelevant list does not change the result.
         let elsewhere = format!(
             "{list}\n\n{}",
             message("How long is the Elbe before it reaches the North Sea near Cuxhaven?")

@@ -1,11 +1,11 @@
-//! Context that a question does not need is left out (`context: prune`).
+//! Removes context that a question does not need (`context: prune`).
 //!
-//! Comes in: a question and paragraphs; with an embedder, how like each is to the question. Goes
-//! out: which paragraphs stay, in their order ([`keep`]). A paragraph stays or goes as a whole, so a
-//! sentence always keeps its neighbours. What a message's question and paragraphs are is told by [`message`].
+//! Comes in: a question and paragraphs; with an embedder, their similarities. Goes out: the paragraphs
+//! to keep, in order ([`keep`]). Paragraphs are kept or removed whole. [`message`] finds the question
+//! and the paragraphs of a message.
 //!
-//! The cut adapts to the scores: all stay that come close enough to the best, "close" being a
-//! fixed share of what the question has to offer. If nothing stands out, nothing is cut. The
+//! The cut adapts to the scores: paragraphs within a fixed gap below the best are kept, the gap being a
+//! share of the question's maximum score. If no paragraph stands out, nothing is cut. The
 //! thresholds were frozen on Natural Questions, the harder of the two families in `bench prune`,
 //! and are never fitted to a run.
 
@@ -15,38 +15,38 @@ pub mod words;
 
 use lexical::{Index, Scores};
 
-/// Furthest below the best that a paragraph stays by words alone, in roots of the question's full score.
+/// Largest gap below the best paragraph without an embedder, in square roots of the question's maximum score.
 const WORDS_GAP_MAX: f64 = 2.2;
-/// The same where every paragraph has a title and one thing is asked: a title says what the paragraph is about,
-/// mostly in the question's words.
+/// The same if every paragraph has a title and a single question is asked: titles name the subject, mostly
+/// in the question's words.
 const TITLED_GAP_MAX: f64 = 1.4;
-/// Furthest below the best that a paragraph stays with an embedder; a cosine counts tenfold.
+/// Largest gap below the best paragraph with an embedder.
 const EMBEDDED_GAP_MAX: f64 = 3.6;
-/// What a cosine counts.
+/// Weight of the cosine similarity.
 const COSINE_WEIGHT: f64 = 10.0;
-/// What the words count beside it, as shares of the full score.
+/// Weight of the lexical score, as a share of the maximum score.
 const WORDS_WEIGHT: f64 = 2.0;
-/// How much further below the best a paragraph may be whose subject the best one names.
+/// Additional gap for a paragraph whose subject is named by the best one.
 const LINK_FACTOR: f64 = 1.6;
-/// Most paragraphs whose text is searched for other paragraphs' subjects.
+/// Maximum number of paragraphs searched for the subjects of others.
 const LINKING_MAX: usize = 2;
 /// Longest title line, in bytes.
 const TITLE_BYTES_MAX: usize = 80;
-/// Shortest name that tells one thing from another, in bytes.
+/// Shortest distinctive name, in bytes.
 const NAME_BYTES_MIN: usize = 4;
-/// Fewest words of a part of a question that is scored by itself.
+/// Minimum number of words of a question part that is scored separately.
 const PART_WORDS_MIN: usize = 3;
-/// Most parts of a question that are scored.
+/// Maximum number of question parts.
 const PARTS_MAX: usize = 4;
 
-/// Gives cosines: one row for each question, one value for each text. `None` when it cannot; the
-/// words then decide alone.
+/// Computes cosine similarities: one row per question, one value per text. `None` on failure; the
+/// lexical score then decides alone.
 pub trait Similarity {
     /// Compares every question with every text.
     fn cosines(&self, questions: &[&str], texts: &[&str]) -> Option<Vec<Vec<f32>>>;
 }
 
-/// The paragraphs that stay, by rising index. Never empty unless there are none.
+/// Indices of the paragraphs to keep, ascending; empty only if there are none.
 pub fn keep(
     question: &str,
     paragraphs: &[&str],
@@ -65,8 +65,8 @@ pub fn keep(
     (0..paragraphs.len()).filter(|at| stays[*at]).collect()
 }
 
-/// How far each paragraph is below the best, for each part of the question, as a share of the
-/// greatest gap that stays: up to 1 it stays.
+/// The gap of each paragraph to the best one, for the closest question part, as a share of the largest
+/// allowed gap: paragraphs up to 1 are kept.
 pub fn gaps(
     question: &str,
     paragraphs: &[&str],
@@ -117,12 +117,12 @@ pub fn gaps(
         .collect()
 }
 
-/// The question as a whole, and its parts where it asks several things.
+/// The whole question, and its parts if it asks several things.
 fn parts(question: &str) -> Vec<&str> {
     const ASKING: [&str; 9] = [
         "who", "whom", "whose", "what", "when", "where", "which", "why", "how",
     ];
-    /// Words after "and" within which the next question shows itself: "and in which year".
+    /// Words after "and" within which the next question word must follow: "and in which year".
     const ASKING_WITHIN: usize = 3;
     let mut parts = vec![question];
     let lower = question.to_ascii_lowercase();
@@ -152,8 +152,8 @@ fn parts(question: &str) -> Vec<&str> {
     parts
 }
 
-/// A paragraph stays, too, when one of the best names its subject: the second step of a question
-/// often shares no word with it.
+/// Keeps paragraphs whose subject is named by one of the best: the second hop of a question often
+/// shares no word with it.
 fn keep_linked(paragraphs: &[&str], gaps: &[f64], stays: &mut [bool]) {
     let mut order: Vec<usize> = (0..gaps.len()).filter(|at| gaps[*at] <= 1.0).collect();
     order.sort_by(|a, b| gaps[*a].total_cmp(&gaps[*b]));
@@ -169,7 +169,7 @@ fn keep_linked(paragraphs: &[&str], gaps: &[f64], stays: &mut [bool]) {
     }
 }
 
-/// What a paragraph is about: its title line, or the name it begins with.
+/// The subject of a paragraph: its title line, or the name at its start.
 fn subject(paragraph: &str) -> Option<&str> {
     if let Some(title) = title(paragraph) {
         return Some(title);
@@ -196,7 +196,7 @@ fn subject(paragraph: &str) -> Option<&str> {
     (name.len() >= NAME_BYTES_MIN && !is_function).then_some(name)
 }
 
-/// The title line that a paragraph begins with.
+/// The title line of a paragraph.
 fn title(paragraph: &str) -> Option<&str> {
     let (title, _) = without_marks(paragraph).split_once('\n')?;
     let title = title.trim();

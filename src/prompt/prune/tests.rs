@@ -18,7 +18,7 @@ impl Similarity for Fixed {
 }
 
 #[test]
-fn what_the_question_needs_stays() {
+fn relevant_paragraphs_are_kept() {
     assert_eq!(
         keep(
             "How long is the Elbe from the Giant Mountains to the sea?",
@@ -27,7 +27,7 @@ fn what_the_question_needs_stays() {
         ),
         [0]
     );
-    // Each part of a question keeps its own.
+    // Each part of a question keeps its own paragraphs.
     let both = keep(
         "How long is the Elbe to the sea, and what is bread baked from?",
         &PARAGRAPHS,
@@ -37,7 +37,7 @@ fn what_the_question_needs_stays() {
 }
 
 #[test]
-fn a_paragraph_stays_whose_subject_the_best_one_names() {
+fn paragraphs_named_by_the_best_one_are_kept() {
     let question = "When was the composer of Fidelio, that only opera, born in which town?";
     let kept = keep(
         question,
@@ -48,14 +48,14 @@ fn a_paragraph_stays_whose_subject_the_best_one_names() {
 }
 
 #[test]
-fn when_nothing_stands_out_nothing_goes() {
+fn nothing_is_cut_when_no_paragraph_stands_out() {
     assert_eq!(keep("Why?", &PARAGRAPHS, None), [0, 1, 2, 3]);
     assert_eq!(keep("", &PARAGRAPHS, None), [0, 1, 2, 3]);
     assert!(keep("Why?", &[], None).is_empty());
 }
 
 #[test]
-fn an_embedder_that_fails_leaves_it_to_the_words() {
+fn a_failing_embedder_falls_back_to_the_lexical_score() {
     struct Broken;
     impl Similarity for Broken {
         fn cosines(&self, _: &[&str], _: &[&str]) -> Option<Vec<Vec<f32>>> {
@@ -89,7 +89,7 @@ proptest! {
     /// Paragraphs that stay are some of those given, in order, the best among them; the order in which they come
     /// does not matter.
     #[test]
-    fn some_stay_in_order_whatever_the_order(
+    fn kept_paragraphs_do_not_depend_on_their_order(
         question in "([a-d]{1,3} ){1,6}\\??",
         paragraphs in prop::collection::vec("([a-d]{1,3}[ .]){1,12}", 1..7),
     ) {

@@ -1,6 +1,6 @@
-//! Words as pruning compares them: lower-case stems of letters and digits.
+//! Word splitting and stemming for pruning: lower-case stems of letters and digits.
 
-/// Words that say how a question is put, not what it is about.
+/// Stop words, including question words.
 pub const FUNCTION_WORDS: &[&str] = &[
     "a", "about", "after", "again", "all", "an", "and", "any", "are", "as", "at", "be", "been",
     "before", "being", "between", "both", "but", "by", "called", "came", "can", "come", "could",
@@ -15,8 +15,8 @@ pub const FUNCTION_WORDS: &[&str] = &[
     "who", "whom", "whose", "why", "will", "with", "would", "you", "your",
 ];
 
-/// Endings that are taken off, with what stands for them; the first that fits and leaves three
-/// letters. Lighter than Porter's stemmer, and meant for comparing only.
+/// Suffixes and their replacements; the first that matches and leaves three letters is applied. Lighter
+/// than Porter's stemmer and meant for comparison only.
 const ENDINGS: &[(&str, &str)] = &[
     ("ational", "ate"),
     ("ization", "ize"),
@@ -55,9 +55,9 @@ const ENDINGS: &[(&str, &str)] = &[
 /// A word of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Word {
-    /// What is compared.
+    /// Its stem.
     pub stem: String,
-    /// It says nothing about the matter.
+    /// True for a stop word.
     pub is_function: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::with_capacity(text.len() / 6);
     for run in text.split(|c: char| !c.is_alphanumeric() && c != '\'' && c != '’') {
         let run = run.trim_matches(['\'', '’']);
-        // Possession is no part of a name.
+        // The possessive is not part of a name.
         let run = run
             .strip_suffix("'s")
             .or_else(|| run.strip_suffix("’s"))
@@ -75,7 +75,7 @@ pub fn words(text: &str) -> Vec<Word> {
             continue;
         }
         if run.chars().any(is_ideograph) {
-            // Scripts without spaces: every two neighbouring characters are a word.
+            // Scripts without spaces: every pair of neighbouring characters is a word.
             let characters: Vec<char> = run.chars().collect();
             words.extend(
                 characters
