@@ -1,11 +1,11 @@
-# `just` lists the recipes. .ci/run runs the same commands where just is not installed.
+# `just` lists the recipes. What CI checks stands in .ci/run, which needs no `just`.
 
 _default:
     @just --list
 
-# Everything that must hold before a change is merged.
-ci:
-    ./.ci/run
+# What must hold before a change is merged, or some steps of it: `just ci lint doc`.
+ci *steps:
+    ./.ci/run {{ steps }}
 
 # Every test, with RabbitMQ and Postgres found or started: `just test --test contracts`.
 test *arguments:
@@ -15,15 +15,18 @@ format:
     cargo fmt --all
 
 lint:
-    cargo fmt --all --check
-    cargo clippy --release --workspace --all-targets -- -D warnings
+    ./.ci/run format lint
 
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+    ./.ci/run doc
 
 # The types of the feature `cuda`, without a toolkit or a GPU.
 cuda-types:
-    ./scripts/cuda-build types --release --lib
+    ./.ci/run cuda
+
+# Licences, bans and sources of the dependencies, and whether each is used.
+dependencies:
+    ./.ci/run unused deny
 
 # The kernels' tests under AddressSanitizer.
 sanitize:
@@ -37,10 +40,6 @@ fuzz runs="100000":
 peers *arguments:
     cargo build --release
     benches/peers/run {{ arguments }}
-
-# Licences, advisories and sources of the dependencies; needs cargo-deny.
-deny:
-    cargo deny check
 
 # The main job on the example prompts.
 run *arguments:

@@ -1,4 +1,4 @@
-//! What producers asked and what they were told: the truth that the ledger is held against.
+//! What producers asked and what they were told: the truth that the database is held against.
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,7 @@ use std::{
 use promptyard::config::{BrokerConfig, SecretUrl};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::{
     book::{Book, POISON},
@@ -19,6 +19,7 @@ use crate::{
     role::Role,
     support::{
         binary::promptyard,
+        poll::poll,
         postgres_server::Postgres,
         proxy::Proxy,
         rabbit_server::{START_PATIENCE, Server},
@@ -64,11 +65,11 @@ const SETTINGS: [&str; 9] = [
 /// A fleet that can be hurt.
 pub struct ChaosFleet {
     pub broker: Server,
-    pub ledger: Postgres,
+    pub database: Postgres,
     /// In front of the broker: one for each role, then one for each producer.
     pub broker_links: Vec<Proxy>,
-    /// In front of the ledger: one for each role.
-    pub ledger_links: Vec<Proxy>,
+    /// In front of the database: one for each role.
+    pub database_links: Vec<Proxy>,
     pub roles: Vec<Role>,
     pub producers: Vec<Producer>,
     pub book: Arc<Mutex<Book>>,
@@ -82,28 +83,25 @@ impl ChaosFleet {
     /// Servers, tables, roles that have begun, and producers that wait for work.
     pub async fn start(terms: Terms, seed: u64) -> Self {
         let broker = Server::start();
-        let ledger = Postgres::start();
-        let until = Instant::now() + START_PATIENCE;
-        for port in [broker.port, ledger.port] {
-            while !is_listening(port) {
-                assert!(Instant::now() < until, "no server came up on port {port}");
-                sleep(Duration::from_millis(100)).await;
-            }
+        let database = Postgres::start();
+        for port in [broker.port, database.port] {
+            let up = poll(START_PATIENCE, async || is_listening(port).then_some(())).await;
+            assert!(up.is_some(), "no server came up on port {port}");
         }
-        let (mut broker_links, mut ledger_links) = (Vec::new(), Vec::new());
+        let (mut broker_links, mut database_links) = (Vec::new(), Vec::new());
         for _ in 0..ROLES.len() + PRODUCERS {
             broker_links.push(Proxy::start(format!("127.0.0.1:{}", broker.port)).await);
         }
         for _ in ROLES {
-            ledger_links.push(Proxy::start(format!("127.0.0.1:{}", ledger.port)).await);
+            database_links.push(Proxy::start(format!("127.0.0.1:{}", database.port)).await);
         }
         let book: Arc<Mutex<Book>> = Arc::default();
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = Self {
             broker,
-            ledger,
+            database,
             broker_links,
-            ledger_links,
+            database_links,
             roles: Vec::new(),
             producers: Vec::new(),
             book,
@@ -112,12 +110,12 @@ impl ChaosFleet {
             traffic: StdRng::seed_from_u64(seed.wrapping_add(1)),
             traffic_at: Instant::now(),
         };
-        fleet.migrate(until).await;
+        fleet.migrate().await;
         fleet.roles = fleet.make_roles();
         fleet.roles.iter_mut().for_each(Role::start);
-        while let Some(role) = fleet.roles.iter().find(|role| !role.has_begun()) {
-            assert!(Instant::now() < until, "{}: {}", role.name, role.said());
-            sleep(Duration::from_millis(100)).await;
+        for role in &fleet.roles {
+            let begun = poll(START_PATIENCE, async || role.has_begun().then_some(())).await;
+            assert!(begun.is_some(), "{}: {}", role.name, role.said());
         }
         for number in 0..PRODUCERS {
             let link = &fleet.broker_links[ROLES.len() + number];
@@ -127,19 +125,19 @@ impl ChaosFleet {
         fleet
     }
 
-    async fn migrate(&self, until: Instant) {
-        let url = Postgres::url(self.ledger.port);
-        loop {
+    /// A server that listens may still refuse connections for a moment.
+    async fn migrate(&self) {
+        let url = Postgres::url(self.database.port);
+        let mut said = Vec::new();
+        let migrated = poll(START_PATIENCE, async || {
             let mut command = promptyard();
             command.args(["migrate", "--store", &url]);
             let done = command.stdin(Stdio::null()).output().unwrap();
-            if done.status.success() {
-                return;
-            }
-            let said = String::from_utf8_lossy(&done.stderr).into_owned();
-            assert!(Instant::now() < until, "{said}");
-            sleep(Duration::from_millis(200)).await;
-        }
+            said = done.stderr;
+            done.status.success().then_some(())
+        });
+        let migrated = migrated.await.is_some();
+        assert!(migrated, "{}", String::from_utf8_lossy(&said));
     }
 
     /// The engines' script.
@@ -153,7 +151,7 @@ impl ChaosFleet {
         let script = self.script();
         let make = |(at, (name, command, tiers)): (usize, &(&'static str, &str, &str))| {
             let broker = amqp_url(self.broker_links[at].port);
-            let store = Postgres::url(self.ledger_links[at].port);
+            let store = Postgres::url(self.database_links[at].port);
             let mut arguments = vec![*command, "--broker", &broker, "--store", &store];
             arguments.extend(["--metrics-listen", ""]);
             if !tiers.is_empty() {
@@ -194,9 +192,9 @@ impl ChaosFleet {
         }
     }
 
-    /// Reads the ledger past the proxies.
+    /// Reads the database past the proxies.
     pub fn pool(&self) -> PgPool {
-        let options: PgConnectOptions = Postgres::url(self.ledger.port).parse().unwrap();
+        let options: PgConnectOptions = Postgres::url(self.database.port).parse().unwrap();
         PgPoolOptions::new()
             .max_connections(2)
             .connect_lazy_with(options.options([("search_path", "promptyard")]))

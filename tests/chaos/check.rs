@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     book::{Name, Reply, content, undisturbed},
     chaos_fleet::ChaosFleet,
+    support::poll::{PATIENCE, poll},
 };
 
 /// Most that a role's resident memory may have grown since it was warm.
@@ -23,7 +24,7 @@ const STALLED: Duration = Duration::from_secs(120);
 /// Most faults of one kind that are told in full.
 const TOLD_MAX: usize = 8;
 
-/// A job as the ledger has it.
+/// A job as the database has it.
 #[derive(Debug, sqlx::FromRow)]
 struct Row {
     id: uuid::Uuid,
@@ -109,8 +110,8 @@ pub async fn quiet(fleet: &ChaosFleet, pool: &PgPool) -> Result<Duration, String
     missing.map_or_else(|| Ok(begun.elapsed()), Err)
 }
 
-/// Holds the ledger and the replies against what was asked.
-pub async fn ledger(fleet: &ChaosFleet, pool: &PgPool, findings: &mut Findings) {
+/// Holds the database and the replies against what was asked.
+pub async fn database(fleet: &ChaosFleet, pool: &PgPool, findings: &mut Findings) {
     let rows: Vec<Row> = sqlx::query_as(ROWS).fetch_all(pool).await.unwrap();
     let book = fleet.book.lock().unwrap().asked.clone();
     let replies = fleet.book.lock().unwrap().replies.clone();
@@ -207,14 +208,8 @@ pub fn memory(fleet: &ChaosFleet, warm: &[Option<u64>], findings: &mut Findings)
 /// Stops the roles; nothing may be left in a queue, what was delivered to them included.
 pub async fn stop(fleet: &mut ChaosFleet, findings: &mut Findings) {
     fleet.roles.iter().for_each(|role| role.signal("TERM"));
-    let until = Instant::now() + Duration::from_secs(60);
     for role in &mut fleet.roles {
-        let status = loop {
-            match role.ended() {
-                None if Instant::now() < until => sleep(Duration::from_millis(50)).await,
-                status => break status,
-            }
-        };
+        let status = poll(PATIENCE, async || role.ended()).await;
         if !status.is_some_and(|status| status.success()) {
             findings.add(
                 "a role that did not stop in order",

@@ -1,4 +1,4 @@
-//! `promptyard run` on its SQLite ledger, killed at random instants and run again until it is done.
+//! `promptyard run` on its SQLite database, killed at random instants and run again until it is done.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -50,9 +50,9 @@ fn lines() -> (String, BTreeMap<String, String>) {
     (input, expected)
 }
 
-/// Whenever it is killed, it goes on where it was: each line is answered once, as without a kill.
+/// Whenever it is killed, it continues where it was: each line is answered once, as without a kill.
 #[test]
-fn killed_at_random_instants_it_answers_each_line_once() {
+fn run_answers_each_line_once_when_killed_at_random() {
     let kills = setting("PROMPTYARD_CHAOS_KILLS").unwrap_or(KILLS);
     let seed = setting("PROMPTYARD_CHAOS_SEED").unwrap_or(SEED);
     eprintln!("chaos: seed {seed}, {kills} kills of the embedded mode");

@@ -1,7 +1,7 @@
 //! Faults at random, drawn from a seed, while jobs flow: the fleet on a RabbitMQ and a Postgres of its
 //! own, each behind proxies, and the embedded mode killed at random instants. When all is mended, every
 //! job has ended once, with the answer that it gets without faults. docs/reliability.md tells how to
-//! run it for longer.
+//! run it for longer. Sleeps are the traffic's and the faults' own time.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
@@ -38,9 +38,9 @@ fn setting(name: &str) -> Option<u64> {
     )
 }
 
-/// Whatever dies, stalls or is cut off: every confirmed job ends once, with the right answer.
+/// Every confirmed job ends once, with the right answer, despite kills, stalls and cuts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_lose_nothing_and_change_no_answer() {
+async fn faults_lose_no_job_and_change_no_answer() {
     let faults = setting("PROMPTYARD_CHAOS_FAULTS").map_or(FAULTS, |count| count as usize);
     let seed = setting("PROMPTYARD_CHAOS_SEED").unwrap_or(SEED);
     // A prompt that always fails rests 11 s between three attempts, and two minutes between five.
@@ -67,7 +67,7 @@ async fn faults_lose_nothing_and_change_no_answer() {
         Ok(span) => eprintln!("quiet {:.1} s after the mending", span.as_secs_f64()),
         Err(missing) => findings.add("no quiet", missing),
     }
-    check::ledger(&storm.fleet, &pool, &mut findings).await;
+    check::database(&storm.fleet, &pool, &mut findings).await;
     check::memory(&storm.fleet, &warm, &mut findings);
     summary(&storm, &pool, raged).await;
     check::stop(&mut storm.fleet, &mut findings).await;

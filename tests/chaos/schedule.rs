@@ -13,28 +13,28 @@ pub enum Kind {
     RoleFrozen,
     /// One role's or producer's connections to the broker end.
     BrokerCut,
-    /// One role's connections to the ledger end.
-    LedgerCut,
+    /// One role's connections to the database end.
+    DatabaseCut,
     /// What one role or producer says to the broker arrives later.
     BrokerDelayed,
-    /// What one role says to the ledger arrives later.
-    LedgerDelayed,
+    /// What one role says to the database arrives later.
+    DatabaseDelayed,
     /// One role or producer cannot reach the broker for a while.
     BrokerParted,
-    /// One role cannot reach the ledger for a while.
-    LedgerParted,
+    /// One role cannot reach the database for a while.
+    DatabaseParted,
     /// The broker stops in order and starts again.
     BrokerRestarted,
     /// SIGKILL of the broker.
     BrokerKilled,
     /// The broker is short of memory for a while: it takes no messages.
     BrokerAlarmed,
-    /// The ledger's server stops in order (`pg_ctl stop -m fast`) and starts again.
-    LedgerRestarted,
-    /// The ledger's server stops without a checkpoint (`pg_ctl stop -m immediate`).
-    LedgerAborted,
-    /// SIGKILL of the ledger's server and of all its backends.
-    LedgerKilled,
+    /// The database's server stops in order (`pg_ctl stop -m fast`) and starts again.
+    DatabaseRestarted,
+    /// The database's server stops without a checkpoint (`pg_ctl stop -m immediate`).
+    DatabaseAborted,
+    /// SIGKILL of the database's server and of all its backends.
+    DatabaseKilled,
     /// Messages that were confirmed are published again.
     Duplicates,
     /// A prompt that brings down all that runs beside it.
@@ -47,17 +47,17 @@ impl Kind {
         (Self::RoleKilled, 20),
         (Self::RoleFrozen, 13),
         (Self::BrokerCut, 12),
-        (Self::LedgerCut, 10),
+        (Self::DatabaseCut, 10),
         (Self::BrokerDelayed, 6),
-        (Self::LedgerDelayed, 6),
+        (Self::DatabaseDelayed, 6),
         (Self::BrokerParted, 5),
-        (Self::LedgerParted, 5),
+        (Self::DatabaseParted, 5),
         (Self::BrokerRestarted, 2),
         (Self::BrokerKilled, 2),
         (Self::BrokerAlarmed, 2),
-        (Self::LedgerRestarted, 3),
-        (Self::LedgerAborted, 3),
-        (Self::LedgerKilled, 3),
+        (Self::DatabaseRestarted, 3),
+        (Self::DatabaseAborted, 3),
+        (Self::DatabaseKilled, 3),
         (Self::Duplicates, 5),
         (Self::Poison, 3),
     ];
@@ -68,17 +68,17 @@ impl Kind {
             Self::RoleKilled => "kill -9 of a role",
             Self::RoleFrozen => "SIGSTOP of a role",
             Self::BrokerCut => "connections to the broker cut",
-            Self::LedgerCut => "connections to the ledger cut",
+            Self::DatabaseCut => "connections to the database cut",
             Self::BrokerDelayed => "traffic to the broker held up",
-            Self::LedgerDelayed => "traffic to the ledger held up",
+            Self::DatabaseDelayed => "traffic to the database delayed",
             Self::BrokerParted => "broker out of reach",
-            Self::LedgerParted => "ledger out of reach",
+            Self::DatabaseParted => "database unreachable",
             Self::BrokerRestarted => "RabbitMQ restarted",
             Self::BrokerKilled => "kill -9 of RabbitMQ",
             Self::BrokerAlarmed => "memory alarm of RabbitMQ",
-            Self::LedgerRestarted => "Postgres restarted",
-            Self::LedgerAborted => "Postgres stopped with -m immediate",
-            Self::LedgerKilled => "kill -9 of Postgres",
+            Self::DatabaseRestarted => "Postgres restarted",
+            Self::DatabaseAborted => "Postgres stopped with -m immediate",
+            Self::DatabaseKilled => "kill -9 of Postgres",
             Self::Duplicates => "confirmed messages published again",
             Self::Poison => "poison prompt",
         }
@@ -111,8 +111,8 @@ impl Fault {
         let is_long = random.random_bool(0.15);
         let most_ms = match kind {
             Kind::RoleFrozen if is_long => 20_000,
-            Kind::BrokerDelayed | Kind::LedgerDelayed if is_long => 12_000,
-            Kind::BrokerParted | Kind::LedgerParted if is_long => 10_000,
+            Kind::BrokerDelayed | Kind::DatabaseDelayed if is_long => 12_000,
+            Kind::BrokerParted | Kind::DatabaseParted if is_long => 10_000,
             Kind::RoleFrozen => 5_000,
             _ => 3_000,
         };

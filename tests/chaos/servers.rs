@@ -55,19 +55,19 @@ impl Storm {
         }
     }
 
-    pub fn hurt_ledger(&mut self, fault: Fault) {
+    pub fn hurt_database(&mut self, fault: Fault) {
         let signal = match fault.kind {
-            Kind::LedgerRestarted => "INT",
-            Kind::LedgerAborted => "QUIT",
+            Kind::DatabaseRestarted => "INT",
+            Kind::DatabaseAborted => "QUIT",
             _ => {
-                self.fleet.ledger.kill();
-                self.ledger = Health::Down;
-                self.later(fault.lasts, Remedy::StartLedger);
+                self.fleet.database.kill();
+                self.database = Health::Down;
+                self.later(fault.lasts, Remedy::StartDatabase);
                 return;
             }
         };
-        self.fleet.ledger.signal(signal);
-        self.ledger = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
+        self.fleet.database.signal(signal);
+        self.database = Health::Stopping(Instant::now() + STOP_PATIENCE, fault.lasts);
     }
 
     /// Tells the broker how much memory it may use; the order is carried out beside the storm.
@@ -132,22 +132,22 @@ impl Storm {
             Health::Alarmed => self.look_at_orders(),
             _ => {}
         }
-        match self.ledger {
+        match self.database {
             Health::Stopping(until, away) => {
-                if self.fleet.ledger.has_ended() {
-                    self.ledger = Health::Down;
-                    self.later(away, Remedy::StartLedger);
+                if self.fleet.database.has_ended() {
+                    self.database = Health::Down;
+                    self.later(away, Remedy::StartDatabase);
                 } else if now > until {
-                    self.fleet.ledger.kill();
+                    self.fleet.database.kill();
                 }
             }
             Health::Starting => {
                 // It may have found a predecessor's process still there.
-                if self.fleet.ledger.has_ended() {
-                    self.ledger = Health::Down;
-                    self.later(START_AGAIN, Remedy::StartLedger);
-                } else if is_listening(self.fleet.ledger.port) {
-                    self.ledger = Health::Up;
+                if self.fleet.database.has_ended() {
+                    self.database = Health::Down;
+                    self.later(START_AGAIN, Remedy::StartDatabase);
+                } else if is_listening(self.fleet.database.port) {
+                    self.database = Health::Up;
                 }
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! Faults and their mending, on time, while the traffic goes on.
+//! Faults and their mending, on time, while the traffic continues.
 
 use std::{collections::BTreeMap, process::Child, time::Duration};
 
@@ -26,7 +26,7 @@ const DUPLICATES: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Side {
     Broker,
-    Ledger,
+    Database,
 }
 
 /// What mends a fault.
@@ -36,18 +36,18 @@ pub enum Remedy {
     ThawRole(usize),
     OpenLink(Side, usize),
     StartBroker,
-    StartLedger,
+    StartDatabase,
     EndAlarm,
 }
 
-/// Hurts a yard and mends it.
+/// Applies faults to a fleet and undoes them.
 pub struct Storm {
     pub fleet: ChaosFleet,
     /// Draws the faults and nothing else, so that a seed always gives the same ones.
     schedule: StdRng,
     random: StdRng,
     pub broker: Health,
-    pub ledger: Health,
+    pub database: Health,
     pub remedies: Vec<(Instant, Remedy)>,
     /// Orders to the broker that are being carried out, and the watermark that each gives.
     pub orders: Vec<(&'static str, Child)>,
@@ -67,7 +67,7 @@ impl Storm {
             schedule: StdRng::seed_from_u64(seed),
             random: StdRng::seed_from_u64(seed.wrapping_add(2)),
             broker: Health::Up,
-            ledger: Health::Up,
+            database: Health::Up,
             remedies: Vec::new(),
             orders: Vec::new(),
             begun: Instant::now(),
@@ -115,7 +115,7 @@ impl Storm {
             self.remedies.iter_mut().for_each(|(at, _)| *at = now);
             self.look();
             let is_whole = self.remedies.is_empty()
-                && (self.broker, self.ledger) == (Health::Up, Health::Up)
+                && (self.broker, self.database) == (Health::Up, Health::Up)
                 && self.fleet.roles.iter().all(|r| r.is_up() && r.has_begun());
             if is_whole {
                 return;
@@ -136,7 +136,7 @@ impl Storm {
     fn links(&self, side: Side) -> &[Proxy] {
         match side {
             Side::Broker => &self.fleet.broker_links,
-            Side::Ledger => &self.fleet.ledger_links,
+            Side::Database => &self.fleet.database_links,
         }
     }
 
@@ -170,18 +170,18 @@ impl Storm {
                 Some(format!("{name} {for_s}"))
             }
             Kind::BrokerCut => self.cut_link(Side::Broker, whom),
-            Kind::LedgerCut => self.cut_link(Side::Ledger, whom),
+            Kind::DatabaseCut => self.cut_link(Side::Database, whom),
             Kind::BrokerDelayed => self.shut_link(Side::Broker, Mode::Silent, fault),
-            Kind::LedgerDelayed => self.shut_link(Side::Ledger, Mode::Silent, fault),
+            Kind::DatabaseDelayed => self.shut_link(Side::Database, Mode::Silent, fault),
             Kind::BrokerParted => self.shut_link(Side::Broker, Mode::Shut, fault),
-            Kind::LedgerParted => self.shut_link(Side::Ledger, Mode::Shut, fault),
+            Kind::DatabaseParted => self.shut_link(Side::Database, Mode::Shut, fault),
             Kind::BrokerRestarted | Kind::BrokerKilled | Kind::BrokerAlarmed => {
                 (self.broker == Health::Up).then(|| self.hurt_broker(fault))?;
                 Some(format!("the broker {for_s}"))
             }
-            Kind::LedgerRestarted | Kind::LedgerAborted | Kind::LedgerKilled => {
-                (self.ledger == Health::Up).then(|| self.hurt_ledger(fault))?;
-                Some(format!("the ledger {for_s}"))
+            Kind::DatabaseRestarted | Kind::DatabaseAborted | Kind::DatabaseKilled => {
+                (self.database == Health::Up).then(|| self.hurt_database(fault))?;
+                Some(format!("the database {for_s}"))
             }
             Kind::Duplicates => self.repeat(),
             Kind::Poison => {
@@ -266,9 +266,9 @@ impl Storm {
                 self.fleet.broker.restart();
                 self.broker = Health::Starting;
             }
-            Remedy::StartLedger => {
-                self.fleet.ledger.restart();
-                self.ledger = Health::Starting;
+            Remedy::StartDatabase => {
+                self.fleet.database.restart();
+                self.database = Health::Starting;
             }
             // The second order must not overtake the first.
             Remedy::EndAlarm if self.is_ordered() => self.later(START_AGAIN, Remedy::EndAlarm),

@@ -12,11 +12,11 @@ use serde_json::{Map, Value};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn yaml(path: &str) -> Value {
-    serde_saphyr::from_str(&read(path)).unwrap_or_else(|fault| panic!("{path}: {fault}"))
+    serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn services(file: &Value) -> &Map<String, Value> {
@@ -150,7 +150,7 @@ fn every_image_is_pinned_to_a_version() {
 }
 
 #[test]
-fn every_file_that_is_named_exists() {
+fn every_mounted_file_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let compose = yaml("docker-compose.yml");
     let named = compose["volumes"].as_object().unwrap();
@@ -205,7 +205,7 @@ fn every_promptyard_variable_is_a_setting() {
             .iter()
             .filter_map(|(variable, value)| Some((variable.clone(), resolved(value.as_str()?))));
         let config = Config::load(None, given, &Overrides::default())
-            .unwrap_or_else(|faults| panic!("{name}: {faults:?}"));
+            .unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
         assert!(
             config.telemetry.listen.starts_with("0.0.0.0:"),
             "{name} cannot be scraped"
@@ -350,7 +350,7 @@ fn every_service_has_its_own_ports_and_a_health_check() {
 }
 
 #[test]
-fn every_dependency_is_a_service_that_can_meet_its_condition() {
+fn every_depends_on_condition_can_be_met() {
     let compose = yaml("docker-compose.yml");
     let all = services(&compose);
     for (name, service) in all {
@@ -381,7 +381,7 @@ fn every_role_is_a_subcommand() {
         let command = strings(&service["command"]);
         let read = promptyard::cli::command()
             .try_get_matches_from([&["promptyard"], command.as_slice()].concat());
-        read.unwrap_or_else(|fault| panic!("{name} runs {command:?}: {fault}"));
+        read.unwrap_or_else(|error| panic!("{name} runs {command:?}: {error}"));
         roles.insert(command.join(" "));
     }
     for role in [

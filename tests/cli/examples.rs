@@ -13,7 +13,7 @@ fn lines(name: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("examples")
         .join(name);
-    let bytes = fs::read(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
+    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let text = bytes
         .strip_suffix(b"\n")
         .expect("the file ends in a newline");
@@ -43,7 +43,7 @@ fn every_example_prompt_is_accepted_and_some_repeat_others() {
         } else {
             ("plain text", Submission::from_prompt(text, &limits))
         };
-        let read = read.unwrap_or_else(|fault| panic!("line {}: {fault:?}", at + 1));
+        let read = read.unwrap_or_else(|error| panic!("line {}: {error:?}", at + 1));
         *shapes.entry(shape).or_default() += 1;
         if let Some(name) = read.custom_id {
             assert!(names.insert(name), "line {}: its name is taken", at + 1);
@@ -88,7 +88,7 @@ fn marked_examples_say_what_is_right() {
             families.insert(fields.remove("family").unwrap().to_string());
             let request = line.to_string();
             Submission::parse(request.as_bytes(), &RequestLimits::default())
-                .unwrap_or_else(|fault| panic!("{name} line {}: {fault:?}", at + 1));
+                .unwrap_or_else(|error| panic!("{name} line {}: {error:?}", at + 1));
         }
         assert!(families.len() >= 10, "{name}: {families:?}");
     }

@@ -63,7 +63,7 @@ fn config_show_lists_every_setting_and_can_be_loaded_again() {
 }
 
 #[test]
-fn metric_names_and_labels_are_a_promise() {
+fn metric_names_and_labels_are_stable() {
     let list: String = metrics::ALL
         .iter()
         .map(|metric| {
@@ -125,13 +125,13 @@ fn answers_and_refusals_are_openai_batch_output_lines() {
 }
 
 #[test]
-fn a_typing_mistake_gets_a_suggestion() {
-    let fault = promptyard(&["rum", "x"])
+fn typos_get_a_suggestion() {
+    let error = promptyard(&["rum", "x"])
         .assert()
         .code(2)
         .get_output()
         .clone();
-    let said = String::from_utf8_lossy(&fault.stderr).into_owned();
+    let said = String::from_utf8_lossy(&error.stderr).into_owned();
     assert!(said.contains("similar") && said.contains("run"), "{said}");
     let version = stdout(&["--version"]);
     assert_eq!(

@@ -10,11 +10,11 @@ const DASHBOARDS: &str = "ops/grafana/dashboards";
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn yaml(path: &str) -> Value {
-    serde_saphyr::from_str(&read(path)).unwrap_or_else(|fault| panic!("{path}: {fault}"))
+    serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -31,7 +31,7 @@ fn dashboards() -> Vec<(String, Value)> {
             let board = serde_json::from_str(&read(&format!("{DASHBOARDS}/{name}")));
             (
                 name.clone(),
-                board.unwrap_or_else(|fault| panic!("{name}: {fault}")),
+                board.unwrap_or_else(|error| panic!("{name}: {error}")),
             )
         })
         .collect();

@@ -112,7 +112,7 @@ fn trains_evaluates_scores_and_explains() {
 }
 
 #[test]
-fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
+fn bad_input_is_one_error_and_keeps_the_weights() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
     let row = |weak: &str| format!(r#"{{"prompt": "p", "weak_score": {weak}, "strong_score": 1}}"#);
@@ -291,7 +291,7 @@ fn bad_input_is_one_clear_error_and_the_present_weights_stay() {
     }
     let present = fs::read(folder.path().join("present.weights")).unwrap();
     assert_eq!(present, b"present");
-    // A table of nothing but faults is a fault.
+    // A table of nothing but errors is a error.
     let evaluate = ["router", "evaluate", "--input", "one.jsonl"];
     let (code, out, err) = run(folder.path(), &evaluate);
     assert_eq!(code, 1, "{out}");
@@ -314,9 +314,9 @@ fn long_prompts_are_scored() {
     assert_eq!(out.lines().count(), 2, "{out}");
 }
 
-/// Rows that a ledger collected by chance count by their probabilities, in training and judging.
+/// Rows that a database collected by chance count by their probabilities, in training and judging.
 #[test]
-fn labels_collected_by_chance_are_weighed() {
+fn randomly_collected_labels_are_weighted() {
     let folder = tempfile::tempdir().unwrap();
     // One row in ten is one of the easy prompts, which are in truth ten times as many.
     let lines = (0..300).map(|at| {
@@ -374,7 +374,7 @@ fn rows_of(place: &str, domain: &str, rows: usize, is_turned: bool) -> String {
 
 /// New weights that rank worse than the present ones are not written, nor those that cannot be compared.
 #[test]
-fn weights_that_lose_are_not_written() {
+fn worse_weights_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, rows: String| fs::write(folder.path().join(name), rows).unwrap();
     let train = |from: &[&str], more: &[&str]| {
@@ -451,7 +451,7 @@ fn example(name: &str, set: &str) -> String {
 /// A share of 30 % is delivered within 2 points in domain and within 5 after a shift, on the example
 /// prompts, and on real ones where they are at hand.
 #[test]
-fn a_share_is_delivered_on_example_prompts() {
+fn the_routed_share_matches_its_target() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("examples.jsonl");
     let sets = [

@@ -1,5 +1,5 @@
-//! The law of exact reuse, through router and ledger: a kept answer is given to the requests that must
-//! be answered alike, and to no other, whatever their tenant, model, revision and parameters.
+//! The law of exact reuse, through router and database: a kept answer is given to the requests that must
+//! be answered alike, and to no other, across tenants, models, revisions and parameters.
 
 use std::{cell::Cell, time::Duration};
 
@@ -315,7 +315,7 @@ async fn answer(store: &Store, admission: Admission) -> AnswerSource {
 
 /// Every request of a sequence is answered from the cache exactly if one before it meant the same.
 #[test]
-fn answers_are_reused_exactly_where_requests_mean_the_same() {
+fn only_equivalent_requests_reuse_an_answer() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let policy = Policy::new(

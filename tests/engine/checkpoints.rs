@@ -49,24 +49,24 @@ async fn open_fault(model: &str) -> String {
         model: Some(model.to_owned()),
         ..ModelConfig::default()
     };
-    let fault = engine::open(Tier::Small, &config)
+    let error = engine::open(Tier::Small, &config)
         .await
         .unwrap_err()
         .to_string();
-    assert!(!fault.contains('\n'), "one line: {fault}");
-    fault
+    assert!(!error.contains('\n'), "one line: {error}");
+    error
 }
 
 async fn assert_refused(folder: &Path, expected: &[&str]) {
-    let fault = open_fault(&folder.display().to_string()).await;
+    let error = open_fault(&folder.display().to_string()).await;
     for part in expected {
-        assert!(fault.contains(part), "{part:?} is not in: {fault}");
+        assert!(error.contains(part), "{part:?} is not in: {error}");
     }
 }
 
 /// The numerics' checkpoints differ in all that published ones do: so those tests cover it.
 #[test]
-fn the_fixtures_are_of_every_make() {
+fn the_fixtures_cover_every_family() {
     let llama = config_json("tiny-llama");
     assert!(llama.get("rope_parameters").is_none(), "the old spelling");
     assert_eq!(llama["rope_scaling"]["rope_type"], "llama3");
@@ -109,7 +109,7 @@ fn both_spellings_of_rope_mean_the_same() {
 }
 
 #[test]
-fn a_rope_that_is_not_known_is_refused() {
+fn unknown_rope_types_are_refused() {
     let cases = [
         (
             json!({"rope_type": "yarn", "factor": 4.0}),
@@ -147,14 +147,14 @@ fn a_rope_that_is_not_known_is_refused() {
             let mut config = config_json("tiny-smollm2");
             config["rope_parameters"].take();
             config[spelling] = parameters.clone();
-            let fault = shape_of(&config).unwrap_err();
-            assert!(fault.contains(expected), "{expected} is not in: {fault}");
+            let error = shape_of(&config).unwrap_err();
+            assert!(error.contains(expected), "{expected} is not in: {error}");
         }
     }
 }
 
 #[test]
-fn sizes_that_no_model_has_are_refused() {
+fn absurd_sizes_are_refused() {
     for (field, size) in [
         ("num_hidden_layers", 1_u64 << 62),
         ("hidden_size", 1 << 62),
@@ -165,18 +165,18 @@ fn sizes_that_no_model_has_are_refused() {
     ] {
         let mut config = config_json("tiny-llama");
         config[field] = json!(size);
-        let fault = shape_of(&config).unwrap_err();
-        assert!(fault.contains("expected"), "{field} {size}: {fault}");
+        let error = shape_of(&config).unwrap_err();
+        assert!(error.contains("expected"), "{field} {size}: {error}");
     }
     let mut config = config_json("tiny-llama");
     config["head_dim"].take();
     config["num_attention_heads"] = json!(128);
-    let fault = shape_of(&config).unwrap_err();
-    assert!(fault.contains("128 heads of width 0"), "{fault}");
+    let error = shape_of(&config).unwrap_err();
+    assert!(error.contains("128 heads of width 0"), "{error}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_description_is_said() {
+async fn bad_config_json_is_refused_with_a_reason() {
     let edits: [(&str, &str, &str, &[&str]); 12] = [
         (
             "config.json",
@@ -254,12 +254,12 @@ async fn what_is_wrong_with_a_description_is_said() {
     let mut nameless = config_json("tiny-qwen2");
     nameless["architectures"].take();
     nameless["model_type"] = json!("gemma");
-    let fault = shape_of(&nameless).unwrap_err();
-    assert!(fault.contains("model_type \"gemma\""), "{fault}");
+    let error = shape_of(&nameless).unwrap_err();
+    assert!(error.contains("model_type \"gemma\""), "{error}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_weights_is_said() {
+async fn bad_weights_are_refused_with_a_reason() {
     let edits: [(&str, &str, &[&str]); 3] = [
         (
             "\"model.norm.weight\"",
@@ -292,7 +292,7 @@ async fn what_is_wrong_with_the_weights_is_said() {
 }
 
 #[tokio::test]
-async fn a_weights_file_that_is_cut_off_is_named() {
+async fn a_truncated_weights_file_is_named() {
     for (name, file) in [
         ("tiny-qwen2", "model.safetensors"),
         ("tiny-llama", "model-00002-of-00002.safetensors"),
@@ -330,12 +330,12 @@ async fn a_missing_file_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_no_model_is_said() {
-    let fault = open_fault("/no/such/folder").await;
+async fn paths_without_a_model_are_refused_with_a_reason() {
+    let error = open_fault("/no/such/folder").await;
     assert!(
-        fault.contains("cannot open the small model /no/such/folder")
-            && fault.contains("no such directory"),
-        "{fault}"
+        error.contains("cannot open the small model /no/such/folder")
+            && error.contains("no such directory"),
+        "{error}"
     );
     let file = model_folder("tiny-llama/config.json");
     assert_refused(&file, &["this is a file"]).await;

@@ -223,9 +223,9 @@ fn greedy_tokens_on_the_cpu() {
 }
 
 #[test]
-fn what_cannot_be_computed_is_said() {
+fn impossible_inputs_are_refused() {
     let mut model = model("tiny-llama", WeightKind::F32, &Device::Cpu);
-    let mut fault = |tokens: &[u32], from: usize, blocks: &[BlockId]| {
+    let mut error = |tokens: &[u32], from: usize, blocks: &[BlockId]| {
         let chunk = Chunk {
             tokens,
             from,
@@ -235,18 +235,18 @@ fn what_cannot_be_computed_is_said() {
         model.forward(&[chunk]).unwrap_err()
     };
     let block = [BlockId(0)];
-    let told = fault(&[5, 384], 0, &block);
+    let told = error(&[5, 384], 0, &block);
     assert!(
         told.contains("384") && told.contains("vocabulary"),
         "{told}"
     );
-    let told = fault(&[5], 1024, &[BlockId(0); 33]);
+    let told = error(&[5], 1024, &[BlockId(0); 33]);
     assert!(told.contains("1025") && told.contains("1024"), "{told}");
-    let told = fault(&[5], 32, &block);
+    let told = error(&[5], 32, &block);
     assert!(told.contains("33 tokens"), "{told}");
-    let told = fault(&[5], 0, &[BlockId(u32::MAX)]);
+    let told = error(&[5], 0, &[BlockId(u32::MAX)]);
     assert!(told.contains("1 blocks named"), "{told}");
-    fault(&[], 0, &block);
+    error(&[], 0, &block);
     assert_eq!(model.forward(&[]).unwrap().rows().len(), 0);
 }
 

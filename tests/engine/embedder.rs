@@ -50,11 +50,11 @@ fn other_checkpoints_are_refused() {
         env!("CARGO_MANIFEST_DIR"),
         "/tests/fixtures/models/tiny-qwen2"
     );
-    let fault = Embedder::open(folder).unwrap_err().to_string();
+    let error = Embedder::open(folder).unwrap_err().to_string();
     assert!(
-        fault.contains("\"qwen2\"") || fault.contains("not understood"),
-        "{fault}"
+        error.contains("\"qwen2\"") || error.contains("not understood"),
+        "{error}"
     );
-    assert!(!fault.contains('\n'), "{fault}");
+    assert!(!error.contains('\n'), "{error}");
     assert!(Embedder::open("no/such/thing/here").is_err());
 }

@@ -62,7 +62,7 @@ fn most_repeated(answer: &Answer) -> usize {
 }
 
 #[tokio::test]
-async fn log_probabilities_are_told_where_they_are_asked_for() {
+async fn log_probabilities_are_returned_on_request() {
     let engine = open("tiny-qwen2").await;
     let plain = answer(&engine, greedy(20)).await;
     assert_eq!(plain.logprobs, None);
@@ -132,9 +132,9 @@ async fn penalties_and_biases_change_what_is_chosen() {
     );
     let mut sampling = asked;
     sampling.logit_bias = [(384, 1.0)].into();
-    let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-    let EngineError::Unservable(why) = fault else {
-        panic!("{fault:?}");
+    let error = engine.generate(request("x", sampling)).await.unwrap_err();
+    let EngineError::Unservable(why) = error else {
+        panic!("{error:?}");
     };
     assert_eq!(
         why,
@@ -169,7 +169,7 @@ fn mixed() -> Vec<Generate> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_seed_gives_the_same_answer_in_any_company() {
+async fn the_same_seed_gives_the_same_answer_in_any_batch() {
     for name in ["tiny-llama", "tiny-qwen3"] {
         let engine = open(name).await;
         // How much of a prompt others had computed before depends on the company.
@@ -189,12 +189,12 @@ async fn the_same_seed_gives_the_same_answer_in_any_company() {
 
 #[cfg(not(feature = "structured"))]
 #[tokio::test]
-async fn forms_are_refused_without_the_feature() {
+async fn schemas_are_refused_without_the_feature() {
     let engine = open("tiny-llama").await;
     let mut sampling = greedy(5);
     sampling.response_format = ResponseFormat::JsonObject;
-    let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-    assert!(matches!(fault, EngineError::Unservable(why) if why.contains("`structured`")));
+    let error = engine.generate(request("x", sampling)).await.unwrap_err();
+    assert!(matches!(error, EngineError::Unservable(why) if why.contains("`structured`")));
     let _ = NamedSchema::NAME_BYTES_MAX;
 }
 
@@ -288,7 +288,7 @@ mod structured {
             for (nth, generation) in asked {
                 let answer = generation.await.unwrap().answer;
                 let value: Value = serde_json::from_str(&answer.text)
-                    .unwrap_or_else(|fault| panic!("{name}: {fault}: {}", answer.text));
+                    .unwrap_or_else(|error| panic!("{name}: {error}: {}", answer.text));
                 assert!(is_valid(nth, &value), "{name}: {}", answer.text);
                 assert_eq!(answer.finish_reason, FinishReason::Stop, "{}", answer.text);
             }
@@ -296,7 +296,7 @@ mod structured {
     }
 
     #[tokio::test]
-    async fn what_is_not_whole_at_the_limit_is_cut_off() {
+    async fn incomplete_json_at_the_limit_finishes_with_length() {
         let engine = open("tiny-qwen2").await;
         let mut sampling = greedy(8);
         sampling.response_format = format(r#"{"type":"string","minLength":50}"#);
@@ -318,7 +318,7 @@ mod structured {
     }
 
     #[tokio::test]
-    async fn a_schema_that_cannot_be_obeyed_is_refused_and_harms_nobody() {
+    async fn unsupported_schemas_are_refused_and_other_requests_succeed() {
         let engine = open("tiny-mistral").await;
         for (schema, expected) in [
             (r#"{"type":"objekt"}"#, "objekt"),
@@ -329,9 +329,9 @@ mod structured {
         ] {
             let mut sampling = greedy(20);
             sampling.response_format = format(schema);
-            let fault = engine.generate(request("x", sampling)).await.unwrap_err();
-            let EngineError::Unservable(why) = fault else {
-                panic!("{schema}: {fault:?}");
+            let error = engine.generate(request("x", sampling)).await.unwrap_err();
+            let EngineError::Unservable(why) = error else {
+                panic!("{schema}: {error:?}");
             };
             assert!(
                 why.starts_with("response_format: ") && why.contains(expected),
@@ -343,7 +343,7 @@ mod structured {
     }
 
     #[tokio::test]
-    async fn a_bias_cannot_break_the_form() {
+    async fn logit_bias_cannot_break_a_schema() {
         let engine = open("tiny-llama").await;
         let mut sampling = greedy(200);
         sampling.response_format = format(FINITE[0]);

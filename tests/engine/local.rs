@@ -85,7 +85,7 @@ fn mixed() -> Vec<Generate> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_do_not_depend_on_company_or_step_size() {
+async fn answers_do_not_depend_on_batch_or_step_size() {
     for name in ["tiny-qwen2", "tiny-mistral"] {
         let engine = open(&config(&model_folder(name))).await;
         let mut alone = Vec::new();
@@ -147,7 +147,7 @@ async fn a_stop_string_ends_the_answer_before_it() {
 
 #[tokio::test]
 async fn an_end_token_ends_the_answer() {
-    // Whatever the answer begins with becomes an end token, in the list of generation_config.json.
+    // The first token of the answer becomes an end token, in the list of generation_config.json.
     let engine = open(&config(&model_folder("tiny-qwen2"))).await;
     let whole = answer(&engine, request("Hello", 3)).await;
     let copy = copy_of("tiny-qwen2");
@@ -198,7 +198,7 @@ async fn the_context_bounds_prompt_and_answer() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_and_given_up_requests_make_room() {
+async fn a_full_queue_refuses_until_requests_are_dropped() {
     let config = ModelConfig {
         batch_max: 1,
         ..config(&model_folder("tiny-qwen2"))
@@ -277,7 +277,7 @@ fn copy_of(name: &str) -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn a_revision_tells_of_every_file_that_changes_answers() {
+async fn the_revision_covers_every_file_that_changes_answers() {
     let original = open(&config(&model_folder("tiny-qwen2")))
         .await
         .info()

@@ -195,7 +195,7 @@ fn greedy_tokens_are_those_of_transformers() {
 
 /// Nobody's logits may depend, in any bit, on who shares the step or on how prompts are cut.
 #[test]
-fn company_and_chunks_change_no_bit() {
+fn batch_and_chunk_sizes_change_no_bit() {
     let kinds = [WeightKind::F32, WeightKind::Bf16, WeightKind::Q8];
     for (name, kind) in MODELS
         .into_iter()
@@ -226,7 +226,7 @@ fn company_and_chunks_change_no_bit() {
     }
 }
 
-/// What another sequence computed for the same beginning serves, bit for bit: after it, and within
+/// Blocks that another sequence computed for the same prefix give the same bits: after it, and within
 /// the very step that computes it.
 #[test]
 fn blocks_of_another_sequence_change_no_bit() {
@@ -265,15 +265,15 @@ fn blocks_of_another_sequence_change_no_bit() {
 }
 
 #[test]
-fn what_cannot_be_computed_is_said() {
+fn impossible_inputs_are_refused() {
     let model = model("tiny-llama");
-    let fault = model.logits(&[5, 384]).unwrap_err();
+    let error = model.logits(&[5, 384]).unwrap_err();
     assert!(
-        fault.contains("384") && fault.contains("vocabulary"),
-        "{fault}"
+        error.contains("384") && error.contains("vocabulary"),
+        "{error}"
     );
-    let fault = model.logits(&vec![5; 1025]).unwrap_err();
-    assert!(fault.contains("1025") && fault.contains("1024"), "{fault}");
+    let error = model.logits(&vec![5; 1025]).unwrap_err();
+    assert!(error.contains("1025") && error.contains("1024"), "{error}");
     assert!(model.logits(&[]).is_err());
     let mut workspace = model.workspace(2);
     assert_eq!(model.forward(&mut workspace, &[]).unwrap().rows().len(), 0);
@@ -284,7 +284,7 @@ fn what_cannot_be_computed_is_said() {
             blocks: &blocks,
             rows: Rows::Last,
         };
-        let fault = model.forward(&mut workspace, &[chunk]).unwrap_err();
-        assert!(fault.contains("33") && fault.contains("blocks"), "{fault}");
+        let error = model.forward(&mut workspace, &[chunk]).unwrap_err();
+        assert!(error.contains("33") && error.contains("blocks"), "{error}");
     }
 }

@@ -56,7 +56,7 @@ fn question(tenant: &str, question: &str) -> Generate {
 }
 
 #[tokio::test]
-async fn a_beginning_is_computed_once_for_those_who_may_share_it() {
+async fn a_shared_prefix_is_computed_once() {
     for name in ["tiny-qwen2", "tiny-qwen3"] {
         for (sharing, first_saves, other_tenant_saves) in [
             (PrefixSharing::Off, false, false),
@@ -98,7 +98,7 @@ async fn a_beginning_is_computed_once_for_those_who_may_share_it() {
 }
 
 #[tokio::test]
-async fn the_next_turn_finds_the_answer_to_the_last_one_too() {
+async fn the_next_turn_reuses_the_previous_answer() {
     let engine = open(&config("tiny-qwen2")).await;
     let asked = "What is the capital of France? ".repeat(3);
     let mut turns = vec![message(Role::User, asked)];
@@ -116,7 +116,7 @@ async fn the_next_turn_finds_the_answer_to_the_last_one_too() {
 
 /// Room for one whole context only: sequences lose their blocks to others and are computed again.
 #[tokio::test(flavor = "multi_thread")]
-async fn sequences_that_are_put_back_end_as_if_they_never_were() {
+async fn preempted_sequences_give_the_same_answers() {
     for name in ["tiny-llama", "tiny-mistral"] {
         let wide = ModelConfig {
             context_tokens_max: 256,

@@ -1,4 +1,4 @@
-//! What nobody should send: each message ends as a row or a dead letter with a reason, the reply
+//! Malformed messages: each ends as a row or a dead letter with a reason, the reply
 //! says it, and nothing comes round again.
 
 use lapin::{
@@ -218,7 +218,7 @@ async fn bad_messages_end_with_a_reason() {
     fleet.queues_are_empty().await;
 }
 
-/// People see the dead letters, send one again and throw the others away.
+/// Dead letters are listed, one is redriven and the others are discarded.
 async fn letters(fleet: &TestFleet) {
     let listed = fleet.run(&["dead", "list", "--json"], b"").await;
     let letters = json_lines(&listed.stdout);

@@ -1,4 +1,4 @@
-//! Unsure answers go on to the large model across processes; a job ends once whatever is killed
+//! Unsure answers continue to the large model across processes; a job ends once whatever is killed
 //! between its two attempts.
 
 use promptyard::{
@@ -80,7 +80,7 @@ async fn check(fleet: &TestFleet, mut producer: Producer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unsure_answers_are_escalated_whoever_dies() {
+async fn low_confidence_answers_are_escalated_despite_kills() {
     let mut fleet = TestFleet::new().await;
     fleet.settings.push("router.threshold=1".to_owned());
     let router = fleet.start(&["route"]).await;
@@ -104,7 +104,7 @@ async fn unsure_answers_are_escalated_whoever_dies() {
     fleet.queues_are_empty().await;
 }
 
-/// The worker that escalates dies after the commit: its messages come again on the small tier's
+/// The worker that escalates dies after the commit: its messages are redelivered on the small tier's
 /// queue, before and after the jobs went to the large one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_messages_of_escalated_jobs_run_nothing_twice() {

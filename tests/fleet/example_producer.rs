@@ -32,7 +32,7 @@ async fn produce(arguments: &[&str]) -> Output {
     output
         .await
         .unwrap()
-        .unwrap_or_else(|fault| panic!("cannot run {python} ({fault}): use ./scripts/test"))
+        .unwrap_or_else(|error| panic!("cannot run {python} ({error}): use ./scripts/test"))
 }
 
 fn stderr(output: &Output) -> String {
@@ -53,7 +53,7 @@ impl StandIn {
         let url = amqp_url();
         let connection = Connection::connect(&url, ConnectionProperties::default())
             .await
-            .unwrap_or_else(|fault| panic!("RabbitMQ does not answer at {url}: {fault}"));
+            .unwrap_or_else(|error| panic!("RabbitMQ does not answer at {url}: {error}"));
         let channel = connection.create_channel().await.unwrap();
         let prefix = format!("producer-{}.", Uuid::now_v7());
         let exchange = format!("{prefix}promptyard");
@@ -183,7 +183,7 @@ async fn prints_an_answer_for_every_prompt() {
 }
 
 #[tokio::test]
-async fn tells_a_failed_answer_by_its_exit_code() {
+async fn a_failed_answer_sets_the_exit_code() {
     let fleet = StandIn::new("jobs.in", FieldTable::default()).await;
     let url = amqp_url();
     let arguments = [
@@ -200,7 +200,7 @@ async fn tells_a_failed_answer_by_its_exit_code() {
 }
 
 #[tokio::test]
-async fn says_when_a_full_queue_refuses() {
+async fn a_refusal_by_a_full_queue_is_reported() {
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
     arguments.insert(
@@ -230,7 +230,7 @@ async fn says_when_a_full_queue_refuses() {
 }
 
 #[tokio::test]
-async fn says_when_no_queue_takes_the_prompt() {
+async fn an_unroutable_prompt_is_reported() {
     let fleet = StandIn::new("elsewhere", FieldTable::default()).await;
     let url = amqp_url();
     let output = produce(&["--url", &url, "--prefix", &fleet.prefix, "lost"]).await;
@@ -243,7 +243,7 @@ async fn says_when_no_queue_takes_the_prompt() {
 }
 
 #[tokio::test]
-async fn says_when_the_fleet_or_the_broker_is_not_there() {
+async fn a_missing_fleet_or_broker_is_reported() {
     let url = amqp_url();
     let nobody = format!("nobody-{}.", Uuid::now_v7());
     let output = produce(&["--url", &url, "--prefix", &nobody, "x"]).await;

@@ -101,7 +101,7 @@ async fn requests_get_their_answers_from_the_fleet() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_and_says_when_to_come_back() {
+async fn a_full_queue_answers_429_with_retry_after() {
     let mut fleet = TestFleet::new().await;
     fleet
         .settings

@@ -1,20 +1,18 @@
 //! Copies for learning, feedback and targets on RabbitMQ and Postgres, with the roles in processes of their
 //! own.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::support::{
     fleet::{TestFleet, http, text},
-    poll::PATIENCE,
+    poll::{PATIENCE, until},
     servers::free_port,
 };
 
 /// A copy reaches large through the broker, leaves the producer's results alone, and feedback comes
 /// by HTTP, and by SQL from a role that may do nothing else.
 #[tokio::test]
-async fn copies_and_feedback_reach_the_ledger() {
+async fn shadow_copies_and_feedback_are_stored() {
     let mut fleet = TestFleet::new().await;
     fleet.settings = vec![
         "router.threshold=1".to_owned(),
@@ -140,9 +138,7 @@ async fn decided_by(fleet: &TestFleet, batch: &str, target: &str) -> i64 {
     };
     let ended =
         "select count(*) from jobs where batch = $1 and finished_at is not null and $2 <> ''";
-    while count(ended).await < JOBS {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("every job has ended", async || count(ended).await >= JOBS).await;
     count("select count(*) from jobs where batch = $1 and target_scope || ' ' || target = $2").await
 }
 

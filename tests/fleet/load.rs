@@ -1,4 +1,4 @@
-//! Two thousand jobs through two routers and three workers: each ends once, whatever dies.
+//! Two thousand jobs through two routers and three workers: each ends once, despite kills.
 
 use std::collections::BTreeMap;
 
@@ -151,7 +151,7 @@ async fn check(fleet: &TestFleet, crew: Crew) -> BTreeMap<String, String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_job_ends_once_whatever_dies() {
+async fn every_job_ends_once_despite_kills() {
     let fleet = fleet_of_both().await;
     let roles = start_roles(&fleet).await;
     tokio::join!(submit(&fleet), publish(&fleet));

@@ -3,21 +3,21 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod affinity;
 mod bad_input;
+mod commands;
 mod escalation;
 mod example_producer;
-mod flight;
 mod http;
-mod lanes;
 mod learning;
 mod load;
 mod outage;
-mod people;
 mod producer;
 mod release;
 mod run;
 mod same_answers;
 mod semantic;
+mod single_flight;
 #[expect(dead_code, reason = "other test binaries use the rest")]
 #[path = "../support/mod.rs"]
 mod support;

@@ -65,7 +65,7 @@ async fn check(fleet: &TestFleet) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_the_broker_is_waited_out() {
+async fn the_fleet_survives_a_broker_outage() {
     let mut fleet = TestFleet::new().await;
     let (proxy, through) = before(&amqp_url()).await;
     let direct = std::mem::replace(&mut fleet.broker.url, through);
@@ -87,7 +87,7 @@ async fn an_outage_of_the_broker_is_waited_out() {
         .publish("jobs.in", messages(&producer, 0..JOBS / 2))
         .await;
     fleet.until_ended(30).await;
-    // A blink, in which everything delivered comes again.
+    // A blink, in which everything delivered is redelivered.
     proxy.cut();
     fleet.until_ended(80).await;
     // An outage that both notice, with new jobs meanwhile.
@@ -111,7 +111,7 @@ async fn an_outage_of_the_broker_is_waited_out() {
 
 /// Whether a commit happened whose word was cut off is unknown; every job must end all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_the_ledger_is_waited_out() {
+async fn the_fleet_survives_a_database_outage() {
     let mut fleet = TestFleet::new().await;
     let (proxy, through) = before(&database_url()).await;
     let direct = std::mem::replace(&mut fleet.store.url, through);

@@ -14,9 +14,9 @@ use crate::{producer::Producer, support::fleet::TestFleet};
 const JOBS: i64 = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_dead_router_released_is_published_by_the_next() {
+async fn jobs_released_by_a_dead_router_are_published_by_the_next() {
     let mut fleet = TestFleet::new().await;
-    // The sweep would find them as well, long after.
+    // The rescuer would find them as well, much later.
     fleet.settings = ["router.window_jobs=1", "router.stuck_after_s=3600"]
         .map(str::to_owned)
         .to_vec();

@@ -70,7 +70,7 @@ async fn run(mut command: Command, folder: &Path) -> BTreeMap<String, Value> {
 }
 
 #[tokio::test]
-async fn embedded_and_fleet_answer_alike() {
+async fn embedded_mode_and_fleet_give_the_same_answers() {
     let fleet = TestFleet::bare();
     let (lines, greedy) = prompts();
     assert!(greedy.len() > 100);

@@ -35,6 +35,13 @@ async fn start_fleet(small: &str) -> (TestFleet, Vec<Role>) {
     (fleet, roles)
 }
 
+/// Waits until both routers know the present questions, since either may take the next message.
+async fn questions_are_read(roles: &[Role]) {
+    for router in &roles[1..] {
+        router.calls_store("known_questions").await;
+    }
+}
+
 /// Publishes questions and returns the sources of their answers by name.
 async fn ask(fleet: &TestFleet, questions: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut producer = Producer::new(fleet).await;
@@ -71,8 +78,7 @@ async fn wrong_hits_raise_the_threshold() {
             1,
         )
         .await;
-    // Both routers have read it within their interval, whichever takes the message.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    questions_are_read(&roles).await;
     let sources = ask(&fleet, &[("b", "How can I reset my password?")]).await;
     assert_eq!(sources[0].1, "semantic");
     fleet
@@ -94,7 +100,7 @@ async fn wrong_hits_raise_the_threshold() {
             .await,
         100
     );
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    questions_are_read(&roles).await;
     let sources = ask(&fleet, &[("c", "How can I reset my password?")]).await;
     assert_eq!(sources[0].1, "computed");
     // The copy that was run to learn this is nobody's job.
@@ -115,7 +121,7 @@ async fn wrong_hits_raise_the_threshold() {
 async fn right_hits_are_confirmed() {
     let (fleet, roles) = start_fleet("scripted:says=By its link.").await;
     ask(&fleet, &[("a", "How do I reset my password?")]).await;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    questions_are_read(&roles).await;
     let near = [
         ("b", "How can I reset my password?"),
         ("c", "What is the best way to reset my password?"),

@@ -1,5 +1,4 @@
-//! Those who act on the same jobs at once: routers, workers, and one who comes last; [`crate::tenders`]
-//! has the others.
+//! Actors on shared jobs: routers, workers, and one that ends the rest; [`crate::maintenance`] has the others.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,42 +13,42 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::support::store::{LONG, answer, claimant, heartbeat, reason, settlement};
 
-/// Calls that each of them makes.
+/// Calls of each actor.
 pub const STEPS: usize = 30;
 pub const ATTEMPTS_MAX: u32 = 4;
 
-/// What one of them was told.
+/// What an actor saw in the outcomes of its calls.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Observed {
     pub runs: Vec<Run>,
     pub words: Vec<Said>,
-    /// Jobs that this one's call ended, as far as the outcome tells.
+    /// Jobs that this actor's calls ended.
     pub ended: Vec<JobId>,
-    /// Terminal records, whoever ended the job.
+    /// Terminal records of any actor.
     pub terminal: Vec<JobRecord>,
-    /// Jobs that were promoted: they have a message, although they may wait still.
-    pub promoted: Vec<JobId>,
-    /// Jobs that were taken back, each once.
+    /// Jobs that took over: they have a message, although they may still wait.
+    pub taken_over: Vec<JobId>,
+    /// Cancelled jobs, each once.
     pub cancelled: Vec<JobId>,
-    /// Jobs that a router was told are held.
-    pub held: Vec<JobId>,
-    /// Jobs that somebody tried to release, and those that were.
-    pub let_go: Vec<JobId>,
+    /// Jobs that a router deferred.
+    pub deferred: Vec<JobId>,
+    /// Jobs named in release calls, and those released.
+    pub release_calls: Vec<JobId>,
     pub released: Vec<JobId>,
-    /// Jobs of a tier whose message was thought lost.
+    /// Jobs of a tier that were rescued as stuck.
     pub lost: Vec<JobId>,
 }
 
-impl Told {
+impl Observed {
     pub fn hear(&mut self, part: Self) {
         self.runs.extend(part.runs);
         self.words.extend(part.words);
         self.ended.extend(part.ended);
         self.terminal.extend(part.terminal);
-        self.promoted.extend(part.promoted);
+        self.taken_over.extend(part.taken_over);
         self.cancelled.extend(part.cancelled);
-        self.held.extend(part.held);
-        self.let_go.extend(part.let_go);
+        self.deferred.extend(part.deferred);
+        self.release_calls.extend(part.release_calls);
         self.released.extend(part.released);
         self.lost.extend(part.lost);
     }
@@ -74,13 +73,13 @@ pub struct Said {
     pub is_committed: bool,
 }
 
-/// One who acts: its own chance and memory.
+/// One actor, with its own random numbers.
 pub struct Actor {
     pub store: Store,
     pub chance: StdRng,
     name: String,
     pub jobs: Vec<Admission>,
-    pub told: Told,
+    pub observed: Observed,
 }
 
 impl Actor {
@@ -90,7 +89,7 @@ impl Actor {
             chance: StdRng::seed_from_u64(seed),
             name,
             jobs: jobs.to_vec(),
-            told: Told::default(),
+            observed: Observed::default(),
         }
     }
 
@@ -109,7 +108,7 @@ impl Actor {
 
     pub fn see(&mut self, record: &JobRecord) {
         if record.state.is_terminal() {
-            self.told.terminal.push(record.clone());
+            self.observed.terminal.push(record.clone());
         }
     }
 
@@ -117,9 +116,9 @@ impl Actor {
         let outcomes = self.store.admit(batch, lease).await.unwrap();
         for (admission, outcome) in batch.iter().zip(&outcomes) {
             match outcome {
-                Admitted::Deferred => self.told.held.push(admission.head.id),
+                Admitted::Deferred => self.observed.deferred.push(admission.head.id),
                 Admitted::Ended(record) => {
-                    self.told.ended.push(record.id);
+                    self.observed.ended.push(record.id);
                     self.see(record);
                 }
                 Admitted::Known(record) => self.see(record),
@@ -149,15 +148,18 @@ impl Actor {
                 Claimed::Busy | Claimed::Elsewhere(_) | Claimed::Unknown => {}
             }
         }
-        self.told.runs.extend(runs.iter().cloned());
+        self.observed.runs.extend(runs.iter().cloned());
         runs
     }
 
-    /// Settles attempts, all of which end in an answer or as chance has it.
+    /// Settles attempts, with answers or at random.
     async fn settle(&mut self, runs: &[Run], all_succeed: bool) {
-        // A worker has one attempt of a job, the latest.
-        let held: HashMap<JobId, u32> = runs.iter().map(|run| (run.job, run.attempt)).collect();
-        let asked: Vec<(JobId, u32)> = held.iter().map(|(job, attempt)| (*job, *attempt)).collect();
+        // A worker has one attempt of a job: the latest.
+        let deferred: HashMap<JobId, u32> = runs.iter().map(|run| (run.job, run.attempt)).collect();
+        let asked: Vec<(JobId, u32)> = deferred
+            .iter()
+            .map(|(job, attempt)| (*job, *attempt))
+            .collect();
         let gone = self.store.superseded(&asked).await.unwrap();
         let mut settlements = Vec::new();
         for run in runs {
@@ -167,9 +169,12 @@ impl Actor {
             } else {
                 self.chance.random_range(0..12)
             };
-            let verdict = match kind {
-                // Some hear that they are to stop, some go on to the end.
-                _ if gone.contains(&run.job) && held[&run.job] == run.attempt && kind % 2 == 0 => {
+            let outcome = match kind {
+                // Some learn of the cancellation, some run to their end.
+                _ if gone.contains(&run.job)
+                    && deferred[&run.job] == run.attempt
+                    && kind % 2 == 0 =>
+                {
                     AttemptOutcome::superseded(Some(&answer(&text)))
                 }
                 0..=3 => AttemptOutcome::Succeeded(answer(&text)),
@@ -198,7 +203,7 @@ impl Actor {
             settlements.push(Settlement {
                 cache_key: of_job.and_then(key_of),
                 reusable: self.chance.random_bool(0.7),
-                ..settlement(run.job, run.attempt, verdict)
+                ..settlement(run.job, run.attempt, outcome)
             });
         }
         let outcomes = self.store.settle(&settlements, LONG).await.unwrap();
@@ -207,7 +212,7 @@ impl Actor {
                 "{} of {} by {}",
                 settlement.attempt, settlement.job, self.name
             );
-            self.told.words.push(Said {
+            self.observed.words.push(Said {
                 job: settlement.job,
                 attempt: settlement.attempt,
                 outcome: outcome_of(&settlement.outcome),
@@ -217,7 +222,7 @@ impl Actor {
             if let Settled::Committed { record, shared } = outcome {
                 for record in shared.iter().chain([&*record]) {
                     if record.state.is_terminal() {
-                        self.told.ended.push(record.id);
+                        self.observed.ended.push(record.id);
                     }
                     self.see(record);
                 }
@@ -225,8 +230,8 @@ impl Actor {
         }
     }
 
-    /// Admits some of the jobs, again and again.
-    pub async fn route(mut self) -> Told {
+    /// Admits random jobs repeatedly.
+    pub async fn route(mut self) -> Observed {
         for _ in 0..STEPS {
             let mut batch = Vec::new();
             for _ in 0..self.chance.random_range(1..8) {
@@ -239,11 +244,11 @@ impl Actor {
             let lease = self.lease();
             self.admit(&batch, lease).await;
         }
-        self.told
+        self.observed
     }
 
-    /// Claims and settles; now and then it forgets an attempt, says a word twice or falls silent.
-    pub async fn work(mut self) -> Told {
+    /// Claims and settles; sometimes loses an attempt, settles twice or stops its heartbeats.
+    pub async fn work(mut self) -> Observed {
         let mut running: Vec<Run> = Vec::new();
         for _ in 0..STEPS {
             let tier = if self.chance.random_bool(0.3) {
@@ -280,11 +285,11 @@ impl Actor {
             running.extend(settled.into_iter().filter(|_| self.chance.random_bool(0.1)));
             running.retain(|_| !self.chance.random_bool(0.05));
         }
-        self.told
+        self.observed
     }
 
-    /// Brings all jobs to their end: whatever waits for nobody is run, what waits is promoted.
-    pub async fn drain(mut self, promoted: &[JobId]) -> Told {
+    /// Ends all jobs: runs those that do not wait; those that wait take over.
+    pub async fn drain(mut self, taken_over: &[JobId]) -> Observed {
         let jobs = self.jobs.clone();
         for _ in 0..jobs.len() {
             let mut free: HashMap<JobId, Tier> = HashMap::new();
@@ -305,7 +310,7 @@ impl Actor {
                     Admitted::Routed => {
                         free.insert(admission.head.id, Tier::Small);
                     }
-                    Admitted::Waiting if promoted.contains(&admission.head.id) => {
+                    Admitted::Waiting if taken_over.contains(&admission.head.id) => {
                         free.insert(admission.head.id, Tier::Small);
                     }
                     _ => {}
@@ -320,7 +325,7 @@ impl Actor {
                 free.insert(routed.job.head.id, routed.tier);
             }
             if free.is_empty() {
-                return self.told;
+                return self.observed;
             }
             for tier in Tier::ALL {
                 let claimant = Claimant {
@@ -339,7 +344,7 @@ impl Actor {
                 self.settle(&runs, true).await;
             }
         }
-        self.told
+        self.observed
     }
 }
 
@@ -350,14 +355,14 @@ pub fn key_of(admission: &Admission) -> Option<CacheKey> {
     }
 }
 
-fn outcome_of(verdict: &AttemptOutcome) -> &'static str {
-    match verdict {
+fn outcome_of(outcome: &AttemptOutcome) -> &'static str {
+    match outcome {
         AttemptOutcome::Succeeded(_) | AttemptOutcome::Reused(_) => "succeeded",
         AttemptOutcome::Failed(_) | AttemptOutcome::AttemptsExhausted(_) => "failed",
         AttemptOutcome::Expired(..) => "expired",
         AttemptOutcome::Cancelled(..) => "cancelled",
         AttemptOutcome::Retry(_) => "retried",
-        AttemptOutcome::RetryIsolated(_) => "retried apart",
+        AttemptOutcome::RetryIsolated(_) => "retry isolated",
         AttemptOutcome::Escalate { .. } => "escalated",
         AttemptOutcome::Returned => "returned",
     }

@@ -1,4 +1,4 @@
-//! What must hold after every operation, and in the end.
+//! Invariants that hold after every operation, and at the end.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl Case {
-    /// A record tells what the model says, and that of a terminal job what it told before.
+    /// A record matches the model; that of a terminal job never changes again.
     pub fn agrees(&self, record: &JobRecord) -> TestCaseResult {
         let job = &self.model.jobs[&record.id];
         let given = job.answer.as_ref();
@@ -58,7 +58,7 @@ impl Case {
         Ok(())
     }
 
-    /// Compares everything with the model; without a change, everything with what it was.
+    /// Compares all records with the model, or with their last state where nothing changed.
     pub async fn check(&mut self, is_changed: bool) -> TestCaseResult {
         prop_assert_eq!(self.model.forgotten(), None, "it waits for nobody");
         let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
@@ -105,14 +105,14 @@ impl Case {
             .collect();
         prop_assert_eq!(numbers, (1..=job.attempts.len()).collect::<Vec<_>>());
         for (at, (attempt, expected)) in found.iter().zip(&job.attempts).enumerate() {
-            let told = Attempt {
+            let observed = Attempt {
                 tier: attempt.tier,
                 worker: attempt.worker.clone(),
                 outcome: expected.outcome,
                 wrote: attempt.answer.clone(),
                 counts: expected.counts,
             };
-            prop_assert_eq!(&told, expected);
+            prop_assert_eq!(&observed, expected);
             prop_assert_eq!(
                 &attempt.outcome,
                 expected.outcome,
@@ -121,7 +121,7 @@ impl Case {
                 id
             );
             let is_latest = at + 1 == found.len();
-            // That of a job that was taken back runs until its worker hears of it.
+            // A cancelled job's attempt runs until its worker learns of the cancellation.
             let is_running = is_latest
                 && (job.is_running() || job.state == JobState::Cancelled && job.has_attempt());
             prop_assert_eq!(attempt.outcome == "running", is_running);
@@ -130,8 +130,8 @@ impl Case {
         Ok(())
     }
 
-    /// Brings every job to its end, as living workers, a releaser, a sweeper and a promoter would, and
-    /// counts what is left.
+    /// Ends every job, as live workers, the releaser, the rescuer and the single-flight takeover would, and
+    /// counts the rest.
     pub async fn drain(&mut self) -> TestCaseResult {
         for _ in 0..self.model.jobs.len() + 2 {
             if !self.model.jobs.values().any(Job::is_open) {
@@ -143,13 +143,13 @@ impl Case {
                 }
             }
         }
-        // The workers of jobs that were taken back hear of it.
+        // The workers of cancelled jobs learn of it.
         while self.model.jobs.values().any(Job::has_attempt) {
             self.say(0, End::Cancelled { written: true }).await?;
         }
-        // What has ended meanwhile is held no more.
-        let held: Vec<JobId> = self.model.held.keys().copied().collect();
-        self.release(&held, false).await?;
+        // Jobs that have ended are not deferred any more.
+        let deferred: Vec<JobId> = self.model.deferred.keys().copied().collect();
+        self.release(&deferred, false).await?;
         self.look(100).await?;
         prop_assert_eq!(self.model.deferred_counts(), [0; 3]);
         let ids: Vec<JobId> = self.model.jobs.keys().copied().collect();
@@ -187,19 +187,22 @@ impl Case {
         Ok(())
     }
 
-    /// The open jobs that somebody has or has a message of: whatever is held is released.
+    /// Releases deferred jobs; returns the open jobs that a worker has or that have a message.
     async fn published(&mut self) -> Result<HashSet<JobId>, TestCaseError> {
-        let held = self.model.held.keys().copied();
-        let held: Vec<JobId> = held.filter(|id| self.model.is_unreleased(*id)).collect();
-        let mut published: HashSet<JobId> = self.release(&held, false).await?.into_iter().collect();
+        let deferred = self.model.deferred.keys().copied();
+        let deferred: Vec<JobId> = deferred
+            .filter(|id| self.model.is_unreleased(*id))
+            .collect();
+        let mut published: HashSet<JobId> =
+            self.release(&deferred, false).await?.into_iter().collect();
         let (lost, is_changed) = self.rescue([true; 3], (1000, 1000)).await?;
         self.check(is_changed).await?;
         published.extend(lost);
-        let promoted = self.promote(100, Lease::None).await?;
-        published.extend(promoted);
+        let taken_over = self.take_over(100, Lease::None).await?;
+        published.extend(taken_over);
         self.model.end_operation();
-        // While a claim holds, its worker has the job or has put it back on its queue; what was promoted
-        // before has its message.
+        // While a claim holds, its worker has the job or has requeued it; a job that took over before has
+        // its message.
         let jobs = self.model.jobs.values();
         let worked_on = jobs.filter(|job| {
             self.model.is_alive(job)
@@ -210,7 +213,7 @@ impl Case {
         Ok(published)
     }
 
-    /// Runs a job as a worker would whose message was delivered before.
+    /// Runs a job as a worker does on redelivery.
     async fn finish(&mut self, id: JobId) -> TestCaseResult {
         let job = &self.model.jobs[&id];
         let claimant = Claimant {

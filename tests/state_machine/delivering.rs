@@ -1,11 +1,11 @@
-//! Takes jobs back, releases, promotes and sweeps in a ledger and in the model.
+//! Cancels, releases, takes over and rescues, in a database and in the model.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use promptyard::{
     job::{JobId, Tier},
     store::{CancelFilter, DeferredQueue, Released, RescueRules, Rescued},
@@ -13,10 +13,9 @@ use promptyard::{
 use proptest::{prelude::*, test_runner::TestCaseError, test_runner::TestCaseResult};
 
 use crate::{
+    deferrals::Message,
     driver::{Case, HOLDERS, ROLES, span},
-    holds::Message,
     model::Lease,
-    support::store::now,
 };
 
 impl Case {
@@ -40,7 +39,7 @@ impl Case {
             let what = match (running.contains(id), job.has_attempt()) {
                 (true, true) => "cancel: running",
                 (true, false) => "cancel: lost",
-                _ if self.model.is_unreleased(*id) => "cancel: held",
+                _ if self.model.is_unreleased(*id) => "cancel: deferred",
                 _ if job.attempts.is_empty() => "cancel: never run",
                 _ => "cancel: between attempts",
             };
@@ -52,7 +51,7 @@ impl Case {
         Ok(!found.is_empty())
     }
 
-    /// A message is what the model says of its job.
+    /// A message matches the model of its job.
     fn names(&self, released: &Released) -> Result<(JobId, Message), TestCaseError> {
         let (head, message) = match released {
             Released::Router(job) => (&job.head, Message::Router),
@@ -66,7 +65,7 @@ impl Case {
         Ok((head.id, message))
     }
 
-    /// Returns the jobs that are to be published.
+    /// Returns the jobs to publish.
     pub async fn release(
         &mut self,
         jobs: &[JobId],
@@ -74,7 +73,7 @@ impl Case {
     ) -> Result<Vec<JobId>, TestCaseError> {
         let released = self.store.release(jobs, again).await.unwrap();
         let was_held = |id: &JobId| self.model.is_unreleased(*id);
-        let held: HashSet<JobId> = jobs.iter().copied().filter(was_held).collect();
+        let deferred: HashSet<JobId> = jobs.iter().copied().filter(was_held).collect();
         let expected = self.model.release(jobs, again);
         let mut found = Vec::new();
         for one in &released {
@@ -83,18 +82,18 @@ impl Case {
         prop_assert_eq!(&found, &expected, "{:?} of {:?}", again, jobs);
         for (id, message) in &found {
             self.note(match message {
-                _ if !held.contains(id) => "release: again",
+                _ if !deferred.contains(id) => "release: again",
                 Message::Router => "release: to the router",
                 Message::Tier(_) => "release: to a tier",
             });
         }
         self.look_for_unpublished().await?;
-        // Of every other one it is known that the broker has it.
+        // Every other one is noted as published.
         let known = found.iter().map(|(id, _)| *id).skip(1).step_by(2);
         let known: Vec<JobId> = known.collect();
         self.store.note_published(&known).await.unwrap();
         self.model.note_published(&known);
-        let in_vain = held.len() > found.iter().filter(|(id, _)| held.contains(id)).count();
+        let in_vain = deferred.len() > found.iter().filter(|(id, _)| deferred.contains(id)).count();
         if in_vain {
             self.note("release: ended or running");
         }
@@ -113,12 +112,12 @@ impl Case {
         let found: BTreeSet<JobId> = mine.collect();
         prop_assert_eq!(&found, &self.model.unpublished());
         if !found.is_empty() {
-            self.note("look: unpublished");
+            self.note("scan: unpublished");
         }
         Ok(())
     }
 
-    /// Returns the jobs whose message is lost, and whether a job was ended.
+    /// Returns the stuck jobs, and whether a job was ended.
     pub async fn rescue(
         &mut self,
         is_empty: [bool; 3],
@@ -132,7 +131,7 @@ impl Case {
             from: None,
             looked_at_max,
         };
-        let before = now();
+        let before = self.now();
         let mut rescued = Rescued::default();
         loop {
             let part = self.store.rescue(rules).await.unwrap();
@@ -145,7 +144,7 @@ impl Case {
                 break;
             }
         }
-        let after = Utc::now();
+        let after = self.now();
         prop_assert_eq!(rescued.attempts, 0, "their workers have minutes");
         // Other sequences, if they failed, left jobs.
         let is_mine = |id: &JobId| self.model.jobs.contains_key(id);
@@ -161,12 +160,12 @@ impl Case {
                 deadline.is_some_and(|at| at <= after),
             );
             let is_swept = expired.contains(id);
-            prop_assert!(is_swept || !must, "overdue {:?} is let be", job);
+            prop_assert!(is_swept || !must, "overdue {:?} is unchanged", job);
             prop_assert!(may || !is_swept, "{:?} was ended", job);
         }
         for id in &expired {
             self.model.expire(*id);
-            self.note("sweep: expired");
+            self.note("rescue: expired");
         }
         for record in &rescued.expired {
             if expired.contains(&record.id) {
@@ -183,7 +182,7 @@ impl Case {
                 Released::Router(job) => job.head.id,
                 Released::Tier(routed) => routed.job.head.id,
             };
-            // One may come to be overdue between two steps.
+            // A job may become overdue between two steps.
             if self.model.jobs.contains_key(&id) && !expired.contains(&id) {
                 let (id, message) = self.names(lost)?;
                 prop_assert!(found.insert(id, message).is_none(), "twice at once");
@@ -195,9 +194,9 @@ impl Case {
             prop_assert_eq!(Some(message), expected, "{:?}", self.model.jobs[id]);
             prop_assert!(is_of_empty(message), "its queue has jobs yet");
             self.note(match message {
-                Message::Router => "sweep: lost before the router",
-                Message::Tier(_) if self.model.jobs[id].attempts.is_empty() => "sweep: lost",
-                Message::Tier(_) => "sweep: lost by its worker",
+                Message::Router => "rescue: stuck before the router",
+                Message::Tier(_) if self.model.jobs[id].attempts.is_empty() => "rescue: stuck",
+                Message::Tier(_) => "rescue: stuck in a dead worker",
             });
         }
         for (id, (message, may_wait)) in &unattended {
@@ -208,26 +207,26 @@ impl Case {
         Ok((found.into_keys().collect(), is_changed))
     }
 
-    pub async fn promote(
+    pub async fn take_over(
         &mut self,
         limit: usize,
         lease: Lease,
     ) -> Result<Vec<JobId>, TestCaseError> {
-        let free = self.model.promotable();
-        let promoted = self
+        let free = self.model.takeover_candidates();
+        let taken_over = self
             .store
             .take_over_flights(limit, span(lease))
             .await
             .unwrap();
         prop_assert_eq!(
-            promoted.len(),
+            taken_over.len(),
             limit.min(free.len()),
             "{:?} of {:?}",
-            promoted,
+            taken_over,
             free
         );
         let mut keys = HashSet::new();
-        for routed in &promoted {
+        for routed in &taken_over {
             let id = routed.job.head.id;
             let key = free.get(&id).copied();
             prop_assert!(key.is_some(), "{} does not wait first: {:?}", id, free);
@@ -235,10 +234,10 @@ impl Case {
             prop_assert_eq!(Some(routed.tier), self.model.jobs[&id].tier);
             prop_assert_eq!(&routed.job.head, &self.model.jobs[&id].head);
             prop_assert!(keys.insert(key), "two for one key");
-            self.model.promote(id, key.unwrap(), lease);
-            self.note("promote: one");
+            self.model.take_over(id, key.unwrap(), lease);
+            self.note("takeover: one");
         }
-        Ok(promoted.iter().map(|routed| routed.job.head.id).collect())
+        Ok(taken_over.iter().map(|routed| routed.job.head.id).collect())
     }
 
     pub async fn acquire_leadership(
@@ -260,24 +259,29 @@ impl Case {
             self.leaders.insert(role, (holder, lease));
         }
         self.note(if leads {
-            "lead: taken"
+            "leadership: taken"
         } else {
-            "lead: refused"
+            "leadership: refused"
         });
         Ok(())
     }
 
-    /// What is held, what counts against tenants and which attempts must stop.
+    /// Compares deferred jobs, tenant loads and superseded attempts.
     pub async fn look(&mut self, each: usize) -> TestCaseResult {
         for queue in DeferredQueue::ALL {
-            let held = self.store.deferred(queue, each).await.unwrap();
-            let mine = held
+            let deferred = self.store.deferred(queue, each).await.unwrap();
+            let mine = deferred
                 .into_iter()
-                .filter(|held| self.tenants.contains(&held.tenant));
+                .filter(|deferred| self.tenants.contains(&deferred.tenant));
             let found: Vec<_> = mine
-                .map(|held| (held.tenant, held.job, held.tokens))
+                .map(|deferred| (deferred.tenant, deferred.job, deferred.tokens))
                 .collect();
-            prop_assert_eq!(found, self.model.could_go(queue, each), "{:?}", queue);
+            prop_assert_eq!(
+                found,
+                self.model.could_go(queue, each, self.now()),
+                "{:?}",
+                queue
+            );
         }
         let tenants = self.store.deferred_tenants().await.unwrap();
         let mine = tenants
@@ -286,13 +290,13 @@ impl Case {
         prop_assert_eq!(mine.collect::<BTreeSet<_>>(), self.model.deferred_tenants());
         let most = u32::try_from(each).unwrap();
         let counts = self.store.deferred_counts(most).await.unwrap();
-        let held = self.model.deferred_counts();
+        let deferred = self.model.deferred_counts();
         for (at, count) in counts.into_iter().enumerate() {
             prop_assert_eq!(
                 count,
-                most.min(held[at] + self.held_before[at]),
+                most.min(deferred[at] + self.deferred_before[at]),
                 "{:?}",
-                held
+                deferred
             );
         }
         self.look_for_unpublished().await?;
@@ -305,7 +309,7 @@ impl Case {
             .collect();
         prop_assert_eq!(&found, &self.model.loads(&self.tenants[1]));
         if !found.is_empty() {
-            self.note("look: loads");
+            self.note("scan: loads");
         }
         let (mut all, mut expected) = (Vec::new(), Vec::new());
         for (id, job) in &self.model.jobs {
@@ -318,7 +322,7 @@ impl Case {
         }
         let superseded = self.store.superseded(&all).await.unwrap();
         if superseded.len() < all.len() && !superseded.is_empty() {
-            self.note("look: superseded");
+            self.note("scan: superseded");
         }
         prop_assert_eq!(superseded, expected);
         Ok(())

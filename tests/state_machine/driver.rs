@@ -1,4 +1,4 @@
-//! Does an operation to a ledger and to the model, and compares what came of it.
+//! Applies each operation to a database and to the model, and compares the outcomes.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,14 +17,14 @@ use proptest::{
 
 use crate::{
     model::{Admit, Lease, Model, Take},
-    operations::{Entrant, Operation, Taken, Who},
-    support::store::{LONG, claimant, heartbeat, now, reason},
+    operations::{Cancelled, Entrant, Operation, Who},
+    support::store::{LONG, claimant, heartbeat, reason},
 };
 
 /// How far ahead a near deadline is.
 pub const NEAR: TimeDelta = TimeDelta::milliseconds(4);
-/// What one leads in at a time, and who would.
-pub const ROLES: [&str; 2] = ["sweep", "release"];
+/// Roles with one leader at a time, and the candidates.
+pub const ROLES: [&str; 2] = ["rescue", "release"];
 pub const HOLDERS: [&str; 2] = ["a", "b"];
 
 /// One sequence of operations, with tenants of its own.
@@ -32,17 +32,17 @@ pub struct Case {
     pub store: Store,
     pub model: Model,
     pub tenants: [Tenant; 2],
-    /// What each job asked.
+    /// The prompt of each job.
     pub prompts: HashMap<JobId, u8>,
     /// All records as they were after the last operation.
     pub records: HashMap<JobId, JobRecord>,
     /// Answers given so far; their texts are numbered.
     pub answers: u32,
-    /// Jobs that other sequences left held, for each queue.
-    pub held_before: [u32; 3],
-    /// Who leads in what, and whether that holds.
+    /// Jobs that other sequences left deferred, for each queue.
+    pub deferred_before: [u32; 3],
+    /// The leader of each role, and whether its lease holds.
     pub leaders: HashMap<&'static str, (&'static str, Lease)>,
-    /// What was come upon, and how often.
+    /// How often each kind of outcome was seen.
     pub seen: BTreeMap<&'static str, u64>,
 }
 
@@ -53,7 +53,7 @@ pub fn span(lease: Lease) -> Duration {
     }
 }
 
-/// Takes what a failed sequence left out of the way of the next one: jobs that wait, and leads.
+/// Cancels waiting jobs and ends leaderships that a failed sequence left.
 pub async fn clear(store: &Store) {
     for role in ROLES {
         for holder in HOLDERS {
@@ -64,8 +64,8 @@ pub async fn clear(store: &Store) {
         }
     }
     for _ in 0..100 {
-        let promoted = store.take_over_flights(1000, LONG).await.unwrap();
-        let ids: Vec<JobId> = promoted.iter().map(|routed| routed.job.head.id).collect();
+        let taken_over = store.take_over_flights(1000, LONG).await.unwrap();
+        let ids: Vec<JobId> = taken_over.iter().map(|routed| routed.job.head.id).collect();
         if ids.is_empty() {
             return;
         }
@@ -85,9 +85,9 @@ impl Case {
             ..TenantLimits::of(with_quota.clone())
         };
         store.set_tenant(&quota).await.unwrap();
-        let held_before = store.deferred_counts(u32::MAX).await.unwrap();
+        let deferred_before = store.deferred_counts(u32::MAX).await.unwrap();
         Self {
-            held_before,
+            deferred_before,
             leaders: HashMap::new(),
             store,
             model: Model::default(),
@@ -99,13 +99,18 @@ impl Case {
         }
     }
 
-    /// A worker of this sequence alone: signs of life outlast it.
+    /// A worker of this sequence only, since heartbeats outlast it.
     pub fn worker(&self, number: u8, tier: Tier, lease: Duration) -> Claimant {
         Claimant {
             tier,
             lease,
             ..claimant(&format!("{}-{number}-{tier}", self.tenants[0]))
         }
+    }
+
+    /// The time as the store reads it.
+    pub fn now(&self) -> DateTime<Utc> {
+        self.store.clock().now()
     }
 
     pub fn note(&mut self, what: &'static str) {
@@ -135,7 +140,7 @@ impl Case {
             }
             Operation::Settle(word) => self.settle(word).await?,
             Operation::End { who, expired } => self.end(*who, *expired).await?,
-            Operation::Beat {
+            Operation::Heartbeat {
                 worker,
                 tier,
                 lease,
@@ -145,15 +150,15 @@ impl Case {
                 self.store.heartbeat(&heartbeat(claimant)).await.unwrap();
                 false
             }
-            Operation::Promote { limit, lease } => {
-                self.promote(*limit, *lease).await?;
+            Operation::TakeOver { limit, lease } => {
+                self.take_over(*limit, *lease).await?;
                 false
             }
             Operation::Cancel { of, tenant, limit } => {
                 let tenant = tenant.map(|at| self.tenants[usize::from(at)].clone());
                 let filter = match of {
-                    Taken::Batch(number) => CancelFilter::Batch(tenant, self.batch(*number)),
-                    Taken::Jobs(picks) => {
+                    Cancelled::Batch(number) => CancelFilter::Batch(tenant, self.batch(*number)),
+                    Cancelled::Jobs(picks) => {
                         let ids = picks
                             .iter()
                             .map(|pick| self.pick(*pick, |job| job.is_open()));
@@ -164,19 +169,19 @@ impl Case {
             }
             Operation::Release { jobs, again } => {
                 let is_deferred = |id| match again {
-                    true => self.model.held.contains_key(&id),
+                    true => self.model.deferred.contains_key(&id),
                     false => self.model.is_unreleased(id),
                 };
                 let ids = jobs
                     .iter()
                     .map(|pick| self.pick(*pick, |job| is_deferred(job.head.id)));
                 let (mut seen, mut ids) = (HashSet::new(), ids.collect::<Vec<JobId>>());
-                // Who asks again for what it did not hear of asks for each once.
+                // A repeated release names each job once.
                 ids.retain(|id| seen.insert(*id) || !*again);
                 self.release(&ids, *again).await?;
                 false
             }
-            Operation::Sweep { is_empty, most } => self.rescue(*is_empty, *most).await?.1,
+            Operation::Rescue { is_empty, most } => self.rescue(*is_empty, *most).await?.1,
             Operation::Lead {
                 role,
                 holder,
@@ -191,7 +196,7 @@ impl Case {
                 false
             }
             Operation::Pass => {
-                self.pass().await;
+                self.pass();
                 false
             }
         };
@@ -204,8 +209,8 @@ impl Case {
         for entrant in entrants {
             named.push(self.admission(entrant, named.last()));
         }
-        // Postgres takes what stands in a batch twice after all the others: a repeat that moves its job
-        // then waits for one behind it that asks the same, instead of leading it.
+        // Postgres admits repeats within a batch after all other jobs: a repeat that moves its job then
+        // waits for an identical job behind it instead of leading it.
         let mut ids = HashSet::new();
         let (mut named, repeats): (Vec<_>, Vec<_>) = named
             .into_iter()
@@ -241,9 +246,9 @@ impl Case {
                 Admitted::Queued => "admit: queued",
                 Admitted::Routed if was_queued => "admit: moved",
                 Admitted::Routed => "admit: routed",
-                Admitted::Deferred if was_held => "admit: held still",
-                Admitted::Deferred if was_queued => "admit: moved and held",
-                Admitted::Deferred => "admit: held",
+                Admitted::Deferred if was_held => "admit: still deferred",
+                Admitted::Deferred if was_queued => "admit: moved and deferred",
+                Admitted::Deferred => "admit: deferred",
                 Admitted::Waiting => "admit: waiting",
                 Admitted::Ended(record) if record.answer.is_some() => "admit: hit",
                 Admitted::Ended(_) => "admit: ended",
@@ -260,9 +265,9 @@ impl Case {
         claims: &[Claim],
         lease: Lease,
     ) -> Result<bool, TestCaseError> {
-        let before = now();
+        let before = self.now();
         let outcomes = self.store.claim(claimant, claims).await.unwrap();
-        let after = Utc::now();
+        let after = self.now();
         prop_assert_eq!(outcomes.len(), claims.len());
         let (mut seen, mut is_changed) = (HashSet::new(), false);
         for (claim, outcome) in claims.iter().zip(&outcomes) {
@@ -309,12 +314,12 @@ impl Case {
                         ..
                     },
                     _,
-                ) => "claim: poison_candidate",
+                ) => "claim: poison candidate",
                 (Claimed::Run { .. }, _) => "claim: run",
                 (Claimed::Busy, _) => "claim: busy",
                 (Claimed::Elsewhere(_), _) => "claim: elsewhere",
                 (Claimed::Ended(_), "deadline_passed") if was_open => "claim: expired",
-                (Claimed::Ended(_), "attempts_spent") if was_open => "claim: spent",
+                (Claimed::Ended(_), "attempts_spent") if was_open => "claim: attempts exhausted",
                 (Claimed::Ended(_), _) => "claim: ended before",
                 (Claimed::Unknown, _) => "claim: unknown",
             });
@@ -347,27 +352,27 @@ impl Case {
         self.note(match (is_known, is_ended) {
             (false, _) => "end: unknown",
             (true, true) => "end: ended",
-            (true, false) => "end: let be",
+            (true, false) => "end: unchanged",
         });
         Ok(is_ended)
     }
 
-    /// Sleeps until every deadline that is near is over.
-    async fn pass(&self) {
-        let now = Utc::now();
+    /// Moves the store's clock past every deadline that is near.
+    fn pass(&self) {
+        let now = self.now();
         let deadlines = self.model.jobs.values().filter_map(|job| job.head.deadline);
         let near = deadlines
             .map(|deadline| deadline - now)
             .filter(|left| *left <= NEAR)
             .max();
         if let Some(left) = near.and_then(|left| left.to_std().ok()) {
-            tokio::time::sleep(left + Duration::from_millis(1)).await;
+            self.store.clock().advance(left + Duration::from_millis(1));
         }
     }
 }
 
-/// Whether a deadline had passed when the ledger looked at it, between two instants; where that cannot
-/// be told, the outcome tells.
+/// Whether a deadline had passed when the database checked it, between two instants; if it lies between
+/// them, the outcome decides.
 fn is_overdue(
     deadline: Option<DateTime<Utc>>,
     before: DateTime<Utc>,

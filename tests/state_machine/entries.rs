@@ -1,4 +1,4 @@
-//! Single flight as the model sees it: what a cache key leads to, who leads and who waits.
+//! Single flight in the model: hit, leader or waiting job for each cache key.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,7 +9,7 @@ use promptyard::{
 
 use crate::model::{Admit, Job, Lease, Model};
 
-/// What a key leads to.
+/// The state of a cache key.
 #[derive(Clone, Debug)]
 pub enum Entry {
     Led {
@@ -23,7 +23,7 @@ pub enum Entry {
     },
 }
 
-/// Whether a lead holds: one without a lease does within its own batch.
+/// Whether a lead holds: one without a lease holds within its own batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lead {
     Long,
@@ -32,7 +32,7 @@ pub enum Lead {
 }
 
 impl Model {
-    /// Leases that lasted no longer than the operation are over.
+    /// Ends leases that last for one operation.
     pub fn end_operation(&mut self) {
         for entry in self.entries.values_mut() {
             if let Entry::Led { holds, .. } = entry
@@ -43,7 +43,7 @@ impl Model {
         }
     }
 
-    /// A cache key leads to a hit, to waiting or to leading.
+    /// Decides between hit, wait and lead for a cache key.
     pub fn ask(&mut self, job: &mut Job, lease: Lease) -> Admit {
         let Some(key) = job.cache_key else {
             return Admit::Routed;
@@ -98,7 +98,7 @@ impl Model {
         settled
     }
 
-    /// Fills an entry; an answer that may not serve later jobs leaves none that nobody computes.
+    /// Fills an entry; an answer that later jobs may not reuse removes it.
     pub fn keep(&mut self, key: CacheKey, settlement: &Settlement, text: &str, ttl: Lease) {
         if settlement.reusable {
             let entry = Entry::Ready {
@@ -114,8 +114,8 @@ impl Model {
         }
     }
 
-    /// For each key that nobody leads and that has no answer, the oldest of the jobs that wait.
-    pub fn promotable(&self) -> BTreeMap<JobId, CacheKey> {
+    /// The oldest waiting job of each key without leader and answer.
+    pub fn takeover_candidates(&self) -> BTreeMap<JobId, CacheKey> {
         let mut oldest: HashMap<CacheKey, JobId> = HashMap::new();
         for (id, job) in self.jobs.iter().filter(|(_, job)| job.waits) {
             let key = job.cache_key.unwrap();
@@ -131,17 +131,17 @@ impl Model {
         oldest.into_iter().map(|(key, id)| (id, key)).collect()
     }
 
-    pub fn promote(&mut self, job: JobId, key: CacheKey, lease: Lease) {
+    pub fn take_over(&mut self, job: JobId, key: CacheKey, lease: Lease) {
         self.lead(key, job, lease);
     }
 
-    /// The job leads its entry: it was promoted if it waits all the same.
+    /// Whether the job leads its entry: a waiting one has taken over.
     pub fn leads(&self, job: &Job) -> bool {
         let entry = job.cache_key.and_then(|key| self.entries.get(&key));
         matches!(entry, Some(Entry::Led { leader, .. }) if *leader == job.head.id)
     }
 
-    /// A job that waits for an answer which nobody computes and for which it cannot be promoted.
+    /// A job that waits although no job computes its answer and it cannot take over.
     pub fn forgotten(&self) -> Option<JobId> {
         let is_forgotten = |job: &&Job| match &self.entries.get(&job.cache_key.unwrap()) {
             Some(Entry::Led { leader, holds }) => {

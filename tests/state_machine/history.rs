@@ -1,4 +1,4 @@
-//! Many act on the same jobs at once; what they were told must be the story of one ledger.
+//! Many actors work on the same jobs concurrently; their observations must form one consistent history.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,8 +9,8 @@ use promptyard::{
 };
 
 use crate::{
-    actors::{ATTEMPTS_MAX, Actor, Told, key_of},
-    judgement::judge_attempts,
+    actors::{ATTEMPTS_MAX, Actor, Observed, key_of},
+    history_checks::judge_attempts,
     support::store::{admission, cache_key, head, now, route},
 };
 
@@ -18,8 +18,8 @@ const WORKERS: u64 = 4;
 const ROUTERS: u64 = 2;
 const RELEASERS: u64 = 2;
 
-/// Jobs of one tenant, a third of them alone, the others in small groups that ask the same; some keys
-/// come under two ids, some are held, some are due soon and some get fewer attempts.
+/// Jobs of one tenant: a third are unique, the others identical in small groups. Some keys have two ids,
+/// some jobs are deferred, some are due soon and some get fewer attempts.
 fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
     (0..48)
         .map(|nr| {
@@ -27,7 +27,7 @@ fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
             let key = (nr % 3 > 0).then(|| cache_key(&format!("{tenant} {prompt}")));
             let head = JobHead {
                 tenant: tenant.clone(),
-                // Jobs 12 apart ask the same, so these are repetitions under another id.
+                // Every twelfth job has the same prompt, so these repeat a key under another id.
                 key: (nr % 4 == 0).then(|| format!("key {}", nr % 24)),
                 deadline: (nr % 16 == 7).then(|| now() + TimeDelta::milliseconds(20)),
                 attempts_max: (nr % 5 == 0).then_some(2),
@@ -43,11 +43,11 @@ fn jobs_of(tenant: &Tenant) -> Vec<Admission> {
         .collect()
 }
 
-/// Has many act on some jobs, ends what they left open and judges the history.
+/// Runs all actors on some jobs, ends the jobs left open and checks the history.
 pub async fn play(store: &Store, seed: u64) {
     let tenant: Tenant = JobId::now().0.simple().to_string().parse().unwrap();
     let jobs = jobs_of(&tenant);
-    // Signs of life outlast a round, so each has workers of its own.
+    // Heartbeats outlast a round, so each round has its own workers.
     let actor =
         |name: &str, nr: u64| Actor::new(store, format!("{name}-{tenant}"), seed * 100 + nr, &jobs);
     let mut tasks = Vec::new();
@@ -57,23 +57,23 @@ pub async fn play(store: &Store, seed: u64) {
     for nr in 0..WORKERS {
         tasks.push(tokio::spawn(actor(&format!("worker-{nr}"), 10 + nr).work()));
     }
-    tasks.push(tokio::spawn(actor("undertaker", 20).tend()));
-    tasks.push(tokio::spawn(actor("canceller", 21).take_back()));
+    tasks.push(tokio::spawn(actor("dead letters", 20).tend()));
+    tasks.push(tokio::spawn(actor("canceller", 21).cancel_some()));
     for nr in 0..RELEASERS {
-        tasks.push(tokio::spawn(actor("releaser", 22 + nr).let_go()));
+        tasks.push(tokio::spawn(actor("releaser", 22 + nr).release_calls()));
     }
-    tasks.push(tokio::spawn(actor("sweeper", 25).clean()));
-    let mut told = Told::default();
+    tasks.push(tokio::spawn(actor("rescuer", 25).clean()));
+    let mut observed = Observed::default();
     for task in tasks {
-        told.hear(task.await.unwrap());
+        observed.hear(task.await.unwrap());
     }
-    let last = actor("last", 30).drain(&told.promoted).await;
-    told.hear(last);
-    judge(store, &tenant, &jobs, &told, seed).await;
+    let last = actor("last", 30).drain(&observed.taken_over).await;
+    observed.hear(last);
+    judge(store, &tenant, &jobs, &observed, seed).await;
 }
 
-/// One story, in which every job ends once.
-async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, seed: u64) {
+/// Checks that every job ended once.
+async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], observed: &Observed, seed: u64) {
     let ids: Vec<JobId> = jobs.iter().map(|admission| admission.head.id).collect();
     let records: HashMap<JobId, JobRecord> = store
         .records(&ids)
@@ -82,37 +82,37 @@ async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, 
         .into_iter()
         .map(|record| (record.id, record))
         .collect();
-    let once: HashSet<JobId> = told.ended.iter().copied().collect();
+    let once: HashSet<JobId> = observed.ended.iter().copied().collect();
     assert_eq!(
         once.len(),
-        told.ended.len(),
+        observed.ended.len(),
         "seed {seed}: a job was ended twice"
     );
-    let once: HashSet<JobId> = told.released.iter().copied().collect();
+    let once: HashSet<JobId> = observed.released.iter().copied().collect();
     assert_eq!(
         once.len(),
-        told.released.len(),
+        observed.released.len(),
         "seed {seed}: a job was released twice"
     );
-    for id in &told.lost {
+    for id in &observed.lost {
         assert!(
-            !told.held.contains(id) || told.let_go.contains(id),
+            !observed.deferred.contains(id) || observed.release_calls.contains(id),
             "seed {seed}: {id} was held, not lost"
         );
     }
-    for seen in &told.terminal {
+    for seen in &observed.terminal {
         assert_eq!(
             Some(seen),
             records.get(&seen.id),
             "seed {seed}: it changed after its end"
         );
     }
-    let fenced = told
+    let fenced = observed
         .words
         .iter()
         .filter(|word| !word.is_committed)
         .map(|word| &word.text);
-    let committed = told
+    let committed = observed
         .words
         .iter()
         .filter(|word| word.is_committed)
@@ -145,11 +145,11 @@ async fn judge(store: &Store, tenant: &Tenant, jobs: &[Admission], told: &Told, 
         }
         assert_eq!(
             record.state == JobState::Cancelled,
-            told.cancelled.contains(&id),
+            observed.cancelled.contains(&id),
             "seed {seed}: {record:?}"
         );
         let attempts_max = admission.head.attempts_max.unwrap_or(ATTEMPTS_MAX);
-        judge_attempts(store, record, told, (attempts_max, seed)).await;
+        judge_attempts(store, record, observed, (attempts_max, seed)).await;
     }
     let letters = DeadFilter {
         tenant: Some(tenant.clone()),

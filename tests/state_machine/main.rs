@@ -1,29 +1,29 @@
-//! A job's life against a reference model: whatever is done to a ledger, in whatever order, comes to
-//! what the documents of `store` and [`promptyard::job::JobState`] say.
+//! The job life cycle against a reference model: any sequence of store calls has the outcome that the
+//! documentation of `store` and [`promptyard::job::JobState`] gives.
 //!
-//! [`model`], [`verdicts`], [`holds`] and [`entries`] say what must come, [`operations`] and [`naming`]
-//! what is done, [`driver`], [`settling`] and [`delivering`] do it, [`checks`] compares; [`history`] has
-//! the [`actors`] and [`tenders`] do it at once, [`judgement`] says what then holds. `PROPTEST_CASES` sets the
-//! number of sequences.
+//! [`model`], [`outcomes`], [`deferrals`] and [`entries`] are the model; [`operations`] and [`naming`] draw
+//! the calls; [`driver`], [`settling`] and [`delivering`] make them; [`checks`] compares. [`history`] runs
+//! the [`actors`] and [`maintenance`] concurrently, and [`history_checks`] checks the result.
+//! `PROPTEST_CASES` sets the number of sequences.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 mod actors;
 mod checks;
+mod deferrals;
 mod delivering;
 mod driver;
 mod entries;
 mod history;
-mod holds;
-mod judgement;
+mod history_checks;
+mod maintenance;
 mod model;
 mod naming;
 mod operations;
+mod outcomes;
 mod settling;
 #[expect(dead_code, reason = "other test binaries use the rest")]
 #[path = "../support/mod.rs"]
 mod support;
-mod tenders;
-mod verdicts;
 
 use std::collections::BTreeMap;
 
@@ -33,40 +33,40 @@ use tokio::runtime::Handle;
 
 use crate::driver::{Case, clear};
 
-/// What a run must have come upon; else the operations do not reach what is to be tested.
+/// Outcomes that a run must see; without them the operations do not reach the code under test.
 const SEEN: &[&str] = &[
     "admit: queued",
     "admit: routed",
     "admit: moved",
-    "admit: held",
-    "admit: held still",
-    "admit: moved and held",
+    "admit: deferred",
+    "admit: still deferred",
+    "admit: moved and deferred",
     "admit: waiting",
     "admit: hit",
     "admit: ended",
     "admit: known",
     "admit: key reused",
     "claim: run",
-    "claim: poison_candidate",
+    "claim: poison candidate",
     "claim: last",
     "claim: busy",
     "claim: elsewhere",
     "claim: ended before",
     "claim: expired",
-    "claim: spent",
+    "claim: attempts exhausted",
     "claim: unknown",
     "settle: fenced",
     "settle: closed",
-    "settle: apart",
+    "settle: retry isolated",
     "settle: written in part",
     "settle: shared",
     "check: fell back",
     "end: ended",
-    "end: let be",
+    "end: unchanged",
     "end: unknown",
     "cancel: running",
     "cancel: lost",
-    "cancel: held",
+    "cancel: deferred",
     "cancel: never run",
     "cancel: between attempts",
     "cancel: none",
@@ -74,16 +74,16 @@ const SEEN: &[&str] = &[
     "release: to a tier",
     "release: again",
     "release: ended or running",
-    "sweep: expired",
-    "sweep: lost",
-    "sweep: lost before the router",
-    "sweep: lost by its worker",
-    "lead: taken",
-    "lead: refused",
-    "look: loads",
-    "look: unpublished",
-    "look: superseded",
-    "promote: one",
+    "rescue: expired",
+    "rescue: stuck",
+    "rescue: stuck before the router",
+    "rescue: stuck in a dead worker",
+    "leadership: taken",
+    "leadership: refused",
+    "scan: loads",
+    "scan: unpublished",
+    "scan: superseded",
+    "takeover: one",
 ];
 
 /// The number of sequences that `PROPTEST_CASES` asks for.
@@ -91,13 +91,13 @@ fn asked_cases() -> Option<u32> {
     std::env::var("PROPTEST_CASES").ok()?.parse().ok()
 }
 
-/// The number of sequences: what is asked for, or `usual`.
+/// The number of sequences: that of the environment, or `usual`.
 fn cases(usual: u32) -> u32 {
     asked_cases().unwrap_or(usual)
 }
 
-/// Draws sequences: always the same ones unless a number is asked for, so that what a usual run comes upon
-/// is no matter of chance.
+/// Draws sequences: always the same ones unless a number is asked for, so that usual runs are
+/// deterministic.
 fn runner(config: Config) -> TestRunner {
     match asked_cases() {
         Some(_) => TestRunner::new(config),
@@ -109,7 +109,7 @@ fn runner(config: Config) -> TestRunner {
 }
 
 /// Runs sequences of operations, each with tenants of its own, and shrinks one that fails.
-fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
+fn run_sequences(store: &Store, database: &Handle, cases: u32) {
     let config = Config {
         cases,
         failure_persistence: None,
@@ -117,7 +117,7 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
     };
     let seen = std::cell::RefCell::new(BTreeMap::new());
     let outcome = runner(config).run(&operations::sequence(), |sequence| {
-        ledger.block_on(async {
+        database.block_on(async {
             clear(store).await;
             let mut case = Case::new(store.clone()).await;
             for operation in &sequence {
@@ -130,11 +130,11 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
             Ok(())
         })
     });
-    if let Err(fault) = outcome {
-        panic!("{fault}");
+    if let Err(error) = outcome {
+        panic!("{error}");
     }
     let seen = seen.into_inner();
-    // Sequences drawn anew come upon all of it only where there are many.
+    // Random sequences see all outcomes only where there are many.
     if cases >= asked_cases().map_or(100, |_| 500) {
         let missing: Vec<_> = SEEN
             .iter()
@@ -148,20 +148,20 @@ fn run_sequences(store: &Store, ledger: &Handle, cases: u32) {
 }
 
 contract! {
-    /// Any sequence of operations on a few jobs comes to what the model says, step by step, and leaves
-    /// jobs that can all be brought to their end.
+    /// Any sequence of operations on a few jobs matches the model, step by step, and leaves jobs that
+    /// can all be ended.
     async fn sequences_follow_the_model(store: Store) {
-        // Each call is dearer on Postgres.
+        // Calls take longer on Postgres.
         let cases = cases(if store.is_embedded() { 100 } else { 24 });
-        let ledger = Handle::current();
-        let run = tokio::task::spawn_blocking(move || run_sequences(&store, &ledger, cases));
-        if let Err(fault) = run.await {
-            std::panic::resume_unwind(fault.into_panic());
+        let database = Handle::current();
+        let run = tokio::task::spawn_blocking(move || run_sequences(&store, &database, cases));
+        if let Err(error) = run.await {
+            std::panic::resume_unwind(error.into_panic());
         }
     }
 
-    /// Workers, routers, an undertaker, a canceller, releasers and a sweeper that act on the same jobs at
-    /// once leave a history in which every job ended once and every attempt is accounted for.
+    /// Workers, routers, a dead-letter consumer, a canceller, releasers and a rescuer that act on the same
+    /// jobs concurrently leave a history in which every job ended once and every attempt has an outcome.
     async fn histories_are_consistent(store: Store) {
         for round in 0..u64::from(cases(64).div_ceil(16)) {
             history::play(&store, round).await;

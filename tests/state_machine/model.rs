@@ -1,4 +1,4 @@
-//! What the ledger must do, told from its documents alone: jobs in a map and rules in plain sight.
+//! A reference model of the job database, written from its documentation only.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,14 +7,14 @@ use promptyard::{
     store::{Admission, AdmissionDecision, Claim, Claimant, DeferredQueue},
 };
 
-use crate::{entries::Entry, holds::Held};
+use crate::{deferrals::Deferred, entries::Entry};
 
 /// How long a claim, a lead or an answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lease {
     /// Longer than any test.
     Long,
-    /// Over when the operation that gave it is.
+    /// Over as soon as its operation ends.
     None,
 }
 
@@ -22,7 +22,7 @@ pub enum Lease {
 #[derive(Clone, Debug)]
 pub struct Job {
     pub head: JobHead,
-    /// What was asked; `None` for jobs that were given up before they were read.
+    /// The prompt; `None` for jobs that ended before they were parsed.
     pub digest: Option<[u8; 32]>,
     pub state: JobState,
     pub tier: Option<Tier>,
@@ -30,7 +30,7 @@ pub struct Job {
     /// It waits for an identical job.
     pub waits: bool,
     pub attempts: Vec<Attempt>,
-    /// The latest claim holds by itself, be its attempt over or not.
+    /// The lease of the latest claim holds, whether or not its attempt is over.
     pub is_leased: bool,
     pub answer: Option<Given>,
     /// The code of the reason.
@@ -45,13 +45,13 @@ pub struct Attempt {
     pub tier: Tier,
     pub worker: String,
     pub outcome: &'static str,
-    /// It counts against the attempts that the job gets.
+    /// It counts against the attempt limit.
     pub counts: bool,
-    /// What it wrote, where that is not the job's answer.
+    /// Its text, unless that is the job's answer.
     pub wrote: Option<String>,
 }
 
-/// An answer and how the job came by it.
+/// An answer and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
     pub text: String,
@@ -59,7 +59,7 @@ pub struct Given {
     pub by: Option<JobId>,
 }
 
-/// What an admission must come to.
+/// The expected outcome of an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admit {
     Queued,
@@ -71,7 +71,7 @@ pub enum Admit {
     KeyReused(JobId),
 }
 
-/// What a claim must come to.
+/// The expected outcome of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
     Run {
@@ -85,17 +85,17 @@ pub enum Take {
     Unknown,
 }
 
-/// All that the ledger must know.
+/// The expected state of the database.
 #[derive(Debug, Default)]
 pub struct Model {
-    /// By id, so the oldest first.
+    /// By id, oldest first.
     pub jobs: BTreeMap<JobId, Job>,
     keys: HashMap<(String, String), JobId>,
     pub entries: HashMap<CacheKey, Entry>,
-    /// Workers whose last sign of life holds.
+    /// Workers whose last heartbeat holds.
     alive: HashSet<String>,
-    /// Jobs that are held, or were and are released.
-    pub held: BTreeMap<JobId, Held>,
+    /// Jobs that are deferred, or were.
+    pub deferred: BTreeMap<JobId, Deferred>,
 }
 
 impl Job {
@@ -123,7 +123,7 @@ impl Job {
         self.state == JobState::Running
     }
 
-    /// Its latest attempt is open, although it may have been taken back.
+    /// Its latest attempt is open, even if it was cancelled.
     pub fn has_attempt(&self) -> bool {
         let latest = self.attempts.last();
         latest.is_some_and(|attempt| attempt.outcome == "running")
@@ -163,7 +163,7 @@ impl Job {
         });
     }
 
-    /// The running attempt, if there is one, vanished.
+    /// The running attempt, if any, is lost.
     pub fn lose(&mut self) {
         if self.state == JobState::Running {
             self.attempts.last_mut().unwrap().outcome = "lost";
@@ -178,7 +178,7 @@ impl Job {
             .count()
     }
 
-    /// Attempts that it gets: the producer may ask for fewer than the fleet gives.
+    /// Its attempt limit: the producer may lower that of the fleet.
     fn allowed(&self, claimant: &Claimant) -> usize {
         let asked = self.head.attempts_max.unwrap_or(u32::MAX);
         asked.min(claimant.attempts_max) as usize
@@ -223,7 +223,7 @@ impl Model {
             }
         }
         self.own(head);
-        // One that moves on keeps the envelope it came in.
+        // A job that moves on keeps its first envelope.
         let known = self.jobs.get(&head.id).map(|job| job.head.clone());
         let mut job = Job::new(known.as_ref().unwrap_or(head), Some(admission.digest));
         let outcome = match &admission.decision {
@@ -298,7 +298,7 @@ impl Model {
             return Take::Ended(claim.job);
         }
         job.state = JobState::Running;
-        // Of a job that was never routed, the worker chose the tier.
+        // The worker chooses the tier of a job that was never routed.
         job.tier = job.tier.or(Some(claimant.tier));
         job.waits = false;
         job.is_leased = lease == Lease::Long;

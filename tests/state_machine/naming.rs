@@ -1,4 +1,4 @@
-//! Which jobs an operation means, and what comes in.
+//! Resolves the jobs that an operation names, and builds admissions.
 
 use chrono::TimeDelta;
 use promptyard::{
@@ -10,11 +10,11 @@ use crate::{
     driver::{Case, NEAR},
     model::Job,
     operations::{Deadline, Entrant, Pick, Way, Who},
-    support::store::{admission, cache_key, head, now, reason, route},
+    support::store::{admission, cache_key, head, reason, route},
 };
 
 impl Case {
-    /// The job that `pick` means; one that fits, where there is one.
+    /// The job that `pick` names; one that fits, if any.
     pub fn pick(&self, pick: Pick, fits: impl Fn(&Job) -> bool) -> JobId {
         let fitting: Vec<JobId> = match pick {
             Pick::Fitting(_) => {
@@ -31,7 +31,7 @@ impl Case {
         }
     }
 
-    /// The head of a job that comes in or is given up, and what it asked if it is known.
+    /// The head of a job to admit or to end, and its prompt if known.
     pub fn head_of(&self, who: Who, tenant: u8) -> (JobHead, Option<u8>) {
         let fresh = JobHead {
             tenant: self.tenants[usize::from(tenant)].clone(),
@@ -65,12 +65,12 @@ impl Case {
         }
     }
 
-    /// The name of a submission of this sequence.
+    /// The name of a batch of this sequence.
     pub fn batch(&self, number: u8) -> String {
         format!("{number} of {}", self.tenants[0])
     }
 
-    /// `before`: what stands before it in its batch.
+    /// `before`: the previous admission of the batch.
     pub fn admission(
         &self,
         entrant: &Entrant,
@@ -88,27 +88,31 @@ impl Case {
         if asked.is_none() {
             head.deadline = match entrant.deadline {
                 Deadline::None => None,
-                Deadline::Over => Some(now() - TimeDelta::seconds(1)),
-                Deadline::Near => Some(now() + NEAR),
-                Deadline::Far => Some(now() + TimeDelta::hours(1)),
+                Deadline::Over => Some(self.now() - TimeDelta::seconds(1)),
+                Deadline::Near => Some(self.now() + NEAR),
+                Deadline::Far => Some(self.now() + TimeDelta::hours(1)),
             };
             head.batch = entrant.batch.map(|number| self.batch(number));
             head.attempts_max = entrant.attempts_max;
         }
         let course = match entrant.decision {
             Way::Queue => AdmissionDecision::Queue,
-            Way::Route { tier, cached, held } => {
+            Way::Route {
+                tier,
+                cached,
+                deferred,
+            } => {
                 let key = cached.then(|| cache_key(&format!("{} {tier} {prompt}", head.tenant)));
                 let mut course = route(tier, key);
                 if let AdmissionDecision::Route(route) = &mut course {
                     let priority = Priority::from_amqp(entrant.prompt * 9);
-                    route.deferral = held.then(|| Deferral::for_turn(now(), priority, 7));
+                    route.deferral = deferred.then(|| Deferral::for_turn(self.now(), priority, 7));
                 }
                 course
             }
             Way::Schedule { later } => {
                 let span = TimeDelta::hours(if later { 1 } else { -1 });
-                AdmissionDecision::Schedule(Deferral::until(now() + span, 5))
+                AdmissionDecision::Schedule(Deferral::until(self.now() + span, 5))
             }
             Way::Reject => AdmissionDecision::End {
                 state: JobState::Rejected,

@@ -1,12 +1,12 @@
-//! What is done to the ledger, drawn at random. Jobs are named by position, so that a sequence still has
-//! a meaning when it is shrunk.
+//! Random operations on the database. Jobs are named by position, so that a shrunk sequence still has a
+//! meaning.
 
 use promptyard::job::Tier;
 use proptest::{prelude::*, prop_oneof};
 
 use crate::model::Lease;
 
-/// One call of the ledger, or time that passes.
+/// One store call, or the passing of time.
 #[derive(Clone, Debug)]
 pub enum Operation {
     Admit(Vec<Entrant>, Lease),
@@ -22,18 +22,18 @@ pub enum Operation {
         who: Who,
         expired: bool,
     },
-    Beat {
+    Heartbeat {
         worker: u8,
         tier: Tier,
         lease: Lease,
     },
-    Promote {
+    TakeOver {
         limit: usize,
         lease: Lease,
     },
-    /// Jobs are taken back: some, or a submission's.
+    /// Cancels some jobs or a batch.
     Cancel {
-        of: Taken,
+        of: Cancelled,
         tenant: Option<u8>,
         limit: usize,
     },
@@ -41,10 +41,10 @@ pub enum Operation {
         jobs: Vec<Pick>,
         again: bool,
     },
-    /// Looks for what is lost, some jobs at a time.
-    Sweep {
+    /// Rescues stuck jobs, a few at a time.
+    Rescue {
         is_empty: [bool; 3],
-        /// Most that are put right and most that are looked at.
+        /// Limits of rescued and of scanned jobs.
         most: (usize, usize),
     },
     Lead {
@@ -52,22 +52,22 @@ pub enum Operation {
         holder: bool,
         lease: Lease,
     },
-    /// Looks at what is held, what counts and who must stop.
+    /// Reads deferred jobs, tenant loads and superseded attempts.
     StealRound {
         each: usize,
     },
-    /// Time passes until every deadline that is near is over.
+    /// Moves the clock past every near deadline.
     Pass,
 }
 
-/// What is taken back.
+/// The jobs to cancel.
 #[derive(Clone, Debug)]
-pub enum Taken {
+pub enum Cancelled {
     Jobs(Vec<Pick>),
     Batch(u8),
 }
 
-/// A job that comes in.
+/// A job to admit.
 #[derive(Clone, Debug)]
 pub struct Entrant {
     pub who: Who,
@@ -75,25 +75,25 @@ pub struct Entrant {
     pub prompt: u8,
     pub decision: Way,
     pub deadline: Deadline,
-    /// The submission that it is of.
+    /// The number of its batch.
     pub batch: Option<u8>,
     pub attempts_max: Option<u32>,
 }
 
-/// Which job comes in or is given up.
+/// Which job is admitted or ended.
 #[derive(Clone, Copy, Debug)]
 pub enum Who {
-    /// One that nobody knows.
+    /// A new one.
     Fresh,
-    /// One with a new id and this key.
+    /// A new id with this key.
     Keyed(u8),
-    /// The same again; half of them one that was not routed yet, where there is one.
+    /// A known job again; in half of the cases one that is not routed yet, if any.
     Again(u16),
     /// The same id, but another request.
     Other(u16),
     /// The same id and request under another key.
     Rekeyed(u16, u8),
-    /// The same as the one before it in its batch.
+    /// The previous job of the batch again.
     Before,
 }
 
@@ -103,9 +103,9 @@ pub enum Way {
     Route {
         tier: Tier,
         cached: bool,
-        held: bool,
+        deferred: bool,
     },
-    /// Held until its time comes, which is long from now or is over.
+    /// Deferred until a time far ahead or past.
     Schedule {
         later: bool,
     },
@@ -123,7 +123,7 @@ pub enum Deadline {
 /// Which job is claimed or settled.
 #[derive(Clone, Copy, Debug)]
 pub enum Pick {
-    /// One that it makes sense for: an open one, a running one, a held one.
+    /// One that fits the operation: open, running or deferred.
     Fitting(u16),
     Any(u16),
     Unknown,
@@ -137,7 +137,7 @@ pub struct Word {
     pub end: End,
     pub reusable: bool,
     pub ttl: Lease,
-    /// The same settlement stands twice in its batch.
+    /// The settlement is in its batch twice.
     pub twice: bool,
 }
 
@@ -146,7 +146,7 @@ pub struct Word {
 pub enum Which {
     Latest,
     Older,
-    /// One that was never given.
+    /// An attempt that does not exist.
     Newer,
 }
 
@@ -154,16 +154,16 @@ pub enum Which {
 pub enum End {
     Succeeded,
     Failed,
-    Spent,
+    Exhausted,
     Expired { written: bool },
     Cancelled { written: bool },
     Retry,
-    Apart,
+    RetryIsolated,
     Escalate { answered: bool, keeps_lead: bool },
     Returned,
 }
 
-/// Some operations, on few enough jobs that they meet.
+/// Operations on so few jobs that they interact.
 pub fn sequence() -> impl Strategy<Value = Vec<Operation>> {
     (admit(), prop::collection::vec(operation(), 1..56)).prop_map(|(first, mut rest)| {
         rest.insert(0, first);
@@ -178,14 +178,14 @@ fn operation() -> impl Strategy<Value = Operation> {
         14 => word().prop_map(Operation::Settle),
         1 => (who(), any::<bool>()).prop_map(|(who, expired)| Operation::End { who, expired }),
         2 => (0..3_u8, tier(), lease())
-            .prop_map(|(worker, tier, lease)| Operation::Beat { worker, tier, lease }),
+            .prop_map(|(worker, tier, lease)| Operation::Heartbeat { worker, tier, lease }),
         5 => (prop_oneof![Just(1), Just(2), Just(100)], lease())
-            .prop_map(|(limit, lease)| Operation::Promote { limit, lease }),
+            .prop_map(|(limit, lease)| Operation::TakeOver { limit, lease }),
         2 => cancel(),
         4 => (prop::collection::vec(pick(), 1..4), prop::bool::weighted(0.4))
             .prop_map(|(jobs, again)| Operation::Release { jobs, again }),
         2 => (any::<[bool; 3]>(), prop_oneof![Just((1, 1000)), Just((1000, 2)), Just((1000, 1000))])
-            .prop_map(|(is_empty, most)| Operation::Sweep { is_empty, most }),
+            .prop_map(|(is_empty, most)| Operation::Rescue { is_empty, most }),
         2 => (any::<bool>(), any::<bool>(), lease())
             .prop_map(|(role, holder, lease)| Operation::Lead { role, holder, lease }),
         3 => prop_oneof![Just(1), Just(100)].prop_map(|each| Operation::StealRound { each }),
@@ -200,8 +200,8 @@ fn admit() -> impl Strategy<Value = Operation> {
 
 fn cancel() -> impl Strategy<Value = Operation> {
     let of = prop_oneof![
-        5 => prop::collection::vec(pick(), 1..3).prop_map(Taken::Jobs),
-        1 => (0..2_u8).prop_map(Taken::Batch),
+        5 => prop::collection::vec(pick(), 1..3).prop_map(Cancelled::Jobs),
+        1 => (0..2_u8).prop_map(Cancelled::Batch),
     ];
     let tenant = prop_oneof![2 => Just(None), 1 => (0..2_u8).prop_map(Some)];
     let limit = prop_oneof![Just(1), Just(100)];
@@ -231,7 +231,7 @@ fn entrant() -> impl Strategy<Value = Entrant> {
     let decision = prop_oneof![
         3 => Just(Way::Queue),
         12 => (tier(), prop::bool::weighted(0.9), prop::bool::weighted(0.1))
-            .prop_map(|(tier, cached, held)| Way::Route { tier, cached, held }),
+            .prop_map(|(tier, cached, deferred)| Way::Route { tier, cached, deferred }),
         2 => any::<bool>().prop_map(|later| Way::Schedule { later }),
         1 => Just(Way::Reject),
     ];
@@ -292,11 +292,11 @@ fn word() -> impl Strategy<Value = Word> {
     let end = prop_oneof![
         4 => Just(End::Succeeded),
         1 => Just(End::Failed),
-        1 => Just(End::Spent),
+        1 => Just(End::Exhausted),
         1 => any::<bool>().prop_map(|written| End::Expired { written }),
         1 => any::<bool>().prop_map(|written| End::Cancelled { written }),
         3 => Just(End::Retry),
-        1 => Just(End::Apart),
+        1 => Just(End::RetryIsolated),
         5 => any::<(bool, bool)>()
             .prop_map(|(answered, keeps_lead)| End::Escalate { answered, keeps_lead }),
         2 => Just(End::Returned),

@@ -1,4 +1,4 @@
-//! Settles attempts in a ledger and in the model.
+//! Settles attempts in a database and in the model.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ impl Case {
         self.answers += 1;
         let generated = answer(&format!("answer {}", self.answers));
         let is_its_own = job.is_some_and(|job| job.state == JobState::Running) && attempt == latest;
-        let verdict = verdict_of(word.end, is_its_own, generated);
+        let outcome = outcome_for(word.end, is_its_own, generated);
         let keeps_lead = matches!(
             word.end,
             End::Escalate {
@@ -37,10 +37,10 @@ impl Case {
             }
         );
         let settlement = Settlement {
-            // An escalated job that goes on leading its entry leaves the cache alone.
+            // An escalated job still leads its entry and does not touch the cache.
             cache_key: job.and_then(|job| job.cache_key).filter(|_| !keeps_lead),
             reusable: word.reusable,
-            ..settlement(id, attempt, verdict)
+            ..settlement(id, attempt, outcome)
         };
         let batch = vec![settlement; 1 + usize::from(word.twice)];
         let outcomes = self.store.settle(&batch, span(word.ttl)).await.unwrap();
@@ -61,7 +61,7 @@ impl Case {
                         self.agrees(record)?;
                     }
                     match &settlement.outcome {
-                        AttemptOutcome::RetryIsolated(_) => self.note("settle: apart"),
+                        AttemptOutcome::RetryIsolated(_) => self.note("settle: retry isolated"),
                         AttemptOutcome::Expired(_, Some(_)) => self.note("settle: written in part"),
                         _ => {}
                     }
@@ -86,13 +86,13 @@ impl Case {
     }
 }
 
-/// `is_its_own`: the job runs on this attempt, so that nobody would say that it was taken back.
-fn verdict_of(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome {
+/// `is_its_own`: the job runs on this attempt, so its worker would not report a cancellation.
+fn outcome_for(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome {
     let some = |is_there: bool| is_there.then(|| Box::new(generated.clone()));
     match end {
         End::Succeeded => AttemptOutcome::Succeeded(generated),
         End::Failed => AttemptOutcome::Failed(reason("unservable")),
-        End::Spent => AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
+        End::Exhausted => AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
         End::Expired { written } => {
             AttemptOutcome::Expired(reason("deadline_passed"), some(written))
         }
@@ -101,7 +101,7 @@ fn verdict_of(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome {
             AttemptOutcome::Cancelled(reason("superseded"), some(written))
         }
         End::Retry => AttemptOutcome::Retry(reason("engine_unavailable")),
-        End::Apart => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
+        End::RetryIsolated => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
         End::Escalate { answered, .. } => AttemptOutcome::Escalate {
             to: Tier::Large,
             reason: reason("unsure"),

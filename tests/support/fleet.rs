@@ -23,14 +23,14 @@ use crate::support::{
     servers::{amqp_url, database_url, free_port},
 };
 
-/// A prefix on RabbitMQ and a schema in Postgres, gone with the value.
+/// A prefix on RabbitMQ and a schema in Postgres, deleted on drop.
 pub struct TestFleet {
     pub broker: BrokerConfig,
     pub store: StoreConfig,
     pub folder: tempfile::TempDir,
     /// More `--set` assignments for every process.
     pub settings: Vec<String>,
-    /// Reads the ledger.
+    /// Reads the database.
     pub pool: PgPool,
 }
 
@@ -88,7 +88,7 @@ impl TestFleet {
         command
     }
 
-    /// Runs a command of people to its end.
+    /// Runs a command to its end.
     pub async fn run(&self, arguments: &[&str], input: &[u8]) -> Output {
         output(self.command(arguments), input).await
     }
@@ -126,7 +126,7 @@ impl TestFleet {
     pub async fn connect(&self) -> Broker {
         match Broker::connect(&self.broker, Path::new("unused")).await {
             Ok(broker) => broker,
-            Err(fault) => panic!("{fault}; set PROMPTYARD_TEST_AMQP_URL or start RabbitMQ"),
+            Err(error) => panic!("{error}; set PROMPTYARD_TEST_AMQP_URL or start RabbitMQ"),
         }
     }
 
@@ -144,7 +144,7 @@ impl TestFleet {
 
     pub async fn count(&self, query: &'static str) -> i64 {
         let count = sqlx::query_scalar(query).fetch_one(&self.pool).await;
-        count.unwrap_or_else(|fault| panic!("{query}: {fault}"))
+        count.unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
     /// Waits until a count reaches a number.
@@ -167,7 +167,7 @@ impl TestFleet {
         .await;
     }
 
-    /// What the roles had to say, for a test that fails.
+    /// The tails of all role logs, for a failing test.
     pub fn logs(&self) -> String {
         let mut all = String::new();
         for entry in std::fs::read_dir(self.folder.path()).unwrap().flatten() {
@@ -186,7 +186,7 @@ impl Drop for TestFleet {
     /// Also on panic, and from a thread since the test's own runtime may be going down.
     fn drop(&mut self) {
         let (mut broker, mut store) = (self.broker.clone(), self.store.clone());
-        // Whatever stood between the fleet and its servers is gone by now.
+        // Proxies between the fleet and its servers are gone by now.
         broker.url = SecretUrl::new(amqp_url());
         store.url = SecretUrl::new(database_url());
         let removing = std::thread::spawn(move || {
@@ -254,6 +254,20 @@ impl Role {
         })
     }
 
+    /// Waits until the role has begun and ended one more call of a kind to the job database.
+    pub async fn calls_store(&self, call: &str) {
+        let series = format!("promptyard_store_call_seconds_count{{call=\"{call}\"}} ");
+        let calls = async || -> u64 {
+            let metrics = http(self.metrics, "GET", "/metrics", &[], "").await;
+            let metrics = metrics.map(|found| found.body).unwrap_or_default();
+            let count = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            count.map_or(0, |count| count.parse().unwrap())
+        };
+        // The next call may have begun already, the one after it has not.
+        let wanted = calls().await + 2;
+        until(call, async || calls().await >= wanted).await;
+    }
+
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -312,7 +326,7 @@ pub struct Answered {
 
 impl Answered {
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|fault| panic!("{fault}: {}", self.body))
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 }
 

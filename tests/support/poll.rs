@@ -1,5 +1,5 @@
-//! Polling with a deadline: the only place where tests sleep, besides `tests/chaos`, whose faults
-//! have a duration.
+//! Polling with a deadline: the only place where tests sleep. Exceptions are `tests/chaos`, whose
+//! errors and traffic take time, and the upstream test server, whose answers do.
 
 use std::{
     thread,

@@ -66,7 +66,7 @@ impl Postgres {
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8"])
             .args(["--locale=C", "--no-sync"])
             .output()
-            .unwrap_or_else(|fault| panic!("this test starts its own Postgres: {fault}"));
+            .unwrap_or_else(|error| panic!("this test starts its own Postgres: {error}"));
         let said = String::from_utf8_lossy(&made.stderr).into_owned();
         assert!(made.status.success(), "{said}");
         let port = lasting_port();

@@ -64,7 +64,7 @@ impl Server {
             // A group of its own, so that the script and the node die together.
             .process_group(0)
             .spawn()
-            .unwrap_or_else(|fault| panic!("this test starts its own rabbitmq-server: {fault}"))
+            .unwrap_or_else(|error| panic!("this test starts its own rabbitmq-server: {error}"))
     }
 
     /// SIGKILL, as a power cut would.

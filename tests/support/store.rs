@@ -1,4 +1,4 @@
-//! A fresh ledger of either kind for each test, and the values that tests are made of.
+//! A fresh database of either kind for each test, and builders for test values.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -32,7 +32,7 @@ pub fn postgres_config() -> StoreConfig {
     }
 }
 
-/// Runs a test on a migrated ledger in a schema of its own and drops it, even after a panic.
+/// Runs a test on a migrated database in a schema of its own and drops it, even after a panic.
 pub async fn with_postgres<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreConfig) -> F) {
     let config = postgres_config();
     let store = Store::connect(&config)
@@ -51,7 +51,7 @@ pub async fn with_postgres<F: Future<Output = ()>>(test: impl FnOnce(Store, Stor
     }
 }
 
-/// Runs a test on a migrated ledger in a file of its own, in a folder that is yet to be made.
+/// Runs a test on a migrated database in a file of its own, in a folder that is yet to be made.
 pub async fn with_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreConfig) -> F) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("made/for/it/ledger.db");
@@ -66,7 +66,7 @@ pub async fn with_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Store, StoreC
     store.close().await;
 }
 
-/// Declares tests that run against both ledgers.
+/// Declares tests that run against both databases.
 #[macro_export]
 macro_rules! contract {
     ($($(#[doc = $intent:literal])+ async fn $name:ident($store:ident: $type:ty) $body:block)+) => {$(
@@ -172,7 +172,7 @@ pub fn reason(code: &str) -> Reason {
     Reason::new(code, format!("a sentence about {code}"))
 }
 
-/// An answer; those of odd length tell log-probabilities, so that both kinds take every way.
+/// An answer; those of odd length carry log-probabilities, so that every test covers both kinds.
 pub fn answer(text: &str) -> Answer {
     let likelihood = |token: &str, logprob| Likelihood {
         token: token.to_owned(),
@@ -220,11 +220,11 @@ pub fn heartbeat(claimant: Claimant) -> Heartbeat {
     }
 }
 
-pub fn settlement(job: JobId, attempt: u32, verdict: AttemptOutcome) -> Settlement {
+pub fn settlement(job: JobId, attempt: u32, outcome: AttemptOutcome) -> Settlement {
     Settlement {
         job,
         attempt,
-        outcome: verdict,
+        outcome: outcome,
         started_at: now(),
         first_token_at: Some(now()),
         finished_at: now(),

@@ -28,7 +28,7 @@ pub const FAST: [&str; 4] = [
     "scripted:model=big,latency_ms=2",
 ];
 
-/// A temporary folder in which `promptyard` runs; its ledger is `promptyard.db` there.
+/// A temporary folder in which `promptyard` runs; its database is `promptyard.db` there.
 pub struct Workdir {
     folder: TempDir,
     started: AtomicUsize,
@@ -54,7 +54,7 @@ impl Workdir {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// The command, without settings of whoever runs the tests.
+    /// The command, without settings of the environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = promptyard();
         command
@@ -112,16 +112,16 @@ impl Workdir {
         query(&self.path("promptyard.db"), statement)
     }
 
-    /// Changes the ledger behind the fleet's back.
+    /// Changes the database behind the fleet's back.
     pub fn execute(&self, statements: &'static str) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let ledger = self.path("promptyard.db");
+        let database = self.path("promptyard.db");
         runtime.block_on(async {
             let options = SqliteConnectOptions::new()
-                .filename(ledger)
+                .filename(database)
                 .busy_timeout(PATIENCE);
             let mut connection = options.connect().await.unwrap();
             sqlx::raw_sql(statements)
@@ -141,12 +141,12 @@ impl Workdir {
             .unwrap()
     }
 
-    /// Waits until a statement gives at least a number; a ledger that is not there yet gives none.
+    /// Waits until a statement gives at least a number; a database that is not there yet gives none.
     pub fn wait_for(&self, least: i64, statement: &'static str) {
-        let ledger = self.path("promptyard.db");
+        let database = self.path("promptyard.db");
         until_blocking(statement, || {
-            ledger.exists()
-                && try_query(&ledger, statement)
+            database.exists()
+                && try_query(&database, statement)
                     .ok()
                     .and_then(|column| column.first()?.parse().ok())
                     .is_some_and(|number: i64| number >= least)
@@ -180,18 +180,18 @@ pub fn extension(line: &Value) -> &Value {
     &line["response"]["body"]["promptyard"]
 }
 
-fn query(ledger: &Path, statement: &'static str) -> Vec<String> {
-    try_query(ledger, statement).unwrap_or_else(|fault| panic!("{statement}: {fault}"))
+fn query(database: &Path, statement: &'static str) -> Vec<String> {
+    try_query(database, statement).unwrap_or_else(|error| panic!("{statement}: {error}"))
 }
 
-fn try_query(ledger: &Path, statement: &'static str) -> Result<Vec<String>, sqlx::Error> {
+fn try_query(database: &Path, statement: &'static str) -> Result<Vec<String>, sqlx::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
         let options = SqliteConnectOptions::new()
-            .filename(ledger)
+            .filename(database)
             .busy_timeout(PATIENCE);
         let mut connection = options.connect().await?;
         let rows = sqlx::query(statement).fetch_all(&mut connection).await?;
@@ -223,7 +223,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Ends it as a power cut would.
+    /// Kills it with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -241,7 +241,7 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end; a process that panicked has failed the test, whatever it was about.
+    /// Waits for its end; a panic in it fails the test.
     pub fn wait(mut self) -> Done {
         let status = poll_blocking(PATIENCE, || self.child.try_wait().unwrap());
         let status = status.unwrap_or_else(|| {
@@ -303,7 +303,7 @@ impl Done {
     /// Standard output as one JSON value.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|fault| panic!("{fault} in {self}"))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self}"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Taking messages and settling them.
+//! Consuming and settling messages.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -73,10 +73,10 @@ pub async fn prefetch_bounds_what_is_unsettled(fleet: &TestBroker) {
     publish(&broker, numbered(Queue::In, 0..20)).await;
     publish(&broker, numbered(SMALL, 0..20)).await;
     let mut consumer = broker.consume(&[Queue::In, SMALL], 5).await.unwrap();
-    let mut held = take(&mut consumer, 10).await;
-    assert_eq!(held.iter().filter(|d| d.queue == SMALL).count(), 5);
+    let mut unacked = take(&mut consumer, 10).await;
+    assert_eq!(unacked.iter().filter(|d| d.queue == SMALL).count(), 5);
     assert!(is_quiet(&mut consumer).await);
-    let settled: Vec<_> = held.drain(..2).collect();
+    let settled: Vec<_> = unacked.drain(..2).collect();
     let mut freed: Vec<_> = settled.iter().map(|d| d.queue).collect();
     assert_eq!(ack(&broker, settled).await, 0);
     let next = take(&mut consumer, 2).await;
@@ -88,7 +88,7 @@ pub async fn prefetch_bounds_what_is_unsettled(fleet: &TestBroker) {
 }
 
 /// What is put back is delivered again, marked as such.
-pub async fn a_requeued_message_comes_again(fleet: &TestBroker) {
+pub async fn a_requeued_message_is_redelivered(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     publish(&broker, numbered(Queue::In, 0..3)).await;
     let mut consumer = broker.consume(&[Queue::In], 8).await.unwrap();
@@ -104,7 +104,7 @@ pub async fn a_requeued_message_comes_again(fleet: &TestBroker) {
 }
 
 /// A closed consumer keeps nothing that it never returned; what it returned can be settled.
-pub async fn closing_a_consumer_puts_back_what_it_never_returned(fleet: &TestBroker) {
+pub async fn closing_a_consumer_requeues_undelivered_messages(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     publish(&broker, numbered(Queue::In, 0..20)).await;
     let mut consumer = broker.consume(&[Queue::In], 16).await.unwrap();
@@ -146,7 +146,7 @@ pub async fn two_consumers_share_without_duplicates(fleet: &TestBroker) {
 }
 
 /// A call that is dropped half way, at any moment, leaves its messages for the next one.
-pub async fn a_dropped_call_loses_nothing(fleet: &TestBroker) {
+pub async fn a_cancelled_next_batch_loses_nothing(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     let mut consumer = broker.consume(&[Queue::In], 64).await.unwrap();
     let publishing = broker.clone();
@@ -188,25 +188,26 @@ pub async fn several_queues_feed_one_consumer(fleet: &TestBroker) {
     assert_eq!(both.iter().filter(|d| d.queue == LARGE).count(), 1);
 }
 
-/// After a close nothing can be settled, and everything comes again.
-pub async fn tickets_of_a_closed_broker_are_passed_over(fleet: &TestBroker) {
+/// After a close nothing can be settled, and everything is redelivered.
+pub async fn ackers_of_a_closed_broker_are_ignored(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     publish(&broker, numbered(Queue::In, 0..5)).await;
     let mut consumer = broker.consume(&[Queue::In], 8).await.unwrap();
-    let mut held = take(&mut consumer, 5).await;
-    let acked = held.split_off(4);
+    let mut unacked = take(&mut consumer, 5).await;
+    let acked = unacked.split_off(4);
     assert_eq!(ack(&broker, acked).await, 0);
     broker.close().await;
-    // The channel's end is told by a task of its own, which a busy machine may keep waiting.
-    while held.iter().any(|d| d.acker.is_live()) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // A task of its own reports the channel's end, which may take a while on a busy machine.
+    until("ackers are dead", async || {
+        !unacked.iter().any(|d| d.acker.is_live())
+    })
+    .await;
     assert!(!broker.is_connected());
     assert!(consumer.next_batch(1, Duration::ZERO).await.is_empty());
 
     let broker: Broker = fleet.connect().await;
     assert!(broker.is_connected());
-    assert_eq!(ack(&broker, held).await, 4);
+    assert_eq!(ack(&broker, unacked).await, 4);
     let mut consumer = broker.consume(&[Queue::In], 8).await.unwrap();
     let again = take(&mut consumer, 4).await;
     assert!(again.iter().all(|d| d.redelivered));
@@ -215,15 +216,15 @@ pub async fn tickets_of_a_closed_broker_are_passed_over(fleet: &TestBroker) {
     assert!(is_quiet(&mut consumer).await);
 }
 
-/// Depths count what waits, not what is held, and consumers.
-pub async fn depths_tell_what_waits(fleet: &TestBroker) {
+/// Depths count what waits, not what is unacked, and consumers.
+pub async fn depths_count_ready_messages(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     publish(&broker, numbered(Queue::In, 0..7)).await;
     publish(&broker, numbered(LARGE, 0..2)).await;
     until("7 wait", || async { ready(&broker, Queue::In).await == 7 }).await;
     until("2 wait", || async { ready(&broker, LARGE).await == 2 }).await;
     let mut consumer = broker.consume(&[Queue::In], 4).await.unwrap();
-    let held = take_one(&mut consumer).await;
+    let unacked = take_one(&mut consumer).await;
     let consumers = || async {
         let depths = broker.depths().await.unwrap();
         assert_eq!(depths.len(), Queue::ALL.len());
@@ -236,7 +237,7 @@ pub async fn depths_tell_what_waits(fleet: &TestBroker) {
     .await;
     consumer.close().await;
     // RabbitMQ counts a consumer that has ended until its last message is settled.
-    assert_eq!(ack(&broker, vec![held]).await, 0);
+    assert_eq!(ack(&broker, vec![unacked]).await, 0);
     until("there is none", || async { consumers().await == 0 }).await;
     until("6 wait", || async { ready(&broker, Queue::In).await == 6 }).await;
     broker.delete_queues().await.unwrap();

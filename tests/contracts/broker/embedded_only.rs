@@ -16,7 +16,7 @@ use crate::{
     broker::harness::{
         TestBroker, ack, in_time, is_quiet, message, numbered, publish, take, texts,
     },
-    support::poll::until,
+    support::poll::{PATIENCE, poll, until},
 };
 
 /// Tells a child process which file to use.
@@ -56,10 +56,10 @@ async fn child_that_publishes() {
 async fn child_that_holds_messages() {
     let broker = open_as_child().await;
     let mut consumer = broker.consume(&[Queue::In], 64).await.unwrap();
-    let mut held = take(&mut consumer, 30).await;
-    let acked = held.drain(..10).collect();
+    let mut unacked = take(&mut consumer, 30).await;
+    let acked = unacked.drain(..10).collect();
     assert_eq!(ack(&broker, acked).await, 0);
-    assert_eq!(held.len(), 20);
+    assert_eq!(unacked.len(), 20);
     // The parent kills us once this file is there.
     std::fs::write(
         holding(std::env::var_os(PATH_VARIABLE).unwrap().as_ref()),
@@ -73,7 +73,7 @@ fn holding(path: &Path) -> PathBuf {
     path.with_extension("holding")
 }
 
-/// Messages of another process are noticed without anybody telling.
+/// Messages of another process are noticed without a signal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_process_may_publish() {
     in_time(async {
@@ -140,22 +140,21 @@ async fn a_second_consuming_broker_is_refused_until_the_first_closes() {
     in_time(async {
         let fleet = TestBroker::embedded();
         let (first, second) = (fleet.connect().await, fleet.connect().await);
-        let held = first.consume(&[Queue::In], 1).await.unwrap();
-        let fault = second.consume(&[Queue::In], 1).await.unwrap_err();
-        assert!(fault.to_string().contains("ledger.db is in use"), "{fault}");
+        let unacked = first.consume(&[Queue::In], 1).await.unwrap();
+        let error = second.consume(&[Queue::In], 1).await.unwrap_err();
+        assert!(error.to_string().contains("ledger.db is in use"), "{error}");
         publish(&second, numbered(Queue::In, 0..1)).await;
         first.close().await;
-        drop(held);
+        drop(unacked);
         // A child that another test starts holds every open file until it becomes its program, so
         // the lock may outlive the close for a moment.
-        let mut consumer = loop {
+        let consumer = poll(PATIENCE, async || {
             match second.consume(&[Queue::In], 1).await {
-                Err(BrokerError::InUse { .. }) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                other => break other.unwrap(),
+                Err(BrokerError::InUse { .. }) => None,
+                other => Some(other.unwrap()),
             }
-        };
+        });
+        let mut consumer = consumer.await.expect("the lock is released");
         assert_eq!(take(&mut consumer, 1).await[0].body, b"0");
         let after = first.publish(vec![message(Queue::In, "late")]).await;
         assert!(matches!(after[0], Err(PublishError::Unreachable(_))));
@@ -165,9 +164,9 @@ async fn a_second_consuming_broker_is_refused_until_the_first_closes() {
     .await;
 }
 
-/// Handles dropped without a close give the file up and put back what they held.
+/// Handles dropped without a close release the file and requeue what they had unacknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dropped_handles_put_everything_back() {
+async fn dropped_handles_requeue_their_messages() {
     in_time(async {
         let fleet = TestBroker::embedded();
         let broker = fleet.connect().await;
@@ -237,17 +236,17 @@ async fn prefixes_keep_fleets_apart() {
 
 /// A file that cannot hold queues is named, with what is wrong with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_is_no_database_is_told() {
+async fn a_file_that_is_no_database_is_refused() {
     in_time(async {
         let fleet = TestBroker::embedded();
         let path = fleet.folder.path().join("notes.txt");
         std::fs::write(&path, "shopping list, ".repeat(400)).unwrap();
         for path in [path.as_path(), fleet.folder.path()] {
-            let fault = Broker::connect(&fleet.config, path).await.unwrap_err();
-            assert!(matches!(fault, BrokerError::Storage { .. }), "{fault}");
+            let error = Broker::connect(&fleet.config, path).await.unwrap_err();
+            assert!(matches!(error, BrokerError::Storage { .. }), "{error}");
             assert!(
-                fault.to_string().contains(path.to_str().unwrap()),
-                "{fault}"
+                error.to_string().contains(path.to_str().unwrap()),
+                "{error}"
             );
         }
         assert!(

@@ -28,7 +28,7 @@ fn with_header(queue: Queue) -> Publication {
     }
 }
 
-/// Takes a dead letter and compares all that it says.
+/// Takes a dead letter and checks all its fields.
 async fn expect_letter(dead: &mut Consumer, reason: &str, queue: Queue) -> Delivery {
     let letter = take_one(dead).await;
     let headers = &letter.envelope.headers;
@@ -45,7 +45,7 @@ async fn expect_letter(dead: &mut Consumer, reason: &str, queue: Queue) -> Deliv
     letter
 }
 
-/// What is given up lies among the dead letters and says why.
+/// A rejected message becomes a dead letter with its reason.
 pub async fn a_rejected_message_becomes_a_dead_letter(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     let small = Queue::Tier(Tier::Small);
@@ -74,7 +74,7 @@ pub async fn an_expired_message_becomes_a_dead_letter(fleet: &TestBroker) {
     assert_eq!(ready(&broker, Queue::In).await, 0);
 }
 
-/// A message that ends its consumers again and again is taken out.
+/// A message delivered too often becomes a dead letter.
 pub async fn a_message_delivered_too_often_becomes_a_dead_letter(fleet: &TestBroker) {
     let limited = fleet.with(|config| config.delivery_limit = 2);
     let broker = limited.connect().await;
@@ -94,7 +94,7 @@ pub async fn a_message_delivered_too_often_becomes_a_dead_letter(fleet: &TestBro
     broker.close().await;
 }
 
-/// Neither a deadline, nor a rejection, nor many looks take a dead letter away.
+/// Neither a deadline, nor a rejection, nor many deliveries remove a dead letter.
 pub async fn a_dead_letter_is_never_lost(fleet: &TestBroker) {
     let limited = fleet.with(|config| config.delivery_limit = 1);
     let broker = limited.connect().await;
@@ -122,8 +122,8 @@ pub async fn a_dead_letter_is_never_lost(fleet: &TestBroker) {
     broker.close().await;
 }
 
-/// A resting message comes back to the router in its time, deadline and all.
-pub async fn a_resting_message_comes_back_in_its_time(fleet: &TestBroker) {
+/// A delayed message returns to the router on time, with its deadline.
+pub async fn a_delayed_message_returns_on_time(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     let mut resting = with_header(Queue::Retry(Delay::S1));
     // Shorter than the rest would be cut short by, were it sent as the broker's own expiration.

@@ -13,7 +13,7 @@ use crate::support::servers::amqp_url;
 /// No single wait of a test takes longer unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A prefix on RabbitMQ or a file, gone with the value.
+/// A prefix on RabbitMQ or a file, deleted on drop.
 pub struct TestBroker {
     pub config: BrokerConfig,
     pub folder: tempfile::TempDir,
@@ -59,7 +59,7 @@ impl TestBroker {
     pub async fn connect(&self) -> Broker {
         match Broker::connect(&self.config, &self.path()).await {
             Ok(broker) => broker,
-            Err(fault) => panic!("{fault}; set PROMPTYARD_TEST_AMQP_URL or start RabbitMQ"),
+            Err(error) => panic!("{error}; set PROMPTYARD_TEST_AMQP_URL or start RabbitMQ"),
         }
     }
 }
@@ -116,7 +116,7 @@ pub async fn publish_until_taken(broker: &Broker, message: Publication) {
         match broker.publish(vec![message.clone()]).await.remove(0) {
             Ok(()) => return,
             Err(PublishError::Unroutable | PublishError::Refused) => panic!("not taken"),
-            Err(fault) => assert!(Instant::now() < deadline, "{fault}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What travels, and what is not taken.
+//! Envelopes, bodies and refusals.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,7 +15,7 @@ pub async fn an_envelope_arrives_as_it_left(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     let seconds = Utc::now().timestamp();
     let full = Envelope {
-        // It is for retry queues, and no word to whoever takes the message.
+        // It is for retry queues; the consumer does not see it.
         rest_ms: None,
         message_id: Some("key-1".to_owned()),
         correlation_id: Some("corrélation".to_owned()),
@@ -98,7 +98,7 @@ pub async fn a_full_queue_refuses(fleet: &TestBroker) {
     broker.close().await;
 }
 
-/// A reply that no queue takes is told apart from its neighbours in the batch, every time.
+/// An unroutable reply fails alone in its batch, every time.
 pub async fn a_reply_without_a_queue_is_unroutable(fleet: &TestBroker) {
     let broker = fleet.connect().await;
     let lost = |name: &str| Publication {

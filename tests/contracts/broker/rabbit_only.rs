@@ -1,4 +1,4 @@
-//! What only RabbitMQ can do to us: other programs, other arguments, broken connections.
+//! RabbitMQ only: other programs, other queue arguments, broken connections.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -48,7 +48,7 @@ async fn proxied() -> (Proxy, TestBroker) {
 
 /// Queues with other arguments are named, with a way out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_arguments_are_a_conflict() {
+async fn different_queue_arguments_are_a_conflict() {
     in_time(async {
         let fleet = TestBroker::rabbit();
         let broker = fleet.connect().await;
@@ -66,9 +66,9 @@ async fn other_arguments_are_a_conflict() {
     .await;
 }
 
-/// No password stands in what people get to read.
+/// No error shows the password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unreachable_broker_is_told_without_its_password() {
+async fn an_unreachable_broker_is_reported_without_its_password() {
     in_time(async {
         let mut refused = url::Url::parse(&amqp_url()).unwrap();
         refused.set_password(Some("opensesame")).unwrap();
@@ -82,12 +82,12 @@ async fn an_unreachable_broker_is_told_without_its_password() {
                 url: SecretUrl::new(url),
                 ..BrokerConfig::default()
             };
-            let fault = Broker::connect(&config, "unused".as_ref())
+            let error = Broker::connect(&config, "unused".as_ref())
                 .await
                 .unwrap_err();
-            assert!(matches!(fault, BrokerError::Unreachable { .. }), "{fault}");
-            assert!(!fault.to_string().contains("opensesame"), "{fault}");
-            assert!(!format!("{fault:?}").contains("opensesame"), "{fault:?}");
+            assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
+            assert!(!error.to_string().contains("opensesame"), "{error}");
+            assert!(!format!("{error:?}").contains("opensesame"), "{error:?}");
         }
     })
     .await;
@@ -95,7 +95,7 @@ async fn an_unreachable_broker_is_told_without_its_password() {
 
 /// Any AMQP client may publish to the queue by its name, with headers of any type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_of_another_program_is_understood() {
+async fn messages_of_other_programs_are_read() {
     in_time(async {
         let fleet = TestBroker::rabbit();
         let broker = fleet.connect().await;
@@ -230,16 +230,16 @@ async fn nothing_is_lost_when_connections_are_cut() {
     .await;
 }
 
-/// While the server is away callers are told so in time; when it is back all goes on.
+/// Calls fail in time while the server is down, and work once it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_away_is_unreachable_for_a_while() {
+async fn calls_fail_while_the_server_is_down_and_recover() {
     in_time(async {
         let (proxy, mut fleet) = proxied().await;
         fleet.config.connect_timeout_ms = 1_000;
         let broker = fleet.connect().await;
         let mut consumer = broker.consume(&[Queue::In], 4).await.unwrap();
         publish(&broker, vec![message(Queue::In, "held")]).await;
-        let held = take_one(&mut consumer).await;
+        let unacked = take_one(&mut consumer).await;
         proxy.set(Mode::Shut);
         until("it is away", || async { !broker.is_connected() }).await;
         let started = Instant::now();
@@ -253,7 +253,7 @@ async fn a_server_that_is_away_is_unreachable_for_a_while() {
             broker.depths().await,
             Err(BrokerError::Unreachable { .. })
         ));
-        assert_eq!(ack(&broker, vec![held]).await, 1);
+        assert_eq!(ack(&broker, vec![unacked]).await, 1);
         proxy.set(Mode::Open);
         until("it is back", || async { broker.is_connected() }).await;
         let again = take_one(&mut consumer).await;
@@ -266,7 +266,7 @@ async fn a_server_that_is_away_is_unreachable_for_a_while() {
     .await;
 }
 
-/// A broker short of memory stops reading: the publisher gives up in time and later goes on.
+/// A broker short of memory stops reading: the publisher gives up in time and later continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_does_not_confirm_times_out() {
     in_time(async {
@@ -293,7 +293,7 @@ async fn a_broker_that_does_not_confirm_times_out() {
     .await;
 }
 
-/// What this broker deleted on purpose its consumers do not bring back.
+/// Consumers do not declare queues again that this broker deleted on purpose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_queues_stay_deleted() {
     in_time(async {

@@ -22,7 +22,7 @@ async fn connect(fleet: &TestBroker) -> Broker {
     connected.await.expect("the server starts")
 }
 
-/// What the broker confirmed outlives its sudden death; publishing and consuming go on by
+/// What the broker confirmed outlives its sudden death; publishing and consuming continue by
 /// themselves once it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_loses_nothing_confirmed() {
@@ -36,21 +36,21 @@ async fn a_killed_server_loses_nothing_confirmed() {
         let acked = take(&mut consumer, 10).await;
         let mut seen: BTreeSet<_> = texts(&acked).into_iter().collect();
         assert_eq!(ack(&broker, acked).await, 0);
-        let held = take(&mut consumer, 10).await;
+        let unacked = take(&mut consumer, 10).await;
 
         server.kill();
         until("the broker is away", || async { !broker.is_connected() }).await;
         until("ackers are dead", || async {
-            !held.iter().any(|d| d.acker.is_live())
+            !unacked.iter().any(|d| d.acker.is_live())
         })
         .await;
-        assert_eq!(ack(&broker, held).await, 10);
+        assert_eq!(ack(&broker, unacked).await, 10);
 
         server.restart();
         let reconnected = poll(START_PATIENCE, async || broker.is_connected().then_some(()));
         reconnected.await.expect("the broker reconnects");
         publish_until_taken(&broker, message(Queue::In, "50")).await;
-        // Acknowledgements are not confirmed, so some of the first ten may come again.
+        // Acknowledgements are not confirmed, so some of the first ten may be redelivered.
         while seen.len() < 51 {
             let batch = take(&mut consumer, 1).await;
             seen.extend(texts(&batch));

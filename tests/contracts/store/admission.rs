@@ -1,4 +1,4 @@
-//! Jobs come in: once each, whatever is sent twice.
+//! Admission: repeated messages create no second job.
 
 use promptyard::{
     job::{JobHead, JobState, Priority, ReplyTo, Tier},
@@ -41,8 +41,8 @@ contract! {
         assert_eq!(store.job(promptyard::job::JobId::now()).await.unwrap(), None);
     }
 
-    /// The same key with the same request is the same job, whatever id the message carries.
-    async fn knows_a_key_again(store: Store) {
+    /// The same key with the same request is the same job, under any message id.
+    async fn a_known_key_is_recognised(store: Store) {
         let first = plain(keyed("k"));
         assert_eq!(admit_one(&store, first.clone()).await, Admitted::Routed);
         let Admitted::Known(known) = admit_one(&store, plain(keyed("k"))).await else {
@@ -59,7 +59,7 @@ contract! {
     }
 
     /// A message without a key that is delivered twice is known by its id.
-    async fn knows_an_id_again(store: Store) {
+    async fn a_known_id_is_recognised(store: Store) {
         let sent = plain(head());
         assert_eq!(admit_one(&store, sent.clone()).await, Admitted::Routed);
         assert!(matches!(admit_one(&store, sent).await, Admitted::Known(_)));
@@ -116,8 +116,8 @@ contract! {
         assert_eq!(by_key[0].id, other.head.id);
     }
 
-    /// Whoever repeats a job in the batch that moves it hears what became of it.
-    async fn repeats_see_a_job_move(store: Store) {
+    /// A repeat within the batch that moves the job sees the new state.
+    async fn repeated_admissions_see_the_new_tier(store: Store) {
         let moves = plain(head());
         let queued = Admission { decision: AdmissionDecision::Queue, ..moves.clone() };
         let batch = [queued, moves.clone(), moves.clone()];
@@ -163,7 +163,7 @@ contract! {
         assert!(ended.finished_at.is_some());
     }
 
-    /// What cannot be accepted is a terminal row with its reason, even without a readable request.
+    /// A refused job is a terminal row with its reason, even without a readable request.
     async fn ends_are_written(store: Store) {
         let sent = Admission {
             request: None,
@@ -202,7 +202,7 @@ contract! {
         assert_eq!(record(&store, queued.head.id).await.state, JobState::Routed);
     }
 
-    /// Nothing comes of nothing.
+    /// Empty batches have no effect.
     async fn empty_batches_do_nothing(store: Store) {
         assert_eq!(store.admit(&[], LONG).await.unwrap(), []);
         assert_eq!(store.claim(&crate::support::store::claimant("w"), &[]).await.unwrap(), []);

@@ -117,7 +117,7 @@ contract! {
         assert_eq!(outcomes[3], Settled::Fenced);
     }
 
-    /// Without a sign of life a claim runs out and another worker takes the job; with one it holds.
+    /// Without a heartbeat a claim runs out and another worker takes the job; with one it holds.
     async fn leases_run_out_and_are_extended(store: Store) {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
@@ -145,7 +145,7 @@ contract! {
         assert!(store.attempts(overdue.id).await.unwrap().is_empty());
     }
 
-    /// Retries go back to routed and count; the last attempt is announced; its fault quarantines the job.
+    /// Retries go back to routed and count; the last attempt is announced; its error quarantines the job.
     async fn retries_are_counted(store: Store) {
         let job = plain(keyed("k"));
         let id = job.head.id;
@@ -176,7 +176,7 @@ contract! {
     }
 
     /// Attempts that vanish use up the job: it fails with a dead letter and gives up its cache entry.
-    async fn lost_attempts_are_spent(store: Store) {
+    async fn lost_attempts_use_up_the_limit(store: Store) {
         let (job, waiter) = (cached("p"), cached("p"));
         let id = job.head.id;
         admit_one(&store, job.clone()).await;
@@ -196,12 +196,12 @@ contract! {
         let letters = store.dead_letters(&DeadFilter::default(), 10).await.unwrap();
         let body: RoutedJob = serde_json::from_slice(&letters[0].body).unwrap();
         assert_eq!(body.cache_key, Some(cache_key("p")));
-        let promoted = store.take_over_flights(10, LONG).await.unwrap();
-        assert_eq!(promoted.len(), 1);
-        assert_eq!(promoted[0].job.head.id, waiter.head.id);
+        let taken_over = store.take_over_flights(10, LONG).await.unwrap();
+        assert_eq!(taken_over.len(), 1);
+        assert_eq!(taken_over[0].job.head.id, waiter.head.id);
     }
 
-    /// A job that is claimed before it was routed, as after the ledger lost its last seconds, is of its
+    /// A job that is claimed before it was routed, as after the database lost its last seconds, is of its
     /// worker's tier from then on: it can be put back, and quarantined when its attempts are spent.
     async fn unrouted_jobs_take_the_workers_tier(store: Store) {
         let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
@@ -243,8 +243,8 @@ contract! {
         let id = job.head.id;
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, id).await;
-        let verdict = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
-        let (moved, _) = committed(settle_one(&store, settlement(id, attempt, verdict)).await);
+        let outcome = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
+        let (moved, _) = committed(settle_one(&store, settlement(id, attempt, outcome)).await);
         assert_eq!((moved.state, moved.tier), (JobState::Routed, Some(Tier::Large)));
         let large = Claimant { tier: Tier::Large, model: "big".to_owned(), ..claimant("worker-2") };
         assert!(matches!(claim_as(&store, &large, id, false).await, Claimed::Run { attempt: 2, .. }));
@@ -256,14 +256,14 @@ contract! {
 
     /// Failed and expired attempts end the job with their reason.
     async fn faults_end_jobs(store: Store) {
-        for (verdict, state) in [
+        for (outcome, state) in [
             (AttemptOutcome::Failed(reason("unservable")), JobState::Failed),
             (AttemptOutcome::Expired(reason("deadline_passed"), None), JobState::Expired),
         ] {
             let job = plain(head());
             admit_one(&store, job.clone()).await;
             let attempt = run_one(&store, job.head.id).await;
-            let (settled, _) = committed(settle_one(&store, settlement(job.head.id, attempt, verdict)).await);
+            let (settled, _) = committed(settle_one(&store, settlement(job.head.id, attempt, outcome)).await);
             assert_eq!(settled.state, state);
             assert!(settled.reason.is_some() && settled.answer.is_none());
             assert_eq!(settled, record(&store, job.head.id).await);
@@ -273,7 +273,7 @@ contract! {
 
     /// What the broker gives up ends: known by id, by key, or not at all; terminal jobs and jobs
     /// that a living worker runs stay as they are.
-    async fn gives_up_what_the_broker_gave_up(store: Store) {
+    async fn jobs_the_broker_gave_up_fail(store: Store) {
         let [routed, keyed_job, running, done] = [plain(head()), plain(keyed("k")), plain(head()), plain(head())];
         store.admit(&[routed.clone(), keyed_job.clone(), running.clone(), done.clone()], LONG).await.unwrap();
         run_one(&store, running.head.id).await;
@@ -301,7 +301,7 @@ contract! {
     }
 
     /// A leader that the broker gave up is followed by a waiting job.
-    async fn given_up_leaders_are_followed(store: Store) {
+    async fn failed_leaders_are_replaced(store: Store) {
         let jobs = [cached("p"), cached("p")];
         store.admit(&jobs, LONG).await.unwrap();
         let ending = (jobs[0].head.clone(), JobState::Failed, reason("delivery_limit"));

@@ -1,4 +1,4 @@
-//! Many processes at one ledger: every job still ends once.
+//! Many processes at one database: every job still ends once.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// One of several that do the same: admits all jobs, runs those it may, promotes what is left.
+/// One of several that do the same: admits all jobs, runs those it may, takes over the rest.
 async fn work(store: Store, name: usize, jobs: Vec<Admission>) -> Vec<JobId> {
     let mut settled = Vec::new();
     let claimant = claimant(&format!("worker-{name}"));
@@ -31,7 +31,7 @@ async fn work(store: Store, name: usize, jobs: Vec<Admission>) -> Vec<JobId> {
             .zip(&outcomes)
             .filter_map(|(admission, outcome)| match outcome {
                 Admitted::Routed => Some(admission.head.id),
-                // A message that comes again is put on its queue again.
+                // A message that is redelivered is put on its queue again.
                 Admitted::Known(record) if record.state == JobState::Routed => Some(record.id),
                 _ => None,
             })
@@ -110,7 +110,7 @@ contract! {
     }
 
     /// Of many that ask for the same answer at once, one leads.
-    async fn one_leads(store: Store) {
+    async fn one_job_leads(store: Store) {
         let tasks: Vec<_> = (0..16)
             .map(|_| {
                 let store = store.clone();
@@ -128,7 +128,7 @@ contract! {
     }
 
     /// Jobs that join while the leader settles are answered with it or by the cache, never forgotten.
-    async fn nobody_is_forgotten(store: Store) {
+    async fn no_waiting_job_is_forgotten(store: Store) {
         for round in 0..20 {
             let prompt = format!("p{round}");
             let leader = cached(&prompt);
@@ -155,8 +155,8 @@ contract! {
         }
     }
 
-    /// Concurrent promotions promote each waiting job once.
-    async fn promotions_do_not_collide(store: Store) {
+    /// Concurrent takeovers take each waiting job once.
+    async fn concurrent_takeovers_do_not_collide(store: Store) {
         let mut jobs = Vec::new();
         for nr in 0..40 {
             jobs.extend([cached(&format!("p{nr}")), cached(&format!("p{nr}"))]);
@@ -168,11 +168,11 @@ contract! {
                 tokio::spawn(async move { store.take_over_flights(100, LONG).await.unwrap() })
             })
             .collect();
-        let mut promoted = Vec::new();
+        let mut taken_over = Vec::new();
         for task in tasks {
-            promoted.extend(task.await.unwrap().into_iter().map(|routed| routed.job.head.id));
+            taken_over.extend(task.await.unwrap().into_iter().map(|routed| routed.job.head.id));
         }
-        let unique: HashSet<JobId> = promoted.iter().copied().collect();
-        assert_eq!((unique.len(), promoted.len()), (40, 40));
+        let unique: HashSet<JobId> = taken_over.iter().copied().collect();
+        assert_eq!((unique.len(), taken_over.len()), (40, 40));
     }
 }

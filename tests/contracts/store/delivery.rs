@@ -1,4 +1,4 @@
-//! Jobs that are held, lost and taken back; tenants and keys.
+//! Deferred, stuck and cancelled jobs; tenants and keys.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ async fn ids(store: &Store, queue: DeferredQueue, each: usize) -> Vec<JobId> {
         .await
         .unwrap()
         .iter()
-        .map(|held| held.job)
+        .map(|deferred| deferred.job)
         .collect()
 }
 
@@ -77,7 +77,7 @@ fn released_ids(released: &[Released]) -> Vec<JobId> {
 
 contract! {
     /// Held jobs come by tenant and rank, and each is released once, with all that its message carries.
-    async fn held_jobs_are_released_once(store: Store) {
+    async fn deferred_jobs_are_released_once(store: Store) {
         let (late, early) = (deferred(of("a"), turn(1, 5)), deferred(of("a"), turn(9, 6)));
         let other = deferred(of("b"), turn(5, 7));
         let mut paired = deferred(of("c"), turn(0, 8));
@@ -111,15 +111,15 @@ contract! {
         let Released::Tier(routed) = &released[0] else { panic!("{released:?}") };
         assert_eq!((routed.pair.as_ref(), &routed.job.head), (Some(&pair), &paired.head));
         assert_eq!(store.release(&wanted, false).await.unwrap(), []);
-        // Whoever did not hear of it asks again.
+        // A router that missed the outcome releases again.
         assert_eq!(store.release(&wanted, true).await.unwrap(), released);
         assert_eq!(ids(&store, SMALL, 9).await, [late.head.id, other.head.id]);
-        // What is released is an ordinary job.
+        // A released job is an ordinary job.
         succeed(&store, early.head.id, "yes", None).await;
     }
 
-    /// What was released and is not known to be published is told, until its next stage has seen it.
-    async fn released_jobs_are_unpublished_until_that_is_noted(store: Store) {
+    /// Released jobs that are not known to be published are listed until their next stage has seen them.
+    async fn released_jobs_are_unpublished_until_noted(store: Store) {
         let unpublished = async |span| store.unpublished(span, 9).await.unwrap();
         let soon = now() + TimeDelta::milliseconds(30);
         let later = JobHead { not_before: Some(soon), ..head() };
@@ -131,13 +131,13 @@ contract! {
         for job in jobs.clone() {
             assert_eq!(admit_one(&store, job).await, Admitted::Deferred);
         }
-        // Held ones are nobody's to publish, whatever is noted of them.
+        // Deferred jobs are not published, even if noted as such.
         store.note_published(&[first]).await.unwrap();
         assert_eq!(unpublished(Duration::ZERO).await, []);
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        store.clock().advance(Duration::from_millis(40));
         for id in [scheduled, first, second, third] {
             assert_eq!(store.release(&[id], false).await.unwrap().len(), 1);
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            store.clock().advance(Duration::from_millis(2));
         }
         assert_eq!(unpublished(Duration::ZERO).await, [scheduled, first, second, third]);
         assert_eq!(store.unpublished(Duration::ZERO, 2).await.unwrap(), [scheduled, first]);
@@ -145,21 +145,21 @@ contract! {
         store.note_published(&[second]).await.unwrap();
         claim_one(&store, third, false).await;
         assert_eq!(unpublished(Duration::ZERO).await, [scheduled, first]);
-        // It comes to the router, which holds it once more.
+        // The router defers it once more.
         let mut again = deferred(jobs[3].head.clone(), turn(0, 3));
         again.head.id = scheduled;
         assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
         assert_eq!(unpublished(Duration::ZERO).await, [first]);
         assert_eq!(store.release(&[scheduled], false).await.unwrap().len(), 1);
         assert_eq!(unpublished(Duration::ZERO).await, [first, scheduled]);
-        // Whoever publishes them does it as for the first time.
+        // They are published as for the first time.
         assert_eq!(store.release(&[first, scheduled], true).await.unwrap().len(), 2);
         store.note_published(&[first, scheduled]).await.unwrap();
         assert_eq!(unpublished(Duration::ZERO).await, []);
     }
 
-    /// A job whose time has not come is queued until then, and routed by the message of its release.
-    async fn scheduled_jobs_go_to_the_router_in_time(store: Store) {
+    /// A job scheduled for later is queued until then, and routed by the message of its release.
+    async fn scheduled_jobs_go_to_the_router_when_due(store: Store) {
         let start = now() + TimeDelta::milliseconds(900);
         let head = JobHead { not_before: Some(start), attempts_max: Some(2), ..keyed("later") };
         let scheduled = admission(head.clone(), "a prompt", AdmissionDecision::Schedule(Deferral::until(start, 3)));
@@ -167,14 +167,14 @@ contract! {
         assert_eq!(admit_one(&store, scheduled).await, Admitted::Deferred);
         assert_eq!(record(&store, head.id).await.state, JobState::Queued);
         assert_eq!(ids(&store, DeferredQueue::In, 9).await, []);
-        // Not lost, however long it is held.
+        // Not lost, however long it is deferred.
         assert_eq!(store.rescue(rules(TimeDelta::zero())).await.unwrap().stuck, []);
-        tokio::time::sleep(Duration::from_millis(1000)).await;
+        store.clock().advance(Duration::from_millis(1000));
         assert_eq!(ids(&store, DeferredQueue::In, 9).await, [head.id]);
         let released = store.release(&[head.id], false).await.unwrap();
         let [Released::Router(job)] = &released[..] else { panic!("{released:?}") };
         assert_eq!(job.head, head);
-        // The fleet is busy: it is held once more, for its tier.
+        // The fleet is busy: it is deferred once more, for its tier.
         let mut again = deferred(head.clone(), turn(0, 3));
         again.head = job.head.clone();
         assert_eq!(admit_one(&store, again).await, Admitted::Deferred);
@@ -184,7 +184,7 @@ contract! {
     }
 
     /// A producer's own limit of attempts counts where it is lower than the fleet's.
-    async fn attempts_are_limited_by_the_producer_too(store: Store) {
+    async fn the_producer_may_lower_the_attempt_limit(store: Store) {
         let job = plain(JobHead { attempts_max: Some(1), ..head() });
         admit_one(&store, job.clone()).await;
         let claimed = claim_one(&store, job.head.id, false).await;
@@ -200,7 +200,7 @@ contract! {
     }
 
     /// An attempt that may have been brought down by a neighbour does not count.
-    async fn crashes_in_company_do_not_count(store: Store) {
+    async fn crashes_in_a_shared_batch_do_not_count(store: Store) {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         for attempt in 1..=5 {
@@ -214,8 +214,8 @@ contract! {
         assert_eq!(attempts[0].reason.as_ref().unwrap().code, "engine_crashed");
     }
 
-    /// Jobs are taken back wherever they are; one that runs keeps what it had written with its attempt.
-    async fn jobs_are_taken_back(store: Store) {
+    /// Jobs are cancelled wherever they are; one that runs keeps what it had written with its attempt.
+    async fn jobs_are_cancelled(store: Store) {
         let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let (waiting, running) = (deferred(head(), turn(0, 1)), plain(head()));
         let done = plain(head());
@@ -224,8 +224,8 @@ contract! {
         }
         succeed(&store, done.head.id, "yes", None).await;
         let attempt = run_one(&store, running.head.id).await;
-        let held = [(running.head.id, attempt)];
-        assert_eq!(store.superseded(&held).await.unwrap(), []);
+        let deferred = [(running.head.id, attempt)];
+        assert_eq!(store.superseded(&deferred).await.unwrap(), []);
         let all = [&queued, &waiting, &running, &done].map(|job| job.head.id);
         let none = CancelFilter::Jobs(Some(tenant("other")), all.to_vec());
         assert_eq!(store.cancel(&none, 9).await.unwrap(), []);
@@ -244,7 +244,7 @@ contract! {
         assert_eq!(store.release(&[waiting.head.id], false).await.unwrap(), []);
         assert_eq!(store.deferred_counts(9).await.unwrap(), [0; 3]);
 
-        assert_eq!(store.superseded(&held).await.unwrap(), [running.head.id]);
+        assert_eq!(store.superseded(&deferred).await.unwrap(), [running.head.id]);
         let before = record(&store, running.head.id).await;
         let end = AttemptOutcome::Cancelled(reason("superseded"), Some(Box::new(answer("half of"))));
         let end = settlement(running.head.id, attempt, end);
@@ -261,7 +261,7 @@ contract! {
         assert_eq!(attempts[0].completion_tokens, Some(7));
     }
 
-    /// An answer that comes too late for a job that was taken back stays with its attempt.
+    /// An answer that comes too late for a job that was cancelled stays with its attempt.
     async fn late_answers_close_their_attempt(store: Store) {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
@@ -275,8 +275,8 @@ contract! {
         assert_eq!(attempts[0].answer.as_deref(), Some("all of it"));
     }
 
-    /// A submission is taken back in steps, of one tenant if one is named.
-    async fn submissions_are_taken_back(store: Store) {
+    /// A batch is cancelled in steps, for one tenant if one is named.
+    async fn batches_are_cancelled(store: Store) {
         let batch = |name: &str| JobHead { batch: Some("b".to_owned()), ..of(name) };
         for name in ["x", "x", "x", "y"] {
             admit_one(&store, plain(batch(name))).await;
@@ -299,22 +299,22 @@ contract! {
         assert_eq!(store.cancelled_batches(now() + TimeDelta::minutes(1)).await.unwrap(), []);
     }
 
-    /// When the job that computes an answer for others is taken back, one of those takes over.
-    async fn who_waits_outlives_a_leader_that_is_taken_back(store: Store) {
+    /// When the job that computes an answer for others is cancelled, one of those takes over.
+    async fn waiting_jobs_survive_a_cancelled_leader(store: Store) {
         let (leader, waiting) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         assert_eq!(admit_one(&store, waiting.clone()).await, Admitted::Waiting);
         run_one(&store, leader.head.id).await;
         store.cancel(&CancelFilter::Jobs(None, vec![leader.head.id]), 1).await.unwrap();
-        let promoted = store.take_over_flights(9, LONG).await.unwrap();
-        assert_eq!(promoted.len(), 1);
-        assert_eq!(promoted[0].job.head.id, waiting.head.id);
+        let taken_over = store.take_over_flights(9, LONG).await.unwrap();
+        assert_eq!(taken_over.len(), 1);
+        assert_eq!(taken_over[0].job.head.id, waiting.head.id);
         let (record, _) = succeed(&store, waiting.head.id, "yes", Some(cache_key("p"))).await;
         assert_eq!(record.state, JobState::Succeeded);
     }
 
     /// What an expired attempt had written is not taken for an escalated answer.
-    async fn partial_answers_serve_nobody(store: Store) {
+    async fn partial_answers_are_not_reused(store: Store) {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, job.head.id).await;
@@ -342,21 +342,21 @@ contract! {
         assert_eq!(attempts[0].answer.as_deref(), Some("cut sho"));
     }
 
-    /// A sweep finds jobs whose message is lost: queued, routed, and running in dead hands. Each again only
+    /// The rescuer finds jobs without a message: queued, routed, and running on a dead worker. Each again only
     /// after the same time.
-    async fn sweeps_find_what_is_lost(store: Store) {
+    async fn the_rescuer_finds_stuck_jobs(store: Store) {
         let queued = admission(head(), "a prompt", AdmissionDecision::Queue);
         let (routed, alive, dead) = (plain(head()), plain(head()), plain(head()));
-        let (held, led) = (deferred(head(), turn(0, 1)), cached("p"));
+        let (deferred, led) = (deferred(head(), turn(0, 1)), cached("p"));
         let waiting = cached("p");
-        for job in [&queued, &routed, &alive, &dead, &held, &led, &waiting] {
+        for job in [&queued, &routed, &alive, &dead, &deferred, &led, &waiting] {
             admit_one(&store, job.clone()).await;
         }
         run_one(&store, alive.head.id).await;
         let brief = Claimant { lease: Duration::from_millis(1), ..claimant("worker-dead") };
         claim_as(&store, &brief, dead.head.id, false).await;
         run_one(&store, led.head.id).await;
-        tokio::time::sleep(Duration::from_millis(800)).await;
+        store.clock().advance(Duration::from_millis(800));
         let age = TimeDelta::milliseconds(700);
         let rescued = store.rescue(rules(age)).await.unwrap();
         let mut lost = released_ids(&rescued.stuck);
@@ -368,22 +368,22 @@ contract! {
         assert_eq!(store.rescue(rules(age)).await.unwrap().stuck, [], "once in that time");
         let again = claim_one(&store, dead.head.id, false).await;
         assert_eq!(again, Claimed::Run { attempt: 2, poison_candidate: true, last: false });
-        tokio::time::sleep(Duration::from_millis(800)).await;
+        store.clock().advance(Duration::from_millis(800));
         let busy = RescueRules { stuck_after_busy: TimeDelta::hours(1), is_empty: [true, false, true], ..rules(age) };
         let rescued = store.rescue(busy).await.unwrap();
         assert_eq!(released_ids(&rescued.stuck), [queued.head.id], "small's queue has jobs yet");
     }
 
-    /// Sweeps look at some open jobs each, and those that follow each other find every lost one.
-    async fn sweeps_go_on_behind_what_was_looked_at(store: Store) {
+    /// Each rescue scans some open jobs; successive ones find every stuck job.
+    async fn the_rescuer_continues_after_its_last_job(store: Store) {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         for at in 0..5 {
-            let (lost, held) = (plain(head()), deferred(head(), turn(at, 1)));
+            let (lost, deferred) = (plain(head()), deferred(head(), turn(at, 1)));
             admit_one(&store, lost.clone()).await;
-            admit_one(&store, held).await;
+            admit_one(&store, deferred).await;
             expected.push(lost.head.id);
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        store.clock().advance(Duration::from_millis(300));
         let (mut from, mut sweeps) = (None, 0);
         loop {
             let rules = RescueRules { from, looked_at_max: 3, ..rules(TimeDelta::milliseconds(200)) };
@@ -400,19 +400,19 @@ contract! {
         assert_eq!((found, sweeps), (expected, 4));
     }
 
-    /// A sweep ends what is overdue, but not in living hands, and replies can be made of the records.
-    async fn sweeps_end_what_is_overdue(store: Store) {
+    /// The rescuer ends overdue jobs without a live worker, and returns records for replies.
+    async fn the_rescuer_expires_overdue_jobs(store: Store) {
         let due = || JobHead { deadline: Some(now() + TimeDelta::milliseconds(600)), ..head() };
-        let (routed, alive, held) = (plain(due()), plain(due()), deferred(due(), turn(0, 1)));
-        for job in [&routed, &alive, &held] {
+        let (routed, alive, deferred) = (plain(due()), plain(due()), deferred(due(), turn(0, 1)));
+        for job in [&routed, &alive, &deferred] {
             admit_one(&store, job.clone()).await;
         }
         run_one(&store, alive.head.id).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        store.clock().advance(Duration::from_millis(700));
         let rescued = store.rescue(rules(TimeDelta::hours(1))).await.unwrap();
         let mut expired: Vec<_> = rescued.expired.iter().map(|record| record.id).collect();
         expired.sort();
-        let mut expected = [routed.head.id, held.head.id];
+        let mut expected = [routed.head.id, deferred.head.id];
         expected.sort();
         assert_eq!(expired, expected);
         for record in &rescued.expired {
@@ -423,15 +423,15 @@ contract! {
     }
 
     /// One holder leads at a time, until its lease is over.
-    async fn one_leads_at_a_time(store: Store) {
+    async fn one_holder_leads_at_a_time(store: Store) {
         let brief = Duration::from_millis(600);
-        assert!(store.acquire_leadership("sweep", "a", brief).await.unwrap());
-        assert!(store.acquire_leadership("sweep", "a", brief).await.unwrap());
-        assert!(!store.acquire_leadership("sweep", "b", brief).await.unwrap());
+        assert!(store.acquire_leadership("rescue", "a", brief).await.unwrap());
+        assert!(store.acquire_leadership("rescue", "a", brief).await.unwrap());
+        assert!(!store.acquire_leadership("rescue", "b", brief).await.unwrap());
         assert!(store.acquire_leadership("release", "b", brief).await.unwrap());
-        tokio::time::sleep(Duration::from_millis(900)).await;
-        assert!(store.acquire_leadership("sweep", "b", brief).await.unwrap());
-        assert!(!store.acquire_leadership("sweep", "a", brief).await.unwrap());
+        store.clock().advance(Duration::from_millis(900));
+        assert!(store.acquire_leadership("rescue", "b", brief).await.unwrap());
+        assert!(!store.acquire_leadership("rescue", "a", brief).await.unwrap());
     }
 
     /// Released jobs count until they end, and their tokens for a minute where the tenant has a quota.
@@ -458,7 +458,7 @@ contract! {
     }
 
     /// What tenants are entitled to can be said, changed and forgotten.
-    async fn tenants_have_terms(store: Store) {
+    async fn tenants_have_limits(store: Store) {
         assert_eq!(store.tenants().await.unwrap(), []);
         let all = TenantLimits {
             weight: 2.5,
@@ -478,7 +478,7 @@ contract! {
     }
 
     /// A key is found by its digest while it is good.
-    async fn keys_are_good_until_they_are_not(store: Store) {
+    async fn keys_are_valid_until_revoked(store: Store) {
         let key = |name: &str, days: Option<i64>| ApiKey {
             id: uuid::Uuid::now_v7(),
             name: name.to_owned(),

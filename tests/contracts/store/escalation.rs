@@ -48,7 +48,7 @@ fn signals() -> Signals {
 
 /// The small tier's answer that is not sure enough.
 fn unsure(job: JobId, attempt: u32) -> Settlement {
-    let verdict = AttemptOutcome::Escalate {
+    let outcome = AttemptOutcome::Escalate {
         to: Tier::Large,
         reason: reason("low_confidence"),
         answer: Some(Box::new(answer("perhaps"))),
@@ -56,7 +56,7 @@ fn unsure(job: JobId, attempt: u32) -> Settlement {
     Settlement {
         confidence: Some(0.25),
         signals: Some(signals()),
-        ..settlement(job, attempt, verdict)
+        ..settlement(job, attempt, outcome)
     }
 }
 
@@ -120,7 +120,7 @@ contract! {
         assert_eq!((attempts[1].answer.as_deref(), attempts[1].completion_tokens), (None, Some(30)));
     }
 
-    /// An escalation counts once, whoever repeats it and however late.
+    /// A repeated escalation counts once.
     async fn escalations_are_fenced(store: Store) {
         let head = head();
         let id = head.id;
@@ -131,9 +131,9 @@ contract! {
         assert_eq!(record(&store, id).await.escalated, Some(SPENT));
     }
 
-    /// The small tier's message comes again, since its worker died before it acknowledged: wherever
+    /// The small tier's message is redelivered, since its worker died before it acknowledged: wherever
     /// the job is by then, nothing runs twice.
-    async fn old_messages_are_passed_on(store: Store) {
+    async fn stale_messages_are_passed_on(store: Store) {
         let head = head();
         let id = head.id;
         escalate(&store, head).await;
@@ -151,7 +151,7 @@ contract! {
 
     /// The large model fails for good: the small one's answer serves, and no dead letter is left.
     async fn the_small_answer_serves_when_the_large_model_fails(store: Store) {
-        for verdict in [
+        for outcome in [
             AttemptOutcome::Failed(reason("unservable")),
             AttemptOutcome::AttemptsExhausted(reason("engine_crashed")),
             AttemptOutcome::Expired(reason("deadline_passed"), None),
@@ -160,7 +160,7 @@ contract! {
             let id = head.id;
             escalate(&store, head).await;
             claim_as(&store, &large(), id, false).await;
-            let (ended, _) = committed(settle_one(&store, settlement(id, 2, verdict)).await);
+            let (ended, _) = committed(settle_one(&store, settlement(id, 2, outcome)).await);
             assert_eq!((ended.state, ended.tier), (JobState::Succeeded, Some(Tier::Small)));
             assert_eq!(ended.answer, Some(answer("perhaps")));
             assert!(ended.reason.is_some(), "why the large one's is missing");
@@ -174,7 +174,7 @@ contract! {
     }
 
     /// So it does when no attempt is left, when the deadline has passed, and when the broker gave up.
-    async fn the_small_answer_serves_when_nothing_runs_any_more(store: Store) {
+    async fn the_small_answer_serves_when_no_attempt_is_left(store: Store) {
         let spent = head();
         escalate(&store, spent.clone()).await;
         for attempt in 2..=3 {
@@ -182,7 +182,7 @@ contract! {
         }
         let late = JobHead { deadline: Some(now() + TimeDelta::milliseconds(300)), ..head() };
         escalate(&store, late.clone()).await;
-        tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+        store.clock().advance(std::time::Duration::from_millis(400));
         for head in [&spent, &late] {
             let Claimed::Ended(ended) = claim_as(&store, &large(), head.id, true).await else {
                 panic!("it can run no more");
@@ -244,7 +244,7 @@ contract! {
     }
 
     /// A confident answer is the job's, with its confidence.
-    async fn kept_answers_tell_their_confidence(store: Store) {
+    async fn cached_answers_carry_their_confidence(store: Store) {
         let job = plain(head());
         let id = job.head.id;
         admit_one(&store, job).await;

@@ -1,4 +1,4 @@
-//! Decisions, copies for learning, feedback and weights, kept alike by both ledgers.
+//! Decisions, copies for learning, feedback and weights, kept alike by both databases.
 
 use std::time::Duration;
 
@@ -263,7 +263,7 @@ contract! {
     }
 
     /// What a restarted router learns from: its own choices by the same scorer, the oldest first.
-    async fn past_decisions_are_the_routers_own(store: Store) {
+    async fn past_decisions_are_those_of_the_router(store: Store) {
         let scored = |score, reason| Decision { score, reason, ..decision() };
         let other = Decision { scorer: "another".to_owned(), ..decision() };
         for decision in [
@@ -284,7 +284,7 @@ contract! {
     }
 
     /// A drawn job gets a copy when small has answered it, once; the copy is nobody's result.
-    async fn a_copy_is_made_once_and_counts_for_nobody(store: Store) {
+    async fn a_shadow_copy_is_made_once_and_counts_for_no_tenant(store: Store) {
         let job = drawn();
         let id = job.head.id;
         admit_one(&store, job).await;
@@ -320,7 +320,7 @@ contract! {
     }
 
     /// A drawn job that small did not answer itself wants no copy.
-    async fn only_answers_of_small_are_copied(store: Store) {
+    async fn only_small_answers_are_shadowed(store: Store) {
         let jobs = [drawn(), drawn(), plain(head())];
         store.admit(&jobs, LONG).await.unwrap();
         let [failing, escalating, _] = jobs.each_ref().map(|job| job.head.id);
@@ -336,7 +336,7 @@ contract! {
     }
 
     /// A source's later word takes the place of its earlier one; other tenants' jobs are not there.
-    async fn feedback_is_kept_once_a_source(store: Store) {
+    async fn feedback_is_stored_once_per_source(store: Store) {
         let job = plain(JobHead { tenant: tenant("acme"), ..head() });
         let id = job.head.id;
         admit_one(&store, job).await;
@@ -349,12 +349,12 @@ contract! {
         let kept = store.decision(id).await.unwrap().unwrap().feedback;
         assert_eq!(kept, [("api".to_owned(), 0.4), ("expect".to_owned(), 1.0)]);
         let broken = store.record_feedback(&acme, &[word(id, "api", f64::NAN)]).await;
-        assert!(broken.is_err(), "the ledger itself refuses what is no number");
+        assert!(broken.is_err(), "the database itself refuses what is no number");
         assert_eq!(record(&store, id).await.state, JobState::Succeeded);
     }
 
     /// Words about both answers of a pair stand beside it.
-    async fn pairs_carry_what_was_said(store: Store) {
+    async fn pairs_carry_feedback(store: Store) {
         let job = drawn();
         let id = job.head.id;
         admit_one(&store, job).await;

@@ -1,4 +1,4 @@
-//! One suite against every ledger: what `src/store/mod.rs` promises, Postgres and SQLite keep alike.
+//! One suite against every database: what `src/store/mod.rs` promises, Postgres and SQLite keep alike.
 
 mod admission;
 mod analysis;

@@ -46,7 +46,7 @@ async fn wait_until_blocked_by(watch: &mut PgConnection, backend: i32) {
 
 /// New jobs lie in this week's partition; ids of no week lie in the default one and work as well.
 #[tokio::test]
-async fn odd_ids_are_not_lost() {
+async fn foreign_ids_are_stored_in_the_default_partition() {
     with_postgres(async |store, config| {
         let mut raw = connection(&config).await;
         let odd = JobHead {
@@ -171,7 +171,7 @@ async fn analysts_see_no_text() {
             sqlx::query(allowed)
                 .execute(&mut raw)
                 .await
-                .unwrap_or_else(|fault| panic!("{allowed}: {fault}"));
+                .unwrap_or_else(|error| panic!("{allowed}: {error}"));
         }
         for forbidden in [
             "select * from requests",
@@ -184,12 +184,12 @@ async fn analysts_see_no_text() {
             "delete from attempts",
             "create table notes (t text)",
         ] {
-            let fault = sqlx::query(forbidden).execute(&mut raw).await.unwrap_err();
-            let code = fault
+            let error = sqlx::query(forbidden).execute(&mut raw).await.unwrap_err();
+            let code = error
                 .as_database_error()
-                .and_then(|fault| fault.code())
+                .and_then(|error| error.code())
                 .map(String::from);
-            assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {fault}");
+            assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
         }
     })
     .await;
@@ -197,7 +197,7 @@ async fn analysts_see_no_text() {
 
 /// Every table, view and column that an analyst can read says what it is.
 #[tokio::test]
-async fn everything_is_commented() {
+async fn every_table_view_and_column_is_commented() {
     with_postgres(async |_, config| {
         let mut raw = connection(&config).await;
         let bare: Vec<String> = sqlx::query(
@@ -228,13 +228,13 @@ async fn newer_tables_are_refused() {
             .execute(&mut raw)
             .await
             .unwrap();
-        for fault in [
+        for error in [
             store.check_schema().await.unwrap_err(),
             store.migrate().await.unwrap_err(),
         ] {
             assert!(
-                matches!(&fault, StoreError::Schema { message } if message.contains("newer")),
-                "{fault}"
+                matches!(&error, StoreError::Schema { message } if message.contains("newer")),
+                "{error}"
             );
         }
     })
@@ -243,7 +243,7 @@ async fn newer_tables_are_refused() {
 
 /// A key whose job is gone with its partition can be used again.
 #[tokio::test]
-async fn keys_outlive_no_dropped_partition() {
+async fn keys_end_with_their_partition() {
     with_postgres(async |store, config| {
         let first = plain(crate::support::store::keyed("k"));
         admit_one(&store, first.clone()).await;
@@ -269,9 +269,9 @@ async fn keys_outlive_no_dropped_partition() {
     .await;
 }
 
-/// Whoever waits for a job's lock while it is being answered sees the answer with the end.
+/// A reader that waits for a job's lock while it is answered sees the answer with the end.
 #[tokio::test]
-async fn answers_come_with_the_end() {
+async fn ended_jobs_are_read_with_their_answers() {
     with_postgres(async |store, config| {
         let job = plain(head());
         admit_one(&store, job.clone()).await;
@@ -312,13 +312,13 @@ async fn answers_come_with_the_end() {
 
 /// A router that comes late with a job which ended meanwhile does not make it lead again.
 #[tokio::test]
-async fn ended_jobs_lead_nothing() {
+async fn ended_jobs_do_not_lead() {
     with_postgres(async |store, config| {
         let job = cached("p");
         let key = cache_key("p");
         let mut raw = connection(&config).await;
         let mut entry = raw.begin().await.unwrap();
-        // Whoever wants this entry waits until it is known whether it is there.
+        // Another leader of this entry waits until its fate is known.
         sqlx::query(
             "insert into cache_entries (key, tenant, state, leader, lease_until, created_at)
              values ($1, 'default', 'computing', $2, now() + interval '1 hour', now())",
@@ -351,9 +351,9 @@ async fn ended_jobs_lead_nothing() {
     .await;
 }
 
-/// A job that a router holds while it is rescued is not lost.
+/// A job that a router defers during a rescue is not stuck.
 #[tokio::test]
-async fn jobs_that_are_held_meanwhile_are_not_lost() {
+async fn jobs_deferred_concurrently_are_not_stuck() {
     with_postgres(async |store, config| {
         let queued = admission(head(), "p", AdmissionDecision::Queue);
         let id = queued.head.id;
@@ -398,15 +398,15 @@ async fn jobs_that_are_held_meanwhile_are_not_lost() {
     .await;
 }
 
-/// A server that is not there is one clear, transient fault without the password.
+/// A server that is not there is one clear, transient error without the password.
 #[tokio::test]
-async fn missing_servers_are_told_plainly() {
+async fn unreachable_servers_are_reported_in_one_line() {
     let config = StoreConfig {
         url: promptyard::config::SecretUrl::new("postgres://me:hunter2@127.0.0.1:1/none"),
         ..postgres_config()
     };
-    let fault = Store::connect(&config).await.unwrap_err();
-    assert!(matches!(fault, StoreError::Unreachable { .. }), "{fault}");
-    assert!(fault.is_transient());
-    assert!(!fault.to_string().contains("hunter2"), "{fault}");
+    let error = Store::connect(&config).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+    assert!(error.is_transient());
+    assert!(!error.to_string().contains("hunter2"), "{error}");
 }

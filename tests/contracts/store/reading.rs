@@ -1,4 +1,4 @@
-//! What people and producers ask the ledger.
+//! Reads: pages, dead letters, workers, overview.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -80,7 +80,7 @@ contract! {
     }
 
     /// Dead letters are kept once, listed oldest first by any filter, and resolved once.
-    async fn dead_letters_rest(store: Store) {
+    async fn dead_letters_are_stored(store: Store) {
         let letters = [letter("delivery_limit", "a", 20), letter("expired", "a", 30), letter("expired", "b", 10)];
         store.keep_dead_letters(&letters).await.unwrap();
         store.keep_dead_letters(&letters[..1]).await.unwrap();
@@ -106,14 +106,14 @@ contract! {
         assert_eq!(store.overview().await.unwrap().dead_letters, 0);
     }
 
-    /// A dead letter of which nothing could be told is kept all the same.
-    async fn anonymous_dead_letters_rest(store: Store) {
+    /// A dead letter without a readable job is kept.
+    async fn dead_letters_without_a_job_are_stored(store: Store) {
         let bare = DeadLetter { job: None, tenant: None, body: Vec::new(), ..letter("foreign", "a", 0) };
         store.keep_dead_letters(std::slice::from_ref(&bare)).await.unwrap();
         assert_eq!(store.dead_letters(&DeadFilter::default(), 10).await.unwrap(), [bare]);
     }
 
-    /// Workers are known by their last sign of life, the latest first.
+    /// Workers are known by their last heartbeat, the latest first.
     async fn workers_show_signs_of_life(store: Store) {
         store.heartbeat(&heartbeat(claimant("a"))).await.unwrap();
         store.heartbeat(&heartbeat(claimant("b"))).await.unwrap();
@@ -160,18 +160,18 @@ contract! {
         assert_eq!(overview.dead_letters, 1);
     }
 
-    /// A migrated ledger fits and can be reached; migrating again does nothing; dropped, it does not fit.
+    /// A migrated database fits and can be reached; migrating again does nothing; dropped, it does not fit.
     async fn schema_is_checked(store: Store) {
         store.check_schema().await.unwrap();
         assert_eq!(store.migrate().await.unwrap(), 0);
         store.ensure_partitions().await.unwrap();
         assert!(store.is_reachable().await);
         store.drop_all().await.unwrap();
-        let fault = store.check_schema().await.unwrap_err();
-        assert!(matches!(fault, promptyard::store::StoreError::Schema { .. }), "{fault}");
-        let fault = store.records(&[JobId::now()]).await.unwrap_err();
-        assert!(matches!(fault, promptyard::store::StoreError::Schema { .. }), "{fault}");
-        assert!(!fault.is_transient());
+        let error = store.check_schema().await.unwrap_err();
+        assert!(matches!(error, promptyard::store::StoreError::Schema { .. }), "{error}");
+        let error = store.records(&[JobId::now()]).await.unwrap_err();
+        assert!(matches!(error, promptyard::store::StoreError::Schema { .. }), "{error}");
+        assert!(!error.is_transient());
         assert!(store.migrate().await.unwrap() > 0);
         store.check_schema().await.unwrap();
     }

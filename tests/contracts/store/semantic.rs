@@ -1,4 +1,4 @@
-//! Questions that ask the same in other words: what is kept of them, given to them, and checked.
+//! Semantic reuse: stored questions, hits and rechecks.
 
 use std::time::Duration;
 
@@ -42,13 +42,13 @@ fn asking(question: &str, nearest: Option<NearQuestion>) -> Admission {
     admission
 }
 
-fn near(question: &str, verdict: NearOutcome, recheck: Option<f64>) -> Option<NearQuestion> {
+fn near(question: &str, outcome: NearOutcome, recheck: Option<f64>) -> Option<NearQuestion> {
     Some(NearQuestion {
         entry: cache_key(question),
         question: question.to_owned(),
         cosine: 0.95,
         cosine_min: 0.9,
-        outcome: verdict,
+        outcome: outcome,
         recheck,
     })
 }
@@ -137,7 +137,7 @@ contract! {
     }
 
     /// A queued job (HTTP) is given it as well.
-    async fn queued_jobs_are_given_it(store: Store) {
+    async fn queued_jobs_take_semantic_hits(store: Store) {
         answered(&store, "why?").await;
         let hit = asking("how come?", near("why?", NearOutcome::Hit, None));
         let queued = Admission { decision: AdmissionDecision::Queue, ..hit.clone() };
@@ -149,7 +149,7 @@ contract! {
 
     /// The answer to the very same request goes before that to a near one, and what is not there or
     /// was vetoed is not given.
-    async fn only_answers_that_are_there_are_given(store: Store) {
+    async fn only_ready_answers_are_reused(store: Store) {
         answered(&store, "why?").await;
         answered(&store, "how come?").await;
         let exact = asking("how come?", near("why?", NearOutcome::Hit, None));
@@ -177,7 +177,7 @@ contract! {
 
     /// Where the model says that the candidate serves, the job and those that allowed it are given its
     /// answer; a job that waits for the same request and did not is left to be computed.
-    async fn a_models_yes_serves_those_that_allowed_it(store: Store) {
+    async fn a_positive_model_check_serves_only_jobs_that_allow_it(store: Store) {
         let first = answered(&store, "why?").await;
         let candidate = || asking("how come?", near("why?", NearOutcome::Candidate, None));
         let (leader, waiter, exact) = (candidate(), candidate(), cached("how come?"));
@@ -188,7 +188,7 @@ contract! {
         assert_eq!(from, first);
         let attempt = run_one(&store, leader.head.id).await;
         let check = answer("yes");
-        let verdict = AttemptOutcome::Reused(Box::new(Reused {
+        let outcome = AttemptOutcome::Reused(Box::new(Reused {
             entry: cache_key("why?"),
             leader: first,
             cosine: 0.95,
@@ -199,7 +199,7 @@ contract! {
         let settled = settle_one(&store, Settlement {
             cache_key: Some(cache_key("how come?")),
             reusable: false,
-            ..settlement(leader.head.id, attempt, verdict)
+            ..settlement(leader.head.id, attempt, outcome)
         });
         let (record_of, shared) = committed(settled.await);
         assert_eq!(record_of.source, Some(AnswerSource::Semantic));
@@ -215,14 +215,14 @@ contract! {
         assert_eq!(shared[0].source, Some(AnswerSource::Semantic));
         assert_eq!(shared[0].answered_by, Some(first));
         assert_eq!(shared[0], record(&store, waiter.head.id).await);
-        let promoted = store.take_over_flights(8, LONG).await.unwrap();
-        assert_eq!(promoted.len(), 1);
-        assert_eq!(promoted[0].job.head.id, exact.head.id);
+        let taken_over = store.take_over_flights(8, LONG).await.unwrap();
+        assert_eq!(taken_over.len(), 1);
+        assert_eq!(taken_over[0].job.head.id, exact.head.id);
     }
 
     /// A drawn hit is due until its copy is made, told with both answers once that has ended, and judged
     /// once; a wrong one raises what its entry asks for, and only ever raises it.
-    async fn rechecks_raise_what_an_entry_asks_for(store: Store) {
+    async fn disagreeing_rechecks_raise_the_threshold(store: Store) {
         let hit = drawn_hit(&store).await;
         assert_eq!(store.open_rechecks().await.unwrap(), 0);
         let due = store.due_rechecks(8, LONG).await.unwrap();

@@ -17,13 +17,13 @@ use crate::{
 
 contract! {
     /// The first job leads, the second waits and is settled with the first, the third is a hit.
-    async fn leads_waits_hits(store: Store) {
+    async fn the_first_leads_the_second_waits_the_third_hits(store: Store) {
         let key = Some(cache_key("p"));
         let (leader, waiter, late) = (cached("p"), cached("p"), cached("p"));
         assert_eq!(admit_one(&store, leader.clone()).await, Admitted::Routed);
         assert_eq!(admit_one(&store, waiter.clone()).await, Admitted::Waiting);
         assert_eq!(record(&store, waiter.head.id).await.state, JobState::Routed);
-        // Its message comes again: it goes on waiting instead of running beside its leader.
+        // Its message is redelivered: it continues waiting instead of running beside its leader.
         assert_eq!(admit_one(&store, waiter.clone()).await, Admitted::Waiting);
         let (settled, shared) = succeed(&store, leader.head.id, "yes", key).await;
         assert_eq!(settled.source, Some(AnswerSource::Computed));
@@ -56,7 +56,7 @@ contract! {
         }
     }
 
-    /// A leader whose message comes again is known; admitted from queued, it still leads.
+    /// A leader whose message is redelivered is known; admitted from queued, it still leads.
     async fn leaders_stay_leaders(store: Store) {
         let queued = admission(keyed("k"), "p", promptyard::store::AdmissionDecision::Queue);
         admit_one(&store, queued.clone()).await;
@@ -66,8 +66,8 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Waiting);
     }
 
-    /// A job that has ended leads nothing, under whatever key it comes again.
-    async fn ended_jobs_lead_nothing(store: Store) {
+    /// A job that has ended leads nothing, under any key.
+    async fn ended_jobs_do_not_lead(store: Store) {
         let (first, key) = (cached("p"), cache_key("p"));
         let fail = async |job| {
             let attempt = run_one(&store, job).await;
@@ -123,10 +123,10 @@ contract! {
         let first = cached("p");
         admit_one(&store, first.clone()).await;
         let attempt = run_one(&store, first.head.id).await;
-        let verdict = AttemptOutcome::Succeeded(answer("old"));
+        let outcome = AttemptOutcome::Succeeded(answer("old"));
         let settled = Settlement {
             cache_key: Some(cache_key("p")),
-            ..settlement(first.head.id, attempt, verdict)
+            ..settlement(first.head.id, attempt, outcome)
         };
         store.settle(&[settled], Duration::ZERO).await.unwrap();
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
@@ -140,7 +140,7 @@ contract! {
     }
 
     /// When the leader fails, the oldest waiting job takes over, answers the others and clears the way.
-    async fn failed_leaders_are_followed(store: Store) {
+    async fn a_waiting_job_replaces_a_failed_leader(store: Store) {
         let jobs = [cached("p"), cached("p"), cached("p")];
         store.admit(&jobs, LONG).await.unwrap();
         assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), []);
@@ -151,33 +151,33 @@ contract! {
         };
         let (record, shared) = committed(settle_one(&store, failed).await);
         assert_eq!((record.state, shared.len()), (JobState::Failed, 0));
-        let promoted = store.take_over_flights(10, LONG).await.unwrap();
-        assert_eq!(promoted.len(), 1);
-        assert_eq!(promoted[0].job.head, jobs[1].head);
-        assert_eq!(Some(&promoted[0].job.request), jobs[1].request.as_ref());
-        assert_eq!(promoted[0].tier, Tier::Small);
-        assert_eq!(promoted[0].cache_key, Some(cache_key("p")));
+        let taken_over = store.take_over_flights(10, LONG).await.unwrap();
+        assert_eq!(taken_over.len(), 1);
+        assert_eq!(taken_over[0].job.head, jobs[1].head);
+        assert_eq!(Some(&taken_over[0].job.request), jobs[1].request.as_ref());
+        assert_eq!(taken_over[0].tier, Tier::Small);
+        assert_eq!(taken_over[0].cache_key, Some(cache_key("p")));
         assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), [], "its lease runs");
         let (_, shared) = succeed(&store, jobs[1].head.id, "yes", Some(cache_key("p"))).await;
         assert_eq!(shared.len(), 1);
         assert_eq!(shared[0].id, jobs[2].head.id);
     }
 
-    /// A promoted job can be promoted again until a worker claims it, should its message be lost.
-    async fn promotions_can_be_repeated(store: Store) {
+    /// A job that took over can do so again until a worker claims it, should its message be lost.
+    async fn takeovers_can_be_repeated(store: Store) {
         let jobs = [cached("p"), cached("p")];
         store.admit(&jobs, Duration::ZERO).await.unwrap();
         for _ in 0..2 {
-            let promoted = store.take_over_flights(10, Duration::ZERO).await.unwrap();
-            assert_eq!(promoted.len(), 1);
-            assert_eq!(promoted[0].job.head.id, jobs[1].head.id);
+            let taken_over = store.take_over_flights(10, Duration::ZERO).await.unwrap();
+            assert_eq!(taken_over.len(), 1);
+            assert_eq!(taken_over[0].job.head.id, jobs[1].head.id);
         }
         run_one(&store, jobs[1].head.id).await;
         assert_eq!(store.take_over_flights(10, Duration::ZERO).await.unwrap(), []);
     }
 
-    /// Promotion obeys its limit and takes one job for each key.
-    async fn promotions_are_limited(store: Store) {
+    /// Takeovers obey their limit and take one job for each key.
+    async fn takeovers_are_limited(store: Store) {
         let mut jobs = Vec::new();
         for prompt in ["a", "b", "c"] {
             jobs.extend([cached(prompt), cached(prompt), cached(prompt)]);
@@ -188,17 +188,17 @@ contract! {
         assert_eq!(store.take_over_flights(2, LONG).await.unwrap().len(), 0);
     }
 
-    /// A job that is put back on a queue still leads: nobody is promoted beside it.
+    /// A job that is put back on a queue still leads: no other job takes over.
     async fn retries_keep_the_lead(store: Store) {
         let (leader, waiter) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         admit_one(&store, waiter).await;
-        let verdicts = [AttemptOutcome::Returned, AttemptOutcome::Retry(reason("engine_unavailable"))];
-        for verdict in verdicts {
+        let outcomes = [AttemptOutcome::Returned, AttemptOutcome::Retry(reason("engine_unavailable"))];
+        for outcome in outcomes {
             let attempt = run_one(&store, leader.head.id).await;
             let end = Settlement {
                 cache_key: Some(cache_key("p")),
-                ..settlement(leader.head.id, attempt, verdict)
+                ..settlement(leader.head.id, attempt, outcome)
             };
             committed(settle_one(&store, end).await);
             assert_eq!(store.take_over_flights(10, LONG).await.unwrap(), []);
@@ -207,7 +207,7 @@ contract! {
 
     /// Those who wait may have asked for the very model that escalated: another tier's answer is
     /// not theirs, so one of them takes over.
-    async fn escalation_gives_the_lead_up(store: Store) {
+    async fn escalation_ends_the_lead(store: Store) {
         let (leader, waiter) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         admit_one(&store, waiter.clone()).await;
@@ -222,13 +222,13 @@ contract! {
             )
         };
         committed(settle_one(&store, end).await);
-        let promoted = store.take_over_flights(10, LONG).await.unwrap();
-        assert_eq!(promoted.len(), 1);
-        assert_eq!(promoted[0].job.head.id, waiter.head.id);
+        let taken_over = store.take_over_flights(10, LONG).await.unwrap();
+        assert_eq!(taken_over.len(), 1);
+        assert_eq!(taken_over[0].job.head.id, waiter.head.id);
     }
 
     /// An answer by another model than the key was made for serves those who wait, and nobody later.
-    async fn unfit_answers_are_not_kept(store: Store) {
+    async fn unusable_answers_are_not_cached(store: Store) {
         let (leader, waiter) = (cached("p"), cached("p"));
         admit_one(&store, leader.clone()).await;
         admit_one(&store, waiter.clone()).await;
@@ -244,9 +244,9 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Routed);
     }
 
-    /// Such an answer settles a job that was promoted meanwhile as well: nobody leads then, and the next
+    /// Such an answer settles a job that has taken over meanwhile as well: nobody leads then, and the next
     /// one who asks does not wait for a job that has ended.
-    async fn unfit_answers_end_the_followers_lead(store: Store) {
+    async fn unusable_answers_end_the_followers_lead(store: Store) {
         let (leader, follower) = (cached("p"), cached("p"));
         store.admit(&[leader.clone(), follower.clone()], Duration::ZERO).await.unwrap();
         let attempt = run_one(&store, leader.head.id).await;
@@ -271,7 +271,7 @@ contract! {
         assert_eq!(admit_one(&store, cached("p")).await, Admitted::Waiting);
     }
 
-    /// A promoted job that the lost leader's late answer settles is ended when its message comes.
+    /// A job that took over, settled by the lost leader's late answer, ends when its message comes.
     async fn late_leaders_settle_their_followers(store: Store) {
         let (leader, follower) = (cached("p"), cached("p"));
         store.admit(&[leader.clone(), follower.clone()], Duration::ZERO).await.unwrap();

@@ -48,8 +48,8 @@ async fn is_kept(store: &Store, prompt: &str) -> bool {
 }
 
 contract! {
-    /// What is within its time and limits stays, whatever else goes.
-    async fn what_is_over_goes(store: Store) {
+    /// Entries within their age and limits stay.
+    async fn expired_entries_are_removed(store: Store) {
         keep(&store, "a", "fresh").await;
         let over = cached("over");
         admit_one(&store, over.clone()).await;
@@ -69,7 +69,7 @@ contract! {
     }
 
     /// Beyond the limits the answers used longest ago go; one tenant's flood takes nothing from another.
-    async fn the_longest_unused_give_way(store: Store) {
+    async fn the_least_recently_used_entries_are_evicted(store: Store) {
         for prompt in ["one", "two", "three", "four"] {
             keep(&store, "flood", prompt).await;
         }
@@ -93,7 +93,7 @@ contract! {
 
     /// Answers of a revision that nobody serves any more go once another one is served; a name that
     /// no worker ever served so (a model server's own fingerprint) says nothing.
-    async fn answers_of_gone_revisions_go(store: Store) {
+    async fn answers_of_retired_revisions_are_removed(store: Store) {
         let old = Claimant { revision: "r1+1234abcd".to_owned(), ..claimant("old") };
         let new = |revision: &str| Heartbeat {
             claimant: Claimant { revision: revision.to_owned(), ..claimant("new") },
@@ -115,14 +115,14 @@ contract! {
         assert_eq!(tend(&store, ROOMY).await.stale, 0, "its worker was seen a moment ago");
         store.heartbeat(&new("r2")).await.unwrap();
         let soon = CacheLimits { stale_after: Duration::from_millis(300), ..ROOMY };
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        store.clock().advance(Duration::from_millis(400));
         store.heartbeat(&new("r2")).await.unwrap();
         assert_eq!(tend(&store, soon).await.stale, 1);
         assert!(!is_kept(&store, "p").await);
     }
 
     /// An entry that a job computes, or that jobs wait for, is no answer and stays.
-    async fn what_is_computed_stays(store: Store) {
+    async fn entries_in_computation_are_kept(store: Store) {
         let leader = cached("p");
         admit_one(&store, leader.clone()).await;
         let nothing = CacheLimits { entries_max: 0, tenant_entries_max: 0, bytes_max: 0, stale_after: Duration::ZERO };
@@ -134,7 +134,7 @@ contract! {
     }
 
     /// People remove what a filter means, and nothing else; jobs keep their answers.
-    async fn people_remove_what_they_name(store: Store) {
+    async fn entries_are_dropped_by_filter(store: Store) {
         let first = keep(&store, "a", "one").await;
         keep(&store, "a", "two").await;
         keep(&store, "b", "three").await;
@@ -162,7 +162,7 @@ contract! {
     }
 
     /// The jobs that were settled with another's answer are found again by it, if they want a reply.
-    async fn jobs_answered_along_are_found(store: Store) {
+    async fn jobs_answered_by_single_flight_are_found(store: Store) {
         let asking = |queue: Option<&str>| {
             let reply_to = queue.map(|queue| ReplyTo { queue: queue.to_owned(), correlation_id: None });
             let mut head = head();

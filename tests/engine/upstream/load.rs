@@ -17,7 +17,7 @@ use crate::upstream::server::{
 };
 
 #[tokio::test]
-async fn no_more_are_in_flight_than_the_batch_and_no_more_wait_than_may() {
+async fn in_flight_and_waiting_requests_are_limited() {
     let (server, url) = Server::new().start().await;
     server.gate.forget_permits(1000);
     let config = ModelConfig {
@@ -45,7 +45,7 @@ async fn no_more_are_in_flight_than_the_batch_and_no_more_wait_than_may() {
 
 /// A server that takes four at once is kept busy, refuses few, and every request is answered.
 #[tokio::test]
-async fn as_many_are_in_flight_as_the_server_takes() {
+async fn concurrency_follows_the_servers_capacity() {
     let server = Server {
         capacity: 4,
         takes: Duration::from_millis(40),
@@ -79,7 +79,7 @@ async fn as_many_are_in_flight_as_the_server_takes() {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_time_gets_it() {
+async fn retry_after_is_honoured() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     for status in [429, 503, 529] {
@@ -106,7 +106,7 @@ async fn a_server_that_asks_for_time_gets_it() {
 
 /// A wait too long to hold a request for goes back to the caller, in seconds or as a date.
 #[tokio::test]
-async fn a_long_wait_is_the_callers() {
+async fn a_long_retry_after_is_returned_to_the_caller() {
     let date = (Utc::now() + Duration::from_secs(121)).to_rfc2822();
     for value in ["120", &date.replace("+0000", "GMT")] {
         let (server, url) = Server::new().start().await;
@@ -126,7 +126,7 @@ async fn a_long_wait_is_the_callers() {
 }
 
 #[tokio::test]
-async fn a_lost_server_is_noticed_and_found_again() {
+async fn an_unreachable_server_is_detected_and_recovers() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -135,13 +135,13 @@ async fn a_lost_server_is_noticed_and_found_again() {
         model: Some(url.clone()),
         ..ModelConfig::default()
     };
-    let fault = engine::open(Tier::Large, &nameless)
+    let error = engine::open(Tier::Large, &nameless)
         .await
         .unwrap_err()
         .to_string();
     assert!(
-        fault.contains("cannot be reached") && !fault.contains('\n'),
-        "{fault}"
+        error.contains("cannot be reached") && !error.contains('\n'),
+        "{error}"
     );
 
     let named = ModelConfig {

@@ -322,7 +322,7 @@ pub fn request(temperature: f32) -> Generate {
     }
 }
 
-/// Lets everything that can go on go on.
+/// Runs all ready tasks.
 pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;

@@ -29,7 +29,7 @@ async fn ask(parts: Vec<Part>) -> Result<Generation, EngineError> {
 /// A stream says what a whole response says, however its bytes are cut, and when its first token
 /// came.
 #[tokio::test]
-async fn a_stream_is_put_together() {
+async fn streamed_pieces_are_joined() {
     let expected = ask_whole().await;
     for size in [1, 7, 64, 4096] {
         let text: Vec<u8> = streamed()
@@ -65,7 +65,7 @@ async fn ask_whole() -> Generation {
 }
 
 #[tokio::test]
-async fn the_first_token_has_its_time_and_the_last_another() {
+async fn first_and_last_token_times_are_measured() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     server.gate.forget_permits(999);
@@ -84,7 +84,7 @@ async fn the_first_token_has_its_time_and_the_last_another() {
 
 /// An answer is whole once its end was announced in either way; one that is not is tried again.
 #[tokio::test]
-async fn a_stream_that_ends_too_early_is_no_answer() {
+async fn a_truncated_stream_is_an_error() {
     let text = |generation: Result<Generation, EngineError>| generation.unwrap().answer.text;
     let cut = |mut parts: Vec<Part>| {
         parts.push(Part::Cut);
@@ -97,10 +97,10 @@ async fn a_stream_that_ends_too_early_is_no_answer() {
         cut(vec![delta("Par", -0.5)]),
         vec![Part::Text("data: {\"choices\": [{\"del".to_owned())],
     ] {
-        let fault = ask(parts).await.unwrap_err();
+        let error = ask(parts).await.unwrap_err();
         assert!(
-            matches!(fault, EngineError::Unavailable { .. }),
-            "{fault:?}"
+            matches!(error, EngineError::Unavailable { .. }),
+            "{error:?}"
         );
     }
     for parts in [
@@ -121,19 +121,19 @@ async fn a_stream_that_ends_too_early_is_no_answer() {
 }
 
 #[tokio::test]
-async fn an_error_within_a_stream_is_sorted_like_a_status() {
+async fn an_error_within_a_stream_maps_like_a_status() {
     let failing = |error| vec![delta("Par", -0.5), event(&error), done()];
-    let fault = ask(failing(json!({"error": {"code": 500, "message": "m"}}))).await;
-    assert!(matches!(fault, Err(EngineError::Unavailable { .. })));
-    let fault = ask(failing(json!({"error": "m", "error_type": "validation"}))).await;
-    assert!(matches!(fault, Err(EngineError::Unservable(_))));
+    let error = ask(failing(json!({"error": {"code": 500, "message": "m"}}))).await;
+    assert!(matches!(error, Err(EngineError::Unavailable { .. })));
+    let error = ask(failing(json!({"error": "m", "error_type": "validation"}))).await;
+    assert!(matches!(error, Err(EngineError::Unservable(_))));
     let long = "the maximum context length is 10 tokens, yours has 12";
-    let fault = ask(failing(
+    let error = ask(failing(
         json!({"object": "error", "type": "BadRequestError", "code": 400, "message": long}),
     ))
     .await;
     assert!(matches!(
-        fault,
+        error,
         Err(EngineError::ContextTooLong {
             prompt_tokens: 12,
             ..
@@ -142,14 +142,14 @@ async fn an_error_within_a_stream_is_sorted_like_a_status() {
     let throttled = ask(failing(json!({"error": {"code": "rate_limit_exceeded"}}))).await;
     assert_eq!(throttled.unwrap().answer.text, "Paris", "it is asked again");
     let named = Part::Text("error: {\"code\": 400, \"message\": \"odd\"}\n\n".to_owned());
-    let fault = ask(vec![named]).await;
-    assert!(matches!(&fault, Err(EngineError::Unservable(why)) if why.contains("odd")));
-    let fault = ask(vec![Part::Text("data: no JSON\n\n".to_owned())]).await;
-    assert!(matches!(fault, Err(EngineError::Crashed(_))));
+    let error = ask(vec![named]).await;
+    assert!(matches!(&error, Err(EngineError::Unservable(why)) if why.contains("odd")));
+    let error = ask(vec![Part::Text("data: no JSON\n\n".to_owned())]).await;
+    assert!(matches!(error, Err(EngineError::Crashed(_))));
 }
 
 #[tokio::test]
-async fn a_stream_that_falls_silent_is_given_up() {
+async fn a_silent_stream_times_out() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     server.replies(Reply::Stream(vec![delta("Par", -0.5), Part::Silence]));
@@ -158,12 +158,12 @@ async fn a_stream_that_falls_silent_is_given_up() {
     let began = tokio::time::Instant::now();
     // From here on the clock runs on by itself whenever everybody waits.
     tokio::time::pause();
-    let fault = generation.await.unwrap().unwrap_err();
+    let error = generation.await.unwrap().unwrap_err();
     tokio::time::resume();
     let waited = began.elapsed();
     assert!(
-        matches!(fault, EngineError::Unavailable { .. }),
-        "{fault:?}"
+        matches!(error, EngineError::Unavailable { .. }),
+        "{error:?}"
     );
     assert!(
         waited > Duration::from_secs(30) && waited < Duration::from_secs(300),
@@ -174,7 +174,7 @@ async fn a_stream_that_falls_silent_is_given_up() {
 
 /// A request that is dropped stops the server at once, before its answer and amid it.
 #[tokio::test]
-async fn a_request_given_up_closes_its_connection() {
+async fn a_dropped_request_closes_its_connection() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     server.gate.forget_permits(1000);

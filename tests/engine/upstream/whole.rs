@@ -67,10 +67,10 @@ async fn maps_request_and_answer() {
     );
 }
 
-/// What a server refuses by name it is asked for once, whatever it refuses; the answer comes all
+/// A request field that a server refuses by name is sent once; the answer arrives all
 /// the same.
 #[tokio::test]
-async fn does_without_what_a_server_refuses_and_remembers() {
+async fn refused_request_fields_are_dropped_and_remembered() {
     for refuses in [
         vec!["logprobs"],
         vec!["stream_options"],
@@ -100,7 +100,7 @@ async fn does_without_what_a_server_refuses_and_remembers() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_stream_is_asked_to_once() {
+async fn streaming_is_tried_once_on_a_server_without_it() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
     for _ in 0..3 {
@@ -112,10 +112,10 @@ async fn a_server_that_does_not_stream_is_asked_to_once() {
 }
 
 #[tokio::test]
-async fn faults_say_what_to_do_next() {
+async fn errors_map_to_the_next_step() {
     let (server, url) = Server::new().start().await;
     let engine = open(&url, ModelConfig::default()).await;
-    let unavailable = |fault: EngineError| match fault {
+    let unavailable = |error: EngineError| match error {
         EngineError::Unavailable { retry_after_ms, .. } => retry_after_ms,
         other => panic!("expected Unavailable, found {other:?}"),
     };
@@ -127,10 +127,10 @@ async fn faults_say_what_to_do_next() {
 
     let wrong_key = refusal(401, &[], "invalid_api_key", "Incorrect API key provided");
     server.replies(wrong_key);
-    let fault = engine.generate(request(0.0)).await.unwrap_err();
+    let error = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(&fault, EngineError::Unservable(why) if why.contains("401") && why.contains("Incorrect API key")),
-        "{fault}"
+        matches!(&error, EngineError::Unservable(why) if why.contains("401") && why.contains("Incorrect API key")),
+        "{error}"
     );
 
     let long = "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.";
@@ -142,16 +142,16 @@ async fn faults_say_what_to_do_next() {
     };
     assert_eq!(engine.generate(request(0.0)).await.unwrap_err(), expected);
     server.replies(refusal(400, &[], "context_length_exceeded", "too long"));
-    let fault = engine.generate(request(0.0)).await.unwrap_err();
+    let error = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(fault, EngineError::Unservable(_)),
-        "without numbers it cannot be told: {fault:?}"
+        matches!(error, EngineError::Unservable(_)),
+        "without numbers it cannot be told: {error:?}"
     );
 
     for body in [json!({"choices": []}), json!({"nothing": 1}), json!([])] {
         server.replies(whole(body));
-        let fault = engine.generate(request(0.0)).await.unwrap_err();
-        assert!(matches!(fault, EngineError::Crashed(_)), "{fault:?}");
+        let error = engine.generate(request(0.0)).await.unwrap_err();
+        assert!(matches!(error, EngineError::Crashed(_)), "{error:?}");
     }
     assert!(engine.is_ready(), "the server can be reached all the time");
 }
@@ -168,10 +168,10 @@ async fn redirects_are_followed_within_the_server_only() {
     let engine = open(&url, config).await;
     let moved = |to: String| Reply::Whole(307, vec![("location", to)], json!({}));
     server.replies_once(moved(format!("{elsewhere_url}/v1/chat/completions")));
-    let fault = engine.generate(request(0.0)).await.unwrap_err();
+    let error = engine.generate(request(0.0)).await.unwrap_err();
     assert!(
-        matches!(&fault, EngineError::Unservable(why) if why.contains("307")),
-        "{fault}"
+        matches!(&error, EngineError::Unservable(why) if why.contains("307")),
+        "{error}"
     );
     assert_eq!(elsewhere.bodies().len(), 0);
     server.replies_once(moved("/moved".to_owned()));
@@ -181,9 +181,9 @@ async fn redirects_are_followed_within_the_server_only() {
     assert_eq!(seen[2].0["authorization"], "Bearer sk-test");
 }
 
-/// Neither key nor prompt nor answer shows in what is logged, formatted or told as a fault.
+/// Neither key nor prompt nor answer shows in what is logged, formatted or told as a error.
 #[tokio::test]
-async fn secrets_and_prompts_are_told_nobody() {
+async fn secrets_and_prompts_are_not_logged() {
     let log = crate::upstream::log::Log::default();
     let _guard = log.install();
     let (server, url) = Server::new().start().await;
@@ -203,8 +203,8 @@ async fn secrets_and_prompts_are_told_nobody() {
         refusal(400, &[], "unsupported", "logprobs are not supported"),
     ] {
         server.replies_once(reply);
-        if let Err(fault) = engine.generate(request(0.0)).await {
-            told += &format!("{fault} {fault:?}");
+        if let Err(error) = engine.generate(request(0.0)).await {
+            told += &format!("{error} {error:?}");
         }
     }
     server.replies(whole(completion()));
@@ -213,8 +213,8 @@ async fn secrets_and_prompts_are_told_nobody() {
         model: Some("http://user:sk-password@127.0.0.1:1/v1".to_owned()),
         ..ModelConfig::default()
     };
-    let fault = promptyard::engine::open(promptyard::job::Tier::Large, &nowhere).await;
-    told += &fault.unwrap_err().to_string();
+    let error = promptyard::engine::open(promptyard::job::Tier::Large, &nowhere).await;
+    told += &error.unwrap_err().to_string();
     told += &log.text();
     for expected in [
         "401",

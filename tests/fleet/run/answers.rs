@@ -22,7 +22,7 @@ fn sorted(lines: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
+fn the_examples_are_answered_and_the_next_run_computes_nothing() {
     let dir = Workdir::new();
     let file = example("shapes.jsonl");
     let first = dir.answer(&file, &["--json"]).exits(0).json();
@@ -76,7 +76,7 @@ fn two_hundred_examples_are_answered_and_the_next_run_computes_nothing() {
 }
 
 #[test]
-fn standard_input_may_hold_every_shape_of_line() {
+fn every_line_shape_is_read_from_standard_input() {
     let dir = Workdir::new();
     let lines = [
         "\u{feff}plain text, and with a byte order mark\r",
@@ -133,7 +133,7 @@ fn answers_do_not_depend_on_the_order_of_the_lines() {
 }
 
 #[test]
-fn without_models_the_bundled_checkpoints_answer_and_the_run_says_so() {
+fn run_without_models_uses_and_names_the_bundled_checkpoints() {
     let prompts: Vec<_> = ["Hello!", "What is a yard?", "Prove that 2 is prime."]
         .iter()
         .map(|prompt| json!({"prompt": prompt, "max_tokens": 4}).to_string())
@@ -159,7 +159,7 @@ fn without_models_the_bundled_checkpoints_answer_and_the_run_says_so() {
 }
 
 #[test]
-fn a_file_without_prompts_is_no_fault() {
+fn a_file_without_prompts_succeeds() {
     let dir = Workdir::new();
     for content in ["", "\n\n  \n"] {
         dir.write("empty", content);

@@ -83,7 +83,7 @@ fn poisoned(dir: &Workdir) {
 }
 
 #[test]
-fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() {
+fn a_prompt_that_crashes_its_engine_fails_alone_and_can_be_redriven() {
     let dir = Workdir::new();
     poisoned(&dir);
     let run = |small: &str| {
@@ -149,7 +149,7 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
         .exits(0)
         .complains("no dead letters");
 
-    // The line has had its end; the letter's job is a new one, for whatever runs next.
+    // The line has had its end; the letter's job is a new one, for the next run.
     let again = run("scripted:latency_ms=20").exits(1);
     assert_eq!(again.json()["already_answered"], 7, "{again}");
     let healed = up(&dir, &["--small", "scripted:", "--large", "scripted:"]);
@@ -162,7 +162,7 @@ fn a_prompt_that_crashes_its_engine_is_given_up_alone_and_can_be_driven_again() 
 }
 
 #[test]
-fn a_dead_letter_can_be_thrown_away() {
+fn a_dead_letter_can_be_discarded() {
     let dir = Workdir::new();
     dir.write("prompts", "always fails\n");
     let failing = "scripted:fail_percent=100";
@@ -194,7 +194,7 @@ fn a_dead_letter_can_be_thrown_away() {
 }
 
 #[test]
-fn twins_of_a_prompt_that_is_too_long_are_not_left_waiting() {
+fn duplicates_of_a_too_long_prompt_end_too() {
     let dir = Workdir::new();
     // Few letters, so that the router's estimate takes it for short enough.
     let long = vec!["w"; 30].join(" ");

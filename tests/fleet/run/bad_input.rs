@@ -20,7 +20,7 @@ fn codes(answers: &BTreeMap<String, Value>) -> BTreeMap<&str, &str> {
 }
 
 #[test]
-fn the_examples_of_bad_lines_end_with_their_reasons() {
+fn example_bad_lines_end_with_their_reasons() {
     let dir = Workdir::new();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bad.jsonl");
     // Two of its lines have the same name, so the answers are not read by name here.
@@ -53,7 +53,7 @@ fn the_examples_of_bad_lines_end_with_their_reasons() {
 }
 
 #[test]
-fn hostile_lines_end_alone_and_name_what_is_wrong() {
+fn hostile_lines_fail_alone_with_a_reason() {
     let dir = Workdir::new();
     let named = |name: &str, body: Value| json!({"custom_id": name, "body": body}).to_string();
     let words = |count: usize| vec!["word"; count].join(" ");
@@ -160,7 +160,7 @@ fn hostile_lines_end_alone_and_name_what_is_wrong() {
 }
 
 #[test]
-fn a_name_given_twice_is_refused_the_second_time_and_stays_so() {
+fn a_repeated_custom_id_is_refused() {
     let dir = Workdir::new();
     let line = |name: &str, prompt: &str| {
         json!({"custom_id": name, "body": {"prompt": prompt}}).to_string()

@@ -15,7 +15,7 @@ const ECHO: [&str; 4] = [
 const PRETTY: &str = "Which is dearer?\n\n{\n    \"lamp\": 12.50,\n    \"desk\": 100000000000000000001,\n    \"desk\": 1.0\n}";
 
 #[test]
-fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
+fn clean_up_is_counted_and_leaves_code_and_stored_prompts_alone() {
     let dir = Workdir::new();
     let fenced = format!("Which is dearer?\n```json\n{}\n```", &PRETTY[18..]);
     let lines = [
@@ -58,7 +58,7 @@ fn lossless_clean_up_is_sent_counted_and_never_touches_code_or_kept_prompts() {
 }
 
 #[test]
-fn pruning_sends_what_the_question_needs_and_keeps_the_question() {
+fn pruning_keeps_the_question_and_its_context() {
     let dir = Workdir::new();
     let paragraphs = [
         "The Elbe rises in the Giant Mountains of Bohemia and reaches the North Sea near Cuxhaven after 1,094 kilometres of way.",

@@ -77,7 +77,7 @@ fn check_ledger(dir: &Workdir) {
 }
 
 #[test]
-fn killed_at_any_moment_it_goes_on_where_it_was() {
+fn a_killed_run_resumes() {
     let moments: [(i64, &'static str); 6] = [
         // Before the router has seen any: the second run publishes all of them again.
         (1, "select count(*) from queue_messages"),
@@ -110,7 +110,7 @@ fn killed_at_any_moment_it_goes_on_where_it_was() {
 }
 
 #[test]
-fn killed_again_and_again_it_ends_all_the_same() {
+fn a_run_killed_repeatedly_still_completes() {
     let dir = Workdir::new();
     prompts(&dir);
     for least in [5, 15, 30] {
@@ -123,7 +123,7 @@ fn killed_again_and_again_it_ends_all_the_same() {
     assert!(dir.number("select count(*) from attempts where outcome = 'lost'") > 0);
 }
 
-/// Answers in the ledger; none before it has its tables.
+/// Answers in the database; none before it has its tables.
 fn answered(dir: &Workdir) -> i64 {
     let has_tables = dir.path("promptyard.db").exists()
         && dir.number("select count(*) from sqlite_master where name = 'jobs'") == 1;
@@ -134,7 +134,7 @@ fn answered(dir: &Workdir) -> i64 {
 }
 
 #[test]
-fn interrupted_it_says_how_to_go_on_and_does() {
+fn an_interrupted_run_prints_how_to_resume() {
     let dir = Workdir::new();
     prompts(&dir);
     let run = dir.start(&slow(&[]));

@@ -1,6 +1,4 @@
-//! What backend teams rely on: jobs that are taken back, late, early, in turn, and who may do what.
-
-use std::{thread, time::Duration};
+//! Cancellation, deadlines, scheduling, fair scheduling, access and TLS.
 
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -10,7 +8,10 @@ use crate::{
         http::{get, post, send},
         roles::{Up, stop, up},
     },
-    support::{poll::until_blocking, workdir::Workdir},
+    support::{
+        poll::{PATIENCE, poll_blocking, until_blocking},
+        workdir::Workdir,
+    },
 };
 
 fn submit(up: &Up, body: &Value) -> String {
@@ -49,13 +50,13 @@ fn one_at_a_time<'a>(small: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_running_job_is_taken_back_and_keeps_what_it_had_written() {
+fn a_cancelled_running_job_keeps_its_partial_answer() {
     let dir = Workdir::new();
-    let up = up(&dir, &one_at_a_time("scripted:latency_ms=20000", &[]));
-    let running = submit(&up, &json!({"prompt": "a long story"}));
+    // A word every 50 ms.
+    let up = up(&dir, &one_at_a_time("scripted:latency_ms=20000,echo", &[]));
+    let running = submit(&up, &json!({"prompt": "word ".repeat(400)}));
     let waiting = submit(&up, &json!({"prompt": "another one"}));
     until(&up, &running, "running");
-    thread::sleep(Duration::from_secs(3));
     let cancelled = post(up.api, &format!("/v1/jobs/{running}/cancel"), &json!({}));
     assert_eq!(cancelled.status, 200, "{cancelled:?}");
     assert_eq!(cancelled.json()["state"], "cancelled");
@@ -68,7 +69,7 @@ fn a_running_job_is_taken_back_and_keeps_what_it_had_written() {
     let ended = job(&up, &running);
     let attempt = &ended["history"][0];
     let words = attempt["answer"].as_str().unwrap_or_default();
-    assert!(words.split(' ').count() >= 1, "a part is kept: {ended}");
+    assert!(words.starts_with("word"), "a part is kept: {ended}");
     assert_eq!(
         (&ended["state"], &ended["response"]),
         (&json!("cancelled"), &Value::Null)
@@ -97,7 +98,7 @@ fn a_running_job_is_taken_back_and_keeps_what_it_had_written() {
 }
 
 #[test]
-fn a_submission_is_taken_back_by_its_name() {
+fn a_batch_is_cancelled_by_name() {
     let dir = Workdir::new();
     let lines: String = (0..40)
         .map(|at| json!({"prompt": format!("line {at}")}).to_string() + "\n")
@@ -129,7 +130,7 @@ fn a_submission_is_taken_back_by_its_name() {
 }
 
 #[test]
-fn what_is_taken_back_before_it_was_routed_never_begins() {
+fn jobs_cancelled_before_routing_never_run() {
     let dir = Workdir::new();
     dir.write("prompts", "one\ntwo\nthree\n");
     let submit = ["submit", "prompts", "--batch", "early"];
@@ -150,7 +151,7 @@ fn what_is_taken_back_before_it_was_routed_never_begins() {
 }
 
 #[test]
-fn jobs_begin_no_earlier_and_run_no_later_than_they_say() {
+fn not_before_and_deadline_are_kept() {
     let dir = Workdir::new();
     let up = up(&dir, &one_at_a_time("scripted:latency_ms=10000", &[]));
     let start = Utc::now() + TimeDelta::seconds(3);
@@ -187,7 +188,7 @@ fn jobs_begin_no_earlier_and_run_no_later_than_they_say() {
 }
 
 #[test]
-fn an_engine_that_hangs_is_opened_again_and_only_the_culprit_is_given_up() {
+fn a_hung_engine_is_reopened_and_only_the_culprit_fails() {
     let dir = Workdir::new();
     let more = [
         "--set",
@@ -257,15 +258,9 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
         1,
         "select count(*) from deferred_jobs where released_at is null",
     );
-    let ids: Vec<_> = (0..3)
-        .map(|at| {
-            let id = submit(&up, &body("trickle", at));
-            thread::sleep(Duration::from_millis(500));
-            id
-        })
-        .collect();
-    for id in &ids {
-        until(&up, id, "succeeded");
+    for at in 0..3 {
+        let id = submit(&up, &body("trickle", at));
+        until(&up, &id, "succeeded");
     }
     let left =
         dir.number("select count(*) from jobs where tenant = 'flood' and finished_at is null");
@@ -290,12 +285,16 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
     dir.run(&["tenant", "set", "flood", "--weight", "0"])
         .exits(2)
         .complains("above 0");
-    thread::sleep(Duration::from_secs(2));
     let running = "select count(*) from jobs where tenant = 'flood' and state = 'running'";
-    for _ in 0..20 {
-        assert!(dir.number(running) <= 1);
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut in_a_row = 0;
+    until_blocking("the limit to hold in 40 polls in a row", || {
+        in_a_row = if dir.number(running) <= 1 {
+            in_a_row + 1
+        } else {
+            0
+        };
+        in_a_row == 40
+    });
     dir.run(&["tenant", "reset", "flood"]).exits(0);
     dir.run(&["tenant", "list"]).exits(0).complains("defaults");
     dir.wait_for(
@@ -306,7 +305,7 @@ fn a_flood_of_one_tenant_does_not_delay_another() {
 }
 
 #[test]
-fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
+fn deferred_jobs_are_limited_and_the_queue_refuses_more() {
     let dir = Workdir::new();
     let more = [
         "--set",
@@ -318,16 +317,14 @@ fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
     ];
     let up = up(&dir, &one_at_a_time("scripted:latency_ms=60000", &more));
     let mut accepted = 0;
-    let refused = loop {
+    let refused = poll_blocking(PATIENCE, || {
         let body = json!({"prompt": format!("number {accepted}")});
         let response = post(up.api, "/v1/jobs", &body);
-        if response.status != 202 {
-            break response;
-        }
         accepted += 1;
-        assert!(accepted < 2000, "more and more is taken in");
-        thread::sleep(Duration::from_millis(20));
-    };
+        assert!(accepted < 2000, "every job is accepted");
+        (response.status != 202).then_some(response)
+    });
+    let refused = refused.expect("a job is refused");
     refused.is_error(429, "queue_full");
     assert!(
         refused.headers.to_lowercase().contains("\r\nretry-after: "),
@@ -339,7 +336,7 @@ fn what_is_held_has_a_limit_and_the_queue_refuses_beyond_it() {
 }
 
 #[test]
-fn a_job_whose_message_was_lost_is_found() {
+fn a_job_without_its_message_is_rescued() {
     let dir = Workdir::new();
     dir.write("prompts", "{\"prompt\":\"one\"}\n");
     let up = up(
@@ -364,7 +361,7 @@ fn a_job_whose_message_was_lost_is_found() {
 }
 
 #[test]
-fn keys_say_who_may_do_what() {
+fn key_scopes_are_enforced() {
     let dir = Workdir::new();
     let up = up(
         &dir,
@@ -427,17 +424,15 @@ fn keys_say_who_may_do_what() {
     }
     let limit = json!({"requests_per_minute": 2});
     assert_eq!(ask(&admin, "PUT", "/v1/tenants/acme", &limit).status, 200);
-    thread::sleep(Duration::from_millis(2100));
-    let statuses: Vec<_> = (0..3)
-        .map(|_| ask(&acme, "POST", "/v1/jobs", &prompt))
-        .collect();
-    statuses[2].is_error(429, "rate_limited");
+    let refused = poll_blocking(PATIENCE, || {
+        let response = ask(&acme, "POST", "/v1/jobs", &prompt);
+        (response.status != 202).then_some(response)
+    });
+    let refused = refused.expect("the limit holds within seconds");
+    refused.is_error(429, "rate_limited");
     assert!(
-        statuses[2]
-            .headers
-            .to_lowercase()
-            .contains("\r\nretry-after: "),
-        "{statuses:?}"
+        refused.headers.to_lowercase().contains("\r\nretry-after: "),
+        "{refused:?}"
     );
 
     let listed = dir.run(&["key", "list", "--json"]).exits(0);
@@ -457,7 +452,7 @@ fn keys_say_who_may_do_what() {
 }
 
 #[test]
-fn the_interface_speaks_tls() {
+fn http_is_served_over_tls() {
     let dir = Workdir::new();
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
     let (cert, key) = (
@@ -507,7 +502,7 @@ fn the_interface_speaks_tls() {
 }
 
 #[test]
-fn chaos_hurts_a_fleet_and_tells_whether_it_kept_its_word() {
+fn chaos_command_checks_a_fleet() {
     let dir = Workdir::new();
     let up = up(
         &dir,

@@ -1,4 +1,4 @@
-//! Unsure answers of the small model go on to the large one; what producers forbid and what is sure
+//! Unsure answers of the small model continue to the large one; what producers forbid and what is sure
 //! does not.
 
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn history(dir: &Workdir, statement: &'static str) -> Vec<String> {
 }
 
 #[test]
-fn an_unsure_answer_is_escalated_and_both_stay() {
+fn a_low_confidence_answer_is_escalated_and_both_are_stored() {
     let dir = Workdir::new();
     let riddle = "a riddle for you";
     let lines = line("unsure", &json!({"prompt": riddle}))
@@ -106,7 +106,7 @@ fn an_unsure_answer_is_escalated_and_both_stay() {
 }
 
 #[test]
-fn what_is_reused_is_the_final_answer() {
+fn reuse_takes_the_final_answer() {
     let dir = Workdir::new();
     let riddle = json!({"prompt": "the same riddle"});
     let twins: String = (0..20).map(|at| line(&format!("a{at}"), &riddle)).collect();
@@ -160,7 +160,7 @@ fn the_small_answer_serves_when_the_large_model_fails() {
 }
 
 #[test]
-fn the_threshold_and_the_weights_are_settings() {
+fn confidence_threshold_and_weights_are_settings() {
     let lines =
         line("unsure", &json!({"prompt": "a riddle"})) + &line("sure", &json!({"prompt": "plain"}));
     for (below, escalated) in [("0", 0), ("0.5", 1), ("1", 2)] {
@@ -190,7 +190,7 @@ fn the_threshold_and_the_weights_are_settings() {
 }
 
 #[test]
-fn labels_calibrate_and_the_weights_are_used() {
+fn calibrated_confidence_weights_are_used() {
     let dir = Workdir::new();
     // The small model is right where it is sure: it answers the same words to the same prompt.
     let mut lines = String::new();
@@ -284,7 +284,7 @@ fn labels_calibrate_and_the_weights_are_used() {
 }
 
 #[test]
-fn the_cascade_is_judged_on_both_models_answers() {
+fn the_cascade_is_evaluated_on_both_models_answers() {
     let dir = Workdir::new();
     let mut lines = String::new();
     for at in 0..40 {

@@ -25,7 +25,7 @@ fn content(line: &Value) -> &Vec<Value> {
 /// Log-probabilities come as OpenAI's clients read them, and again from the cache; an answer that
 /// was computed without them is not given to a request that asks for them.
 #[test]
-fn log_probabilities_are_answered_and_kept() {
+fn log_probabilities_are_returned_and_stored() {
     let dir = Workdir::new();
     let plain =
         json!({"prompt": "Where is my parcel?", "max_completion_tokens": 9, "model": "small"});
@@ -101,7 +101,7 @@ fn the_http_interface_takes_the_same_fields() {
 /// A schema is obeyed, and one that nothing can obey ends its own line only.
 #[cfg(feature = "structured")]
 #[test]
-fn answers_have_the_form_that_was_asked_for() {
+fn answers_follow_the_requested_schema() {
     let dir = Workdir::new();
     let body = |schema: Value| {
         json!({"prompt": "Where is my parcel?", "max_completion_tokens": 200, "model": "small",

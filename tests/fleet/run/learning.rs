@@ -21,7 +21,7 @@ const AGREEING: [&str; 4] = [
 /// Small's jobs run on large as well once they are answered, as jobs that are in nobody's results;
 /// feedback by HTTP and by SQL stands beside them, and `router explain` tells all of it.
 #[test]
-fn copies_and_feedback_teach_without_a_trace_in_the_results() {
+fn shadow_copies_and_feedback_stay_out_of_the_results() {
     let dir = Workdir::new();
     let settings = [
         "--set",
@@ -127,7 +127,7 @@ fn copies_and_feedback_teach_without_a_trace_in_the_results() {
 
 /// A share is delivered, also by a router that starts anew, per tenant, and visibly.
 #[test]
-fn a_share_is_delivered_across_restarts() {
+fn a_share_target_holds_across_restarts() {
     let dir = Workdir::new();
     let line = |at: usize, tenant: &str| {
         // Every part is of the same kind: scores that drift are another test's.
@@ -251,7 +251,7 @@ fn targets_are_set_while_a_router_runs() {
 
 /// As shipped, a back-log of large's moves a part of what comes after it to small, and no more than that.
 #[test]
-fn a_back_log_spills_to_small() {
+fn a_backlog_shifts_jobs_to_small() {
     let dir = Workdir::new();
     let settings = [
         "--small",
@@ -293,7 +293,7 @@ fn a_back_log_spills_to_small() {
 
 /// The marks of a labelled run are feedback, told once however often it is run.
 #[test]
-fn marks_are_kept_as_feedback() {
+fn marks_are_stored_as_feedback() {
     let dir = Workdir::new();
     dir.write(
         "marked",
@@ -307,9 +307,9 @@ fn marks_are_kept_as_feedback() {
     assert_eq!(kept, ["expect 0.0", "expect 1.0"]);
 }
 
-/// Weights in the ledger that are none are refused with one line, and routing goes on.
+/// Weights in the database that are none are refused with one line, and routing continues.
 #[test]
-fn broken_weights_in_the_ledger_are_refused() {
+fn broken_weights_in_the_database_are_refused() {
     let dir = Workdir::new();
     dir.write("prompts", "one\n");
     dir.answer("prompts", &[]).exits(0);
@@ -329,9 +329,9 @@ fn broken_weights_in_the_ledger_are_refused() {
     );
 }
 
-/// Weights are fitted to what a ledger knows of both models; one that knows nothing is one error.
+/// Weights are fitted to what a database knows of both models; one that knows nothing is one error.
 #[test]
-fn a_ledger_is_learned_from() {
+fn weights_are_trained_from_a_database() {
     let dir = Workdir::new();
     let models = [
         "--small",

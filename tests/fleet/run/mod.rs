@@ -1,5 +1,5 @@
 //! The built `promptyard` on its embedded default, as people use and misuse it: a file of prompts
-//! in, answers out, whatever happens in between.
+//! in, answers out.
 
 mod answers;
 mod attempts;
@@ -7,8 +7,8 @@ mod bad_input;
 mod context;
 mod crashes;
 mod delivery;
+mod errors;
 mod escalation;
-mod faults;
 mod generation;
 mod http;
 mod learning;

@@ -43,7 +43,7 @@ fn sources(dir: &Workdir) -> Vec<String> {
 }
 
 #[test]
-fn fifty_identical_prompts_run_once_and_later_ones_not_at_all() {
+fn identical_prompts_run_once() {
     let dir = Workdir::new();
     let body = json!({"prompt": "What is the capital of Portugal?"});
     let first = run(&dir, &file_of("a", 50, &body));
@@ -64,7 +64,7 @@ fn fifty_identical_prompts_run_once_and_later_ones_not_at_all() {
 
 /// Killed while the one run is under way, a hundred identical prompts are one committed run all the same.
 #[test]
-fn a_hundred_identical_prompts_outlive_a_kill() {
+fn identical_prompts_survive_a_kill() {
     let dir = Workdir::new();
     let body = json!({"prompt": "What is the capital of Portugal?"});
     dir.write("prompts", file_of("a", 100, &body));
@@ -92,7 +92,7 @@ fn a_hundred_identical_prompts_outlive_a_kill() {
 }
 
 #[test]
-fn what_must_not_be_reused_is_computed() {
+fn uncacheable_requests_are_computed() {
     let dir = Workdir::new();
     let plain = json!({"prompt": "How high is the Zugspitze?"});
     run(&dir, &file_of("first", 1, &plain));

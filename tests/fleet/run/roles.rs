@@ -1,4 +1,4 @@
-//! `up` with its HTTP interface, and the commands that work beside it on the same ledger.
+//! `up` with its HTTP interface, and the commands that work beside it on the same database.
 
 use std::{net::SocketAddr, thread};
 
@@ -78,7 +78,7 @@ impl Up {
         self.process.stderr()
     }
 
-    /// Ends it as a power cut would.
+    /// Kills it with SIGKILL.
     pub fn end(self) {
         self.process.kill();
     }
@@ -245,7 +245,7 @@ fn other_processes_submit_and_read_while_it_runs() {
 }
 
 #[test]
-fn told_to_stop_it_returns_what_it_has_not_begun_and_finishes_the_rest() {
+fn a_stopping_worker_returns_unstarted_jobs_and_finishes_the_rest() {
     let dir = Workdir::new();
     let slow = "scripted:latency_ms=1500";
     let up = up(
@@ -304,7 +304,7 @@ fn told_to_stop_it_returns_what_it_has_not_begun_and_finishes_the_rest() {
 }
 
 #[test]
-fn a_request_whose_job_has_to_wait_does_not_hold_up_the_stop() {
+fn a_waiting_request_does_not_delay_shutdown() {
     let dir = Workdir::new();
     let slow = "scripted:latency_ms=60000";
     let up = up(

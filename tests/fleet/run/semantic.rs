@@ -36,7 +36,7 @@ fn ask(dir: &Workdir, name: &str, body: &Value, small: &str, more: &[&str]) -> V
 }
 
 #[test]
-fn the_same_in_other_words_is_answered_alike_and_nothing_else_is() {
+fn only_paraphrases_reuse_an_answer() {
     let dir = Workdir::new();
     let ask = |name: &str, body: &Value| ask(&dir, name, body, "scripted:", &[]);
     let first = ask("first", &semantic("How do I reset my password?"));
@@ -113,7 +113,7 @@ fn the_same_in_other_words_is_answered_alike_and_nothing_else_is() {
 /// Another revision of the model has answers of its own, and an embedder is asked for by those only who
 /// want one: without it the request is served exactly.
 #[test]
-fn other_models_and_no_embedder_mean_no_reuse() {
+fn other_models_or_no_embedder_prevent_reuse() {
     let dir = Workdir::new();
     ask(
         &dir,
@@ -147,7 +147,7 @@ fn other_models_and_no_embedder_mean_no_reuse() {
 
 /// With `cache.semantic_check` the model has the last word, and its word is all that is computed.
 #[test]
-fn the_models_word_decides_where_it_is_asked() {
+fn the_model_check_decides_on_reuse() {
     let check = ["--set", "cache.semantic_check=true"];
     for (small, source) in [
         ("scripted:says=yes", "semantic"),
@@ -190,7 +190,7 @@ fn the_models_word_decides_where_it_is_asked() {
 }
 
 #[test]
-fn a_missing_embedder_is_one_clear_line() {
+fn a_missing_embedder_is_reported_in_one_line() {
     let dir = Workdir::new();
     dir.write("prompts", "hello\n");
     let failed = dir

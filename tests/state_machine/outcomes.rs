@@ -72,7 +72,7 @@ impl Model {
         Some(settled)
     }
 
-    /// The attempt of a job that was taken back is closed by whatever is said of it, once.
+    /// Any settlement closes the attempt of a cancelled job, once.
     fn close(&mut self, settlement: &Settlement) {
         let at = (settlement.attempt as usize).wrapping_sub(1);
         let job = self.jobs.get_mut(&settlement.job);
@@ -92,7 +92,7 @@ impl Model {
         };
     }
 
-    /// Takes jobs back: those of one tenant if one is named; returns those that were open.
+    /// Cancels jobs, of one tenant if one is named; returns those that were open.
     pub fn cancel(&mut self, filter: &CancelFilter, limit: usize) -> BTreeSet<JobId> {
         let is_of = |job: &Job, tenant: &Option<Tenant>| {
             job.is_open() && tenant.as_ref().is_none_or(|of| *of == job.head.tenant)
@@ -117,7 +117,7 @@ impl Model {
             if !is_alive {
                 job.lose();
             }
-            // What an escalated attempt wrote serves a job that fails, not one that nobody wants.
+            // An escalated attempt's answer serves a job that fails, not a cancelled one.
             job.state = JobState::Cancelled;
             job.reason = Some("cancelled".to_owned());
             job.waits = false;

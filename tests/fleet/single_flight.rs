@@ -85,10 +85,10 @@ async fn identical_jobs_run_once() {
     fleet.queues_are_empty().await;
 }
 
-/// A worker commits the shared answer and dies before it publishes: its message comes again, and every
+/// A worker commits the shared answer and dies before it publishes: its message is redelivered, and every
 /// job gets its reply.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replies_outlive_a_worker_that_has_committed() {
+async fn replies_survive_a_worker_killed_after_its_commit() {
     let mut fleet = TestFleet::new().await;
     fleet.settings.push("router.threshold=1".to_owned());
     // The models are known before the jobs are routed, so that the answer may be kept.
@@ -184,7 +184,7 @@ async fn settle(store: &Store, routed: &RoutedJob) {
 }
 
 #[tokio::test]
-async fn identical_jobs_outlive_the_worker_that_runs_them() {
+async fn identical_jobs_survive_the_death_of_their_worker() {
     let mut fleet = TestFleet::new().await;
     // The small tier has several workers; the large one's only worker could not be missed.
     fleet.settings.push("router.threshold=1".to_owned());

@@ -1,7 +1,7 @@
-//! Jobs that share a beginning go to the worker that holds it, a flood of them to all, and those of a
+//! Jobs that share a prefix go to the worker that has it, a flood of them to all, and those of a
 //! worker that is gone to the others.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use promptyard::{
     broker::{AffinityQueue, Queue},
@@ -11,7 +11,10 @@ use serde_json::json;
 
 use crate::{
     producer::Producer,
-    support::fleet::{Role, TestFleet},
+    support::{
+        fleet::{Role, TestFleet},
+        poll::until,
+    },
 };
 
 const WORKERS: usize = 3;
@@ -45,26 +48,25 @@ async fn start_fleet(latency_ms: u32) -> (TestFleet, Vec<Role>) {
         roles.push(fleet.start(&["route"]).await);
     }
     roles.push(fleet.start(&[&["work"], &large[..]].concat()).await);
-    lanes_are_taken(&fleet).await;
+    lanes_are_taken(&fleet, &roles).await;
     (fleet, roles)
 }
 
-async fn lanes_are_taken(fleet: &TestFleet) {
+/// Waits until every affinity queue has its worker, and workers and routers know it.
+async fn lanes_are_taken(fleet: &TestFleet, roles: &[Role]) {
     let broker = fleet.connect().await;
-    for _ in 0..400 {
+    until("every affinity queue has its worker", async || {
         let depths = broker.depths().await.unwrap();
         let taken = depths.iter().filter(|depth| {
             matches!(depth.queue, Queue::Affinity(Tier::Small, _)) && depth.consumers == 1
         });
-        if taken.count() == AffinityQueue::COUNT {
-            // Routers read the workers once a second, as workers do.
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            broker.close().await;
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        taken.count() == AffinityQueue::COUNT
+    })
+    .await;
+    broker.close().await;
+    for role in roles {
+        role.calls_store("workers").await;
     }
-    panic!("affinity_queues without a worker");
 }
 
 fn body(family: usize, at: usize) -> Vec<u8> {
@@ -109,7 +111,7 @@ async fn end(fleet: TestFleet, roles: Vec<Role>) {
 }
 
 #[tokio::test]
-async fn jobs_follow_their_beginning() {
+async fn jobs_with_a_common_prefix_go_to_one_worker() {
     let (fleet, roles) = start_fleet(5).await;
     let mut producer = Producer::new(&fleet).await;
     let families = 6;
@@ -131,7 +133,7 @@ async fn jobs_follow_their_beginning() {
 }
 
 #[tokio::test]
-async fn a_flood_of_one_beginning_is_shared_and_run_once() {
+async fn a_flood_with_one_prefix_is_stolen_and_runs_once() {
     let (fleet, roles) = start_fleet(150).await;
     let mut producer = Producer::new(&fleet).await;
     let jobs: Vec<_> = (0..90).map(|at| (0, at)).collect();
@@ -149,7 +151,7 @@ async fn a_flood_of_one_beginning_is_shared_and_run_once() {
 }
 
 #[tokio::test]
-async fn the_lanes_of_a_worker_that_is_gone_are_emptied() {
+async fn affinity_queues_of_a_dead_worker_are_emptied() {
     let (fleet, mut roles) = start_fleet(200).await;
     let mut producer = Producer::new(&fleet).await;
     let jobs: Vec<_> = (0..48).map(|at| (at % 12, at)).collect();

@@ -1,5 +1,5 @@
-//! Those who look after jobs that others run: an undertaker, one who takes jobs back, one who releases
-//! them, and a sweeper.
+//! Actors besides routers and workers: dead-letter consumer and single-flight takeover, canceller,
+//! releaser, rescuer.
 
 use std::time::Duration;
 
@@ -9,25 +9,26 @@ use promptyard::{
     store::{CancelFilter, DeferredQueue, Released, RescueRules},
 };
 use rand::RngExt;
+use tokio::time::interval;
 
 use crate::{
-    actors::{Actor, STEPS, Told},
+    actors::{Actor, Observed, STEPS},
     support::store::reason,
 };
 
-/// How long each of these waits between two calls, so that there is something for them to find.
+/// Time between two calls of an actor, in which the others make progress.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Actor {
-    /// Gives jobs up and promotes.
-    pub async fn tend(mut self) -> Told {
+    /// Ends jobs as the dead-letter consumer does, and takes over flights.
+    pub async fn tend(mut self) -> Observed {
         for _ in 0..STEPS {
             let lease = self.lease();
             let limit = self.chance.random_range(1..6);
-            let promoted = self.store.take_over_flights(limit, lease).await.unwrap();
-            self.told
-                .promoted
-                .extend(promoted.iter().map(|routed| routed.job.head.id));
+            let taken_over = self.store.take_over_flights(limit, lease).await.unwrap();
+            self.observed
+                .taken_over
+                .extend(taken_over.iter().map(|routed| routed.job.head.id));
             if self.chance.random_bool(0.15) {
                 let head = self.job().head.clone();
                 let ending = (head, JobState::Failed, reason("delivery_limit"));
@@ -35,47 +36,49 @@ impl Actor {
                 self.see(&records[0]);
             }
         }
-        self.told
+        self.observed
     }
 
-    /// Takes jobs back now and then.
-    pub async fn take_back(mut self) -> Told {
+    /// Cancels some jobs at intervals.
+    pub async fn cancel_some(mut self) -> Observed {
+        let mut turns = interval(PAUSE * 4);
         for _ in 0..STEPS / 6 {
-            tokio::time::sleep(PAUSE * 4).await;
+            turns.tick().await;
             let mut ids = Vec::new();
             for _ in 0..self.chance.random_range(1..3) {
                 ids.push(self.job().head.id);
             }
             let filter = CancelFilter::Jobs(None, ids);
             for record in self.store.cancel(&filter, 9).await.unwrap() {
-                self.told.cancelled.push(record.id);
-                self.told.ended.push(record.id);
+                self.observed.cancelled.push(record.id);
+                self.observed.ended.push(record.id);
                 self.see(&record);
             }
         }
-        self.told
+        self.observed
     }
 
     pub async fn release(&mut self, jobs: &[JobId]) -> Vec<Released> {
         let released = self.store.release(jobs, false).await.unwrap();
-        self.told.let_go.extend(jobs);
-        self.told.released.extend(released.iter().map(id_of));
+        self.observed.release_calls.extend(jobs);
+        self.observed.released.extend(released.iter().map(id_of));
         released
     }
 
-    /// Releases what is held.
-    pub async fn let_go(mut self) -> Told {
+    /// Releases deferred jobs.
+    pub async fn release_calls(mut self) -> Observed {
+        let mut turns = interval(PAUSE);
         for _ in 0..STEPS {
-            tokio::time::sleep(PAUSE).await;
+            turns.tick().await;
             let mut jobs = Vec::new();
             for queue in DeferredQueue::ALL {
-                let held = self.store.deferred(queue, 3).await.unwrap();
-                jobs.extend(held.iter().map(|held| held.job));
+                let deferred = self.store.deferred(queue, 3).await.unwrap();
+                jobs.extend(deferred.iter().map(|deferred| deferred.job));
             }
             jobs.push(self.job().head.id);
             self.release(&jobs).await;
         }
-        self.told
+        self.observed
     }
 
     pub async fn rescue(&mut self, limit: usize) -> Vec<Released> {
@@ -89,23 +92,24 @@ impl Actor {
         };
         let rescued = self.store.rescue(rules).await.unwrap();
         for record in &rescued.expired {
-            self.told.ended.push(record.id);
+            self.observed.ended.push(record.id);
             self.see(record);
         }
         let to_tier = |lost: &&Released| matches!(lost, Released::Tier(_));
         let lost = rescued.stuck.iter().filter(to_tier).map(id_of);
-        self.told.lost.extend(lost);
+        self.observed.lost.extend(lost);
         rescued.stuck
     }
 
-    /// Sweeps again and again.
-    pub async fn clean(mut self) -> Told {
+    /// Rescues at intervals.
+    pub async fn clean(mut self) -> Observed {
+        let mut turns = interval(PAUSE);
         for _ in 0..STEPS {
-            tokio::time::sleep(PAUSE).await;
+            turns.tick().await;
             let limit = if self.chance.random_bool(0.5) { 2 } else { 100 };
             self.rescue(limit).await;
         }
-        self.told
+        self.observed
     }
 }
 

@@ -110,7 +110,7 @@ async fn results_status_and_views_agree() {
 }
 
 #[tokio::test]
-async fn migrations_at_once_wait_for_each_other() {
+async fn concurrent_migrations_wait_for_each_other() {
     let fleet = TestFleet::bare();
     let runs = futures::future::join_all((0..3).map(|_| fleet.run(&["migrate"], b""))).await;
     let mut said: Vec<_> = runs.iter().map(|run| text(&run.stderr)).collect();
@@ -133,7 +133,7 @@ async fn migrations_at_once_wait_for_each_other() {
 
 /// Roles without what they need end at once, with one line that says what is wrong.
 #[tokio::test]
-async fn a_role_that_cannot_start_says_why_in_one_line() {
+async fn a_role_that_cannot_start_prints_one_line() {
     let fleet = TestFleet::bare();
     let no_tables = fleet.run(&["route"], b"").await;
     complains(&no_tables, "promptyard migrate");

@@ -1,4 +1,4 @@
-//! Jobs that are held, lost or overdue, as the model sees it.
+//! Deferred, stuck and overdue jobs in the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use promptyard::{
 
 use crate::model::{Job, Model};
 
-/// A job that is held, or was.
+/// A job that is deferred, or was.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct Deferred {
     tenant: Tenant,
     queue: DeferredQueue,
     rank: DateTime<Utc>,
@@ -22,7 +22,7 @@ pub struct Held {
     is_published: bool,
 }
 
-/// A place in a tenant's line: rank, job and its tokens.
+/// A place in a tenant's fair queue: rank, job and its tokens.
 type Place = (DateTime<Utc>, JobId, u32);
 
 /// Where the message of a job goes.
@@ -34,7 +34,7 @@ pub enum Message {
 
 impl Model {
     pub fn hold(&mut self, head: &JobHead, queue: DeferredQueue, hold: &Deferral) {
-        let held = Held {
+        let deferred = Deferred {
             tenant: head.tenant.clone(),
             queue,
             rank: hold.rank,
@@ -42,19 +42,21 @@ impl Model {
             is_released: false,
             is_published: false,
         };
-        self.held.insert(head.id, held);
+        self.deferred.insert(head.id, deferred);
     }
 
     pub fn is_unreleased(&self, id: JobId) -> bool {
-        self.held.get(&id).is_some_and(|held| !held.is_released)
+        self.deferred
+            .get(&id)
+            .is_some_and(|deferred| !deferred.is_released)
     }
 
-    /// It is to be published when it is released; nobody has it.
+    /// Its message is published on release.
     pub fn is_deferred(&self, job: &Job) -> bool {
         job.is_open() && job.state != JobState::Running && self.is_unreleased(job.head.id)
     }
 
-    /// The message that brings an open job on which nobody works to its next stage.
+    /// The message that takes an open job without a worker to its next stage.
     fn message(&self, job: &Job) -> Option<Message> {
         match job.state {
             JobState::Queued => Some(Message::Router),
@@ -63,22 +65,22 @@ impl Model {
         }
     }
 
-    /// The jobs that are to be published, in this order; `again` those too that were released before.
+    /// The jobs to publish, in order; with `again` also those released before.
     pub fn release(&mut self, jobs: &[JobId], again: bool) -> Vec<(JobId, Message)> {
         let mut released = Vec::new();
         for id in jobs.iter().copied() {
-            let Some(held) = self.held.get_mut(&id) else {
+            let Some(deferred) = self.deferred.get_mut(&id) else {
                 continue;
             };
-            if held.is_released && !again {
+            if deferred.is_released && !again {
                 continue;
             }
-            held.is_released = true;
+            deferred.is_released = true;
             let job = &self.jobs[&id];
             match self.message(job) {
                 Some(message) => released.push((id, message)),
                 None if job.state == JobState::Running => {}
-                None => drop(self.held.remove(&id)),
+                None => drop(self.deferred.remove(&id)),
             }
         }
         released
@@ -86,37 +88,46 @@ impl Model {
 
     pub fn note_published(&mut self, jobs: &[JobId]) {
         for id in jobs {
-            if let Some(held) = self.held.get_mut(id).filter(|held| held.is_released) {
-                held.is_published = true;
+            if let Some(deferred) = self
+                .deferred
+                .get_mut(id)
+                .filter(|deferred| deferred.is_released)
+            {
+                deferred.is_published = true;
             }
         }
     }
 
-    /// Released jobs that nobody is known to have published and that their next stage has not seen.
+    /// Released jobs that are not known to be published and that their next stage has not seen.
     pub fn unpublished(&self) -> BTreeSet<JobId> {
-        let is_unpublished = |(id, held): &(&JobId, &Held)| {
+        let is_unpublished = |(id, deferred): &(&JobId, &Deferred)| {
             let job = &self.jobs[id];
-            let message = match held.queue {
+            let message = match deferred.queue {
                 DeferredQueue::In => Some(Message::Router),
                 DeferredQueue::Tier(_) => job.tier.map(Message::Tier),
             };
-            held.is_released
-                && !held.is_published
+            deferred.is_released
+                && !deferred.is_published
                 && job.attempts.is_empty()
                 && message.is_some()
                 && self.message(job) == message
         };
-        let held = self.held.iter().filter(is_unpublished);
-        held.map(|(id, _)| *id).collect()
+        let deferred = self.deferred.iter().filter(is_unpublished);
+        deferred.map(|(id, _)| *id).collect()
     }
 
-    /// For each tenant the first `each` by rank that could go now.
-    pub fn could_go(&self, queue: DeferredQueue, each: usize) -> Vec<(Tenant, JobId, u32)> {
+    /// For each tenant the first `each` by rank that could go at `now`.
+    pub fn could_go(
+        &self,
+        queue: DeferredQueue,
+        each: usize,
+        now: DateTime<Utc>,
+    ) -> Vec<(Tenant, JobId, u32)> {
         let mut of: BTreeMap<&Tenant, BTreeSet<Place>> = BTreeMap::new();
-        for (id, held) in &self.held {
-            if held.queue == queue && !held.is_released && held.rank <= Utc::now() {
-                let line = of.entry(&held.tenant).or_default();
-                line.insert((held.rank, *id, held.tokens));
+        for (id, deferred) in &self.deferred {
+            if deferred.queue == queue && !deferred.is_released && deferred.rank <= now {
+                let line = of.entry(&deferred.tenant).or_default();
+                line.insert((deferred.rank, *id, deferred.tokens));
             }
         }
         let first = |(tenant, line): (&Tenant, BTreeSet<Place>)| {
@@ -127,47 +138,50 @@ impl Model {
         of.into_iter().flat_map(first).collect()
     }
 
-    /// How many are held for each queue; those count that have ended since.
+    /// Deferred jobs of each queue, including those that have ended since.
     pub fn deferred_counts(&self) -> [u32; 3] {
         DeferredQueue::ALL.map(|queue| {
-            let held = self.held.values();
-            let of = held.filter(|held| held.queue == queue && !held.is_released);
+            let deferred = self.deferred.values();
+            let of = deferred.filter(|deferred| deferred.queue == queue && !deferred.is_released);
             u32::try_from(of.count()).unwrap()
         })
     }
 
     pub fn deferred_tenants(&self) -> BTreeSet<(DeferredQueue, Tenant)> {
-        let held = self.held.values();
-        let held = held.filter(|held| held.queue != DeferredQueue::In && !held.is_released);
-        held.map(|held| (held.queue, held.tenant.clone())).collect()
+        let deferred = self.deferred.values();
+        let deferred = deferred
+            .filter(|deferred| deferred.queue != DeferredQueue::In && !deferred.is_released);
+        deferred
+            .map(|deferred| (deferred.queue, deferred.tenant.clone()))
+            .collect()
     }
 
-    /// For each tenant its released jobs that have not ended and the tokens that count; those of jobs
-    /// that have ended count where the tenant has a quota. What does not count is forgotten.
+    /// For each tenant its released open jobs and their tokens; tokens of ended jobs count where the
+    /// tenant has a quota. Forgets the rest.
     pub fn loads(&mut self, with_quota: &Tenant) -> BTreeMap<Tenant, (u32, u64)> {
         let jobs = &self.jobs;
-        self.held.retain(|id, held| {
+        self.deferred.retain(|id, deferred| {
             let job = &jobs[id];
-            let counts = match held.queue {
+            let counts = match deferred.queue {
                 DeferredQueue::In => job.state == JobState::Queued,
-                DeferredQueue::Tier(_) => job.is_open() || held.tenant == *with_quota,
+                DeferredQueue::Tier(_) => job.is_open() || deferred.tenant == *with_quota,
             };
-            !held.is_released || counts
+            !deferred.is_released || counts
         });
         let mut loads: BTreeMap<Tenant, (u32, u64)> = BTreeMap::new();
-        for (id, held) in &self.held {
+        for (id, deferred) in &self.deferred {
             let is_open = self.jobs[id].is_open();
-            if held.is_released && held.queue != DeferredQueue::In {
-                let load = loads.entry(held.tenant.clone()).or_default();
+            if deferred.is_released && deferred.queue != DeferredQueue::In {
+                let load = loads.entry(deferred.tenant.clone()).or_default();
                 load.0 += u32::from(is_open);
-                load.1 += u64::from(held.tokens);
+                load.1 += u64::from(deferred.tokens);
             }
         }
         loads
     }
 
-    /// Jobs whose message may be lost: open, not held, not waiting and not in living hands. `true` where
-    /// a former claim still holds, so that the ledger may wait for its end.
+    /// Jobs that may be stuck: open, not deferred, not waiting and without a live worker. `true` where an
+    /// earlier lease still holds, so that the database may wait for its end.
     pub fn unattended(&self) -> BTreeMap<JobId, (Message, bool)> {
         let mut found = BTreeMap::new();
         for (id, job) in &self.jobs {
@@ -182,7 +196,7 @@ impl Model {
         found
     }
 
-    /// Ends an overdue job that nobody runs.
+    /// Expires an overdue job that no worker runs.
     pub fn expire(&mut self, id: JobId) {
         let job = self.jobs.get_mut(&id).unwrap();
         job.lose();

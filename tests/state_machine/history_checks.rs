@@ -1,4 +1,4 @@
-//! Whether the attempts of a job are what those were told who made them.
+//! Compares the attempts of a job with what their workers observed.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use promptyard::{
     store::{AttemptRecord, Store},
 };
 
-use crate::actors::{Run, Said, Told};
+use crate::actors::{Observed, Run, Said};
 
-/// Every attempt was given to one worker and came to what that worker was told, or was lost.
+/// Every attempt went to one worker and has the outcome that the worker observed, or was lost.
 pub async fn judge_attempts(
     store: &Store,
     record: &JobRecord,
-    told: &Told,
+    observed: &Observed,
     (attempts_max, seed): (u32, u64),
 ) {
     let id = record.id;
     let rows = store.attempts(id).await.unwrap();
     let mut runs: BTreeMap<u32, &Run> = BTreeMap::new();
-    for run in told.runs.iter().filter(|run| run.job == id) {
+    for run in observed.runs.iter().filter(|run| run.job == id) {
         let earlier = runs.insert(run.attempt, run);
         assert!(
             earlier.is_none(),
@@ -39,7 +39,7 @@ pub async fn judge_attempts(
     let (mut counted, mut before) = (0, "");
     for row in &rows {
         let run = runs[&row.attempt];
-        let words = told
+        let words = observed
             .words
             .iter()
             .filter(|word| word.job == id && word.attempt == row.attempt);
@@ -53,7 +53,7 @@ pub async fn judge_attempts(
         let said = outcomes.first().copied();
         let is_withdrawn = record.state == JobState::Cancelled && row.attempt == record.attempts;
         let expected = match said {
-            Some("retried apart") => "retried",
+            Some("retry isolated") => "retried",
             Some(outcome) => outcome,
             None if is_withdrawn => judge_withdrawn(row, &fenced, seed),
             None => "lost",
@@ -65,7 +65,7 @@ pub async fn judge_attempts(
             before == "lost",
             "seed {seed}: {run:?} after {before:?}"
         );
-        let counts = !matches!(said, Some("returned" | "retried apart"));
+        let counts = !matches!(said, Some("returned" | "retry isolated"));
         counted += u32::from(counts);
         assert!(
             counted <= attempts_max,
@@ -86,8 +86,8 @@ pub async fn judge_attempts(
     }
 }
 
-/// The attempt of a job that was taken back: closed by the first that was said of it, with what it had
-/// written, unless its worker was given up before.
+/// The attempt of a cancelled job: the first settlement closes it and stores its partial answer, unless
+/// its lease was over before.
 fn judge_withdrawn(row: &AttemptRecord, fenced: &[&Said], seed: u64) -> &'static str {
     match row.outcome.as_str() {
         "cancelled" => {

@@ -10,7 +10,7 @@ use crate::support::workdir::{FAST, PROMPT, Workdir};
 
 /// Every case of a wrong environment or usage: arguments, exit code, what is said.
 #[test]
-fn wrong_usage_and_environment_get_one_clear_line() {
+fn usage_errors_print_one_line() {
     let dir = Workdir::new();
     dir.write("prompts", "hello\n");
     dir.write(
@@ -178,7 +178,7 @@ fn wrong_usage_and_environment_get_one_clear_line() {
 }
 
 #[test]
-fn other_commands_refuse_as_clearly() {
+fn usage_errors_of_other_commands_print_one_line() {
     let dir = Workdir::new();
     dir.write("prompts", "hello\n");
     let cases: &[(&[&str], i32, &[&str])] = &[
@@ -237,7 +237,7 @@ fn a_failed_start_leaves_earlier_answers_alone() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_nothing_computed_is_lost() {
+fn a_full_disk_is_reported_and_loses_no_answer() {
     let dir = Workdir::new();
     let lines: String = (0..100).map(|at| format!("question {at}\n")).collect();
     dir.write("prompts", lines);
@@ -266,7 +266,7 @@ fn a_full_disk_is_told_and_nothing_computed_is_lost() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_fault() {
+fn a_closed_pipe_is_no_error() {
     let dir = Workdir::new();
     let lines: String = (0..500).map(|at| format!("question {at}\n")).collect();
     dir.write("prompts", lines);
@@ -289,7 +289,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() {
 }
 
 #[test]
-fn a_second_run_on_the_same_ledger_is_turned_away() {
+fn a_second_run_on_the_same_database_is_refused() {
     let dir = Workdir::new();
     let lines: String = (0..40).map(|at| format!("question {at}\n")).collect();
     dir.write("prompts", lines);
