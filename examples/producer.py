@@ -5,8 +5,8 @@
     python producer.py --file prompts.jsonl > answers.jsonl
 
 A line of the file is an OpenAI batch line, a chat-completions body, {"prompt": ...} or plain text.
-Exit codes: 0 all answered with status 200, 1 some prompts were refused or failed, 2 wrong usage,
-3 the broker cannot be used, 4 answers are missing when the time is over.
+Exit codes: 0 all answered with status 200; 1 some prompts were refused or failed; 2 usage error; 3 the broker is not
+available; 4 some answers did not arrive in time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def amqp_url(text):
 
 
 def read_bodies(arguments):
-    """Yields one JSON body for each prompt; what is a JSON object already goes out as it is."""
+    """Yields one JSON body for each prompt; a JSON object is sent unchanged."""
     lines = list(arguments.prompts)
     if arguments.file:
         with sys.stdin if arguments.file == "-" else open(arguments.file, encoding="utf-8") as file:
@@ -36,13 +36,13 @@ def read_bodies(arguments):
 
 
 def publish(channel, exchange, reply_queue, body, key):
-    """Hands one body over. When this returns None, RabbitMQ has it on disk; else it says why not."""
+    """Publishes one body. Returns None once RabbitMQ has confirmed it, otherwise the reason why not."""
     properties = pika.BasicProperties(
         content_type="application/json",
         delivery_mode=pika.DeliveryMode.Persistent,
-        message_id=key,  # the idempotency key: the same key is computed once, however often it is sent
+        message_id=key,  # the idempotency key: one job, however often it is sent
         reply_to=reply_queue,
-        correlation_id=key,  # comes back with the answer
+        correlation_id=key,  # returned with the answer
         timestamp=int(time.time()),
     )
     try:
@@ -55,7 +55,7 @@ def publish(channel, exchange, reply_queue, body, key):
 
 
 def collect(channel, reply_queue, waiting, timeout_s):
-    """Prints answers until none is missing or the time is over; returns how many did not succeed."""
+    """Prints answers until all have arrived or the time is over; returns how many did not succeed."""
     failed, deadline = 0, time.monotonic() + timeout_s
     for _, properties, body in channel.consume(reply_queue, auto_ack=True, inactivity_timeout=0.2):
         if properties and properties.correlation_id in waiting:
@@ -68,20 +68,20 @@ def collect(channel, reply_queue, waiting, timeout_s):
 
 
 def produce(arguments, bodies):
-    arguments.url.blocked_connection_timeout = arguments.timeout  # a memory alarm stops publishers
+    arguments.url.blocked_connection_timeout = arguments.timeout  # a memory alarm blocks publishers
     connection = pika.BlockingConnection(arguments.url)
     channel = connection.channel()
-    channel.confirm_delivery()  # basic_publish then waits for the broker's word
+    channel.confirm_delivery()  # basic_publish then waits for the broker's confirm
     reply_queue = channel.queue_declare("", exclusive=True).method.queue
     waiting, refused = set(), 0
     for number, body in enumerate(bodies, 1):
         key = f"{arguments.key}-{number}" if arguments.key else str(uuid.uuid4())
-        fault = publish(channel, arguments.prefix + "promptyard", reply_queue, body, key)
-        if fault is None:
+        error = publish(channel, arguments.prefix + "promptyard", reply_queue, body, key)
+        if error is None:
             waiting.add(key)
         else:
             refused += 1
-            print(f"producer: prompt {number} {fault}", file=sys.stderr)
+            print(f"producer: prompt {number} {error}", file=sys.stderr)
     failed = collect(channel, reply_queue, waiting, arguments.timeout) if waiting else 0
     connection.close()
     if waiting:
@@ -101,17 +101,17 @@ def main():
     arguments = parser.parse_args()
     try:
         bodies = list(read_bodies(arguments))
-    except (OSError, UnicodeDecodeError) as fault:
-        parser.error(f"cannot read {arguments.file}: {fault}")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"cannot read {arguments.file}: {error}")
     if not bodies:
         parser.error("no prompts: give them as arguments or with --file")
     try:
         return produce(arguments, bodies)
-    except ChannelClosedByBroker as fault:
-        print(f"producer: {fault.reply_text}; has promptyard been started?", file=sys.stderr)
+    except ChannelClosedByBroker as error:
+        print(f"producer: {error.reply_text}; has promptyard been started?", file=sys.stderr)
         return 3
-    except (AMQPError, OSError) as fault:
-        print(f"producer: the broker cannot be reached: {fault!r}", file=sys.stderr)
+    except (AMQPError, OSError) as error:
+        print(f"producer: the broker cannot be reached: {error!r}", file=sys.stderr)
         return 3
 
 

@@ -57,8 +57,8 @@ def main():
     probe = probe_amqp if url.startswith("amqp") else probe_postgres
     try:
         probe(url)
-    except Exception as fault:  # Whatever goes wrong, the server is of no use.
-        print(f"{type(fault).__name__}: {fault}".rstrip(": "), file=sys.stderr)
+    except Exception as error:  # Whatever goes wrong, the server is of no use.
+        print(f"{type(error).__name__}: {error}".rstrip(": "), file=sys.stderr)
         sys.exit(1)
 
 

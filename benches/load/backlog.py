@@ -26,7 +26,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--routers", type=int, default=2)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--engine", default="scripted:latency_ms=5")
-    parser.add_argument("--places", type=int, default=64, help="jobs that a worker runs at once, of each tier [64]")
+    parser.add_argument("--slots", type=int, default=64, help="jobs that a worker runs at once, of each tier [64]")
     parser.add_argument("--set", action="append", default=[], help="a setting of every role, as promptyard takes it")
     parser.add_argument("--limit-s", type=float, default=7200, help="give up after so long [7200]")
 
@@ -36,9 +36,9 @@ def start(args: argparse.Namespace, fleet: Fleet) -> None:
     for number in range(args.routers):
         fleet.start(f"router-{number + 1}", "route", *settings)
     engines = ["--small", args.engine, "--large", args.engine]
-    places = ["--set", f"small.batch_max={args.places}", "--set", f"large.batch_max={args.places}"]
+    slots = ["--set", f"small.batch_max={args.slots}", "--set", f"large.batch_max={args.slots}"]
     for number in range(args.workers):
-        fleet.start(f"worker-{number + 1}", "work", "--tier", "small,large", *engines, *places, *settings)
+        fleet.start(f"worker-{number + 1}", "work", "--tier", "small,large", *engines, *slots, *settings)
 
 
 class Watch:

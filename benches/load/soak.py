@@ -51,12 +51,12 @@ NOISE = {"memory": (0.10, 8 * MEGABYTE), "files": (0.10, 4), "connections": (0.1
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--load", type=float, default=0.8, help="share of what the workers' places can take [0.8]")
+    parser.add_argument("--load", type=float, default=0.8, help="share of what the workers' slots can take [0.8]")
     parser.add_argument("--seed", type=int, default=1)
 
 
 def capacity() -> float:
-    """Jobs a second that the places can compute, half of them on each tier."""
+    """Jobs a second that the slots can compute, half of them on each tier."""
     per_tier = [WORKERS * PLACES / ((least + more / 2 + OVERHEAD_MS) / 1e3) for least, more in LATENCY.values()]
     return 2 * min(per_tier)
 
@@ -72,7 +72,7 @@ class Traffic:
         self.accepted: dict[str, int] = dict.fromkeys([*KINDS, "poison"], 0)
         self.awaited: dict[str, float] = {}
         self.latencies: list[tuple[float, float]] = []
-        self.faults: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
         self.calls: queue.Queue = queue.Queue(HTTP_WAITING_MAX)
         # Calls that were not made since all clients were waiting for answers.
         self.skipped = 0
@@ -88,12 +88,12 @@ class Traffic:
     def _guard(self, work) -> None:
         try:
             work()
-        except Exception as fault:  # A producer that ends early is told, and makes the run fail.
-            self.count(f"{work.__name__} ended: {fault!r}")
+        except Exception as error:  # A producer that ends early is told, and makes the run fail.
+            self.count(f"{work.__name__} ended: {error!r}")
 
-    def count(self, fault: str) -> None:
+    def count(self, error: str) -> None:
         with self.lock:
-            self.faults[fault] = self.faults.get(fault, 0) + 1
+            self.errors[error] = self.errors.get(error, 0) + 1
 
     def accept(self, kind: str) -> None:
         with self.lock:
@@ -199,8 +199,8 @@ class Traffic:
             connection.request("POST", path, json.dumps(body), headers)
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"{}")
-        except (OSError, http.client.HTTPException) as fault:
-            self.count(f"HTTP: {fault!r}")
+        except (OSError, http.client.HTTPException) as error:
+            self.count(f"HTTP: {error!r}")
             connection.close()
             return 0, {}
 
@@ -262,7 +262,7 @@ def run(args: argparse.Namespace, fleet: Fleet, rabbit: RabbitMQ, postgres: Post
     time.sleep(3)
     traffic = Traffic(args, rabbit.url, port)
     watch = Watch(fleet, rabbit, postgres, traffic)
-    note(f"{traffic.rate:.1f} jobs/s, {args.load:.0%} of the places' capacity of {capacity():.1f} computed jobs/s")
+    note(f"{traffic.rate:.1f} jobs/s, {args.load:.0%} of the slots' capacity of {capacity():.1f} computed jobs/s")
     traffic.start()
     end = time.time() + 60 * args.minutes
     while time.time() < end:
@@ -279,8 +279,8 @@ def run(args: argparse.Namespace, fleet: Fleet, rabbit: RabbitMQ, postgres: Post
     show(watch.look())
     busy = float(postgres.rows("select coalesce(sum(extract(epoch from finished_at - started_at)), 0) from attempts where started_at is not null")[0][0])
     return dict(
-        rate=traffic.rate, capacity=capacity(), accepted=traffic.accepted, faults=traffic.faults, skipped=traffic.skipped, unanswered=len(traffic.awaited),
-        places_busy=busy / (steady[-1]["at_s"] * 2 * WORKERS * PLACES), latency=latencies([latency for _, latency in traffic.latencies]),
+        rate=traffic.rate, capacity=capacity(), accepted=traffic.accepted, errors=traffic.errors, skipped=traffic.skipped, unanswered=len(traffic.awaited),
+        slots_busy=busy / (steady[-1]["at_s"] * 2 * WORKERS * PLACES), latency=latencies([latency for _, latency in traffic.latencies]),
         growth=growth(steady), checks=check(postgres, rabbit, traffic), samples=watch.samples, warnings=fleet.warnings(),
         attempts=dict(postgres.rows("select outcome, count(*) from attempts group by outcome")),
         sources=dict(postgres.rows("select coalesce(source, 'none'), count(*) from jobs group by source")),
@@ -317,7 +317,7 @@ def check(postgres: Postgres, rabbit: RabbitMQ, traffic: Traffic) -> dict:
         "messages in queues": (sum(figures.get(queue, 0) for queue in QUEUES), 0),
         "jobs deferred": (number("select count(*) from deferred_jobs where released_at is null"), 0),
         "replies missing": (len(traffic.awaited), 0),
-        "faults of the producers": (sum(traffic.faults.values()), 0),
+        "producer errors": (sum(traffic.errors.values()), 0),
     }
     states = postgres.rows("select split_part(key, '-', 1), state, count(*) from jobs group by 1, 2 order by 1, 2")
     for kind, state, count in states:
@@ -332,10 +332,10 @@ def amount(what: str, value: float) -> str:
 
 def tell(args: argparse.Namespace, results: dict) -> bool:
     accepted = sum(results["accepted"].values())
-    say(f"{args.minutes:g} minutes, {accepted} jobs accepted ({accepted / args.minutes / 60:.1f}/s), places busy {results['places_busy']:.0%}")
+    say(f"{args.minutes:g} minutes, {accepted} jobs accepted ({accepted / args.minutes / 60:.1f}/s), slots busy {results['slots_busy']:.0%}")
     latency = results["latency"]
     say(f"plain jobs over AMQP: {latency['jobs']} answers, p50 {seconds(latency['p50'])}, p99 {seconds(latency['p99'])}, longest {seconds(latency['max'])}")
-    say(f"attempts {results['attempts']}; answers {results['sources']}; faults of the producers {results['faults']}; HTTP calls left out {results['skipped']}")
+    say(f"attempts {results['attempts']}; answers {results['sources']}; producer errors {results['errors']}; HTTP calls left out {results['skipped']}")
     say(f"warnings in the logs: {results['warnings']}\n")
     rows = [["median of", "first tenth", "last tenth", "change", ""]]
     holds = True

@@ -170,8 +170,8 @@ def run(words: list, **environment: object) -> str:
             timeout=FIGURE_SECONDS_MAX,
             start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired) as fault:
-        raise Failed(str(fault)) from fault
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failed(str(error)) from error
     if done.returncode:
         raise Failed(f"exit code {done.returncode}: {last_line(done.stderr)}")
     return done.stdout
