@@ -13,6 +13,7 @@ mod learning;
 mod load;
 mod outage;
 mod producer;
+mod readme;
 mod release;
 mod run;
 mod same_answers;
