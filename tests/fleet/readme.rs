@@ -91,17 +91,15 @@ fn shell(folder: &Workdir, block: &str) -> Output {
         command.env_remove(name);
     }
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{block}\n{}",
-        text(&output.stderr)
-    );
+    assert!(output.status.success(), "{block}\n{}", text(&output.stderr));
     output
 }
 
 /// What stands before the two blanks of each line of a summary.
 fn labels(summary: &str) -> Vec<String> {
-    let lines = summary.lines().filter_map(|line| line.trim().split_once("  "));
+    let lines = summary
+        .lines()
+        .filter_map(|line| line.trim().split_once("  "));
     lines.map(|(label, _)| label.to_owned()).collect()
 }
 
@@ -171,7 +169,10 @@ fn http_is_served_to_curl_and_the_openai_client() {
 #[test]
 fn own_models_answer_a_file() {
     let folder = checkout();
-    folder.write("prompts.jsonl", "how can i pay?\n{\"prompt\": \"what is 61 + 89?\"}\n");
+    folder.write(
+        "prompts.jsonl",
+        "how can i pay?\n{\"prompt\": \"what is 61 + 89?\"}\n",
+    );
     let block = block(OWN_MODELS);
     for (flag, model) in [("--small", "small"), ("--large", "large")] {
         let (_, rest) = block.split_once(flag).unwrap();
@@ -248,7 +249,14 @@ async fn roles_by_hand_answer_the_example_producer() {
 /// The documents that people read, by their paths.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["", "docs", "models", "models/router", "benches/load", "benches/peers"] {
+    for folder in [
+        "",
+        "docs",
+        "models",
+        "models/router",
+        "benches/load",
+        "benches/peers",
+    ] {
         for entry in fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {
@@ -263,7 +271,9 @@ fn documents() -> Vec<PathBuf> {
 /// A heading as links name it.
 fn anchor(heading: &str) -> String {
     let lower = heading.trim_start_matches('#').trim().to_lowercase();
-    let kept = lower.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    let kept = lower
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     kept.collect::<String>().replace(' ', "-")
 }
 
@@ -287,7 +297,11 @@ fn links_lead_to_files_and_headings_that_exist() {
                 let content = fs::read_to_string(&file).unwrap();
                 let headings = content.lines().filter(|line| line.starts_with('#'));
                 let anchors: BTreeSet<_> = headings.map(anchor).collect();
-                assert!(anchors.contains(heading), "{}: {target}", document.display());
+                assert!(
+                    anchors.contains(heading),
+                    "{}: {target}",
+                    document.display()
+                );
             }
             checked += 1;
         }
@@ -295,10 +309,56 @@ fn links_lead_to_files_and_headings_that_exist() {
     assert!(checked > 40, "only {checked} links were found");
 }
 
+/// The words of a line of shell, without quotes and comments.
+fn words(line: &str) -> Vec<String> {
+    let (mut found, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (None, '#') if word.is_none() => break,
+            (None, ' ') => found.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    found.extend(word);
+    found
+}
+
+#[test]
+fn documented_commands_exist() {
+    let mut checked = 0;
+    for document in documents() {
+        let content = fs::read_to_string(&document).unwrap().replace("\\\n", " ");
+        let id = uuid::Uuid::now_v7().to_string();
+        let mut is_fenced = false;
+        for line in content.lines() {
+            is_fenced ^= line.starts_with("```");
+            let is_code = is_fenced || line.starts_with("    ");
+            let line = line.split(" > ").next().unwrap().trim();
+            if !is_code || !line.starts_with("promptyard ") {
+                continue;
+            }
+            let line = line
+                .replace("JOB_ID", &id)
+                .replace(" ID", &format!(" {id}"));
+            let parsed = promptyard::cli::command().try_get_matches_from(words(&line));
+            parsed.unwrap_or_else(|error| panic!("{}: {line}\n{error}", document.display()));
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "only {checked} commands were found");
+}
+
 #[test]
 fn workflows_fit_their_schema_and_build_every_target() {
     let folder = root().join(".github/workflows");
-    let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let mut check = Command::new(python());
     let check = check
         .args(["-m", "check_jsonschema"])
@@ -312,12 +372,14 @@ fn workflows_fit_their_schema_and_build_every_target() {
         text(&check.stdout),
         text(&check.stderr)
     );
-    let release: Value =
-        serde_saphyr::from_str(&read(".github/workflows/release.yml")).unwrap();
+    let release: Value = serde_saphyr::from_str(&read(".github/workflows/release.yml")).unwrap();
     let jobs = release["jobs"]["archive"]["strategy"]["matrix"]["include"]
         .as_array()
         .unwrap();
-    let built: BTreeSet<_> = jobs.iter().map(|job| job["target"].as_str().unwrap()).collect();
+    let built: BTreeSet<_> = jobs
+        .iter()
+        .map(|job| job["target"].as_str().unwrap())
+        .collect();
     let dist = read("dist-workspace.toml").parse::<toml::Table>().unwrap();
     let wanted = dist["dist"]["targets"].as_array().unwrap().iter();
     let wanted: BTreeSet<_> = wanted.map(|target| target.as_str().unwrap()).collect();
