@@ -129,7 +129,7 @@ fn the_first_run_prints_the_summary_that_is_shown() {
     assert!(shown.len() >= 8, "{shown:?}");
     assert_eq!(printed, shown, "{}", text(&first.stderr));
     let again = text(&shell(&folder, &block(RUN)).stderr);
-    assert!(again.contains("200 of them in an earlier run"), "{again}");
+    assert!(again.contains("200 of them by an earlier run"), "{again}");
 }
 
 #[test]
