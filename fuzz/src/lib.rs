@@ -18,7 +18,7 @@ use chrono::NaiveDateTime;
 use promptyard::{
     config::{Config, Overrides, WeightKind},
     console::input::{self, Line, Lines},
-    engine::local::{CpuModel, ModelFiles, Shape},
+    engine::local::{CpuModel, ModelFiles, ModelShape},
     job::{Message, RequestLimits, Role, Submission},
     prompt::{ChatTemplate, Detokenizer, SpecialTokens, Specials, Vocabulary},
     scoring::{codec, features::Features, scorer::Scorer},
@@ -319,12 +319,12 @@ pub fn safetensors_header(bytes: &[u8]) {
     if *kind == b'i' {
         scratch.write("model.safetensors.index.json", rest);
     }
-    if let Ok(shape) = Shape::from_json(config, None) {
+    if let Ok(shape) = ModelShape::from_json(config, None) {
         assert_eq!(shape.windows.len(), shape.layers);
         assert!(shape.head > 0 && shape.heads.is_multiple_of(shape.kv_heads));
         assert!(shape.parameters() > 0);
     }
-    let files = ModelFiles::ModelRegistry(scratch.folder.clone());
+    let files = ModelFiles::Directory(scratch.folder.clone());
     let _ = files.weight_files();
     match CpuModel::read(&files, 64, WeightKind::F32) {
         Ok(model) => assert!(model.weight_bytes() > 0 && model.kv_bytes_per_block() > 0),

@@ -1,25 +1,25 @@
-//! What a step costs, learned from the steps that were computed.
+//! Learns what a step costs from the steps that were computed.
 
-/// What decides a step's time.
+/// What determines a step's duration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepSize {
+pub(crate) struct StepSize {
     /// Tokens computed.
     pub tokens: usize,
-    /// Positions that these tokens attend to, summed over the tokens.
+    /// Positions attended to, summed over the tokens.
     pub attended: usize,
 }
 
 impl StepSize {
-    /// A part of a step: some tokens that follow `from` others.
-    pub fn of(from: usize, tokens: usize) -> Self {
+    /// The size of computing `tokens` tokens that follow `from` others.
+    pub(crate) fn of(from: usize, tokens: usize) -> Self {
         // The token at position p attends to p + 1 positions.
         let attended = tokens * from + tokens * (tokens + 1) / 2;
         Self { tokens, attended }
     }
 
-    /// Both together.
+    /// The sum of both.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         Self {
             tokens: self.tokens + other.tokens,
             attended: self.attended + other.attended,
@@ -27,12 +27,12 @@ impl StepSize {
     }
 }
 
-/// Seconds of a step as a fixed part, a part for each token and one for each position attended to.
+/// Predicts a step's seconds as a constant, plus a cost per token and one per attended position.
 ///
-/// Least squares over the steps so far, older ones counting less, held to the last estimate where
-/// the steps say nothing (steps of one size only), and never negative.
+/// Least squares over past steps with exponential decay, regularised towards the last estimate so
+/// that steps of a single size do not erase what is known about others, and never negative.
 #[derive(Clone, Debug)]
-pub struct StepCost {
+pub(crate) struct StepCost {
     /// Decayed sums of products of the sizes (1, tokens, attended), in units near 1.
     products: [[f64; 3]; 3],
     /// Decayed sums of the sizes times the seconds.
@@ -41,13 +41,13 @@ pub struct StepCost {
     steps: u32,
 }
 
-/// Weight of a step after the next: steps of the last minute or so count.
+/// Weight of a step relative to the next: roughly the last 100 steps count.
 const DECAY: f64 = 0.99;
-/// Pull towards the last estimate.
+/// Regularisation towards the last estimate.
 const PULL: f64 = 1e-3;
-/// Brings tokens and positions near 1, for the numbers' sake.
+/// Scales tokens and positions to values near 1, for numerical stability.
 const UNITS: [f64; 3] = [1.0, 1e-2, 1e-5];
-/// Steps before the estimate is worth anything.
+/// Steps needed before an estimate is given.
 const STEPS_MIN: u32 = 8;
 
 impl Default for StepCost {
@@ -62,8 +62,8 @@ impl Default for StepCost {
 }
 
 impl StepCost {
-    /// Takes in what a step took.
-    pub fn observe(&mut self, size: StepSize, seconds: f64) {
+    /// Records a step's duration.
+    pub(crate) fn observe(&mut self, size: StepSize, seconds: f64) {
         if !seconds.is_finite() || seconds < 0.0 || size.tokens == 0 {
             return;
         }
@@ -80,15 +80,15 @@ impl StepCost {
         self.seconds = self.fit();
     }
 
-    /// Seconds that a step of this size takes; `None` until enough steps were seen.
-    pub fn seconds(&self, size: StepSize) -> Option<f64> {
+    /// Predicted seconds of a step of this size; `None` until enough steps were observed.
+    pub(crate) fn seconds(&self, size: StepSize) -> Option<f64> {
         (self.steps >= STEPS_MIN).then(|| {
             let parts = scaled(size).into_iter().zip(self.seconds);
             parts.map(|(size, seconds)| size * seconds).sum()
         })
     }
 
-    /// Solves with ever fewer parts until none is negative: a part that would be negative is 0.
+    /// Non-negative least squares: fixes the most negative coefficient at 0 until none is negative.
     fn fit(&self) -> [f64; 3] {
         let mut free = [true; 3];
         loop {
@@ -116,7 +116,7 @@ impl StepCost {
             row[at] += PULL;
             row[3] = self.times[at] + PULL * self.seconds[at];
         }
-        // Elimination without exchange of rows: the matrix is positive definite.
+        // Elimination without pivoting: the matrix is positive definite.
         for at in 0..3 {
             for below in at + 1..3 {
                 let pivot = rows[at];
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_attends_to_itself_and_to_all_before() {
+    fn a_chunk_attends_to_itself_and_all_before_it() {
         assert_eq!(
             StepSize::of(0, 3),
             StepSize {
@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn finds_the_cost_of_a_machine_again_and_follows_it_when_it_changes(
+        fn learns_a_machines_cost_and_follows_its_changes(
             fixed in 0.0f64..0.05,
             per_token in 1e-5f64..5e-3,
             per_position in 0.0f64..2e-6,
@@ -198,7 +198,7 @@ mod tests {
         }
 
         #[test]
-        fn is_never_negative_whatever_is_seen(
+        fn predictions_are_never_negative(
             steps in prop::collection::vec((0usize..600, 0usize..100_000, 0.0f64..10.0), 0..60),
         ) {
             let mut cost = StepCost::default();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_of_one_size_do_not_unlearn_the_others() {
+    fn steps_of_one_size_keep_the_estimates_for_others() {
         let truth = |size: StepSize| 0.01 + 1e-3 * size.tokens as f64;
         let mut cost = StepCost::default();
         for tokens in (1..60).chain(std::iter::repeat_n(8, 2_000)) {

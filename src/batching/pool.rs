@@ -1,47 +1,46 @@
-//! Blocks of the KV cache: who uses them, what the unused ones still hold, which is taken next.
+//! The pool of KV cache blocks: usage counts, contents of unused blocks, and eviction order.
 
 use std::collections::HashMap;
 
 use super::prefix::{BLOCK_TOKENS, PrefixHash};
 
-/// One block of every layer's arena.
+/// A block of the KV cache, in every layer's arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
 impl BlockId {
-    /// Where it lies in an arena.
+    /// Index into an arena.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A full block's content, by name and by its own tokens.
+/// A full block's content: its prefix hash and its tokens.
 #[derive(Clone, Debug)]
-struct Content {
+struct BlockContent {
     prefix: PrefixHash,
     tokens: [u32; BLOCK_TOKENS],
 }
 
 #[derive(Clone, Debug, Default)]
-struct Block {
+struct KvBlock {
     users: u32,
-    content: Option<Box<Content>>,
-    /// Neighbours among the unused blocks with content.
+    content: Option<Box<BlockContent>>,
+    /// Neighbours in the LRU list of cached blocks.
     older: Option<BlockId>,
     newer: Option<BlockId>,
 }
 
-/// A fixed number of blocks, counted references, and the content of full ones.
+/// A fixed number of reference-counted blocks and the contents of the full ones.
 ///
-/// A block is *used* (by one sequence, or by several that begin alike), or unused and *kept* (its
-/// content may be asked for again), or *blank*. Blank blocks are taken first, then the kept one
-/// that has been unused for longest.
+/// A block is *used* (by one sequence, or several with a common prefix), *cached* (unused, content
+/// reusable) or *blank*. Blank blocks are taken first, then the least recently used cached one.
 #[derive(Clone, Debug)]
-pub struct BlockPool {
-    blocks: Vec<Block>,
+pub(crate) struct BlockPool {
+    blocks: Vec<KvBlock>,
     by_prefix: HashMap<PrefixHash, BlockId>,
     blank: Vec<BlockId>,
-    kept: usize,
+    cached: usize,
     oldest: Option<BlockId>,
     newest: Option<BlockId>,
 }
@@ -50,44 +49,44 @@ impl BlockPool {
     /// A pool of blank blocks.
     ///
     /// # Panics
-    /// When there are more than fit a `u32`.
-    pub fn new(blocks: usize) -> Self {
+    /// When the count exceeds `u32`.
+    pub(crate) fn new(blocks: usize) -> Self {
         let count = u32::try_from(blocks).expect("memory for that many blocks does not exist");
         Self {
-            blocks: vec![Block::default(); blocks],
+            blocks: vec![KvBlock::default(); blocks],
             by_prefix: HashMap::new(),
-            // The lowest is taken first, so that an arena's memory is touched as it is needed.
+            // Take the lowest first, so that an arena's memory is touched only as needed.
             blank: (0..count).rev().map(BlockId).collect(),
-            kept: 0,
+            cached: 0,
             oldest: None,
             newest: None,
         }
     }
 
-    /// Blocks in all.
-    pub fn len(&self) -> usize {
+    /// Total number of blocks.
+    pub(crate) fn len(&self) -> usize {
         self.blocks.len()
     }
 
     /// True for a pool without blocks.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
-    /// Blocks that nobody uses.
-    pub fn available(&self) -> usize {
-        self.blank.len() + self.kept
+    /// Blocks that no sequence uses.
+    pub(crate) fn available(&self) -> usize {
+        self.blank.len() + self.cached
     }
 
-    /// Takes an unused block and forgets what it held; `None` when all are used.
-    pub fn take(&mut self) -> Option<BlockId> {
+    /// Takes an unused block and drops its content; `None` when all are used.
+    pub(crate) fn take(&mut self) -> Option<BlockId> {
         let id = match self.blank.pop() {
             Some(id) => id,
             None => {
                 let id = self.oldest?;
                 self.unlink(id);
                 let content = self.blocks[id.index()].content.take();
-                let content = content.expect("kept blocks have content");
+                let content = content.expect("cached blocks have content");
                 self.by_prefix.remove(&content.prefix);
                 id
             }
@@ -96,8 +95,12 @@ impl BlockPool {
         Some(id)
     }
 
-    /// The block that ends this beginning, used once more; its tokens are compared, too.
-    pub fn reuse(&mut self, prefix: PrefixHash, tokens: &[u32; BLOCK_TOKENS]) -> Option<BlockId> {
+    /// Finds the cached block that ends this prefix and adds a user; compares its tokens as well.
+    pub(crate) fn reuse(
+        &mut self,
+        prefix: PrefixHash,
+        tokens: &[u32; BLOCK_TOKENS],
+    ) -> Option<BlockId> {
         let id = self.find(prefix, tokens)?;
         if self.blocks[id.index()].users == 0 {
             self.unlink(id);
@@ -106,8 +109,8 @@ impl BlockPool {
         Some(id)
     }
 
-    /// Whether some block ends this beginning: `Some(true)` when somebody uses it.
-    pub fn is_used(&self, prefix: PrefixHash, tokens: &[u32; BLOCK_TOKENS]) -> Option<bool> {
+    /// Looks up the block that ends this prefix: `Some(true)` when it is in use, `Some(false)` when cached.
+    pub(crate) fn is_used(&self, prefix: PrefixHash, tokens: &[u32; BLOCK_TOKENS]) -> Option<bool> {
         let id = self.find(prefix, tokens)?;
         Some(self.blocks[id.index()].users > 0)
     }
@@ -118,25 +121,25 @@ impl BlockPool {
         (content?.tokens == *tokens).then_some(id)
     }
 
-    /// Notes what a used block holds, so that others may use it, too. Where another block already
-    /// holds the same, that one goes on being found.
-    pub fn note(&mut self, id: BlockId, prefix: PrefixHash, tokens: &[u32; BLOCK_TOKENS]) {
+    /// Records the content of a used block so that other sequences can reuse it. A block already
+    /// recorded for the same prefix is kept.
+    pub(crate) fn record(&mut self, id: BlockId, prefix: PrefixHash, tokens: &[u32; BLOCK_TOKENS]) {
         debug_assert!(
             self.blocks[id.index()].users > 0,
-            "an unused block is filled"
+            "recorded the content of an unused block"
         );
         if self.by_prefix.contains_key(&prefix) {
             return;
         }
         self.by_prefix.insert(prefix, id);
         let tokens = *tokens;
-        self.blocks[id.index()].content = Some(Box::new(Content { prefix, tokens }));
+        self.blocks[id.index()].content = Some(Box::new(BlockContent { prefix, tokens }));
     }
 
-    /// Gives a block back once; the last user's return makes it kept or blank.
-    pub fn release(&mut self, id: BlockId) {
+    /// Removes one user; without users the block becomes cached or blank.
+    pub(crate) fn release(&mut self, id: BlockId) {
         let block = &mut self.blocks[id.index()];
-        debug_assert!(block.users > 0, "a block is given back twice");
+        debug_assert!(block.users > 0, "a block is released twice");
         block.users -= 1;
         if block.users > 0 {
             return;
@@ -152,7 +155,7 @@ impl BlockPool {
             None => self.oldest = Some(id),
         }
         self.newest = Some(id);
-        self.kept += 1;
+        self.cached += 1;
     }
 
     fn unlink(&mut self, id: BlockId) {
@@ -166,7 +169,7 @@ impl BlockPool {
             Some(newer) => self.blocks[newer.index()].older = older,
             None => self.newest = older,
         }
-        self.kept -= 1;
+        self.cached -= 1;
     }
 }
 
@@ -185,43 +188,43 @@ mod tests {
     }
 
     #[test]
-    fn a_hit_needs_the_same_tokens_and_not_only_the_same_name() {
+    fn a_hit_compares_tokens_and_not_only_the_hash() {
         let mut pool = BlockPool::new(2);
         let id = pool.take().expect("blank");
-        pool.note(id, prefix(1), &tokens(1));
+        pool.record(id, prefix(1), &tokens(1));
         assert_eq!(pool.reuse(prefix(1), &tokens(2)), None);
         assert_eq!(pool.reuse(prefix(2), &tokens(1)), None);
         assert_eq!(pool.reuse(prefix(1), &tokens(1)), Some(id));
     }
 
     #[test]
-    fn of_two_blocks_with_the_same_content_one_is_found_and_the_other_is_blank_after_use() {
+    fn of_two_blocks_with_equal_content_only_the_first_is_cached() {
         let mut pool = BlockPool::new(2);
         let (first, second) = (pool.take().expect("blank"), pool.take().expect("blank"));
-        pool.note(first, prefix(1), &tokens(1));
-        pool.note(second, prefix(1), &tokens(1));
+        pool.record(first, prefix(1), &tokens(1));
+        pool.record(second, prefix(1), &tokens(1));
         pool.release(second);
         pool.release(first);
         assert_eq!(
             pool.take(),
             Some(second),
-            "what nobody finds is taken first"
+            "a block that cannot be found is taken first"
         );
         assert_eq!(pool.reuse(prefix(1), &tokens(1)), Some(first));
     }
 
-    /// What the pool promises, written down with lists that are searched.
+    /// The pool's contract as a naive model with linear search.
     #[derive(Default)]
     struct Model {
         users: HashMap<BlockId, u32>,
         content: HashMap<BlockId, u32>,
-        /// Unused blocks with content, the oldest first.
-        kept: Vec<BlockId>,
+        /// Unused blocks with content, least recently used first.
+        cached: Vec<BlockId>,
     }
 
     proptest! {
         #[test]
-        fn does_what_a_model_with_lists_does(
+        fn behaves_like_the_naive_model(
             blocks in 1usize..8,
             moves in prop::collection::vec((0u8..4, 0u32..6), 1..200),
         ) {
@@ -233,10 +236,10 @@ mod tests {
                     0 => match pool.take() {
                         Some(id) => {
                             prop_assert!(!model.users.contains_key(&id), "a used block was taken");
-                            if model.kept.contains(&id) {
-                                let lowest = blocks - model.users.len() == model.kept.len();
-                                prop_assert!(lowest, "content was given up beside a blank block");
-                                prop_assert_eq!(model.kept.remove(0), id, "not the oldest");
+                            if model.cached.contains(&id) {
+                                let lowest = blocks - model.users.len() == model.cached.len();
+                                prop_assert!(lowest, "content was evicted while a block was blank");
+                                prop_assert_eq!(model.cached.remove(0), id, "not the oldest");
                                 model.content.remove(&id);
                             }
                             model.users.insert(id, 1);
@@ -244,21 +247,21 @@ mod tests {
                         None => prop_assert_eq!(used.len(), blocks),
                     },
                     1 => {
-                        let holder = model.content.iter().find(|(_, held)| **held == value);
+                        let holder = model.content.iter().find(|(_, cached)| **cached == value);
                         let holder = holder.map(|(id, _)| *id);
                         let peeked = pool.is_used(prefix(value), &tokens(value));
                         prop_assert_eq!(peeked, holder.map(|id| model.users.contains_key(&id)));
                         prop_assert_eq!(pool.reuse(prefix(value), &tokens(value)), holder);
                         if let Some(id) = holder {
-                            model.kept.retain(|kept| *kept != id);
+                            model.cached.retain(|cached| *cached != id);
                             *model.users.entry(id).or_default() += 1;
                         }
                     }
                     2 => {
                         let fresh = used.iter().find(|id| !model.content.contains_key(id));
                         if let Some(id) = fresh {
-                            pool.note(*id, prefix(value), &tokens(value));
-                            if !model.content.values().any(|held| *held == value) {
+                            pool.record(*id, prefix(value), &tokens(value));
+                            if !model.content.values().any(|cached| *cached == value) {
                                 model.content.insert(*id, value);
                             }
                         }
@@ -271,7 +274,7 @@ mod tests {
                         } else {
                             model.users.remove(id);
                             if model.content.contains_key(id) {
-                                model.kept.push(*id);
+                                model.cached.push(*id);
                             }
                         }
                     },

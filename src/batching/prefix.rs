@@ -1,31 +1,31 @@
-//! Names for the beginnings of sequences.
+//! Hashes that identify prefixes of sequences.
 
 use std::fmt;
 
-/// Positions that a KV block holds.
+/// Positions per KV block.
 pub const BLOCK_TOKENS: usize = 32;
 
-/// Names everything up to the end of a full block: the scope it may be reused in, and every token
-/// since the beginning. 128 bits of BLAKE3, each link over the one before (as vLLM chains them).
+/// Identifies a prefix that ends with a full block: its sharing scope and all its tokens. The first
+/// 128 bits of a BLAKE3 hash chained block by block, as in vLLM.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PrefixHash([u8; 16]);
+pub(crate) struct PrefixHash([u8; 16]);
 
 impl PrefixHash {
-    /// The empty beginning within a scope. Sequences of different scopes (another model revision,
-    /// another tenant) never share a block.
-    pub fn of_scope(parts: &[&str]) -> Self {
+    /// The empty prefix of a scope. Sequences of different scopes (another model revision or tenant)
+    /// never share blocks.
+    pub(crate) fn of_scope(parts: &[&str]) -> Self {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
-            // The length keeps ["ab", "c"] and ["a", "bc"] apart.
+            // The length distinguishes ["ab", "c"] from ["a", "bc"].
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
         Self::cut(&hasher)
     }
 
-    /// The beginning that is one block longer.
+    /// The prefix extended by one block.
     #[must_use]
-    pub fn then(self, tokens: &[u32; BLOCK_TOKENS]) -> Self {
+    pub(crate) fn then(self, tokens: &[u32; BLOCK_TOKENS]) -> Self {
         let mut bytes = [0; 16 + 4 * BLOCK_TOKENS];
         bytes[..16].copy_from_slice(&self.0);
         for (to, token) in bytes[16..].chunks_exact_mut(4).zip(tokens) {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depends_on_scope_and_on_every_token_before() {
+    fn depends_on_scope_and_all_tokens() {
         let root = PrefixHash::of_scope(&["r1", "a"]);
         assert_ne!(root, PrefixHash::of_scope(&["r1a", ""]));
         assert_ne!(root, PrefixHash::of_scope(&["r1", "b"]));

@@ -1,27 +1,27 @@
-//! Who waits, and whose turn is next.
+//! The waiting queue and its order.
 
 use std::time::Duration;
 
 use super::{
     cost::StepSize,
-    pace::Pace,
-    sequence::{Class, Sequence, SequenceId, Turn},
+    sequence::{PriorityClass, ScheduleOrder, ScheduledSequence, SequenceId},
+    step_budget::StepBudget,
 };
 use crate::job::Priority;
 
-/// A sequence that has waited for so long is served like one of high priority; those came later, so
-/// it goes before them, and nobody starves.
+/// After waiting this long, a sequence counts as high priority; having arrived earlier, it then runs
+/// before the others of that class, so none starves.
 const AGEING: Duration = Duration::from_secs(10);
-/// A sequence is urgent when less than this many times the time it needs is left.
+/// A sequence is urgent when less than this multiple of its predicted run time is left.
 const URGENT_TIMES: f64 = 2.0;
 
-/// Waiting sequences, in no order: their turn depends on the time.
+/// Waiting sequences, unsorted: their order depends on the current time.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    sequences: Vec<Sequence>,
+pub(super) struct WaitingQueue {
+    sequences: Vec<ScheduledSequence>,
 }
 
-impl Queue {
+impl WaitingQueue {
     pub(super) fn len(&self) -> usize {
         self.sequences.len()
     }
@@ -30,43 +30,51 @@ impl Queue {
         self.sequences.is_empty()
     }
 
-    pub(super) fn push(&mut self, sequence: Sequence) {
+    pub(super) fn push(&mut self, sequence: ScheduledSequence) {
         self.sequences.push(sequence);
     }
 
-    pub(super) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+    pub(super) fn remove(&mut self, id: SequenceId) -> Option<ScheduledSequence> {
         let at = self.sequences.iter().position(|waiting| waiting.id == id)?;
         Some(self.sequences.swap_remove(at))
     }
 
-    /// The sequence whose turn is next, with its turn set.
-    pub(super) fn next(&mut self, now: Duration, pace: &Pace) -> Option<&mut Sequence> {
+    /// The first sequence in order, with its order updated.
+    pub(super) fn next(
+        &mut self,
+        now: Duration,
+        step_budget: &StepBudget,
+    ) -> Option<&mut ScheduledSequence> {
         for sequence in &mut self.sequences {
-            sequence.turn = Turn {
-                class: class(sequence, now, pace),
+            sequence.order = ScheduleOrder {
+                class: class(sequence, now, step_budget),
                 arrival: sequence.id,
             };
         }
         self.sequences
             .iter_mut()
-            .min_by_key(|sequence| sequence.turn)
+            .min_by_key(|sequence| sequence.order)
     }
 }
 
-fn class(sequence: &Sequence, now: Duration, pace: &Pace) -> Class {
+fn class(sequence: &ScheduledSequence, now: Duration, step_budget: &StepBudget) -> PriorityClass {
     let is_high = sequence.priority == Priority::High
         || now.saturating_sub(sequence.arrived) >= AGEING
-        || is_urgent(sequence, now, pace);
-    if is_high { Class::High } else { Class::Normal }
+        || is_urgent(sequence, now, step_budget);
+    if is_high {
+        PriorityClass::High
+    } else {
+        PriorityClass::Normal
+    }
 }
 
-/// True when the time left is short for what it may have to compute.
-fn is_urgent(sequence: &Sequence, now: Duration, pace: &Pace) -> bool {
+/// True when the time left is short for the predicted run time.
+fn is_urgent(sequence: &ScheduledSequence, now: Duration, step_budget: &StepBudget) -> bool {
     let Some(due) = sequence.due else {
         return false;
     };
-    let prompt = pace.seconds(StepSize::of(0, sequence.tokens.len()));
-    let step = pace.seconds(sequence.decode_size());
+    let prompt = step_budget.seconds(StepSize::of(0, sequence.tokens.len()));
+    let step = step_budget.seconds(sequence.decode_size());
     let (Some(prompt), Some(step)) = (prompt, step) else {
         return false;
     };

@@ -1,135 +1,135 @@
-//! The scheduler: who runs, in which blocks, and what the next step computes.
+//! The scheduler: which sequences run, in which blocks, and what the next step computes.
 
 use std::time::Duration;
 
 use super::{
     cost::StepSize,
-    pace::Pace,
     pool::{BlockId, BlockPool},
     prefix::BLOCK_TOKENS,
-    queue::Queue,
-    sequence::{Request, Sequence, SequenceId, blocks_for},
+    queue::WaitingQueue,
+    sequence::{Request, ScheduledSequence, SequenceId, blocks_for},
+    step_budget::StepBudget,
 };
 
-/// What a scheduler never exceeds.
+/// Limits that a scheduler never exceeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
-    /// Sequences that run at once; no more than fit a step with one token each.
+pub(crate) struct Limits {
+    /// Sequences that run at once; at most one per token of a step.
     pub batch_max: usize,
-    /// Sequences that wait; those that ran before and were put back may exceed it.
+    /// Sequences that wait; preempted ones may exceed it.
     pub waiting_max: usize,
-    /// Tokens computed in one step.
+    /// Tokens per step.
     pub step_tokens_max: usize,
     /// Blocks of the KV cache.
     pub kv_blocks: usize,
-    /// Seconds that a step may take where it holds up running answers; `None` for no limit.
+    /// Seconds per step while decodes run; `None` for no limit.
     pub step_seconds_max: Option<f64>,
 }
 
-/// Why a sequence may not wait.
+/// Why a sequence is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Later: as many wait already as may.
+pub(crate) enum EnqueueError {
+    /// Retry later: the queue is full.
     QueueFull,
-    /// Never: it would not fit the KV cache even alone, or has no token.
+    /// Never: it has no token, or does not fit the KV cache even alone.
     NeverFits,
 }
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// Whose part it is.
+pub(crate) struct StepShare {
+    /// The sequence.
     pub id: SequenceId,
-    /// Tokens of it in the KV cache before the step.
+    /// Its tokens in the KV cache before the step.
     pub from: usize,
     /// Tokens to compute.
     pub tokens: usize,
-    /// True when the step computes the last known token, so that a new one can be chosen after it.
+    /// True when the step computes the last known token, so that the next one can be sampled.
     pub yields: bool,
 }
 
 /// One step.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// Sequences that leave the queue with this step; one that was put back comes again.
+pub(crate) struct Plan {
+    /// Sequences admitted with this step, preempted ones included.
     pub admitted: Vec<SequenceId>,
-    /// Sequences that lost their blocks to others and wait to be computed again.
+    /// Sequences that lost their blocks and wait to be recomputed.
     pub preempted: Vec<SequenceId>,
-    /// What to compute: decodes, then prefill in order of turn.
-    pub shares: Vec<Share>,
-    /// How large the step is.
+    /// What to compute: decodes, then prefill in scheduling order.
+    pub shares: Vec<StepShare>,
+    /// Size of the step.
     pub size: StepSize,
 }
 
-/// Plans steps for sequences that come and go.
+/// Plans steps for sequences that join and leave at any time.
 #[derive(Debug)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     limits: Limits,
-    pace: Pace,
+    step_budget: StepBudget,
     pool: BlockPool,
-    queue: Queue,
-    /// In the order of their turns.
-    running: Vec<Sequence>,
+    queue: WaitingQueue,
+    /// In scheduling order.
+    running: Vec<ScheduledSequence>,
     /// Number of the last step planned.
     step: u64,
 }
 
 impl Scheduler {
-    /// A scheduler without sequences. A batch larger than a step's tokens is made smaller, since
-    /// every running sequence must be able to compute a token in each step.
-    pub fn new(limits: Limits) -> Self {
+    /// A scheduler without sequences. `batch_max` is lowered to the tokens of a step, since every
+    /// running sequence must be able to compute one token per step.
+    pub(crate) fn new(limits: Limits) -> Self {
         let batch_max = limits.batch_max.min(limits.step_tokens_max);
         Self {
             limits: Limits {
                 batch_max,
                 ..limits
             },
-            pace: Pace::new(limits.step_seconds_max),
+            step_budget: StepBudget::new(limits.step_seconds_max),
             pool: BlockPool::new(limits.kv_blocks),
-            queue: Queue::default(),
+            queue: WaitingQueue::default(),
             running: Vec::new(),
             step: 0,
         }
     }
 
-    /// Sequences that wait.
-    pub fn waiting(&self) -> usize {
+    /// Number of waiting sequences.
+    pub(crate) fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    /// True when one more may wait.
-    pub fn has_room(&self) -> bool {
+    /// True when another sequence may wait.
+    pub(crate) fn can_enqueue(&self) -> bool {
         self.queue.len() < self.limits.waiting_max
     }
 
-    /// True when there is nothing to plan.
-    pub fn is_idle(&self) -> bool {
+    /// True when no sequence waits or runs.
+    pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty()
     }
 
     /// Blocks that running sequences use.
-    pub fn blocks_used(&self) -> usize {
+    pub(crate) fn blocks_used(&self) -> usize {
         self.pool.len() - self.pool.available()
     }
 
-    /// Lets a sequence wait for its turn. Time is told on one clock, here and in [`Self::plan`].
+    /// Adds a sequence to the waiting queue. `now` is on the same clock as in [`Self::plan`].
     ///
     /// # Errors
-    /// [`Refusal`] when it may not.
-    pub fn enqueue(&mut self, request: Request, now: Duration) -> Result<(), Refusal> {
+    /// [`EnqueueError`] when it is not accepted.
+    pub(crate) fn enqueue(&mut self, request: Request, now: Duration) -> Result<(), EnqueueError> {
         let has_tokens = !request.tokens.is_empty() && request.tokens.len() < request.tokens_max;
         if !has_tokens || blocks_for(request.tokens_max) > self.limits.kv_blocks {
-            return Err(Refusal::NeverFits);
+            return Err(EnqueueError::NeverFits);
         }
-        if !self.has_room() {
-            return Err(Refusal::QueueFull);
+        if !self.can_enqueue() {
+            return Err(EnqueueError::QueueFull);
         }
-        self.queue.push(Sequence::new(request, now));
+        self.queue.push(ScheduledSequence::new(request, now));
         Ok(())
     }
 
-    /// Adds the token that was chosen after a yielding share.
-    pub fn append(&mut self, id: SequenceId, token: u32) {
+    /// Appends the token sampled after a yielding share.
+    pub(crate) fn append(&mut self, id: SequenceId, token: u32) {
         if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
             debug_assert!(
                 sequence.computed == sequence.tokens.len(),
@@ -143,9 +143,9 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence out, wherever it stands: it has finished or is not wanted any more. Tells
-    /// how many of its prompt's tokens were computed, and not found in the cache.
-    pub fn leave(&mut self, id: SequenceId) -> usize {
+    /// Removes a finished or cancelled sequence, running or waiting. Returns how many of its prompt's
+    /// tokens were computed rather than found in the cache.
+    pub(crate) fn leave(&mut self, id: SequenceId) -> usize {
         let at = self.running.iter().position(|sequence| sequence.id == id);
         let sequence = match at {
             Some(at) => Some(self.running.remove(at)),
@@ -153,33 +153,33 @@ impl Scheduler {
         };
         sequence.map_or(0, |mut sequence| {
             sequence.release(&mut self.pool);
-            // What was computed twice was asked for once.
+            // Tokens recomputed after a preemption count once.
             sequence.prompt_tokens_computed.min(sequence.prompt_tokens)
         })
     }
 
-    /// After a failed step, of which nothing can be trusted: forgets every block and takes out the
-    /// running sequences, whose ids it gives; the waiting ones go on waiting.
-    pub fn reset(&mut self) -> Vec<SequenceId> {
+    /// Recovers from a failed step, whose results cannot be trusted: drops all cached blocks, removes
+    /// the running sequences and returns their ids. Waiting ones stay.
+    pub(crate) fn reset(&mut self) -> Vec<SequenceId> {
         self.pool = BlockPool::new(self.limits.kv_blocks);
         self.running.drain(..).map(|running| running.id).collect()
     }
 
-    /// The tokens that a planned share computes, and the block table of its sequence.
-    pub fn chunk(&self, share: &Share) -> Option<(&[u32], &[BlockId])> {
+    /// The tokens of a planned share and the block table of its sequence.
+    pub(crate) fn chunk(&self, share: &StepShare) -> Option<(&[u32], &[BlockId])> {
         let sequence = self.running.iter().find(|running| running.id == share.id)?;
         let tokens = sequence.tokens.get(share.from..share.from + share.tokens)?;
         Some((tokens, &sequence.blocks))
     }
 
-    /// Takes in how long a planned step took.
-    pub fn observe(&mut self, plan: &Plan, seconds: f64) {
-        self.pace.observe(plan.size, seconds);
+    /// Records the duration of a planned step.
+    pub(crate) fn observe(&mut self, plan: &Plan, seconds: f64) {
+        self.step_budget.observe(plan.size, seconds);
     }
 
-    /// Plans the next step and takes its tokens as computed. An empty plan means that nothing runs
+    /// Plans the next step and counts its tokens as computed. The plan is empty when no sequence runs
     /// or waits.
-    pub fn plan(&mut self, now: Duration) -> Plan {
+    pub(crate) fn plan(&mut self, now: Duration) -> Plan {
         self.step += 1;
         let mut plan = Plan::default();
         self.admit(now, &mut plan);
@@ -197,12 +197,12 @@ impl Scheduler {
         plan
     }
 
-    /// Admits from the head of the queue only: a long sequence is not overtaken for ever by short
-    /// ones. The head must find room for its known tokens beside what the running ones still need
-    /// for theirs and a block more for each.
+    /// Admits from the head of the queue only, so that short sequences cannot overtake a long one
+    /// forever. The head needs blocks for its known tokens, besides those that running sequences still
+    /// need for theirs and one more block each.
     fn admit(&mut self, now: Duration, plan: &mut Plan) {
-        let promised = |running: &[Sequence]| -> usize {
-            let still = |sequence: &Sequence| {
+        let promised = |running: &[ScheduledSequence]| -> usize {
+            let still = |sequence: &ScheduledSequence| {
                 1 + sequence
                     .blocks_wanted()
                     .saturating_sub(sequence.blocks.len())
@@ -210,26 +210,28 @@ impl Scheduler {
             running.iter().map(still).sum()
         };
         while self.running.len() < self.limits.batch_max {
-            let Some(next) = self.queue.next(now, &self.pace) else {
+            let Some(next) = self.queue.next(now, &self.step_budget) else {
                 return;
             };
             if !self.running.is_empty() {
-                let (held, used) = next.blocks_held(&self.pool);
-                // Unused blocks that it finds are not there for others any more.
-                let available = self.pool.available() - (held - used);
-                let wanted = next.blocks_wanted() - held + promised(&self.running);
-                let all = self.running.iter().map(Sequence::decode_size);
+                let (cached, used) = next.cached_blocks(&self.pool);
+                // Cached blocks that it reuses are no longer available to others.
+                let available = self.pool.available() - (cached - used);
+                let wanted = next.blocks_wanted() - cached + promised(&self.running);
+                let all = self.running.iter().map(ScheduledSequence::decode_size);
                 let decodes = all.fold(next.decode_size(), StepSize::and);
-                if wanted > available || !self.pace.fits(decodes) {
+                if wanted > available || !self.step_budget.fits(decodes) {
                     return;
                 }
             }
-            let (id, turn) = (next.id, next.turn);
+            let (id, order) = (next.id, next.order);
             let next = self
                 .queue
                 .remove(id)
-                .expect("it was just seen in the queue");
-            let at = self.running.partition_point(|running| running.turn < turn);
+                .expect("it was just found in the queue");
+            let at = self
+                .running
+                .partition_point(|running| running.order < order);
             self.running.insert(at, next);
             plan.admitted.push(id);
         }
@@ -242,8 +244,8 @@ impl Scheduler {
                 at += 1;
                 continue;
             }
-            // Only those whose turn is later lose their blocks, and they are planned later.
-            while at < self.running.len() && !self.make_room(at, 1) {
+            // Only sequences later in order lose their blocks, and those are not planned yet.
+            while at < self.running.len() && !self.grow_blocks(at, 1) {
                 self.preempt_last(plan);
             }
             if at < self.running.len() {
@@ -261,35 +263,38 @@ impl Scheduler {
                 continue;
             }
             let sequence = &mut self.running[at];
-            // Also what another sequence computes in this very step: in every layer all keys and
+            // Also finds blocks that another sequence computes in this step: in every layer, all keys and
             // values are written before any token attends.
             sequence.reuse(&mut self.pool);
             let from = sequence.computed;
             let left = self.limits.step_tokens_max - plan.size.tokens;
             let most = left.min(sequence.tokens.len() - from);
-            let tokens = self.pace.prefill_tokens(decodes, plan.size, from, most);
+            let tokens = self
+                .step_budget
+                .prefill_tokens(decodes, plan.size, from, most);
             if tokens == 0 {
                 return;
             }
-            let is_last_planned =
-                |running: &[Sequence], step| running.last().is_none_or(|last| last.step == step);
-            while !self.make_room(at, tokens)
+            let is_last_planned = |running: &[ScheduledSequence], step| {
+                running.last().is_none_or(|last| last.step == step)
+            };
+            while !self.grow_blocks(at, tokens)
                 && at + 1 < self.running.len()
                 && !is_last_planned(&self.running, self.step)
             {
                 self.preempt_last(plan);
             }
-            let room = self.running[at].blocks.len() * BLOCK_TOKENS - from;
-            if room == 0 {
+            let capacity = self.running[at].blocks.len() * BLOCK_TOKENS - from;
+            if capacity == 0 {
                 return;
             }
-            self.share(at, tokens.min(room), plan);
+            self.share(at, tokens.min(capacity), plan);
             at += 1;
         }
     }
 
-    /// Takes blocks until so many more tokens of a running sequence fit; false when none is left.
-    fn make_room(&mut self, at: usize, tokens: usize) -> bool {
+    /// Takes blocks for so many more tokens of a running sequence; false when none is left.
+    fn grow_blocks(&mut self, at: usize, tokens: usize) -> bool {
         let sequence = &mut self.running[at];
         while sequence.blocks.len() < blocks_for(sequence.computed + tokens) {
             match self.pool.take() {
@@ -300,8 +305,8 @@ impl Scheduler {
         true
     }
 
-    /// Puts the running sequence whose turn is last back into the queue; it is computed again
-    /// later, as far as its blocks are gone by then.
+    /// Moves the last running sequence back to the queue. When it runs again, it recomputes what is
+    /// no longer cached.
     fn preempt_last(&mut self, plan: &mut Plan) {
         if let Some(mut last) = self.running.pop() {
             debug_assert!(last.step != self.step, "it has a share in this step");
@@ -318,7 +323,7 @@ impl Scheduler {
         sequence.advance(tokens, &mut self.pool);
         sequence.step = self.step;
         plan.size = plan.size.and(StepSize::of(from, tokens));
-        plan.shares.push(Share {
+        plan.shares.push(StepShare {
             id: sequence.id,
             from,
             tokens,

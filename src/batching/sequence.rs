@@ -1,4 +1,4 @@
-//! A sequence as the scheduler sees it: its tokens, its blocks, its turn.
+//! A sequence as the scheduler sees it: its tokens, its blocks, its order.
 
 use std::time::Duration;
 
@@ -11,67 +11,67 @@ use crate::job::Priority;
 
 /// Identifies a sequence within one scheduler; ids are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
+pub(crate) struct SequenceId(pub u64);
 
-/// A sequence that wants to run.
+/// A sequence to be scheduled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Its identity.
+pub(crate) struct Request {
+    /// Its id.
     pub id: SequenceId,
-    /// Its prompt, at least one token.
+    /// The prompt, at least one token.
     pub tokens: Vec<u32>,
-    /// Tokens of prompt and completion together, at most.
+    /// Most tokens of prompt and completion together.
     pub tokens_max: usize,
-    /// Where its blocks may be shared; `None` for nowhere.
+    /// The scope in which its blocks are shared; `None` disables sharing.
     pub scope: Option<PrefixHash>,
-    /// High goes before normal.
+    /// High runs before normal.
     pub priority: Priority,
-    /// When its answer is due, on the scheduler's clock.
+    /// When the answer is due, on the scheduler's clock.
     pub due: Option<Duration>,
 }
 
-/// Whose turn comes first: the class, then the order of arrival.
+/// Scheduling order: by class, then by arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Turn {
-    pub(super) class: Class,
+pub(super) struct ScheduleOrder {
+    pub(super) class: PriorityClass,
     pub(super) arrival: SequenceId,
 }
 
-/// High before normal.
+/// High runs before normal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Class {
+pub(super) enum PriorityClass {
     High,
     Normal,
 }
 
-/// A sequence that waits or runs.
+/// A waiting or running sequence.
 #[derive(Clone, Debug)]
-pub(super) struct Sequence {
+pub(super) struct ScheduledSequence {
     pub(super) id: SequenceId,
-    /// Prompt, then what was generated.
+    /// Prompt, then generated tokens.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_tokens: usize,
     pub(super) tokens_max: usize,
     pub(super) priority: Priority,
     pub(super) due: Option<Duration>,
     pub(super) arrived: Duration,
-    pub(super) turn: Turn,
+    pub(super) order: ScheduleOrder,
     /// Tokens in the KV cache once the planned steps are computed.
     pub(super) computed: usize,
-    /// The block table: the block of positions 0 to 31, of 32 to 63, and so on.
+    /// Block table: the block of positions 0 to 31, of 32 to 63, and so on.
     pub(super) blocks: Vec<BlockId>,
-    /// Prompt tokens computed, and not found in the cache; what is computed again counts again.
+    /// Prompt tokens computed rather than found in the cache; recomputed ones count again.
     pub(super) prompt_tokens_computed: usize,
-    /// Of the beginnings that end with a full block, as far as they were needed; first the scope.
+    /// Hashes of the prefixes that end with a full block, as far as needed; the scope first.
     prefixes: Vec<PrefixHash>,
     /// Number of the last step it takes part in.
     pub(super) step: u64,
 }
 
-impl Sequence {
+impl ScheduledSequence {
     pub(super) fn new(request: Request, arrived: Duration) -> Self {
-        let turn = Turn {
-            class: Class::Normal,
+        let order = ScheduleOrder {
+            class: PriorityClass::Normal,
             arrival: request.id,
         };
         Self {
@@ -82,7 +82,7 @@ impl Sequence {
             priority: request.priority,
             due: request.due,
             arrived,
-            turn,
+            order,
             computed: 0,
             blocks: Vec::new(),
             prompt_tokens_computed: 0,
@@ -91,22 +91,22 @@ impl Sequence {
         }
     }
 
-    /// True when only its last token is to be computed and that is one that it generated.
+    /// True when the only token left to compute is one that it generated.
     pub(super) fn is_decoding(&self) -> bool {
         self.tokens.len() > self.prompt_tokens && self.computed + 1 == self.tokens.len()
     }
 
-    /// Its next token's part of a step.
+    /// Size of its next token's share of a step.
     pub(super) fn decode_size(&self) -> StepSize {
         StepSize::of(self.tokens.len() - 1, 1)
     }
 
-    /// Blocks that its known tokens and one more need.
+    /// Blocks needed for its known tokens and one more.
     pub(super) fn blocks_wanted(&self) -> usize {
         blocks_for(self.tokens.len() + 1)
     }
 
-    /// The name and the tokens of the beginning that ends with a full block, where blocks are shared.
+    /// Hash and tokens of a full block, where blocks are shared.
     fn prefix(&mut self, block: usize) -> Option<(PrefixHash, &[u32; BLOCK_TOKENS])> {
         let (parts, _) = self.tokens.as_chunks::<BLOCK_TOKENS>();
         while self.prefixes.len() <= block + 1 {
@@ -117,22 +117,22 @@ impl Sequence {
         Some((self.prefixes[block + 1], parts.get(block)?))
     }
 
-    /// Number of blocks at its beginning that the pool holds, and of those that somebody uses. The
-    /// last token is always computed, since its logits are wanted.
-    pub(super) fn blocks_held(&mut self, pool: &BlockPool) -> (usize, usize) {
-        let (mut held, mut used) = (0, 0);
+    /// Counts the leading blocks that the pool holds, and how many of those are in use. The last token
+    /// is always computed, since its logits are needed.
+    pub(super) fn cached_blocks(&mut self, pool: &BlockPool) -> (usize, usize) {
+        let (mut cached, mut used) = (0, 0);
         for block in 0..(self.tokens.len() - 1) / BLOCK_TOKENS {
             let found = self
                 .prefix(block)
                 .and_then(|(name, tokens)| pool.is_used(name, tokens));
             let Some(is_used) = found else { break };
-            held += 1;
+            cached += 1;
             used += usize::from(is_used);
         }
-        (held, used)
+        (cached, used)
     }
 
-    /// Takes over blocks that the pool holds for the positions that follow.
+    /// Reuses blocks that the pool holds for the next positions.
     pub(super) fn reuse(&mut self, pool: &mut BlockPool) {
         while self.computed == self.blocks.len() * BLOCK_TOKENS
             && self.computed + BLOCK_TOKENS < self.tokens.len()
@@ -146,7 +146,7 @@ impl Sequence {
         }
     }
 
-    /// Takes the tokens as computed and lets the pool know the blocks that they fill.
+    /// Counts tokens as computed and records the blocks that they fill.
     pub(super) fn advance(&mut self, tokens: usize, pool: &mut BlockPool) {
         let full = self.computed / BLOCK_TOKENS;
         let of_prompt = |upto: usize| upto.min(self.prompt_tokens);
@@ -155,12 +155,12 @@ impl Sequence {
         for block in full..self.computed / BLOCK_TOKENS {
             let id = self.blocks[block];
             if let Some((name, tokens)) = self.prefix(block) {
-                pool.note(id, name, tokens);
+                pool.record(id, name, tokens);
             }
         }
     }
 
-    /// Gives all blocks back, the last first: a beginning is worth more than what follows it.
+    /// Releases all blocks, the last first, so that the start of the prefix is evicted last.
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
         while let Some(block) = self.blocks.pop() {
             pool.release(block);
@@ -169,7 +169,7 @@ impl Sequence {
     }
 }
 
-/// Blocks that so many positions fill.
+/// Blocks needed for so many positions.
 pub(super) fn blocks_for(tokens: usize) -> usize {
     tokens.div_ceil(BLOCK_TOKENS)
 }

@@ -161,7 +161,7 @@ async fn answer(
                 messages: line.request.messages.clone(),
                 sampling: line.request.sampling.clone(),
                 seed_default: 0,
-                terms: Default::default(),
+                context: Default::default(),
             });
             async move { generation.await.ok() }
         })

@@ -72,7 +72,7 @@ fn open(args: &EngineBenchArgs, kind: WeightKind, device: &Device) -> Result<Gpu
     let most = args.concurrency.iter().max().copied().unwrap_or(1);
     // Open with the smallest cache first, to learn how many bytes a block takes.
     let blocks = most * args.steps(most, 1).blocks_each();
-    let files = ModelFiles::ModelRegistry(args.model.clone());
+    let files = ModelFiles::Directory(args.model.clone());
     let opened = |kv_bytes_max| {
         if args.random_weights {
             let config = fs::read(args.model.join("config.json"))

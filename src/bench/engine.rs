@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     batching::BLOCK_TOKENS,
     config::WeightKind,
-    engine::local::{CpuModel, MachineLimits, Part, Profile, open_device},
+    engine::local::{CpuModel, MachineLimits, Profile, StepPhase, open_device},
 };
 
 use super::{
@@ -124,7 +124,7 @@ fn median_of(case: &EngineCase<'_>, figure: impl Fn(&EngineRound) -> f64) -> f64
 
 /// Shares of a decode step's time.
 fn shares(case: &EngineCase<'_>) -> Vec<(&'static str, f64)> {
-    let spent = Part::ALL.map(|(part, name)| {
+    let spent = StepPhase::ALL.map(|(part, name)| {
         let seconds = case
             .rounds
             .iter()

@@ -12,7 +12,7 @@ use crate::{
     config::{ModelConfig, PrefixSharing, WeightKind},
     engine::{
         self,
-        local::{Chunk, CpuModel, ModelFiles, Rows},
+        local::{Chunk, CpuModel, LogitRows, ModelFiles},
     },
     job::{Message, Tier},
     prompt::{ChatTemplate, Vocabulary},
@@ -203,7 +203,7 @@ struct PlainLoop {
 
 impl PlainLoop {
     fn open(args: &LatencyBenchArgs) -> Result<Self, String> {
-        let files = ModelFiles::ModelRegistry(args.model.clone());
+        let files = ModelFiles::Directory(args.model.clone());
         let template = ChatTemplate::from_files(
             files.read("tokenizer_config.json")?.as_deref(),
             files.read("chat_template.jinja")?.as_deref(),
@@ -230,7 +230,7 @@ impl PlainLoop {
                 tokens: &input,
                 from,
                 blocks: &blocks,
-                rows: Rows::Last,
+                rows: LogitRows::Last,
             };
             let logits = self.model.forward(&mut workspace, &[chunk])?;
             from += input.len();

@@ -34,7 +34,7 @@ pub(super) fn open_model(
         let config = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         CpuModel::random(&config, kind)
     } else {
-        CpuModel::read(&ModelFiles::ModelRegistry(folder.to_owned()), 0, kind)
+        CpuModel::read(&ModelFiles::Directory(folder.to_owned()), 0, kind)
     };
     let model = model.map_err(|error| anyhow!("cannot open {}: {error}", folder.display()))?;
     let most = model.context_tokens();
@@ -56,7 +56,7 @@ pub(super) fn request(content: String, output_tokens: usize) -> Generate {
             ..Sampling::default()
         },
         seed_default: 0,
-        terms: Default::default(),
+        context: Default::default(),
     }
 }
 

@@ -110,7 +110,7 @@ impl Predictions {
 
 /// Runs `bench perplexity`.
 pub(super) fn bench_perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
-    let files = ModelFiles::ModelRegistry(args.model.clone());
+    let files = ModelFiles::Directory(args.model.clone());
     let open = |kind| {
         CpuModel::read(&files, 0, kind)
             .map_err(|error| anyhow!("cannot open {}: {error}", args.model.display()))

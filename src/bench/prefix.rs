@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     batching::BLOCK_TOKENS,
     config::WeightKind,
-    engine::local::{Chunk, CpuModel, Rows},
+    engine::local::{Chunk, CpuModel, LogitRows},
 };
 
 use super::{
@@ -216,7 +216,7 @@ fn first_token(args: &PrefixBenchArgs, model: &CpuModel) -> Result<(f64, f64, f6
                 tokens: &tokens[from..],
                 from,
                 blocks: &blocks,
-                rows: Rows::Last,
+                rows: LogitRows::Last,
             };
             let begun = Instant::now();
             model.forward(&mut workspace, &[chunk])?;

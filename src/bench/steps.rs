@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     batching::{BLOCK_TOKENS, BlockId, Limits, Plan, Request, Scheduler, SequenceId},
-    engine::local::{Chunk, CpuModel, Rows, Workspace},
+    engine::local::{Chunk, CpuModel, LogitRows, Workspace},
 };
 
 /// A request: its prompt, and the length of its answer.
@@ -82,7 +82,11 @@ impl<'a> Stepper<'a> {
                 .scheduler
                 .chunk(share)
                 .ok_or("a share has no sequence")?;
-            let rows = if share.yields { Rows::Last } else { Rows::None };
+            let rows = if share.yields {
+                LogitRows::Last
+            } else {
+                LogitRows::None
+            };
             chunks.push(Chunk {
                 tokens,
                 from: share.from,
@@ -169,7 +173,7 @@ pub(super) fn padded(model: &CpuModel, batch: &[StepRequest]) -> Result<(), Stri
                 tokens,
                 from,
                 blocks,
-                rows: Rows::Last,
+                rows: LogitRows::Last,
             })
             .collect();
         let logits = model.forward(&mut workspace, &chunks)?;

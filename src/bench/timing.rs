@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
     config::{DeviceKind, WeightKind},
-    engine::local::{Chunk, Rows},
+    engine::local::{Chunk, LogitRows},
 };
 
 use super::load::positive;
@@ -101,7 +101,7 @@ impl StepPlan {
                 tokens: &tokens,
                 from: 0,
                 blocks,
-                rows: Rows::Last,
+                rows: LogitRows::Last,
             };
             forward(&[chunk], false)?;
         }
@@ -118,7 +118,7 @@ impl StepPlan {
                     tokens,
                     from: self.prompt_tokens + step,
                     blocks,
-                    rows: Rows::Last,
+                    rows: LogitRows::Last,
                 })
                 .collect();
             forward(&chunks, true)?;

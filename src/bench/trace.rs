@@ -69,7 +69,7 @@ impl ReplayCache {
             }
             is_found = false;
             let Some(block) = pool.take() else { break };
-            pool.note(block, prefix, &tokens);
+            pool.record(block, prefix, &tokens);
             used.push(block);
         }
         used.into_iter().rev().for_each(|block| pool.release(block));

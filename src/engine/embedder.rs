@@ -1,9 +1,8 @@
 //! Sentence embeddings by encoders of the BERT family, as sentence-transformers computes them.
 //!
-//! Comes in: texts. Goes out: one unit vector for each, so that a dot product is the cosine. The
-//! texts of a call are packed end to end: dense layers see one tall matrix without padding, and
-//! attention looks at each text by itself, so that no text's vector depends on its neighbours
-//! beyond rounding.
+//! Texts in, one unit vector per text out, so that a dot product is the cosine similarity. The texts
+//! of a call are packed end to end: the dense layers multiply one matrix without padding, and
+//! attention is computed per text, so a text's vector does not depend on the others beyond rounding.
 
 use std::fmt;
 
@@ -13,17 +12,17 @@ use serde::Deserialize;
 
 use crate::prompt::{Specials, Vocabulary, prune::Similarity};
 
-use super::local::{ModelFiles, files::Weights, locate_named};
+use super::local::{ModelFiles, files::CheckpointWeights, load::locate_named};
 
-/// Tokens that are computed together at most, to bound memory.
+/// Tokens computed together, at most; bounds memory.
 const PACK_TOKENS_MAX: usize = 4096;
-/// Longest text in tokens where the checkpoint names no limit of its own.
+/// Longest text in tokens where the checkpoint sets no limit.
 const TEXT_TOKENS_DEFAULT: usize = 256;
 
-/// Why there are no embeddings.
+/// Why embeddings cannot be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EmbedderError {
-    /// The checkpoint cannot be had or is not understood.
+    /// The checkpoint cannot be found or loaded.
     #[error("cannot open the embedder {model}: {message}")]
     Open {
         /// The directory or hub name.
@@ -31,13 +30,19 @@ pub enum EmbedderError {
         /// What was found and what was expected.
         message: String,
     },
-    /// Computing failed.
+    /// The computation failed.
     #[error("the embedder failed: {0}")]
     Failed(String),
 }
 
+impl From<candle_core::Error> for EmbedderError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 #[derive(Deserialize)]
-struct Config {
+struct EncoderConfig {
     model_type: String,
     hidden_act: String,
     hidden_size: usize,
@@ -68,39 +73,39 @@ struct SentenceConfig {
 }
 
 /// `y = x Wᵀ + b`.
-struct Dense {
+struct EncoderLinear {
     /// `[in, out]`, transposed once.
     weight: Tensor,
     bias: Tensor,
 }
 
-impl Dense {
+impl EncoderLinear {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         x.matmul(&self.weight)?.broadcast_add(&self.bias)
     }
 }
 
-struct Norm {
+struct EncoderNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f32,
 }
 
-impl Norm {
+impl EncoderNorm {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }
 
-struct Layer {
-    query: Dense,
-    key: Dense,
-    value: Dense,
-    attended: Dense,
-    attended_norm: Norm,
-    wide: Dense,
-    narrow: Dense,
-    norm: Norm,
+struct EncoderLayer {
+    query: EncoderLinear,
+    key: EncoderLinear,
+    value: EncoderLinear,
+    attended: EncoderLinear,
+    attended_norm: EncoderNorm,
+    up: EncoderLinear,
+    down: EncoderLinear,
+    norm: EncoderNorm,
 }
 
 /// An encoder with its tokenizer.
@@ -108,15 +113,15 @@ pub struct Embedder {
     name: String,
     revision: String,
     vocabulary: Vocabulary,
-    words: Tensor,
-    /// Position and type embeddings, added: every text is of the first type.
-    places: Tensor,
-    norm: Norm,
-    layers: Vec<Layer>,
+    word_embeddings: Tensor,
+    /// Sum of position and type embeddings; every text has type 0.
+    position_embeddings: Tensor,
+    norm: EncoderNorm,
+    layers: Vec<EncoderLayer>,
     heads: usize,
     is_exact_gelu: bool,
-    /// The first token's vector stands for the text, else the mean of all.
-    takes_first: bool,
+    /// Whether a text's vector is that of its first token; else the mean over all tokens.
+    pools_first_token: bool,
     text_tokens_max: usize,
 }
 
@@ -133,7 +138,8 @@ impl Embedder {
     /// Opens a checkpoint: a directory, or a name on the hub.
     ///
     /// # Errors
-    /// [`EmbedderError::Open`] when it cannot be had, or is no BERT encoder with mean or first-token pooling.
+    /// [`EmbedderError::Open`] when it cannot be found, or is not a BERT encoder with mean or
+    /// first-token pooling.
     pub fn open(model: &str) -> Result<Self, EmbedderError> {
         let open = |message: String| EmbedderError::Open {
             model: model.to_owned(),
@@ -144,23 +150,23 @@ impl Embedder {
     }
 
     fn read(name: String, files: &ModelFiles) -> Result<Self, String> {
-        let config: Config = parse(files, "config.json")?
-            .ok_or("config.json is missing; a directory of a BERT encoder is expected")?;
+        let config: EncoderConfig = parse(files, "config.json")?
+            .ok_or("config.json is missing; expected the directory of a BERT encoder")?;
         if config.model_type != "bert" {
             return Err(format!(
-                "its model_type is {:?}; only \"bert\" is read",
+                "model_type is {:?}; expected \"bert\"",
                 config.model_type
             ));
         }
         let is_exact_gelu = match config.hidden_act.as_str() {
             "gelu" => true,
             "gelu_new" | "gelu_pytorch_tanh" => false,
-            other => return Err(format!("its hidden_act is {other:?}; gelu is expected")),
+            other => return Err(format!("hidden_act is {other:?}; expected gelu")),
         };
-        let places = config.position_embedding_type.as_deref();
-        if places.is_some_and(|kind| kind != "absolute") {
+        let position_embeddings = config.position_embedding_type.as_deref();
+        if position_embeddings.is_some_and(|kind| kind != "absolute") {
             return Err(format!(
-                "its positions are {places:?}; absolute ones are expected"
+                "position_embedding_type is {position_embeddings:?}; expected absolute"
             ));
         }
         if config.num_attention_heads == 0
@@ -168,12 +174,12 @@ impl Embedder {
                 .hidden_size
                 .is_multiple_of(config.num_attention_heads)
         {
-            return Err("its hidden_size is no multiple of its heads".to_owned());
+            return Err("hidden_size is not a multiple of num_attention_heads".to_owned());
         }
         let pooling: Pooling = parse(files, "1_Pooling/config.json")?.unwrap_or_default();
         if pooling.pooling_mode_max_tokens || pooling.pooling_mode_mean_sqrt_len_tokens {
             return Err(
-                "it pools by maximum or root length; mean or first token is expected".to_owned(),
+                "it pools by maximum or by root length; expected mean or first token".to_owned(),
             );
         }
         let sentence: SentenceConfig =
@@ -184,7 +190,7 @@ impl Embedder {
         } else {
             ""
         };
-        let reader = Reader {
+        let reader = EncoderWeights {
             weights: &weights,
             prefix,
             config: &config,
@@ -195,18 +201,18 @@ impl Embedder {
             revision: digest[..32].to_owned(),
             vocabulary: Vocabulary::from_json(&files.require("tokenizer.json")?)
                 .map_err(|error| error.to_string())?,
-            words: reader.get(
+            word_embeddings: reader.get(
                 "embeddings.word_embeddings.weight",
                 &[config.vocab_size, config.hidden_size],
             )?,
-            places: reader.places()?,
+            position_embeddings: reader.position_embeddings()?,
             norm: reader.norm("embeddings.LayerNorm")?,
             layers: (0..config.num_hidden_layers)
                 .map(|at| reader.layer(at))
                 .collect::<Result<_, _>>()?,
             heads: config.num_attention_heads,
             is_exact_gelu,
-            takes_first: pooling.pooling_mode_cls_token,
+            pools_first_token: pooling.pooling_mode_cls_token,
             text_tokens_max: sentence
                 .max_seq_length
                 .unwrap_or(TEXT_TOKENS_DEFAULT)
@@ -219,31 +225,27 @@ impl Embedder {
         &self.name
     }
 
-    /// Changes whenever the same text may get another vector.
+    /// Digest of the checkpoint; it changes whenever the same text may get another vector.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// Values of a vector.
+    /// Length of the vectors.
     pub fn width(&self) -> usize {
-        self.words.dim(1).unwrap_or(0)
+        self.word_embeddings.dim(1).unwrap_or(0)
     }
 
-    /// One unit vector for each text, in order. A text longer than the model takes is cut.
+    /// Computes one unit vector per text, in order. Texts longer than the model's limit are truncated.
     ///
     /// # Errors
-    /// [`EmbedderError::Failed`].
+    /// [`EmbedderError::Failed`] when the computation fails.
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, EmbedderError> {
-        let failed = |error: String| EmbedderError::Failed(error);
         let mut vectors = Vec::with_capacity(texts.len());
         let (mut pack, mut packed) = (Vec::new(), 0);
         for text in texts {
-            let tokens = self.tokens(text.as_ref()).map_err(failed)?;
+            let tokens = self.tokens(text.as_ref()).map_err(EmbedderError::Failed)?;
             if packed + tokens.len() > PACK_TOKENS_MAX && !pack.is_empty() {
-                vectors.extend(
-                    self.forward(&pack)
-                        .map_err(|error| failed(error.to_string()))?,
-                );
+                vectors.extend(self.forward(&pack)?);
                 pack.clear();
                 packed = 0;
             }
@@ -251,15 +253,12 @@ impl Embedder {
             pack.push(tokens);
         }
         if !pack.is_empty() {
-            vectors.extend(
-                self.forward(&pack)
-                    .map_err(|error| failed(error.to_string()))?,
-            );
+            vectors.extend(self.forward(&pack)?);
         }
         Ok(vectors)
     }
 
-    /// The cosines of questions and texts; see [`Similarity`].
+    /// Computes the cosines between questions and texts; see [`Similarity`].
     fn compare(&self, questions: &[&str], texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedderError> {
         let (questions, texts) = (self.embed(questions)?, self.embed(texts)?);
         let row = |question: &Vec<f32>| texts.iter().map(|text| cosine(question, text)).collect();
@@ -272,40 +271,41 @@ impl Embedder {
             .encode(text, Specials::Add)
             .map_err(|error| error.to_string())?;
         if tokens.len() > self.text_tokens_max {
-            // The last token closes the text and stays.
+            // Keep the last token, which ends the text.
             let last = tokens.last().copied();
             tokens.truncate(self.text_tokens_max - 1);
             tokens.extend(last);
         }
         if tokens.is_empty() {
-            return Err(
-                "its tokenizer gives no token, not even for the text's beginning".to_owned(),
-            );
+            return Err("the tokenizer returned no tokens, not even special ones".to_owned());
         }
         Ok(tokens)
     }
 
-    /// The vectors of texts, given as tokens and computed as one pack.
+    /// Computes the vectors of tokenized texts as one pack.
     fn forward(&self, texts: &[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> {
         let ids: Vec<u32> = texts.concat();
         let count = ids.len();
         let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.len() as u32).collect();
         let ids = Tensor::from_vec(ids, count, &Device::Cpu)?;
         let positions = Tensor::from_vec(positions, count, &Device::Cpu)?;
-        let x = (self.words.index_select(&ids, 0)? + self.places.index_select(&positions, 0)?)?;
+        let x = (self.word_embeddings.index_select(&ids, 0)?
+            + self.position_embeddings.index_select(&positions, 0)?)?;
         let mut x = self.norm.forward(&x)?;
         for layer in &self.layers {
             let attended = self.attend(layer, &x, texts)?;
             x = layer
                 .attended_norm
                 .forward(&(layer.attended.forward(&attended)? + &x)?)?;
-            let wide = layer.wide.forward(&x)?;
-            let wide = if self.is_exact_gelu {
-                wide.gelu_erf()?
+            let activated = layer.up.forward(&x)?;
+            let activated = if self.is_exact_gelu {
+                activated.gelu_erf()?
             } else {
-                wide.gelu()?
+                activated.gelu()?
             };
-            x = layer.norm.forward(&(layer.narrow.forward(&wide)? + &x)?)?;
+            x = layer
+                .norm
+                .forward(&(layer.down.forward(&activated)? + &x)?)?;
         }
         let mut from = 0;
         texts
@@ -313,7 +313,7 @@ impl Embedder {
             .map(|text| {
                 let own = x.narrow(0, from, text.len())?;
                 from += text.len();
-                let pooled = if self.takes_first {
+                let pooled = if self.pools_first_token {
                     own.i(0)?
                 } else {
                     own.mean(0)?
@@ -323,8 +323,13 @@ impl Embedder {
             .collect()
     }
 
-    /// Self-attention of each text by itself: `[tokens, hidden]` in and out.
-    fn attend(&self, layer: &Layer, x: &Tensor, texts: &[Vec<u32>]) -> candle_core::Result<Tensor> {
+    /// Self-attention within each text: `[tokens, hidden]` in and out.
+    fn attend(
+        &self,
+        layer: &EncoderLayer,
+        x: &Tensor,
+        texts: &[Vec<u32>],
+    ) -> candle_core::Result<Tensor> {
         let width = x.dim(1)? / self.heads;
         let scale = 1.0 / (width as f64).sqrt();
         let query = (layer.query.forward(x)? * scale)?;
@@ -352,22 +357,22 @@ impl Similarity for Embedder {
     fn cosines(&self, questions: &[&str], texts: &[&str]) -> Option<Vec<Vec<f32>>> {
         self.compare(questions, texts)
             .inspect_err(
-                |error| tracing::warn!(%error, "paragraphs are compared by their words alone"),
+                |error| tracing::warn!(%error, "cannot embed paragraphs; they are compared by their words only"),
             )
             .ok()
     }
 }
 
-/// The cosine of two unit vectors.
+/// The cosine similarity of two unit vectors.
 pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// A vector of length one.
+/// Scales a vector to length 1.
 fn unit(mut vector: Vec<f32>) -> candle_core::Result<Vec<f32>> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if !(length > 0.0 && length.is_finite()) {
-        candle_core::bail!("a vector has length {length}");
+        candle_core::bail!("a vector has length {length}; cannot normalize it");
     }
     vector.iter_mut().for_each(|x| *x /= length);
     Ok(vector)
@@ -382,22 +387,22 @@ fn parse<T: for<'de> Deserialize<'de>>(
     };
     serde_json::from_slice(&content)
         .map(Some)
-        .map_err(|error| format!("{name} is not understood: {error}"))
+        .map_err(|error| format!("cannot parse {name}: {error}"))
 }
 
-/// Tensors by their names in Hugging Face's BERT.
-struct Reader<'a> {
-    weights: &'a Weights,
+/// Reads tensors by their names in Hugging Face's BERT.
+struct EncoderWeights<'a> {
+    weights: &'a CheckpointWeights,
     prefix: &'a str,
-    config: &'a Config,
+    config: &'a EncoderConfig,
 }
 
-impl Reader<'_> {
+impl EncoderWeights<'_> {
     fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, String> {
         self.weights.get(&format!("{}{name}", self.prefix), shape)
     }
 
-    fn places(&self) -> Result<Tensor, String> {
+    fn position_embeddings(&self) -> Result<Tensor, String> {
         let (config, text) = (self.config, |error: candle_core::Error| error.to_string());
         let positions = self.get(
             "embeddings.position_embeddings.weight",
@@ -411,18 +416,18 @@ impl Reader<'_> {
         positions.broadcast_add(&first).map_err(text)
     }
 
-    fn norm(&self, name: &str) -> Result<Norm, String> {
+    fn norm(&self, name: &str) -> Result<EncoderNorm, String> {
         let width = [self.config.hidden_size];
-        Ok(Norm {
+        Ok(EncoderNorm {
             weight: self.get(&format!("{name}.weight"), &width)?,
             bias: self.get(&format!("{name}.bias"), &width)?,
             eps: self.config.layer_norm_eps as f32,
         })
     }
 
-    fn dense(&self, name: &str, from: usize, to: usize) -> Result<Dense, String> {
+    fn dense(&self, name: &str, from: usize, to: usize) -> Result<EncoderLinear, String> {
         let weight = self.get(&format!("{name}.weight"), &[to, from])?;
-        Ok(Dense {
+        Ok(EncoderLinear {
             weight: weight
                 .t()
                 .and_then(|weight| weight.contiguous())
@@ -431,17 +436,17 @@ impl Reader<'_> {
         })
     }
 
-    fn layer(&self, at: usize) -> Result<Layer, String> {
-        let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
+    fn layer(&self, at: usize) -> Result<EncoderLayer, String> {
+        let (hidden, activated) = (self.config.hidden_size, self.config.intermediate_size);
         let name = |part: &str| format!("encoder.layer.{at}.{part}");
-        Ok(Layer {
+        Ok(EncoderLayer {
             query: self.dense(&name("attention.self.query"), hidden, hidden)?,
             key: self.dense(&name("attention.self.key"), hidden, hidden)?,
             value: self.dense(&name("attention.self.value"), hidden, hidden)?,
             attended: self.dense(&name("attention.output.dense"), hidden, hidden)?,
             attended_norm: self.norm(&name("attention.output.LayerNorm"))?,
-            wide: self.dense(&name("intermediate.dense"), hidden, wide)?,
-            narrow: self.dense(&name("output.dense"), wide, hidden)?,
+            up: self.dense(&name("intermediate.dense"), hidden, activated)?,
+            down: self.dense(&name("output.dense"), activated, hidden)?,
             norm: self.norm(&name("output.LayerNorm"))?,
         })
     }

@@ -1,166 +1,43 @@
-//! A conversation becomes tokens.
+//! Generates answers: a conversation in, an answer with its tokens and timings out.
 //!
-//! Comes in: messages and sampling parameters. Goes out: an answer with its tokens and timings.
-//! An engine knows nothing of jobs' lives, queues or the ledger. [`candle`] runs a model in this
-//! process on a thread of its own, [`upstream`] asks an OpenAI-compatible server, [`scripted`]
-//! answers by rule, for tests and load. `watchdog` opens one again that hangs.
+//! `contract` holds the trait [`Engine`] and its request, answer and errors. Three engines
+//! implement it: [`local`] runs a model in this process on a thread of its own, [`upstream`] calls an
+//! OpenAI-compatible server, and [`scripted`] answers by rule, for tests and load. `watchdog` reopens
+//! an engine that hangs. Beside them, `embedder` computes sentence embeddings. An engine knows
+//! nothing of job states, queues or the job database.
 
-mod admission;
+mod contract;
 mod embedder;
 pub mod local;
-mod pulse;
 pub mod scripted;
 mod signals;
-mod stop;
-pub mod upstream;
+mod slots;
+mod step_timer;
+pub(crate) mod upstream;
 mod watchdog;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
+pub use contract::{
+    Engine, EngineError, EngineInfo, Generate, Generation, OpenError, RequestContext, Stop,
+};
 pub use embedder::{Embedder, EmbedderError, cosine};
-pub use stop::Stop;
-use watchdog::Watched;
+use watchdog::WatchedEngine;
 
 use crate::{
     config::{ModelConfig, SecretUrl},
-    job::{Answer, Message, Priority, Sampling, Signals, Tenant, Tier},
+    job::Tier,
 };
 
-/// What an engine serves.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EngineInfo {
-    /// The served model's name.
-    pub model: String,
-    /// Changes whenever the same greedy request may be answered differently: a digest of weights,
-    /// tokenizer, template and configuration.
-    pub revision: String,
-    /// Longest context in tokens, prompt and answer together; `None` when a server does not tell.
-    pub context_tokens: Option<usize>,
-    /// Sequences it runs at once.
-    pub batch_max: usize,
-    /// Parameters that a token is multiplied with, where the engine can tell.
-    pub parameters: Option<u64>,
-}
-
-/// A request to generate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generate {
-    /// The conversation to continue.
-    pub messages: Vec<Message>,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Used when the sampling names no seed, so that a repeated attempt samples alike.
-    pub seed_default: u64,
-    /// When and beside whom it is computed; never what is answered.
-    pub terms: Terms,
-}
-
-/// What decides when and beside whom a request is computed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Terms {
-    /// Whose request it is; what was computed for one tenant's prompts is not used for another's
-    /// unless the configuration says so.
-    pub tenant: Tenant,
-    /// High goes before normal.
-    pub priority: Priority,
-    /// When the answer is due.
-    pub deadline: Option<DateTime<Utc>>,
-    /// Ends the request before its answer is whole.
-    pub stop: Stop,
-}
-
-/// An answer and when it came about.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generation {
-    /// The answer.
-    pub answer: Answer,
-    /// What its tokens tell about how right it may be, where the engine gives log-probabilities.
-    pub signals: Option<Signals>,
-    /// When computing began (after any wait inside the engine).
-    pub started_at: DateTime<Utc>,
-    /// When the first token was there, where the engine can tell.
-    pub first_token_at: Option<DateTime<Utc>>,
-    /// When the last token was there.
-    pub finished_at: DateTime<Utc>,
-}
-
-/// Why there is no answer; the variants say what the caller does next.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EngineError {
-    /// Never on this model; a model with a longer context may take it.
-    #[error(
-        "the prompt has {prompt_tokens} tokens; {model} takes {context_tokens} with at least one for the answer"
-    )]
-    ContextTooLong {
-        /// The model's name.
-        model: String,
-        /// Tokens of the prompt with its chat template.
-        prompt_tokens: usize,
-        /// The model's context length.
-        context_tokens: usize,
-    },
-    /// Never: the request asks for what the engine cannot do, or a server called it invalid.
-    #[error("the engine cannot serve the request: {0}")]
-    Unservable(String),
-    /// Later: the engine's queue is full, or a server is overloaded, throttles or is down.
-    #[error("the engine is not available: {message}")]
-    Unavailable {
-        /// What went wrong.
-        message: String,
-        /// What a server asked for.
-        retry_after_ms: Option<u64>,
-    },
-    /// Now, elsewhere or again: the engine failed while computing.
-    #[error("the engine failed: {0}")]
-    Crashed(String),
-    /// The request was stopped before there was anything of its answer.
-    #[error("the request was stopped")]
-    Stopped,
-    /// The engine was closed.
-    #[error("the engine is closed")]
-    Closed,
-}
-
-/// Why an engine cannot be opened: one line with what was found and what helps.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open the {tier} model {model}: {message}")]
-pub struct OpenError {
-    /// The tier it was meant for.
-    pub tier: Tier,
-    /// The directory, hub name or URL.
-    pub model: String,
-    /// What was found, what was expected.
-    pub message: String,
-}
-
-/// Turns conversations into answers, many at once.
-pub trait Engine: Send + Sync + fmt::Debug {
-    /// What it serves.
-    fn info(&self) -> &EngineInfo;
-
-    /// Starts generating at once; the future waits for the answer. Dropping the future gives the
-    /// sequence up within a step. Up to [`EngineInfo::batch_max`] requests run side by side, more
-    /// wait in a bounded queue; a full queue gives [`EngineError::Unavailable`].
-    fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>>;
-
-    /// False while the engine could not serve a request; drives `/readyz`.
-    fn is_ready(&self) -> bool;
-
-    /// How long the step under way has taken so far, the longest there is when what computes steps is
-    /// gone; `None` where nothing is computed now, or not in this process.
-    fn stalled(&self) -> Option<Duration>;
-}
-
-/// Opens the engine that a tier's configuration names, and opens it again should it hang.
+/// Opens the engine that a tier's configuration names and reopens it whenever it hangs.
 ///
-/// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL ([`upstream`]), a directory or a hub
-/// name ([`candle`]); without one the checkpoint bundled with the binary is used.
+/// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL ([`upstream`]), or a directory or hub
+/// name ([`local`]). Without it, the checkpoint bundled with the binary is used.
 ///
 /// # Errors
-/// [`OpenError`] in one line when the model cannot be had or is not understood.
+/// [`OpenError`] when the model cannot be found, loaded or reached.
 pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenError> {
     let engine = open_once(tier, config).await?;
     if config.step_hang_s == 0 {
@@ -172,7 +49,7 @@ pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, O
         let config = config.clone();
         Box::pin(async move { open_once(tier, &config).await }) as BoxFuture<'static, _>
     });
-    Ok(Watched::over(engine, tier, limit, reopen))
+    Ok(WatchedEngine::start(engine, tier, limit, reopen))
 }
 
 async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, OpenError> {
@@ -180,7 +57,7 @@ async fn open_once(tier: Tier, config: &ModelConfig) -> Result<Arc<dyn Engine>, 
     let error = |message: String| OpenError {
         tier,
         model: match model {
-            // It may hold a password.
+            // A URL may contain a password.
             Some(url) if is_url(url) => SecretUrl::new(url).masked(),
             Some(model) => model.to_owned(),
             None => "bundled".to_owned(),

@@ -1,21 +1,21 @@
-//! An engine that answers by rule: for tests of everything around it, and for load.
+//! An engine that answers by rule, to test everything around it and to generate load.
 //!
-//! `scripted:` is followed by settings, separated by commas:
+//! `scripted:` is followed by comma-separated settings:
 //!
 //! | setting | effect | default |
 //! |---|---|---|
 //! | `model=NAME` | served name | `scripted` |
-//! | `latency_ms=N` | time that each answer takes | 0 |
-//! | `jitter_ms=N` | up to so much more, decided by the prompt | 0 |
-//! | `fail_percent=N` | so many of a hundred prompts fail, always the same ones | 0 |
-//! | `poison=TEXT` | a prompt with this text brings down all that run beside it, as a crash does | none |
-//! | `hang=TEXT` | at a prompt with this text the engine hangs: neither it nor any later one is answered | none |
-//! | `context=N` | longest context; a word is a token | none |
-//! | `unsure=TEXT` | answers get log-probabilities: low ones where the prompt has this text, high ones elsewhere | none are given |
-//! | `echo` | the answer is the last message | off: words derived from the prompt |
+//! | `latency_ms=N` | duration of each answer | 0 |
+//! | `jitter_ms=N` | up to N ms more, derived from the prompt | 0 |
+//! | `fail_percent=N` | percentage of prompts that fail, always the same ones | 0 |
+//! | `poison=TEXT` | a prompt with this text crashes all running requests | none |
+//! | `hang=TEXT` | a prompt with this text hangs the engine: it and all later requests get no answer | none |
+//! | `context=N` | context length, where a word is a token | none |
+//! | `unsure=TEXT` | answers get log-probabilities: low where the prompt has this text, high elsewhere | no log-probabilities |
+//! | `echo` | the answer repeats the last message | off: words derived from the prompt |
 //! | `says=TEXT` | the answer is always this text | off |
 //!
-//! The same conversation gets the same answer from every worker.
+//! Every worker gives the same answer to the same conversation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,15 +27,15 @@ use tokio::{
 };
 
 use super::{
-    Engine, EngineError, EngineInfo, Generate, Generation, admission::Places, pulse::Pulse,
-    signals::SignalCollector,
+    Engine, EngineError, EngineInfo, Generate, Generation, signals::SignalCollector,
+    slots::RequestSlots, step_timer::StepTimer,
 };
 use crate::{
     config::ModelConfig,
     job::{Answer, FinishReason, Message, Signals, Usage},
 };
 
-/// Words that made-up answers consist of.
+/// Vocabulary of generated answers.
 const WORDS: [&str; 16] = [
     "wagon", "signal", "track", "yard", "switch", "engine", "freight", "platform", "coupling",
     "siding", "gauge", "brake", "cargo", "points", "hump", "train",
@@ -104,18 +104,18 @@ impl Script {
 pub struct ScriptedEngine {
     info: EngineInfo,
     script: Arc<Script>,
-    places: Places,
-    /// Counts crashes; whatever runs when it changes is lost.
+    slots: RequestSlots,
+    /// Counts crashes; requests that run when it changes fail.
     crashes: watch::Sender<u64>,
-    /// Ticks on for ever once the engine hangs.
-    pulse: Arc<Pulse>,
+    /// Never stops once the engine hangs.
+    step_timer: Arc<StepTimer>,
 }
 
 impl ScriptedEngine {
-    /// Reads a script.
+    /// Parses a script.
     ///
     /// # Errors
-    /// When a setting is unknown or its value is not of its kind.
+    /// When a setting is unknown or its value is invalid.
     pub fn from_script(script: &str, config: &ModelConfig) -> Result<Self, String> {
         let script = Script::parse(script)?;
         let name = config.name.clone().or_else(|| script.model.clone());
@@ -123,7 +123,7 @@ impl ScriptedEngine {
         let context_tokens = script
             .context_tokens
             .map(|tokens| limit.map_or(tokens, |limit| limit.min(tokens)));
-        // What changes an answer, and nothing else: workers of different speed give the same ones.
+        // Only what changes an answer: workers of different speed must have the same revision.
         let mut rule = format!("echo={} context={context_tokens:?}", script.echo);
         if let Some(says) = &script.says {
             rule.push_str(&format!(" says={says:?}"));
@@ -137,16 +137,16 @@ impl ScriptedEngine {
                 parameters: None,
             },
             script: Arc::new(script),
-            places: Places::new(config.batch_max),
+            slots: RequestSlots::new(config.batch_max),
             crashes: watch::Sender::new(0),
-            pulse: Arc::new(Pulse::new()),
+            step_timer: Arc::new(StepTimer::new()),
         })
     }
 
     fn prompt_tokens(&self, request: &Generate) -> Result<usize, EngineError> {
         if !request.sampling.response_format.is_text() {
             return Err(EngineError::Unservable(
-                "response_format: a scripted engine answers by its script".to_owned(),
+                "response_format: a scripted engine supports only text".to_owned(),
             ));
         }
         let words = |message: &Message| message.content.split_whitespace().count();
@@ -210,7 +210,7 @@ impl ScriptedEngine {
     }
 }
 
-/// Decides everything about a request's answer: the conversation, and the seed unless it is greedy.
+/// Derives everything about the answer from the conversation, and from the seed unless it is greedy.
 fn digest(request: &Generate) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for message in &request.messages {
@@ -224,7 +224,7 @@ fn digest(request: &Generate) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Made-up signals: every token is as likely as the last.
+/// Signals as if every token had the same probability.
 fn signals(answer: &Answer, unsure: bool) -> Option<Signals> {
     let logprob = if unsure { -3.0 } else { -0.001 };
     let mut signals = SignalCollector::default();
@@ -232,13 +232,6 @@ fn signals(answer: &Answer, unsure: bool) -> Option<Signals> {
         signals.push(logprob, None);
     }
     signals.finish(answer.finish_reason == FinishReason::Length)
-}
-
-fn mentions(request: &Generate, text: &str) -> bool {
-    request
-        .messages
-        .iter()
-        .any(|message| message.content.contains(text))
 }
 
 impl Engine for ScriptedEngine {
@@ -253,24 +246,26 @@ impl Engine for ScriptedEngine {
             .map(|prompt_tokens| self.answer(&request, prompt_tokens, &digest));
         let fails =
             u64::from(u16::from_le_bytes([digest[2], digest[3]])) % 100 < self.script.fail_percent;
-        let poison = self.script.poison.as_deref();
-        let is_poison = poison.is_some_and(|poison| mentions(&request, poison));
-        let unsure = self.script.unsure.as_deref();
-        let unsure = unsure.map(|text| mentions(&request, text));
+        let mentions = |text: &String| {
+            let mut messages = request.messages.iter();
+            messages.any(|message| message.content.contains(text))
+        };
+        let is_poison = self.script.poison.as_ref().is_some_and(mentions);
+        let unsure = self.script.unsure.as_ref().map(mentions);
         let jitter = u64::from(u32::from_le_bytes([
             digest[4], digest[5], digest[6], digest[7],
         ]));
         let latency_ms = self.script.latency_ms + jitter % (self.script.jitter_ms + 1);
         let crashes = self.crashes.clone();
-        let stop = request.terms.stop.clone();
-        let hang = self.script.hang.as_deref();
-        if self.pulse.step().is_none() && hang.is_some_and(|hang| mentions(&request, hang)) {
-            self.pulse.begin();
+        let stop = request.context.stop.clone();
+        let hangs = self.script.hang.as_ref().is_some_and(mentions);
+        if hangs && self.step_timer.step().is_none() {
+            self.step_timer.begin();
         }
-        if self.pulse.step().is_some() {
+        if self.step_timer.step().is_some() {
             return Box::pin(std::future::pending());
         }
-        self.places.begin(async move {
+        self.slots.begin(async move {
             let mut answer = answer?;
             let signals = unsure.and_then(|unsure| signals(&answer, unsure));
             if let Some(signals) = &signals {
@@ -289,7 +284,7 @@ impl Engine for ScriptedEngine {
                     cut_short(&mut answer, part.min(1.0));
                 }
                 Ok(()) = crashed.changed() => {
-                    return Err(EngineError::Crashed("scripted crash beside this request".to_owned()));
+                    return Err(EngineError::Crashed("another request's scripted crash".to_owned()));
                 }
             }
             if fails {
@@ -311,11 +306,11 @@ impl Engine for ScriptedEngine {
     }
 
     fn stalled(&self) -> Option<Duration> {
-        self.pulse.step()
+        self.step_timer.step()
     }
 }
 
-/// Leaves a part of an answer, 0 to 1, of its words.
+/// Keeps the given fraction, 0 to 1, of an answer's words.
 fn cut_short(answer: &mut Answer, part: f64) {
     let words: Vec<&str> = answer.text.split_whitespace().collect();
     let kept = (words.len() as f64 * part) as usize;
@@ -327,7 +322,6 @@ fn cut_short(answer: &mut Answer, part: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Role, Sampling};
 
     fn engine(script: &str) -> ScriptedEngine {
         let config = ModelConfig {
@@ -338,22 +332,11 @@ mod tests {
     }
 
     fn request(content: &str) -> Generate {
-        Generate {
-            messages: vec![Message {
-                role: Role::User,
-                content: content.to_owned(),
-            }],
-            sampling: Sampling {
-                max_completion_tokens: 100,
-                ..Sampling::default()
-            },
-            seed_default: 1,
-            terms: Default::default(),
-        }
+        Generate::from_prompt(content, 100)
     }
 
     #[test]
-    fn unknown_settings_and_wrong_values_are_faults() {
+    fn unknown_settings_and_invalid_values_are_errors() {
         for (script, expected) in [
             ("scripted:latency=5", "unknown setting \"latency\""),
             ("scripted:latency_ms=fast", "expected a whole number"),
@@ -370,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_alike_everywhere_and_as_the_request_limits() {
+    async fn answers_are_the_same_everywhere_and_obey_the_limits() {
         let first = engine("scripted:")
             .generate(request("a b c"))
             .await
@@ -406,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn fails_for_the_same_share_of_prompts_each_time() {
+    async fn the_same_prompts_fail_each_time() {
         let engine = engine("scripted:fail_percent=30");
         let mut failed = Vec::new();
         for _ in 0..2 {
@@ -424,20 +407,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn poison_takes_its_neighbours_along_and_the_engine_goes_on() {
+    async fn poison_fails_running_requests_but_not_later_ones() {
         let engine = engine("scripted:latency_ms=10,poison=BOOM");
-        let beside = tokio::spawn(engine.generate(request("fine")));
+        let other = tokio::spawn(engine.generate(request("fine")));
         tokio::task::yield_now().await;
         let poison = engine.generate(request("a BOOM b")).await;
         assert!(matches!(poison, Err(EngineError::Crashed(_))));
-        let beside = beside.await.expect("no panic");
-        assert!(matches!(beside, Err(EngineError::Crashed(_))), "{beside:?}");
+        let other = other.await.expect("no panic");
+        assert!(matches!(other, Err(EngineError::Crashed(_))), "{other:?}");
         let slow = tokio::spawn(engine.generate(request("later")));
         assert!(slow.await.expect("no panic").is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refuses_beyond_its_queue_and_beyond_its_context() {
+    async fn requests_beyond_queue_or_context_are_rejected() {
         let engine = engine("scripted:latency_ms=10,context=4");
         let accepted: Vec<_> = (0..10).map(|_| engine.generate(request("a"))).collect();
         let refused = engine.generate(request("a")).await;
@@ -447,7 +430,7 @@ mod tests {
         );
         let began = Instant::now();
         for answer in futures::future::join_all(accepted).await {
-            answer.expect("accepted ones are answered");
+            answer.expect("accepted requests are answered");
         }
         assert_eq!(began.elapsed().as_millis(), 50, "two at a time");
         let long = engine.generate(request("a b c d")).await;

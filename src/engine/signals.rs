@@ -1,51 +1,51 @@
-//! Collects an answer's [`Signals`] token by token: four numbers a token, never a distribution.
+//! Collects an answer's [`Signals`] token by token: four numbers per token, never a distribution.
 
 use crate::job::{DistributionSignals, Signals};
 
-/// Lowest log-probability that is kept. Servers write -9999 or nothing at all for a token out of
-/// their list; below this, one is as unlikely as another.
+/// Lowest log-probability kept. Servers report -9999 or nothing for a token outside their list;
+/// below this bound the differences mean nothing.
 const LOGPROB_MIN: f32 = -100.0;
 
-/// What a next-token distribution tells besides the chosen token's probability.
+/// Statistics of a next-token distribution besides the chosen token's probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
+pub(super) struct DistributionStats {
     /// Entropy in nats.
     pub(super) entropy: f32,
-    /// Probability of the likeliest token less that of the second.
+    /// Probability of the most likely token minus that of the second.
     pub(super) margin: f32,
 }
 
-/// Signals as they grow.
+/// Collects signals.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SignalCollector {
     logprobs: Vec<f32>,
     entropy_sum: f64,
     entropy_max: f32,
     margin_min: f32,
-    /// Tokens whose spread is known.
-    spreads: usize,
+    /// Tokens with known statistics.
+    with_stats: usize,
 }
 
 impl SignalCollector {
-    /// Takes the next token. What is no number counts as the unlikeliest.
-    pub(super) fn push(&mut self, logprob: f32, spread: Option<Spread>) {
+    /// Adds the next token. NaN counts as [`LOGPROB_MIN`].
+    pub(super) fn push(&mut self, logprob: f32, stats: Option<DistributionStats>) {
         self.logprobs.push(if logprob.is_nan() {
             LOGPROB_MIN
         } else {
             logprob.clamp(LOGPROB_MIN, 0.0)
         });
-        let Some(spread) = spread else { return };
-        self.margin_min = if self.spreads == 0 {
-            spread.margin
+        let Some(stats) = stats else { return };
+        self.margin_min = if self.with_stats == 0 {
+            stats.margin
         } else {
-            self.margin_min.min(spread.margin)
+            self.margin_min.min(stats.margin)
         };
-        self.entropy_sum += f64::from(spread.entropy);
-        self.entropy_max = self.entropy_max.max(spread.entropy);
-        self.spreads += 1;
+        self.entropy_sum += f64::from(stats.entropy);
+        self.entropy_max = self.entropy_max.max(stats.entropy);
+        self.with_stats += 1;
     }
 
-    /// The signals; `None` of an answer without tokens.
+    /// The signals; `None` for an answer without tokens.
     pub(super) fn finish(&self, truncated: bool) -> Option<Signals> {
         let first_logprob = *self.logprobs.first()?;
         let count = self.logprobs.len();
@@ -59,7 +59,7 @@ impl SignalCollector {
             p10_logprob: quantile(&sorted, 0.1),
             p50_logprob: quantile(&sorted, 0.5),
             first_logprob,
-            distribution: (self.spreads == count).then(|| DistributionSignals {
+            distribution: (self.with_stats == count).then(|| DistributionSignals {
                 mean_entropy: (self.entropy_sum / count as f64) as f32,
                 max_entropy: self.entropy_max,
                 min_margin: self.margin_min,
@@ -69,8 +69,7 @@ impl SignalCollector {
     }
 }
 
-/// The quantile of sorted values, interpolated between its neighbours (Hyndman and Fan's type 7,
-/// numpy's default).
+/// Quantile of sorted values, interpolated (Hyndman and Fan's type 7, numpy's default).
 fn quantile(sorted: &[f32], share: f64) -> f32 {
     let at = share * (sorted.len() - 1) as f64;
     let (low, part) = (at.floor() as usize, at.fract());
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_numpys() {
+    fn quantiles_match_numpy() {
         // numpy.quantile([-4, -3, -1, -0.5], [0.1, 0.5]) is [-3.7, -2].
         let mut collector = SignalCollector::default();
         for logprob in [-1.0, -4.0, -0.5, -3.0] {
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_counts_as_the_unlikeliest_and_nothing_gives_nothing() {
+    fn nan_counts_as_the_minimum_and_no_tokens_give_no_signals() {
         assert_eq!(SignalCollector::default().finish(false), None);
         for odd in [f32::NAN, f32::NEG_INFINITY, -9999.0] {
             let mut collector = SignalCollector::default();
@@ -114,15 +113,19 @@ mod tests {
     }
 
     #[test]
-    fn spreads_count_only_where_every_token_has_one() {
-        let spread = |entropy, margin| Some(Spread { entropy, margin });
+    fn distribution_signals_need_every_token() {
+        let stats = |entropy, margin| Some(DistributionStats { entropy, margin });
         let mut collector = SignalCollector::default();
-        collector.push(-0.1, spread(0.5, 0.8));
-        collector.push(-0.2, spread(1.5, 0.3));
-        let told = collector.finish(false).and_then(|s| s.distribution);
-        let told = told.expect("both have one");
+        collector.push(-0.1, stats(0.5, 0.8));
+        collector.push(-0.2, stats(1.5, 0.3));
+        let distribution = collector.finish(false).and_then(|s| s.distribution);
+        let distribution = distribution.expect("both tokens have statistics");
         assert_eq!(
-            (told.mean_entropy, told.max_entropy, told.min_margin),
+            (
+                distribution.mean_entropy,
+                distribution.max_entropy,
+                distribution.min_margin
+            ),
             (1.0, 1.5, 0.3)
         );
         collector.push(-0.2, None);

@@ -1,8 +1,8 @@
-//! An engine that is opened again when it hangs.
+//! Reopens an engine that hangs.
 //!
-//! A thread that computes cannot be ended from outside. So a hung engine is left to itself: what runs on
-//! it is told that it crashed, readiness ends, and another one is opened in its place. Should the old one
-//! come back, nobody hears it.
+//! A computing thread cannot be stopped from outside, so a hung engine is abandoned: its requests
+//! fail as crashed, readiness turns false, and a new engine is opened in its place. Results that the
+//! old one still produces are dropped.
 
 use std::{
     fmt,
@@ -20,41 +20,41 @@ use tokio::{sync::watch, time::sleep};
 use super::{Engine, EngineError, EngineInfo, Generate, Generation, OpenError};
 use crate::{job::Tier, metrics::ENGINE_RESTARTS};
 
-/// How often the engine is looked at within the time that a step may take, and at most.
-const LOOKS_PER_LIMIT: u32 = 4;
-const LOOK_MAX: Duration = Duration::from_secs(5);
-/// How long to wait before an engine that could not be opened is tried again; doubles up to the longest.
+/// Checks per hang limit, and the longest interval between two.
+const CHECKS_PER_LIMIT: u32 = 4;
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// Delay before an engine that could not be opened is retried; doubles up to the maximum.
 const REOPEN_WAIT: Duration = Duration::from_millis(500);
 const REOPEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Opens the engine anew.
+/// Opens the engine again.
 pub(super) type Reopen =
     Box<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Engine>, OpenError>> + Send + Sync>;
 
-/// An engine under watch.
-pub(super) struct Watched {
+/// An engine with a watchdog.
+pub(super) struct WatchedEngine {
     info: EngineInfo,
     tier: Tier,
     limit: Duration,
-    present: RwLock<Arc<dyn Engine>>,
-    /// Counts the engines; what began on an earlier one is lost.
+    current: RwLock<Arc<dyn Engine>>,
+    /// Counts reopened engines; requests begun on an earlier one fail.
     generation: watch::Sender<u64>,
-    is_whole: AtomicBool,
+    is_healthy: AtomicBool,
     reopen: Reopen,
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for WatchedEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched")
-            .field("present", &self.present)
+        f.debug_struct("WatchedEngine")
+            .field("current", &self.current)
             .field("limit", &self.limit)
             .finish_non_exhaustive()
     }
 }
 
-impl Watched {
-    /// Watches an engine until it is dropped; a step that takes longer than `limit` hangs.
-    pub(super) fn over(
+impl WatchedEngine {
+    /// Starts a watchdog that runs until the engine is dropped; a step longer than `limit` hangs.
+    pub(super) fn start(
         engine: Arc<dyn Engine>,
         tier: Tier,
         limit: Duration,
@@ -64,91 +64,91 @@ impl Watched {
             info: engine.info().clone(),
             tier,
             limit,
-            present: RwLock::new(engine),
+            current: RwLock::new(engine),
             generation: watch::Sender::new(0),
-            is_whole: AtomicBool::new(true),
+            is_healthy: AtomicBool::new(true),
             reopen,
         });
         tokio::spawn(watch(Arc::downgrade(&watched), limit));
         watched
     }
 
-    fn present(&self) -> Arc<dyn Engine> {
-        let present = self.present.read();
-        present.unwrap_or_else(PoisonError::into_inner).clone()
+    fn current(&self) -> Arc<dyn Engine> {
+        let current = self.current.read();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives the present engine up if it hangs.
-    async fn look(&self) {
-        let Some(step) = self.present().stalled().filter(|step| *step > self.limit) else {
+    /// Replaces the current engine if it hangs.
+    async fn check(&self) {
+        let Some(step) = self.current().stalled().filter(|step| *step > self.limit) else {
             return;
         };
         let (tier, seconds) = (self.tier, step.as_secs().min(self.limit.as_secs() + 60));
-        tracing::error!(%tier, seconds, "an engine hangs or its thread is gone: it is opened again");
+        tracing::error!(%tier, seconds, "the engine hangs or its thread died; reopening it");
         counter!(ENGINE_RESTARTS, "tier" => tier.as_str()).increment(1);
-        self.is_whole.store(false, Ordering::Release);
+        self.is_healthy.store(false, Ordering::Release);
         self.generation.send_modify(|count| *count += 1);
         let mut wait = REOPEN_WAIT;
         loop {
             match (self.reopen)().await {
                 Ok(engine) => {
-                    let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-                    *present = engine;
+                    let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+                    *current = engine;
                     break;
                 }
-                Err(error) => tracing::error!(%error, "the engine cannot be opened again yet"),
+                Err(error) => tracing::error!(%error, "cannot reopen the engine; retrying"),
             }
             sleep(wait).await;
             wait = (wait * 2).min(REOPEN_WAIT_MAX);
         }
-        self.is_whole.store(true, Ordering::Release);
-        tracing::info!(%tier, "the engine is open again");
+        self.is_healthy.store(true, Ordering::Release);
+        tracing::info!(%tier, "the engine was reopened");
     }
 }
 
-async fn watch(watched: Weak<Watched>, limit: Duration) {
-    let interval = (limit / LOOKS_PER_LIMIT).min(LOOK_MAX);
+async fn watch(watched: Weak<WatchedEngine>, limit: Duration) {
+    let interval = (limit / CHECKS_PER_LIMIT).min(CHECK_INTERVAL_MAX);
     loop {
         sleep(interval).await;
         match watched.upgrade() {
-            Some(watched) => watched.look().await,
+            Some(watched) => watched.check().await,
             None => return,
         }
     }
 }
 
-impl Engine for Watched {
+impl Engine for WatchedEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
     }
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let mut lost = self.generation.subscribe();
-        if !self.is_whole.load(Ordering::Acquire) {
-            let message = "it hung and is being opened again".to_owned();
+        if !self.is_healthy.load(Ordering::Acquire) {
+            let message = "it hung and is being reopened".to_owned();
             return Box::pin(std::future::ready(Err(EngineError::Unavailable {
                 message,
                 retry_after_ms: None,
             })));
         }
-        let answer = self.present().generate(request);
+        let answer = self.current().generate(request);
         Box::pin(async move {
             tokio::select! {
                 biased;
                 answer = answer => answer,
                 Ok(()) = lost.changed() => Err(EngineError::Crashed(
-                    "a step did not end; the engine was opened again".to_owned(),
+                    "a step hung; the engine was reopened".to_owned(),
                 )),
             }
         })
     }
 
     fn is_ready(&self) -> bool {
-        self.is_whole.load(Ordering::Acquire) && self.present().is_ready()
+        self.is_healthy.load(Ordering::Acquire) && self.current().is_ready()
     }
 
     fn stalled(&self) -> Option<Duration> {
-        self.present().stalled()
+        self.current().stalled()
     }
 }
 
@@ -157,11 +157,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use crate::{
-        config::ModelConfig,
-        engine::scripted::ScriptedEngine,
-        job::{Message, Role, Sampling},
-    };
+    use crate::{config::ModelConfig, engine::scripted::ScriptedEngine};
 
     fn scripted() -> Arc<dyn Engine> {
         let script = "scripted:hang=HANG,echo";
@@ -169,22 +165,11 @@ mod tests {
     }
 
     fn request(content: &str) -> Generate {
-        Generate {
-            messages: vec![Message {
-                role: Role::User,
-                content: content.to_owned(),
-            }],
-            sampling: Sampling {
-                max_completion_tokens: 9,
-                ..Sampling::default()
-            },
-            seed_default: 1,
-            terms: Default::default(),
-        }
+        Generate::from_prompt(content, 9)
     }
 
     #[tokio::test]
-    async fn a_hung_engine_gives_its_requests_back_and_is_opened_again() {
+    async fn a_hung_engine_fails_its_requests_and_is_reopened() {
         let tries = Arc::new(AtomicUsize::new(0));
         let counted = tries.clone();
         let reopen: Reopen = Box::new(move || {
@@ -198,14 +183,14 @@ mod tests {
             Box::pin(std::future::ready(opened))
         });
         let limit = Duration::from_millis(200);
-        let engine = Watched::over(scripted(), Tier::Small, limit, reopen);
+        let engine = WatchedEngine::start(scripted(), Tier::Small, limit, reopen);
         assert!(engine.generate(request("fine")).await.is_ok());
-        let beside = engine.generate(request("HANG"));
-        let (hung, beside) = tokio::join!(engine.generate(request("HANG")), beside);
-        for lost in [hung, beside] {
+        let other = engine.generate(request("HANG"));
+        let (hung, other) = tokio::join!(engine.generate(request("HANG")), other);
+        for lost in [hung, other] {
             assert!(matches!(lost, Err(EngineError::Crashed(_))), "{lost:?}");
         }
-        assert!(!engine.is_ready(), "it is being opened again");
+        assert!(!engine.is_ready(), "it is being reopened");
         let refused = engine.generate(request("fine")).await;
         assert!(
             matches!(refused, Err(EngineError::Unavailable { .. })),
@@ -215,7 +200,7 @@ mod tests {
             sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(tries.load(Ordering::Relaxed), 2);
-        let answer = engine.generate(request("fine")).await.expect("whole again");
+        let answer = engine.generate(request("fine")).await.expect("reopened");
         assert_eq!(answer.answer.text, "fine");
     }
 }

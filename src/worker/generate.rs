@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    engine::{Embedder, Engine, EngineError, Generate, Generation, Stop, Terms},
+    engine::{Embedder, Engine, EngineError, Generate, Generation, RequestContext, Stop},
     job::{ContextMode, ContextSavings, Job},
     prompt::{self, prune::Similarity},
     store::Reused,
@@ -44,7 +44,7 @@ pub(super) fn generate(
         sampling: job.request.sampling.clone(),
         // The same job samples alike however often it is tried.
         seed_default: job.head.id.0.as_u64_pair().1,
-        terms: Terms {
+        context: RequestContext {
             tenant: job.head.tenant.clone(),
             priority: job.head.priority,
             deadline: job.head.deadline,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use metrics::counter;
 
 use crate::{
-    engine::{Engine, Generate, Generation, Terms},
+    engine::{Engine, Generate, Generation, RequestContext},
     job::{Candidate, Job, Message, Reason, Role, Sampling, Tier},
     metrics::{COMPLETION_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS_COMPUTED, SEMANTIC_CHECKS},
     store::{Reused, Store},
@@ -83,11 +83,11 @@ impl Checker {
                 ..Sampling::default()
             },
             seed_default: 0,
-            terms: Terms {
+            context: RequestContext {
                 tenant: job.head.tenant.clone(),
                 priority: job.head.priority,
                 deadline: job.head.deadline,
-                ..Terms::default()
+                ..RequestContext::default()
             },
         };
         let generation = self.engine.generate(request).await.ok()?;

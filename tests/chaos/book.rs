@@ -152,7 +152,7 @@ pub async fn undisturbed(script: &str, asked: &Asked) -> Option<String> {
         messages: submission.request.messages,
         sampling: submission.request.sampling,
         seed_default: 0,
-        terms: Default::default(),
+        context: Default::default(),
     });
     generation.await.ok().map(|done| done.answer.text)
 }

@@ -6,7 +6,7 @@ use promptyard::{
     config::ModelConfig,
     engine::{
         self,
-        local::{Family, Rope, Shape},
+        local::{ModelFamily, ModelShape, Rope},
     },
     job::Tier,
 };
@@ -19,8 +19,8 @@ fn config_json(name: &str) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-fn shape_of(config: &Value) -> Result<Shape, String> {
-    Shape::from_json(config.to_string().as_bytes(), None)
+fn shape_of(config: &Value) -> Result<ModelShape, String> {
+    ModelShape::from_json(config.to_string().as_bytes(), None)
 }
 
 /// A checkpoint of its own, to be spoiled.
@@ -85,7 +85,10 @@ fn the_fixtures_cover_every_family() {
     let qwen2 = shape("tiny-qwen2");
     assert!(qwen2.qkv_bias && qwen2.windows == [None, None]);
     let qwen3 = shape("tiny-qwen3");
-    assert_eq!((qwen3.family, qwen3.tied), (Family::Qwen3, Some(false)));
+    assert_eq!(
+        (qwen3.family, qwen3.tied),
+        (ModelFamily::Qwen3, Some(false))
+    );
     assert_ne!(qwen3.head * qwen3.heads, qwen3.hidden, "a width of its own");
     assert_eq!(shape("tiny-mistral").windows, [Some(16), Some(16)]);
 }
@@ -269,7 +272,10 @@ async fn bad_weights_are_refused_with_a_reason() {
         (
             "\"model.embed_tokens.weight\":{\"dtype\":\"F32\",\"shape\":[384,64]",
             "\"model.embed_tokens.weight\":{\"dtype\":\"F32\",\"shape\":[64,384]",
-            &["embed_tokens.weight is [64, 384]", "makes it [384, 64]"],
+            &[
+                "embed_tokens.weight has shape [64, 384]",
+                "expected [384, 64]",
+            ],
         ),
         (
             "\"model.embed_tokens.weight\":{\"dtype\":\"F32\"",
@@ -286,7 +292,7 @@ async fn bad_weights_are_refused_with_a_reason() {
     fs::write(copy.path().join("model.safetensors"), b"not tensors").unwrap();
     assert_refused(
         copy.path(),
-        &["weights are not understood", "model.safetensors"],
+        &["cannot parse the weights", "model.safetensors"],
     )
     .await;
 }
@@ -302,8 +308,8 @@ async fn a_truncated_weights_file_is_named() {
         for kept in [whole.len() - 1, whole.len() / 2, 100, 3, 0] {
             let copy = copy_of(name);
             fs::write(copy.path().join(file), &whole[..kept]).unwrap();
-            let found = format!("{kept} bytes are there");
-            assert_refused(copy.path(), &[file, "is cut off", &found]).await;
+            let found = format!("found {kept} bytes");
+            assert_refused(copy.path(), &[file, "is truncated", &found]).await;
         }
     }
 }
@@ -326,7 +332,7 @@ async fn a_missing_file_is_named() {
     let copy = copy_of("tiny-llama");
     let index = copy.path().join("model.safetensors.index.json");
     edit(&index, shard, "../elsewhere.safetensors");
-    assert_refused(copy.path(), &["elsewhere", "no plain file name"]).await;
+    assert_refused(copy.path(), &["elsewhere", "expected a plain file name"]).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use candle_core::Device;
 use promptyard::{
     batching::BlockId,
     config::{DeviceKind, WeightKind},
-    engine::local::{Chunk, GpuModel, ModelFiles, Rows, open_device},
+    engine::local::{Chunk, GpuModel, LogitRows, ModelFiles, open_device},
 };
 
 use crate::support::models::{Case, argmax, cases, model_folder};
@@ -23,7 +23,7 @@ const BF16_TOLERANCE: f32 = 0.5;
 const KV_BYTES: usize = 8 << 20;
 
 fn model(name: &str, kind: WeightKind, device: &Device) -> GpuModel {
-    let files = ModelFiles::ModelRegistry(model_folder(name));
+    let files = ModelFiles::Directory(model_folder(name));
     GpuModel::read(&files, 0, kind, device, KV_BYTES).unwrap()
 }
 
@@ -117,7 +117,11 @@ fn run(model: &mut GpuModel, cases: &[Case], pool: &mut Pool, cut: Cut) -> Vec<S
                 tokens: &sequence.tokens[sequence.computed..][..tokens],
                 from: sequence.computed,
                 blocks: &sequence.blocks,
-                rows: if yields { Rows::Last } else { Rows::None },
+                rows: if yields {
+                    LogitRows::Last
+                } else {
+                    LogitRows::None
+                },
             });
         }
         let logits = model.forward(&chunks).unwrap();
@@ -152,7 +156,7 @@ fn logits(model: &mut GpuModel, cases: &[Case]) -> Vec<Vec<Vec<f32>>> {
             tokens: &case.prompt,
             from: 0,
             blocks,
-            rows: Rows::All,
+            rows: LogitRows::All,
         })
         .collect();
     let logits = model.forward(&chunks).unwrap();
@@ -230,7 +234,7 @@ fn impossible_inputs_are_refused() {
             tokens,
             from,
             blocks,
-            rows: Rows::Last,
+            rows: LogitRows::Last,
         };
         model.forward(&[chunk]).unwrap_err()
     };
@@ -245,7 +249,7 @@ fn impossible_inputs_are_refused() {
     let told = error(&[5], 32, &block);
     assert!(told.contains("33 tokens"), "{told}");
     let told = error(&[5], 0, &[BlockId(u32::MAX)]);
-    assert!(told.contains("1 blocks named"), "{told}");
+    assert!(told.contains("table of 1 blocks"), "{told}");
     error(&[], 0, &block);
     assert_eq!(model.forward(&[]).unwrap().rows().len(), 0);
 }

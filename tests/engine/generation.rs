@@ -34,7 +34,7 @@ fn request(content: &str, sampling: Sampling) -> Generate {
         }],
         sampling,
         seed_default: 7,
-        terms: Default::default(),
+        context: Default::default(),
     }
 }
 

@@ -34,7 +34,7 @@ fn request(content: &str, tokens: u32) -> Generate {
             ..Sampling::default()
         },
         seed_default: 11,
-        terms: Default::default(),
+        context: Default::default(),
     }
 }
 

@@ -7,7 +7,7 @@
 use promptyard::{
     batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
-    engine::local::{Chunk, CpuModel, ModelFiles, Rows, Workspace},
+    engine::local::{Chunk, CpuModel, LogitRows, ModelFiles, Workspace},
 };
 
 use crate::support::models::{Case, argmax, cases, model_folder};
@@ -31,7 +31,7 @@ fn model(name: &str) -> CpuModel {
 }
 
 fn model_in(name: &str, kind: WeightKind) -> CpuModel {
-    let files = ModelFiles::ModelRegistry(model_folder(name));
+    let files = ModelFiles::Directory(model_folder(name));
     CpuModel::read(&files, 0, kind).unwrap()
 }
 
@@ -122,7 +122,11 @@ fn run(
                 tokens: &sequence.tokens[from..from + tokens],
                 from,
                 blocks: &sequence.blocks,
-                rows: if yields { Rows::Last } else { Rows::None },
+                rows: if yields {
+                    LogitRows::Last
+                } else {
+                    LogitRows::None
+                },
             });
         }
         let logits = model.forward(workspace, &chunks).unwrap();
@@ -282,7 +286,7 @@ fn impossible_inputs_are_refused() {
             tokens: &[5; 33],
             from: 0,
             blocks: &blocks,
-            rows: Rows::Last,
+            rows: LogitRows::Last,
         };
         let error = model.forward(&mut workspace, &[chunk]).unwrap_err();
         assert!(error.contains("33") && error.contains("blocks"), "{error}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use promptyard::{
     config::{ModelConfig, PrefixSharing},
-    engine::{self, Engine, Generate, Terms},
+    engine::{self, Engine, Generate, RequestContext},
     job::{Answer, Message, Role, Sampling, Tier},
 };
 
@@ -34,9 +34,9 @@ fn request(tenant: &str, messages: Vec<Message>, tokens: u32) -> Generate {
             ..Sampling::default()
         },
         seed_default: 3,
-        terms: Terms {
+        context: RequestContext {
             tenant: tenant.to_owned().try_into().unwrap(),
-            ..Terms::default()
+            ..RequestContext::default()
         },
     }
 }

@@ -1,4 +1,5 @@
-//! The scheduler's laws, on a memory that remembers which beginning each slot of a block belongs to.
+//! Properties of the scheduler, checked against a simulated cache that records the prefix behind
+//! each slot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,7 @@ const START: Duration = Duration::ZERO;
 #[derive(Clone, Debug)]
 struct Arrival {
     gap: usize,
-    /// PromptPrefix shared with others of the same family, then a tail of its own.
+    /// Length of the prefix shared by a family, followed by a tail of its own.
     family: u32,
     shared: usize,
     tail: usize,
@@ -60,8 +61,8 @@ impl Arrival {
     }
 }
 
-/// A sequence as the test follows it.
-struct Followed {
+/// A sequence as the test tracks it.
+struct TrackedSequence {
     request: Request,
     tokens: Vec<u32>,
     computed: usize,
@@ -69,11 +70,11 @@ struct Followed {
     is_admitted: bool,
 }
 
-/// What a step wrote where: each slot remembers the whole beginning it was computed from.
-struct Memory(Vec<[Option<blake3::Hash>; BLOCK_TOKENS]>);
+/// What was written where: each slot records the whole prefix that it was computed from.
+struct SimulatedCache(Vec<[Option<blake3::Hash>; BLOCK_TOKENS]>);
 
-impl Memory {
-    fn beginning(followed: &Followed, position: usize) -> blake3::Hash {
+impl SimulatedCache {
+    fn prefix_hash(followed: &TrackedSequence, position: usize) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?}", followed.request.scope).as_bytes());
         if followed.request.scope.is_none() {
@@ -85,12 +86,12 @@ impl Memory {
         hasher.finalize()
     }
 
-    /// Writes all shares, then reads all: as the layers of a model do.
+    /// Writes all shares, then reads all, as the layers of a model do.
     fn compute(
         &mut self,
         scheduler: &Scheduler,
         plan: &Plan,
-        known: &BTreeMap<SequenceId, Followed>,
+        known: &BTreeMap<SequenceId, TrackedSequence>,
     ) {
         for share in &plan.shares {
             let (tokens, blocks) = scheduler.chunk(share).expect("planned");
@@ -104,7 +105,7 @@ impl Memory {
                 if position % BLOCK_TOKENS == 0 {
                     *block = [None; BLOCK_TOKENS];
                 }
-                block[position % BLOCK_TOKENS] = Some(Self::beginning(followed, position));
+                block[position % BLOCK_TOKENS] = Some(Self::prefix_hash(followed, position));
             }
         }
         for share in &plan.shares {
@@ -112,7 +113,7 @@ impl Memory {
             for position in 0..share.from + share.tokens {
                 let found =
                     self.0[blocks[position / BLOCK_TOKENS].index()][position % BLOCK_TOKENS];
-                let expected = Self::beginning(&known[&share.id], position);
+                let expected = Self::prefix_hash(&known[&share.id], position);
                 assert_eq!(
                     found,
                     Some(expected),
@@ -123,8 +124,8 @@ impl Memory {
     }
 }
 
-/// Every law that a single step has.
-fn check(scheduler: &Scheduler, plan: &Plan, known: &mut BTreeMap<SequenceId, Followed>) {
+/// Properties of a single step.
+fn check(scheduler: &Scheduler, plan: &Plan, known: &mut BTreeMap<SequenceId, TrackedSequence>) {
     let limits = scheduler.limits;
     let tokens: usize = plan.shares.iter().map(|share| share.tokens).sum();
     assert!(tokens <= limits.step_tokens_max, "step over budget");
@@ -152,7 +153,7 @@ fn check(scheduler: &Scheduler, plan: &Plan, known: &mut BTreeMap<SequenceId, Fo
     let mut prefilling = false;
     for share in &plan.shares {
         let followed = known.get_mut(&share.id).expect("known");
-        assert!(!plan.preempted.contains(&share.id), "put back and planned");
+        assert!(!plan.preempted.contains(&share.id), "preempted and planned");
         let found = share.from - followed.computed;
         let is_reused =
             found > 0 && share.from % BLOCK_TOKENS == 0 && followed.request.scope.is_some();
@@ -173,7 +174,7 @@ fn check(scheduler: &Scheduler, plan: &Plan, known: &mut BTreeMap<SequenceId, Fo
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(120))]
     #[test]
-    fn every_sequence_finishes_within_the_limits_in_turn_and_reads_its_own_past(
+    fn sequences_finish_in_order_within_limits_and_read_their_own_prefix(
         batch_max in 1usize..9,
         step_tokens_max in 1usize..80,
         kv_blocks in 5usize..16,
@@ -181,8 +182,8 @@ proptest! {
     ) {
         let limits = Limits { batch_max, waiting_max: 16, step_tokens_max, kv_blocks, step_seconds_max: None };
         let mut scheduler = Scheduler::new(limits);
-        let mut memory = Memory(vec![[None; BLOCK_TOKENS]; kv_blocks]);
-        let mut known: BTreeMap<SequenceId, Followed> = BTreeMap::new();
+        let mut memory = SimulatedCache(vec![[None; BLOCK_TOKENS]; kv_blocks]);
+        let mut known: BTreeMap<SequenceId, TrackedSequence> = BTreeMap::new();
         let mut admitted = BTreeMap::from([(true, Vec::new()), (false, Vec::new())]);
         let mut finished = BTreeSet::new();
         let mut arrivals = arrivals.into_iter().enumerate().peekable();
@@ -198,7 +199,7 @@ proptest! {
                 let request = arrival.request(*at as u64);
                 match scheduler.enqueue(request.clone(), START) {
                     Ok(()) => {
-                        let followed = Followed {
+                        let followed = TrackedSequence {
                             tokens: request.tokens.clone(),
                             computed: 0,
                             patience: arrival.patience,
@@ -207,8 +208,8 @@ proptest! {
                         };
                         known.insert(followed.request.id, followed);
                     }
-                    Err(Refusal::NeverFits) => prop_assert!(request.tokens_max > 32 * kv_blocks),
-                    Err(Refusal::QueueFull) => prop_assert!(scheduler.waiting() >= 16),
+                    Err(EnqueueError::NeverFits) => prop_assert!(request.tokens_max > 32 * kv_blocks),
+                    Err(EnqueueError::QueueFull) => prop_assert!(scheduler.waiting() >= 16),
                 }
                 arrivals.next();
             }
@@ -226,7 +227,7 @@ proptest! {
             memory.compute(&scheduler, &plan, &known);
             for share in plan.shares.iter().filter(|share| share.yields) {
                 let followed = known.get_mut(&share.id).expect("known");
-                // What a model would choose: it depends on the whole past and on nothing else.
+                // A stand-in for the model: depends on all previous tokens and nothing else.
                 let token = followed.tokens.iter().fold(7u32, |sum, token| sum.wrapping_mul(31) ^ token) % 50;
                 followed.tokens.push(token);
                 let generated = followed.tokens.len() - followed.request.tokens.len();
@@ -242,7 +243,7 @@ proptest! {
         prop_assert_eq!(finished.len(), known.len(), "some never finished");
         prop_assert_eq!(scheduler.blocks_used(), 0);
         for order in admitted.values() {
-            prop_assert!(order.is_sorted(), "of one priority, admitted in another order than they came");
+            prop_assert!(order.is_sorted(), "sequences of one priority were admitted out of order");
         }
     }
 }

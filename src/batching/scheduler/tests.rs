@@ -1,4 +1,4 @@
-//! The scheduler case by case.
+//! Single cases of the scheduler.
 
 use super::*;
 use crate::{batching::PrefixHash, job::Priority};
@@ -24,8 +24,8 @@ fn request(id: u64, prompt_tokens: usize, tokens_max: usize) -> Request {
     }
 }
 
-fn share(id: u64, from: usize, tokens: usize, yields: bool) -> Share {
-    Share {
+fn share(id: u64, from: usize, tokens: usize, yields: bool) -> StepShare {
+    StepShare {
         id: SequenceId(id),
         from,
         tokens,
@@ -45,9 +45,13 @@ fn step(scheduler: &mut Scheduler, now: Duration) -> Plan {
 #[test]
 fn decodes_come_first_and_prompts_fill_the_step() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.enqueue(request(1, 3, 10), START).expect("room");
+    scheduler
+        .enqueue(request(1, 3, 10), START)
+        .expect("accepted");
     assert_eq!(step(&mut scheduler, START).shares, [share(1, 0, 3, true)]);
-    scheduler.enqueue(request(2, 12, 20), START).expect("room");
+    scheduler
+        .enqueue(request(2, 12, 20), START)
+        .expect("accepted");
     let expected = [
         [share(1, 3, 1, true), share(2, 0, 7, false)],
         [share(1, 4, 1, true), share(2, 7, 5, true)],
@@ -64,23 +68,25 @@ fn decodes_come_first_and_prompts_fill_the_step() {
 }
 
 #[test]
-fn refuses_what_never_fits_and_what_finds_the_queue_full() {
+fn oversized_sequences_and_a_full_queue_are_refused() {
     let mut scheduler = Scheduler::new(LIMITS);
     for (prompt, most) in [(1, 4 * 32 + 1), (0, 4), (4, 4)] {
         let refused = scheduler.enqueue(request(1, prompt, most), START);
-        assert_eq!(refused, Err(Refusal::NeverFits));
+        assert_eq!(refused, Err(EnqueueError::NeverFits));
     }
     for id in 0..3 {
-        scheduler.enqueue(request(id, 1, 4), START).expect("room");
+        scheduler
+            .enqueue(request(id, 1, 4), START)
+            .expect("accepted");
     }
     assert_eq!(
         scheduler.enqueue(request(3, 1, 4), START),
-        Err(Refusal::QueueFull)
+        Err(EnqueueError::QueueFull)
     );
     scheduler.leave(SequenceId(1));
     scheduler
         .enqueue(request(3, 1, 4), START)
-        .expect("room again");
+        .expect("accepted");
     assert_eq!(
         scheduler.plan(START).admitted,
         [SequenceId(0), SequenceId(2)]
@@ -88,7 +94,7 @@ fn refuses_what_never_fits_and_what_finds_the_queue_full() {
 }
 
 #[test]
-fn a_shared_beginning_is_computed_once_even_within_one_step() {
+fn a_shared_prefix_is_computed_once_even_within_one_step() {
     let limits = Limits {
         batch_max: 8,
         step_tokens_max: 512,
@@ -105,7 +111,7 @@ fn a_shared_beginning_is_computed_once_even_within_one_step() {
     for (id, tail, scope) in [(1, 900, "a"), (2, 901, "a"), (3, 900, "b")] {
         scheduler
             .enqueue(scoped(id, tail, scope), START)
-            .expect("room");
+            .expect("accepted");
     }
     let plan = step(&mut scheduler, START);
     let whole = [
@@ -118,15 +124,15 @@ fn a_shared_beginning_is_computed_once_even_within_one_step() {
         [1, 2, 3].map(|id| scheduler.leave(SequenceId(id))),
         [105, 9, 105]
     );
-    // Gone, but not forgotten: and the last token is computed although its block is known.
+    // Its blocks stay cached after it left; the last token is computed although its block is cached.
     let mut again = scoped(4, 0, "a");
     again.tokens.truncate(96);
-    scheduler.enqueue(again, START).expect("room");
+    scheduler.enqueue(again, START).expect("accepted");
     assert_eq!(step(&mut scheduler, START).shares, [share(4, 64, 32, true)]);
 }
 
 #[test]
-fn of_equal_priority_the_first_goes_first_and_no_flood_starves_the_others() {
+fn equal_priority_is_first_come_first_served_and_ageing_prevents_starvation() {
     let limits = Limits {
         batch_max: 1,
         waiting_max: 1_000,
@@ -137,11 +143,13 @@ fn of_equal_priority_the_first_goes_first_and_no_flood_starves_the_others() {
         priority: Priority::High,
         ..request(id, 1, 2)
     };
-    scheduler.enqueue(request(0, 1, 2), START).expect("room");
-    scheduler.enqueue(high(1), START).expect("room");
+    scheduler
+        .enqueue(request(0, 1, 2), START)
+        .expect("accepted");
+    scheduler.enqueue(high(1), START).expect("accepted");
     let (mut order, mut now) = (Vec::new(), START);
     for id in 2..40 {
-        scheduler.enqueue(high(id), now).expect("room");
+        scheduler.enqueue(high(id), now).expect("accepted");
         let plan = step(&mut scheduler, now);
         order.extend(plan.shares.iter().map(|share| share.id.0));
         scheduler.leave(plan.shares[0].id);
@@ -152,11 +160,11 @@ fn of_equal_priority_the_first_goes_first_and_no_flood_starves_the_others() {
         [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
         "high before normal"
     );
-    assert_eq!(order[10], 0, "after ten seconds its turn has come");
+    assert_eq!(order[10], 0, "it ages to high priority after ten seconds");
 }
 
 #[test]
-fn what_is_due_soon_goes_before_what_came_first() {
+fn urgent_sequences_run_first() {
     let limits = Limits {
         batch_max: 1,
         waiting_max: 100,
@@ -176,10 +184,12 @@ fn what_is_due_soon_goes_before_what_came_first() {
         due: Some(Duration::from_secs(seconds)),
         ..request(id, 1, 12)
     };
-    scheduler.enqueue(request(0, 1, 12), START).expect("room");
-    scheduler.enqueue(due(1, 9), START).expect("room");
-    scheduler.enqueue(due(2, 2), START).expect("room");
-    // Ten steps of 0.1 s are a second; twice that is left for the last one.
+    scheduler
+        .enqueue(request(0, 1, 12), START)
+        .expect("accepted");
+    scheduler.enqueue(due(1, 9), START).expect("accepted");
+    scheduler.enqueue(due(2, 2), START).expect("accepted");
+    // Ten steps of 0.1 s take one second; the last sequence has less than twice that left.
     let order: Vec<_> = (0..3)
         .map(|_| {
             let id = step(&mut scheduler, START + Duration::from_millis(500)).shares[0].id;
@@ -191,19 +201,21 @@ fn what_is_due_soon_goes_before_what_came_first() {
 }
 
 #[test]
-fn when_blocks_run_out_the_last_turn_is_put_back_and_finishes_later() {
+fn without_free_blocks_the_last_sequence_is_preempted_and_finishes_later() {
     let limits = Limits {
         step_tokens_max: 64,
         ..LIMITS
     };
     let mut scheduler = Scheduler::new(limits);
     for id in 0..2 {
-        scheduler.enqueue(request(id, 20, 90), START).expect("room");
+        scheduler
+            .enqueue(request(id, 20, 90), START)
+            .expect("accepted");
     }
-    let (mut generated, mut put_back) = ([0, 0], Vec::new());
+    let (mut generated, mut preempted) = ([0, 0], Vec::new());
     while !scheduler.is_idle() {
         let plan = step(&mut scheduler, START);
-        put_back.extend(plan.preempted.iter().map(|id| id.0));
+        preempted.extend(plan.preempted.iter().map(|id| id.0));
         for share in plan.shares.iter().filter(|share| share.yields) {
             let count = &mut generated[share.id.0 as usize];
             *count += 1;
@@ -212,17 +224,17 @@ fn when_blocks_run_out_the_last_turn_is_put_back_and_finishes_later() {
             }
         }
     }
-    assert_eq!(put_back, [1], "three blocks each do not fit four");
+    assert_eq!(preempted, [1], "three blocks each do not fit four");
     assert_eq!(generated, [70, 70]);
 }
 
-/// A machine whose steps cost what they cost, for the pace to find out.
+/// Step times of a simulated machine.
 fn machine_seconds(size: StepSize) -> f64 {
     0.008 + 0.0012 * size.tokens as f64 + 4e-7 * size.attended as f64
 }
 
 #[test]
-fn a_long_prompt_among_decodes_delays_no_token_beyond_the_target() {
+fn a_long_prompt_delays_no_decode_beyond_the_target() {
     let limits = Limits {
         batch_max: 64,
         waiting_max: 1_000,
@@ -236,21 +248,21 @@ fn a_long_prompt_among_decodes_delays_no_token_beyond_the_target() {
         if round % 6 == 0 {
             scheduler
                 .enqueue(request(round, 40, 140), START)
-                .expect("room");
+                .expect("accepted");
         }
         if round == 300 {
             scheduler
                 .enqueue(request(10_000, 1_000, 1_010), START)
-                .expect("room");
+                .expect("accepted");
         }
         let plan = step(&mut scheduler, START);
         let seconds = machine_seconds(plan.size);
-        let holds_up = plan.shares.first().is_some_and(|share| share.tokens == 1);
-        if holds_up && round > 50 {
+        let delays_decodes = plan.shares.first().is_some_and(|share| share.tokens == 1);
+        if delays_decodes && round > 50 {
             longest.push(seconds);
         }
         scheduler.observe(&plan, seconds);
-        let is_done = |sequence: &&Sequence| sequence.tokens.len() == sequence.tokens_max;
+        let is_done = |sequence: &&ScheduledSequence| sequence.tokens.len() == sequence.tokens_max;
         let done: Vec<_> = scheduler
             .running
             .iter()
@@ -263,7 +275,7 @@ fn a_long_prompt_among_decodes_delays_no_token_beyond_the_target() {
     }
     let slowest = longest.iter().copied().fold(0.0, f64::max);
     assert!(slowest < 0.088, "a token waited {slowest} s");
-    assert!(slowest > 0.06, "the target is made use of: {slowest} s");
+    assert!(slowest > 0.06, "the target is not used: {slowest} s");
     assert!(
         scheduler.queue.remove(SequenceId(10_000)).is_none(),
         "the long prompt ran"
@@ -271,10 +283,12 @@ fn a_long_prompt_among_decodes_delays_no_token_beyond_the_target() {
 }
 
 #[test]
-fn after_a_failed_step_the_waiting_go_on_with_an_empty_cache() {
+fn after_a_failed_step_waiting_sequences_run_with_an_empty_cache() {
     let mut scheduler = Scheduler::new(LIMITS);
     for id in 0..3 {
-        scheduler.enqueue(request(id, 4, 8), START).expect("room");
+        scheduler
+            .enqueue(request(id, 4, 8), START)
+            .expect("accepted");
     }
     scheduler.plan(START);
     assert_eq!(scheduler.reset(), [SequenceId(0), SequenceId(1)]);

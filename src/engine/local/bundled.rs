@@ -1,7 +1,7 @@
-//! The checkpoints inside the binary, so that everything runs before a model is chosen.
+//! The checkpoints embedded in the binary, for use without choosing a model.
 //!
-//! They answer questions about a small shop's support desk and nothing else; `models/README.md`
-//! tells how they were trained and how right they are.
+//! They answer questions to a small shop's support desk and nothing else; `models/README.md`
+//! describes their training and accuracy.
 
 use crate::job::Tier;
 
@@ -19,7 +19,7 @@ const SMALL: &[(&str, &[u8])] = bundle!("small":
 const LARGE: &[(&str, &[u8])] = bundle!("large":
     "config.json" "generation_config.json" "tokenizer.json" "tokenizer_config.json" "model.safetensors");
 
-/// The name and the files of a tier's bundled checkpoint.
+/// Name and files of a tier's bundled checkpoint.
 pub fn bundled(tier: Tier) -> (&'static str, ModelFiles) {
     match tier {
         Tier::Small => ("support-small", ModelFiles::Bundled(SMALL)),

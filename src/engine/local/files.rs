@@ -1,4 +1,4 @@
-//! Where a checkpoint's files lie: in a directory, or inside this binary.
+//! A checkpoint's files, in a directory or embedded in this binary, and its tensors.
 
 use std::{
     borrow::Cow,
@@ -14,33 +14,33 @@ use candle_core::{
 };
 use serde::Deserialize;
 
-/// A checkpoint in the layout of Hugging Face.
+/// A checkpoint in Hugging Face's layout.
 #[derive(Clone, Debug)]
 pub enum ModelFiles {
     /// A directory.
-    ModelRegistry(PathBuf),
-    /// Names and contents bundled with the binary.
+    Directory(PathBuf),
+    /// Names and contents embedded in the binary.
     Bundled(&'static [(&'static str, &'static [u8])]),
 }
 
-/// The tensors of a checkpoint.
-pub(in crate::engine) enum Weights {
+/// A checkpoint's tensors.
+pub(in crate::engine) enum CheckpointWeights {
     Mapped(MmapedSafetensors),
     Bundled(Vec<SliceSafetensors<'static>>),
-    /// Any tensor that is asked for but a separate LM head, with small random values in bf16.
+    /// Small random bf16 values for any tensor except a separate LM head.
     Random,
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
 impl ModelFiles {
     const INDEX: &'static str = "model.safetensors.index.json";
     const SINGLE: &'static str = "model.safetensors";
-    /// All that changes what the model answers, besides the weights.
-    const DESCRIPTIONS: [&'static str; 5] = [
+    /// Files besides the weights that affect the model's answers.
+    pub(super) const DESCRIPTIONS: [&'static str; 5] = [
         "config.json",
         "generation_config.json",
         "tokenizer.json",
@@ -48,13 +48,13 @@ impl ModelFiles {
         "chat_template.jinja",
     ];
 
-    /// The content of a file; `None` when there is no such file.
+    /// Reads a file; `None` when it does not exist.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When it exists but cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, String> {
         match self {
-            Self::ModelRegistry(folder) => match fs::read(folder.join(name)) {
+            Self::Directory(folder) => match fs::read(folder.join(name)) {
                 Ok(content) => Ok(Some(Cow::Owned(content))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(format!(
@@ -69,41 +69,46 @@ impl ModelFiles {
         }
     }
 
-    /// The content of a file that must be there.
+    /// Reads a required file.
     ///
     /// # Errors
     /// When it is missing or cannot be read.
     pub fn require(&self, name: &str) -> Result<Cow<'static, [u8]>, String> {
         self.read(name)?.ok_or_else(|| {
-            format!("{name} is missing; a Hugging Face checkpoint with safetensors is expected")
+            format!(
+                "{name} is missing; expected a Hugging Face checkpoint with safetensors weights"
+            )
         })
     }
 
-    /// Names of the files that hold weights, in order: those of the index, or the single one.
+    /// Sorted names of the weight files: those of the index, or the single one.
     ///
     /// # Errors
-    /// When there is neither, or the index is not understood or names a missing file.
+    /// When both are missing, or the index is invalid or names a missing file.
     pub fn weight_files(&self) -> Result<Vec<String>, String> {
         let Some(index) = self.read(Self::INDEX)? else {
             if self.contains(Self::SINGLE) {
                 return Ok(vec![Self::SINGLE.to_owned()]);
             }
             return Err(format!(
-                "neither {} nor {} is there",
+                "found neither {} nor {}",
                 Self::SINGLE,
                 Self::INDEX
             ));
         };
-        let index: Index = serde_json::from_slice(&index)
-            .map_err(|error| format!("{} is not understood: {error}", Self::INDEX))?;
+        let index: ShardIndex = serde_json::from_slice(&index)
+            .map_err(|error| format!("cannot parse {}: {error}", Self::INDEX))?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
         for name in &names {
-            // The index comes with the checkpoint; it must not point elsewhere.
+            // The index comes with the checkpoint and must not reach outside its directory.
             if Path::new(name)
                 .file_name()
                 .is_none_or(|plain| plain != name.as_str())
             {
-                return Err(format!("{}: {name:?} is no plain file name", Self::INDEX));
+                return Err(format!(
+                    "{}: expected a plain file name, found {name:?}",
+                    Self::INDEX
+                ));
             }
             if !self.contains(name) {
                 return Err(format!("{} names {name}, which is missing", Self::INDEX));
@@ -114,22 +119,22 @@ impl ModelFiles {
 
     fn contains(&self, name: &str) -> bool {
         match self {
-            Self::ModelRegistry(folder) => folder.join(name).is_file(),
+            Self::Directory(folder) => folder.join(name).is_file(),
             Self::Bundled(files) => files.iter().any(|(known, _)| *known == name),
         }
     }
 
-    /// Opens the weights; from a directory they are mapped, not read.
+    /// Opens the weights; those in a directory are memory-mapped.
     ///
     /// # Errors
-    /// When a file is missing, cut off or no safetensors file.
-    pub(in crate::engine) fn weights(&self) -> Result<Weights, String> {
+    /// When a file is missing, truncated or not in safetensors format.
+    pub(in crate::engine) fn weights(&self) -> Result<CheckpointWeights, String> {
         let names = self.weight_files()?;
         match self {
-            Self::ModelRegistry(folder) => {
+            Self::Directory(folder) => {
                 let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
                 paths.iter().try_for_each(|path| check_length(path))?;
-                map(&paths).map(Weights::Mapped)
+                map(&paths).map(CheckpointWeights::Mapped)
             }
             Self::Bundled(files) => files
                 .iter()
@@ -138,11 +143,11 @@ impl ModelFiles {
                     SliceSafetensors::new(content).map_err(|error| format!("{name}: {error}"))
                 })
                 .collect::<Result<_, _>>()
-                .map(Weights::Bundled),
+                .map(CheckpointWeights::Bundled),
         }
     }
 
-    /// A digest of everything that decides the model's answers.
+    /// A digest of everything that affects the model's answers.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -155,8 +160,8 @@ impl ModelFiles {
         }
         for name in self.weight_files()? {
             let content = match self {
-                // Weights may be larger than memory: stream them.
-                Self::ModelRegistry(folder) => fs::File::open(folder.join(&name))
+                // Stream the weights: they may exceed memory.
+                Self::Directory(folder) => fs::File::open(folder.join(&name))
                     .and_then(|file| {
                         let mut content = blake3::Hasher::new();
                         content.update_reader(file)?;
@@ -178,26 +183,26 @@ fn hash_part(hasher: &mut blake3::Hasher, name: &str, content: blake3::Hash) {
         .update(content.as_bytes());
 }
 
-/// Longest header that safetensors itself accepts.
+/// Longest header that the safetensors crate accepts.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// What a header says of a tensor that matters here.
+/// A header's entry for a tensor.
 #[derive(Deserialize)]
-struct Extent {
-    /// First byte and the one after the last, counted from the end of the header.
+struct TensorEntry {
+    /// Offsets of the first byte and past the last, relative to the end of the header.
     #[serde(default)]
     data_offsets: (u64, u64),
 }
 
-/// Says how much of a weights file is there when it ends too early, as a broken download leaves it.
-/// Whatever else is wrong with it is left to the library that reads it.
+/// Detects a truncated weights file, as an interrupted download leaves it, and reports its length.
+/// All other defects are left to the safetensors crate.
 fn check_length(path: &Path) -> Result<(), String> {
     let error = |error: io::Error| format!("cannot read {}: {error}", path.display());
     let mut file = fs::File::open(path).map_err(error)?;
     let found = file.metadata().map_err(error)?.len();
     let cut_off = |expected: u64| {
         Err(format!(
-            "{} is cut off: {found} bytes are there, at least {expected} are expected; fetch it again",
+            "{} is truncated: found {found} bytes, expected at least {expected}; download it again",
             path.display()
         ))
     };
@@ -217,7 +222,7 @@ fn check_length(path: &Path) -> Result<(), String> {
     file.take(header_bytes)
         .read_to_end(&mut header)
         .map_err(error)?;
-    let Ok(tensors) = serde_json::from_slice::<BTreeMap<String, Extent>>(&header) else {
+    let Ok(tensors) = serde_json::from_slice::<BTreeMap<String, TensorEntry>>(&header) else {
         return Ok(());
     };
     let data_bytes = tensors.values().map(|tensor| tensor.data_offsets.1).max();
@@ -230,17 +235,17 @@ fn check_length(path: &Path) -> Result<(), String> {
 
 #[expect(
     unsafe_code,
-    reason = "mapping is what lets several processes share one copy of the weights"
+    reason = "memory-mapping lets processes share one copy of the weights"
 )]
 fn map(paths: &[PathBuf]) -> Result<MmapedSafetensors, String> {
     // SAFETY: the files must not change while they are mapped. Checkpoints are written once and
-    // replaced as a whole; whoever truncates one under a running worker stops that worker.
+    // replaced as a whole; truncating one under a running worker crashes that worker.
     unsafe { MmapedSafetensors::multi(paths) }
-        .map_err(|error| format!("the weights are not understood: {error}"))
+        .map_err(|error| format!("cannot parse the weights: {error}"))
 }
 
-impl Weights {
-    /// True when there is such a tensor.
+impl CheckpointWeights {
+    /// True when the tensor exists.
     pub(in crate::engine) fn has(&self, name: &str) -> bool {
         match self {
             Self::Mapped(files) => files.get(name).is_ok(),
@@ -249,10 +254,10 @@ impl Weights {
         }
     }
 
-    /// A tensor widened to f32.
+    /// Reads a tensor as f32.
     ///
     /// # Errors
-    /// When it is missing, or its shape or type is not the expected one.
+    /// When it is missing, or its shape or type is unexpected.
     pub(in crate::engine) fn get(&self, name: &str, expected: &[usize]) -> Result<Tensor, String> {
         let view = match self {
             Self::Mapped(files) => files.get(name).ok(),
@@ -265,12 +270,12 @@ impl Weights {
         };
         let Some(view) = view else {
             return Err(format!(
-                "tensor {name} is missing; config.json makes it {expected:?}"
+                "tensor {name} is missing; expected shape {expected:?} from config.json"
             ));
         };
         if view.shape() != expected {
             return Err(format!(
-                "tensor {name} is {:?}; config.json makes it {expected:?}",
+                "tensor {name} has shape {:?}; expected {expected:?} from config.json",
                 view.shape()
             ));
         }
@@ -287,7 +292,7 @@ impl Weights {
         }
     }
 
-    /// A matrix, `[rows][columns]`, widened to f32.
+    /// Reads a matrix, `[rows][columns]`, as f32.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -303,7 +308,7 @@ impl Weights {
             .map_err(|error| format!("tensor {name}: {error}"))
     }
 
-    /// A vector widened to f32.
+    /// Reads a vector as f32.
     ///
     /// # Errors
     /// As [`Self::get`].

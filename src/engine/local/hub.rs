@@ -1,7 +1,7 @@
-//! Checkpoints by their name on the hub, kept in the cache that Hugging Face's tools share.
+//! Downloads checkpoints by their name on the hub into the cache that Hugging Face's tools share.
 //!
-//! `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are read as those tools read them: the cache and
-//! its rules belong to the machine, not to this program's configuration.
+//! `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean for those tools: the cache
+//! belongs to the machine, not to this program's configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -12,23 +12,17 @@ use hf_hub::{
 
 use super::files::ModelFiles;
 
-/// Files of a repository that are of use; weights in other formats are passed over.
+/// True for the files of a repository to download; weights in other formats are skipped.
 fn is_wanted(name: &str) -> bool {
-    let described = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ];
     let weights = name.starts_with("model")
         && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
-    !name.contains('/') && (described.contains(&name) || name == "chat_template.jinja" || weights)
+    !name.contains('/') && (ModelFiles::DESCRIPTIONS.contains(&name) || weights)
 }
 
 /// Finds a checkpoint in the cache, or downloads it there.
 ///
 /// # Errors
-/// One line that says why it cannot be had and what helps.
+/// One line: why it is not available and what to do.
 pub(super) fn fetch(model: &str) -> Result<ModelFiles, String> {
     fetch_with(model, &Cache::from_env(), is_offline())
 }
@@ -42,7 +36,7 @@ fn fetch_with(model: &str, cache: &Cache, is_offline: bool) -> Result<ModelFiles
     }
     if is_offline {
         return Err(format!(
-            "it is not in {} and HF_HUB_OFFLINE is set; download it beforehand or name a directory",
+            "it is not in {} and HF_HUB_OFFLINE is set; download it first or name a directory",
             cache.path().display()
         ));
     }
@@ -53,17 +47,18 @@ fn fetch_with(model: &str, cache: &Cache, is_offline: bool) -> Result<ModelFiles
     let api = api.map_err(|error| error.to_string())?.repo(repo);
     let folder = download(&api).map_err(|error| {
         format!(
-            "it is not in {} and the hub does not give it ({error}); name a directory, or see that the hub can be reached",
+            "it is not in {} and cannot be downloaded ({error}); name a directory, or check the connection to the hub",
             cache.path().display()
         )
     })?;
-    complete(&folder)
-        .ok_or_else(|| "the hub has no safetensors weights with a tokenizer.json for it".to_owned())
+    complete(&folder).ok_or_else(|| {
+        "its hub repository has no safetensors weights with a tokenizer.json".to_owned()
+    })
 }
 
 fn download(api: &ApiRepo) -> Result<PathBuf, String> {
     let short = |error: hf_hub::api::sync::ApiError| {
-        // Such errors quote whole responses; the first line says enough.
+        // These errors quote whole responses; keep the start of the first line.
         let text = error.to_string();
         text.lines()
             .next()
@@ -78,17 +73,17 @@ fn download(api: &ApiRepo) -> Result<PathBuf, String> {
         let path = api.get(&file.rfilename).map_err(short)?;
         folder = path.parent().map(Path::to_owned);
     }
-    folder.ok_or_else(|| "its repository has no model files".to_owned())
+    folder.ok_or_else(|| "its hub repository has no model files".to_owned())
 }
 
-/// The directory as a checkpoint, when nothing that is needed is missing.
+/// The directory as a checkpoint, unless a required file is missing.
 fn complete(folder: &Path) -> Option<ModelFiles> {
-    let files = ModelFiles::ModelRegistry(folder.to_owned());
+    let files = ModelFiles::Directory(folder.to_owned());
     let described = folder.join("tokenizer.json").is_file();
     (described && files.weight_files().is_ok()).then_some(files)
 }
 
-/// As `huggingface_hub` reads the variable.
+/// Reads the variable as `huggingface_hub` does.
 fn is_offline() -> bool {
     let value = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
     ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
@@ -101,7 +96,7 @@ mod tests {
     use crate::engine::local::hub::*;
 
     #[test]
-    fn offline_it_takes_what_the_cache_has_and_says_what_it_lacks() {
+    fn offline_only_complete_checkpoints_in_the_cache_are_found() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let cache = Cache::new(folder.path().to_owned());
         let error = fetch_with("owner/name", &cache, true).expect_err("nothing is cached");
@@ -126,11 +121,11 @@ mod tests {
         )
         .expect("copied");
         let files = fetch_with("owner/name", &cache, true).expect("all is there");
-        assert!(matches!(files, ModelFiles::ModelRegistry(found) if found == snapshot));
+        assert!(matches!(files, ModelFiles::Directory(found) if found == snapshot));
     }
 
     #[test]
-    fn only_what_is_of_use_is_downloaded() {
+    fn only_needed_files_are_downloaded() {
         for name in [
             "config.json",
             "model.safetensors",

@@ -1,28 +1,30 @@
-//! A model in this process, on a thread of its own.
+//! Runs a model in this process, on a thread of its own.
 //!
-//! Comes in: conversations, through a bounded channel. Goes out: answers, each through its own
-//! one-shot channel. The thread (`runner`) owns the model (`model`), the KV cache (`arena`) and the
-//! scheduler; every step it takes in who came, drops who is not waited for any more, computes one
-//! ragged step and chooses a token for each sequence that is ready for one. On a GPU the model is
-//! another one (`device`); everything else is the same.
+//! Conversations in, through a bounded channel; answers out, each through its own one-shot channel.
+//! The thread (`runner`) owns the model (`cpu`, or `gpu` on CUDA and Metal), the KV cache and the
+//! scheduler. In each step it accepts new requests, drops cancelled ones, computes one ragged batch
+//! (`forward`) and samples a token (`sampler`, `structured`) for every sequence (`active_request`)
+//! that is ready for one. `load` finds a checkpoint (`bundled`, `hub`, `files`) and reads it by its
+//! `shape`.
 
+mod active_request;
 mod bundled;
 mod cpu;
 pub(super) mod files;
+mod forward;
 mod gpu;
 #[cfg(feature = "hub")]
 mod hub;
-mod opened;
+
+pub(super) mod load;
 mod runner;
 mod sampler;
-mod sequence;
 mod shape;
 mod structured;
 
 use std::{
     fmt,
     future::ready,
-    path::Path,
     sync::{
         Arc,
         mpsc::{SyncSender, sync_channel},
@@ -41,26 +43,29 @@ use crate::{
     batching::Limits,
     config::ModelConfig,
     job::{Sampling, Tier},
-    prompt::{ChatTemplate, Vocabulary},
 };
 
 use super::{
     Engine, EngineError, EngineInfo, Generate, Generation,
-    admission::{WAITING_PER_RUNNING, queue_full},
-    pulse::Pulse,
+    slots::{WAITING_PER_RUNNING, queue_full},
+    step_timer::StepTimer,
 };
 
-use opened::Opened;
-use runner::{EngineRequest, Forward, Language, Runner};
-use structured::Grammars;
+use forward::Forward;
+use load::{LoadedModel, locate, read_codec};
+use runner::{EngineRequest, Runner, TextCodec};
+use structured::GrammarCompiler;
 
-pub use cpu::{Chunk, CpuModel, Logits, MachineLimits, Part, Profile, Rows, Workspace};
+pub use cpu::{CpuModel, Workspace};
 pub use files::ModelFiles;
+pub use forward::{Chunk, LogitRows, Logits};
 pub use gpu::{GpuModel, open_device};
-pub use shape::{Family, Rope, Shape};
+pub use shape::{ModelFamily, ModelShape, Rope};
+
+pub(crate) use cpu::{MachineLimits, Profile, StepPhase};
 
 /// True when a tier's configuration names no model, so that the bundled checkpoint answers, which
-/// knows a small shop's support desk and nothing else.
+/// knows only a small shop's support desk.
 pub fn is_bundled(config: &ModelConfig) -> bool {
     config.model.is_none()
 }
@@ -68,14 +73,14 @@ pub fn is_bundled(config: &ModelConfig) -> bool {
 /// A model in this process.
 pub struct LocalEngine {
     info: EngineInfo,
-    language: Arc<Language>,
-    grammars: Arc<Grammars>,
-    /// Logits of a row: tokens that a request may name.
+    codec: Arc<TextCodec>,
+    grammars: Arc<GrammarCompiler>,
+    /// Length of a row of logits; token ids are below it.
     vocabulary: usize,
     requests: SyncSender<EngineRequest>,
-    /// For requests on their way to the thread.
-    places: Arc<Semaphore>,
-    pulse: Arc<Pulse>,
+    /// Slots for requests in the channel to the thread.
+    slots: Arc<Semaphore>,
+    step_timer: Arc<StepTimer>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -92,7 +97,7 @@ impl LocalEngine {
     /// checkpoint when it names none.
     ///
     /// # Errors
-    /// One line that says what was found and what was expected.
+    /// One line: what was found and what was expected.
     pub async fn open(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let config = config.clone();
         spawn_blocking(move || Self::open_blocking(tier, &config))
@@ -103,9 +108,15 @@ impl LocalEngine {
     fn open_blocking(tier: Tier, config: &ModelConfig) -> Result<Self, String> {
         let (name, files) = locate(tier, config.model.as_deref())?;
         match open_device(config.device)? {
-            None => Self::start(tier, config, name, &files, Opened::on_cpu(&files, config)?),
+            None => Self::start(
+                tier,
+                config,
+                name,
+                &files,
+                LoadedModel::on_cpu(&files, config)?,
+            ),
             Some(device) => {
-                let opened = Opened::on_device(&files, config, &device)?;
+                let opened = LoadedModel::on_device(&files, config, &device)?;
                 Self::start(tier, config, name, &files, opened)
             }
         }
@@ -116,9 +127,9 @@ impl LocalEngine {
         config: &ModelConfig,
         name: String,
         files: &ModelFiles,
-        opened: Opened<M>,
+        opened: LoadedModel<M>,
     ) -> Result<Self, String> {
-        let language = Arc::new(read_language(files, &opened.shape)?);
+        let codec = Arc::new(read_codec(files, &opened.shape)?);
         let mut digest = files.digest()?;
         digest
             .update(opened.arithmetic.as_bytes())
@@ -130,7 +141,7 @@ impl LocalEngine {
             batch_max: config.batch_max,
             parameters: Some(opened.shape.parameters()),
         };
-        // As many again may wait in the channel to the thread.
+        // As many requests may wait in the channel as in the scheduler.
         let waiting_max = config.batch_max * WAITING_PER_RUNNING;
         let limits = Limits {
             batch_max: config.batch_max,
@@ -139,19 +150,19 @@ impl LocalEngine {
             kv_blocks: opened.kv_blocks,
             step_seconds_max: (config.step_ms_max > 0).then(|| config.step_ms_max as f64 / 1e3),
         };
-        let (words, eos) = (language.vocabulary.clone(), language.eos.clone());
+        let (words, eos) = (codec.vocabulary.clone(), codec.eos.clone());
         let vocabulary = opened.shape.vocabulary;
-        let grammars = Arc::new(Grammars::new(words, eos, vocabulary));
+        let grammars = Arc::new(GrammarCompiler::new(words, eos, vocabulary));
         let terms = (limits, config.prefix_cache);
         let (requests, receiver) = sync_channel(waiting_max);
-        let pulse = Arc::new(Pulse::new());
+        let step_timer = Arc::new(StepTimer::new());
         let runner = Runner::new(
             opened.model,
-            language.clone(),
+            codec.clone(),
             info.clone(),
             tier,
             terms,
-            (receiver, pulse.clone()),
+            (receiver, step_timer.clone()),
         );
         let thread = thread::Builder::new()
             .name(format!("engine-{tier}"))
@@ -159,17 +170,17 @@ impl LocalEngine {
             .map_err(|error| format!("cannot start the engine's thread: {error}"))?;
         Ok(Self {
             info,
-            language,
+            codec,
             grammars,
             vocabulary,
             requests,
-            places: Arc::new(Semaphore::new(waiting_max)),
-            pulse,
+            slots: Arc::new(Semaphore::new(waiting_max)),
+            step_timer,
             thread,
         })
     }
 
-    /// Refuses what no token of this model can be.
+    /// Rejects token ids beyond the vocabulary.
     fn check(&self, sampling: &Sampling) -> Result<(), EngineError> {
         let last = sampling.logit_bias.last_key_value();
         match last.map(|(token, _)| *token) {
@@ -185,80 +196,6 @@ impl LocalEngine {
     }
 }
 
-/// A name to serve the model under, and its files.
-fn locate(tier: Tier, model: Option<&str>) -> Result<(String, ModelFiles), String> {
-    let Some(model) = model else {
-        let (name, files) = bundled::bundled(tier);
-        return Ok((name.to_owned(), files));
-    };
-    locate_named(model)
-}
-
-/// A name for a directory or hub name, and its files.
-pub(super) fn locate_named(model: &str) -> Result<(String, ModelFiles), String> {
-    let folder = Path::new(model);
-    if folder.is_dir() {
-        // `.` and `..` have no name of their own until they are resolved.
-        let whole = folder.canonicalize().map_err(|error| error.to_string())?;
-        let name = whole
-            .file_name()
-            .map_or(model.into(), |name| name.to_string_lossy());
-        return Ok((name.into_owned(), ModelFiles::ModelRegistry(whole.clone())));
-    }
-    if folder.exists() {
-        return Err(
-            "this is a file; a directory with config.json and safetensors files is expected"
-                .to_owned(),
-        );
-    }
-    if !is_hub_name(model) {
-        return Err("there is no such directory, and it is no hub name (OWNER/NAME)".to_owned());
-    }
-    #[cfg(feature = "hub")]
-    return hub::fetch(model).map(|files| (model.to_owned(), files));
-    #[cfg(not(feature = "hub"))]
-    Err(
-        "there is no such directory, and this binary was built without the feature `hub`"
-            .to_owned(),
-    )
-}
-
-/// `OWNER/NAME`, with an optional `@REVISION`.
-fn is_hub_name(model: &str) -> bool {
-    let allowed = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
-    let (name, revision) = model.split_once('@').unwrap_or((model, "main"));
-    let revision_allowed = revision.split('/').all(allowed);
-    name.split_once('/')
-        .is_some_and(|(owner, name)| allowed(owner) && allowed(name) && revision_allowed)
-}
-
-fn read_language(files: &ModelFiles, shape: &Shape) -> Result<Language, String> {
-    let template = ChatTemplate::from_files(
-        files.read("tokenizer_config.json")?.as_deref(),
-        files.read("chat_template.jinja")?.as_deref(),
-    );
-    let vocabulary = Vocabulary::from_json(&files.require("tokenizer.json")?);
-    let vocabulary = vocabulary.map_err(|error| error.to_string())?;
-    // Models round their vocabulary up, so it may be larger than the tokenizer's, never smaller.
-    let (tokens, rows) = (vocabulary.len(), shape.vocabulary);
-    if tokens > rows {
-        return Err(format!(
-            "tokenizer.json has {tokens} tokens, the model only {rows}"
-        ));
-    }
-    Ok(Language {
-        template: template.map_err(|error| error.to_string())?,
-        vocabulary,
-        eos: shape.eos.clone(),
-    })
-}
-
 impl Engine for LocalEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
@@ -268,17 +205,17 @@ impl Engine for LocalEngine {
         if let Err(error) = self.check(&request.sampling) {
             return ready(Err(error)).boxed();
         }
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return ready(Err(queue_full())).boxed();
         };
         let (reply, answer) = oneshot::channel();
-        let (language, requests) = (self.language.clone(), self.requests.clone());
+        let (codec, requests) = (self.codec.clone(), self.requests.clone());
         let grammars = self.grammars.clone();
-        // A prompt may take longer to become tokens than a step, and so may a schema to become a
-        // grammar; the engine's thread does not wait.
+        // Tokenizing a long prompt or compiling a schema may take longer than a step, so it is done
+        // off the engine's thread.
         spawn_blocking(move || {
             let format = &request.sampling.response_format;
-            let made = language
+            let made = codec
                 .prompt(&request)
                 .and_then(|prompt| Ok((prompt, grammars.compile(format)?)));
             let (prompt, grammar) = match made {
@@ -288,15 +225,15 @@ impl Engine for LocalEngine {
                     return;
                 }
             };
-            let ticket = EngineRequest {
+            let queued = EngineRequest {
                 request,
                 prompt,
                 grammar,
                 reply,
-                place,
+                slot,
             };
-            // There is room for every place. Of a thread that is gone the dropped reply tells.
-            let _ = requests.send(ticket);
+            // The channel holds a request for every slot. If the thread died, dropping `reply` reports it.
+            let _ = requests.send(queued);
         });
         async { answer.await.unwrap_or(Err(EngineError::Closed)) }.boxed()
     }
@@ -309,6 +246,6 @@ impl Engine for LocalEngine {
         if self.thread.is_finished() {
             return Some(Duration::MAX);
         }
-        self.pulse.step()
+        self.step_timer.step()
     }
 }

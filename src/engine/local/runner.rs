@@ -1,4 +1,4 @@
-//! The engine's thread: it alone owns the model, the KV cache and the scheduler.
+//! The engine's thread, sole owner of the model, the KV cache and the scheduler.
 
 use std::{
     collections::BTreeMap,
@@ -15,9 +15,13 @@ use metrics::{counter, gauge, histogram};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
-    batching::{BLOCK_TOKENS, Limits, Plan, PrefixHash, Refusal, Request, Scheduler, SequenceId},
+    batching::{
+        BLOCK_TOKENS, EnqueueError, Limits, Plan, PrefixHash, Request, Scheduler, SequenceId,
+    },
     config::PrefixSharing,
-    engine::{EngineError, EngineInfo, Generate, Terms, admission::queue_full, pulse::Pulse},
+    engine::{
+        EngineError, EngineInfo, Generate, RequestContext, slots::queue_full, step_timer::StepTimer,
+    },
     job::{FinishReason, Tier},
     metrics::{
         ENGINE_STEPS, ENGINE_WAITING, KV_BLOCKS_USED, PREEMPTED, STEP_SECONDS, STEP_SEQUENCES,
@@ -27,96 +31,76 @@ use crate::{
 };
 
 use super::{
-    cpu::{
-        kernels::share_parts,
-        model::{Chunk, CpuModel, Logits, Rows, Workspace},
-    },
-    sequence::{Reply, Sequence, Taken, Writer},
+    active_request::{ActiveRequest, AnswerWriter, NextToken, ReplySender},
+    cpu::kernels::share_parts,
+    forward::{Chunk, Forward, LogitRows, Logits},
     structured::Grammar,
 };
 
-/// All that is told of a panic: its message may quote a prompt.
+/// Reported for a panic, whose message might quote a prompt.
 const PANIC: &str = "panic in the engine";
 
-/// What computes steps; a test puts something that fails in its place.
-pub(super) trait Forward: Send + 'static {
-    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String>;
-}
-
-/// A model that computes on the CPU.
-#[derive(Debug)]
-pub(super) struct OnCpu {
-    pub(super) model: CpuModel,
-    pub(super) workspace: Workspace,
-}
-
-impl Forward for OnCpu {
-    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
-        self.model.forward(&mut self.workspace, chunks)
-    }
-}
-
-/// A request on its way to the thread. Its prompt was made beside the thread, so that a long one
-/// holds up nobody's next token.
+/// A request on its way to the thread. Its prompt was tokenized off the thread, so that a long one
+/// delays no token of other requests.
 #[derive(Debug)]
 pub(super) struct EngineRequest {
     pub(super) request: Generate,
-    /// The tokens of the prompt.
+    /// The prompt's tokens.
     pub(super) prompt: Vec<u32>,
-    /// The form that the answer must have.
+    /// Constrains the answer's format.
     pub(super) grammar: Option<Grammar>,
-    pub(super) reply: Reply,
-    /// Its place on the way, given up when the thread takes it in.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) reply: ReplySender,
+    /// Its slot in the channel, freed when the thread accepts it.
+    pub(super) slot: OwnedSemaphorePermit,
 }
 
-/// What a model's texts are made with.
+/// Converts between text and tokens.
 #[derive(Debug)]
-pub(super) struct Language {
+pub(super) struct TextCodec {
     pub(super) template: ChatTemplate,
     pub(super) vocabulary: Vocabulary,
     /// Tokens that end an answer.
     pub(super) eos: Vec<u32>,
 }
 
-/// All that the thread owns.
+/// State of the thread.
 pub(super) struct Runner<M> {
     model: M,
-    language: Arc<Language>,
+    codec: Arc<TextCodec>,
     info: EngineInfo,
     context_tokens: usize,
     tier: Tier,
     kv_tokens_max: usize,
     sharing: PrefixSharing,
     requests: Receiver<EngineRequest>,
-    pulse: Arc<Pulse>,
+    step_timer: Arc<StepTimer>,
     scheduler: Scheduler,
-    sequences: BTreeMap<SequenceId, Sequence>,
+    sequences: BTreeMap<SequenceId, ActiveRequest>,
     next_id: u64,
-    /// The scheduler's clock starts here.
+    /// Start of the scheduler's clock.
     began: Instant,
 }
 
 impl<M: Forward> Runner<M> {
     pub(super) fn new(
         model: M,
-        language: Arc<Language>,
+        codec: Arc<TextCodec>,
         info: EngineInfo,
         tier: Tier,
         (limits, sharing): (Limits, PrefixSharing),
-        (requests, pulse): (Receiver<EngineRequest>, Arc<Pulse>),
+        (requests, step_timer): (Receiver<EngineRequest>, Arc<StepTimer>),
     ) -> Self {
         let kv_tokens_max = limits.kv_blocks * BLOCK_TOKENS;
         Self {
             model,
-            language,
+            codec,
             context_tokens: info.context_tokens.unwrap_or(kv_tokens_max),
             info,
             tier,
             kv_tokens_max,
             sharing,
             requests,
-            pulse,
+            step_timer,
             scheduler: Scheduler::new(limits),
             sequences: BTreeMap::new(),
             next_id: 0,
@@ -127,36 +111,36 @@ impl<M: Forward> Runner<M> {
     /// Runs until the engine is closed.
     pub(super) fn run(mut self) {
         while self.receive() {
-            self.pulse.begin();
+            self.step_timer.begin();
             let step = catch_unwind(AssertUnwindSafe(|| self.step()));
-            self.pulse.end();
+            self.step_timer.end();
             let error = match step {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => error,
                 Err(_) => PANIC.to_owned(),
             };
-            tracing::error!(model.name = %self.info.model, tier = %self.tier, "an engine step failed: {error}");
-            self.rebuild(&error);
+            tracing::error!(model.name = %self.info.model, tier = %self.tier, %error, "an engine step failed; its requests fail and the cache is emptied");
+            self.recover(&error);
         }
         for (_, sequence) in std::mem::take(&mut self.sequences) {
             sequence.fail(EngineError::Closed);
         }
     }
 
-    /// Takes new requests while there is room; waits for one when there is nothing else to do.
-    /// False once the engine is closed.
+    /// Accepts new requests while the queue has room; blocks when there is nothing to compute. False
+    /// once the engine is closed.
     fn receive(&mut self) -> bool {
-        while self.scheduler.has_room() {
-            let ticket = if self.scheduler.is_idle() {
-                // Whoever left last did so after the last step was reported.
+        while self.scheduler.can_enqueue() {
+            let queued = if self.scheduler.is_idle() {
+                // Sequences may have left since the last step was reported.
                 gauge!(ENGINE_WAITING, "tier" => self.tier.as_str()).set(0.0);
                 gauge!(KV_BLOCKS_USED, "tier" => self.tier.as_str()).set(0.0);
                 self.requests.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.requests.try_recv()
             };
-            match ticket {
-                Ok(ticket) => self.enter(ticket),
+            match queued {
+                Ok(queued) => self.accept(queued),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -164,16 +148,16 @@ impl<M: Forward> Runner<M> {
         true
     }
 
-    /// Makes a request a waiting sequence, or answers at once why it cannot be one.
-    fn enter(&mut self, ticket: EngineRequest) {
+    /// Queues a request as a sequence, or replies with the reason why it cannot run.
+    fn accept(&mut self, queued: EngineRequest) {
         let EngineRequest {
             request,
             prompt,
             grammar,
             reply,
-            place,
-        } = ticket;
-        drop(place);
+            slot,
+        } = queued;
+        drop(slot);
         if reply.is_closed() {
             return;
         }
@@ -191,40 +175,44 @@ impl<M: Forward> Runner<M> {
             .filter(|stop| !stop.is_empty())
             .cloned()
             .collect();
-        let writer = Writer::new(stop, self.language.eos.clone(), completion_tokens_max);
+        let writer = AnswerWriter::new(stop, self.codec.eos.clone(), completion_tokens_max);
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let tokens_max = prompt.len() + completion_tokens_max;
-        let mut sequence = Sequence::new(&request, &prompt, writer, reply);
-        sequence.constrain(grammar);
+        let sequence = ActiveRequest::new(&request, &prompt, writer, grammar, reply);
         let now = self.began.elapsed();
         let left = |deadline: DateTime<Utc>| (deadline - Utc::now()).to_std().unwrap_or_default();
         let waiting = Request {
             id,
             tokens: prompt,
             tokens_max,
-            scope: self.scope(&request.terms),
-            priority: request.terms.priority,
-            due: request.terms.deadline.map(|deadline| now + left(deadline)),
+            scope: self.scope(&request.context),
+            priority: request.context.priority,
+            due: request
+                .context
+                .deadline
+                .map(|deadline| now + left(deadline)),
         };
         match self.scheduler.enqueue(waiting, now) {
             Ok(()) => {
                 self.sequences.insert(id, sequence);
             }
-            Err(Refusal::QueueFull) => sequence.fail(queue_full()),
-            Err(Refusal::NeverFits) => sequence.fail(EngineError::Unservable(format!(
-                "{tokens_max} tokens; at most {} fit the KV cache",
+            Err(EnqueueError::QueueFull) => sequence.fail(queue_full()),
+            Err(EnqueueError::NeverFits) => sequence.fail(EngineError::Unservable(format!(
+                "prompt and answer need {tokens_max} tokens; the KV cache holds {}",
                 self.kv_tokens_max
             ))),
         }
     }
 
-    /// Who may share the keys and values of a request's prompt.
-    fn scope(&self, terms: &Terms) -> Option<PrefixHash> {
+    /// The scope in which a prompt's keys and values may be shared.
+    fn scope(&self, context: &RequestContext) -> Option<PrefixHash> {
         let revision = self.info.revision.as_str();
         match self.sharing {
             PrefixSharing::Off => None,
-            PrefixSharing::Tenant => Some(PrefixHash::of_scope(&[revision, terms.tenant.as_str()])),
+            PrefixSharing::Tenant => {
+                Some(PrefixHash::of_scope(&[revision, context.tenant.as_str()]))
+            }
             PrefixSharing::All => Some(PrefixHash::of_scope(&[revision])),
         }
     }
@@ -236,7 +224,7 @@ impl<M: Forward> Runner<M> {
     ) -> Result<usize, EngineError> {
         if prompt_tokens == 0 {
             return Err(EngineError::Unservable(
-                "the prompt has no token".to_owned(),
+                "the prompt has no tokens".to_owned(),
             ));
         }
         if prompt_tokens >= self.context_tokens {
@@ -248,15 +236,15 @@ impl<M: Forward> Runner<M> {
         }
         match request.sampling.max_completion_tokens as usize {
             0 => Err(EngineError::Unservable(
-                "at least one token must be asked for".to_owned(),
+                "max_completion_tokens must be at least 1".to_owned(),
             )),
             most => Ok(most.min(self.context_tokens - prompt_tokens)),
         }
     }
 
-    /// Plans and computes one step and hands out the answers that it finishes.
+    /// Plans and computes one step and sends the answers that it finishes.
     fn step(&mut self) -> Result<(), String> {
-        self.drop_unwanted();
+        self.drop_cancelled();
         self.end_stopped();
         let began = Instant::now();
         let plan = self.scheduler.plan(self.began.elapsed());
@@ -273,7 +261,7 @@ impl<M: Forward> Runner<M> {
         let tier = self.tier.as_str();
         counter!(ENGINE_STEPS, "tier" => tier).increment(1);
         histogram!(STEP_SECONDS, "tier" => tier).record(began.elapsed());
-        self.choose(&plan, &logits);
+        self.sample(&plan, &logits);
         self.scheduler.observe(&plan, began.elapsed().as_secs_f64());
         Ok(())
     }
@@ -293,24 +281,27 @@ impl<M: Forward> Runner<M> {
         let mut chunks = Vec::with_capacity(plan.shares.len());
         for share in &plan.shares {
             let chunk = self.scheduler.chunk(share);
-            let (tokens, blocks) = chunk.ok_or("the plan names a sequence that left")?;
+            let (tokens, blocks) = chunk.ok_or("the plan names a sequence that has left")?;
             chunks.push(Chunk {
                 tokens,
                 from: share.from,
                 blocks,
-                rows: if share.yields { Rows::Last } else { Rows::None },
+                rows: if share.yields {
+                    LogitRows::Last
+                } else {
+                    LogitRows::None
+                },
             });
         }
         self.model.forward(&chunks)
     }
 
-    /// Chooses a token for each sequence that yields; each has its own dice, so they choose side by
-    /// side.
-    fn choose(&mut self, plan: &Plan, logits: &Logits) {
+    /// Samples a token for each yielding sequence, in parallel: each has its own random numbers.
+    fn sample(&mut self, plan: &Plan, logits: &Logits) {
         let yielding = plan.shares.iter().filter(|share| share.yields);
         let mut rows: BTreeMap<SequenceId, &[f32]> =
             yielding.map(|share| share.id).zip(logits.rows()).collect();
-        let vocabulary = &self.language.vocabulary;
+        let vocabulary = &self.codec.vocabulary;
         let mut work: Vec<_> = self
             .sequences
             .iter_mut()
@@ -325,8 +316,8 @@ impl<M: Forward> Runner<M> {
             .collect();
         for (id, taken) in chosen {
             match taken {
-                Ok(Taken::Token(token)) => self.scheduler.append(id, token),
-                Ok(Taken::End(reason)) => {
+                Ok(NextToken::Token(token)) => self.scheduler.append(id, token),
+                Ok(NextToken::End(reason)) => {
                     let computed = self.scheduler.leave(id);
                     if let Some(sequence) = self.sequences.remove(&id) {
                         sequence.finish(reason, computed, &self.info);
@@ -342,7 +333,7 @@ impl<M: Forward> Runner<M> {
         }
     }
 
-    fn drop_unwanted(&mut self) {
+    fn drop_cancelled(&mut self) {
         let scheduler = &mut self.scheduler;
         self.sequences.retain(|id, sequence| {
             let wanted = sequence.is_wanted();
@@ -353,7 +344,7 @@ impl<M: Forward> Runner<M> {
         });
     }
 
-    /// Answers requests that were told to stop with what there is.
+    /// Answers stopped requests with the tokens so far.
     fn end_stopped(&mut self) {
         let sequences = self.sequences.iter();
         let stopped: Vec<SequenceId> = sequences
@@ -368,9 +359,9 @@ impl<M: Forward> Runner<M> {
         }
     }
 
-    /// After a failed step nothing that took part in it can be trusted: the running requests are
-    /// told, the waiting ones go on waiting.
-    fn rebuild(&mut self, error: &str) {
+    /// After a failed step, fails the running requests, whose state cannot be trusted; waiting ones
+    /// stay queued.
+    fn recover(&mut self, error: &str) {
         for id in self.scheduler.reset() {
             if let Some(sequence) = self.sequences.remove(&id) {
                 sequence.fail(EngineError::Crashed(error.to_owned()));
@@ -379,8 +370,8 @@ impl<M: Forward> Runner<M> {
     }
 }
 
-impl Language {
-    /// The tokens of a request's prompt.
+impl TextCodec {
+    /// Renders and tokenizes a request's prompt.
     pub(super) fn prompt(&self, request: &Generate) -> Result<Vec<u32>, EngineError> {
         let encode = || {
             let text = self.template.render(&request.messages);

@@ -1,74 +1,74 @@
-//! Logits become a token: greedy, or drawn with temperature, top-k, top-p and min-p, after
-//! penalties and biases and among the tokens that a format allows.
+//! Turns logits into a token: greedy, or sampled with temperature, top-k, top-p and min-p, after
+//! penalties and biases, among the tokens that the format allows.
 
-mod cuts;
+mod filter;
 mod penalties;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use crate::{engine::signals::Spread, job::Sampling};
+use crate::{engine::signals::DistributionStats, job::Sampling};
 
 use self::{
-    cuts::{Cuts, likeliest},
+    filter::{SamplingFilter, most_likely},
     penalties::{Penalties, forbid},
 };
 use super::cpu::kernels::{Isa, highest_two, softmax_sums};
 
-/// Chooses tokens for one sequence; its random numbers are its own, whoever shares the batch.
+/// Chooses tokens for one sequence; its random numbers do not depend on the rest of the batch.
 #[derive(Debug)]
 pub(super) struct Sampler {
-    cuts: Option<Cuts>,
+    filter: Option<SamplingFilter>,
     penalties: Option<Penalties>,
-    /// Alternatives that are told beside each token; `None` where nobody asked for any.
+    /// Alternatives to report per token; `None` if not requested.
     alternatives: Option<usize>,
     random: StdRng,
 }
 
 /// A chosen token.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Choice {
+pub(super) struct SampledToken {
     pub(super) token: u32,
-    /// Natural logarithm of the model's own probability, before penalties, temperature and cuts.
+    /// Natural logarithm of the model's probability, before penalties, temperature and filters.
     pub(super) logprob: f32,
-    /// Of the distribution that it was chosen from, likewise as the model gave it.
-    pub(super) spread: Spread,
-    /// The likeliest tokens with their log-probabilities, as many as were asked for.
+    /// Statistics of the model's distribution, likewise unmodified.
+    pub(super) stats: DistributionStats,
+    /// The most likely tokens with their log-probabilities, as many as requested.
     pub(super) alternatives: Vec<(u32, f32)>,
 }
 
 /// Why no token can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoChoice {
-    /// A logit is infinite or no number: the computation went wrong.
+pub(super) enum SamplingError {
+    /// A logit is infinite or NaN: the computation failed.
     NotFinite,
-    /// The format allows no token of the vocabulary.
+    /// The format allows no token.
     NothingAllowed,
 }
 
 impl Sampler {
-    /// A sampler for what follows `prompt`.
+    /// A sampler for the tokens after `prompt`.
     pub(super) fn new(sampling: &Sampling, seed_default: u64, prompt: &[u32]) -> Self {
         Self {
-            cuts: Cuts::of(sampling),
+            filter: SamplingFilter::of(sampling),
             penalties: Penalties::of(sampling, prompt),
             alternatives: sampling.logprobs.map(usize::from),
             random: StdRng::seed_from_u64(sampling.seed.unwrap_or(seed_default)),
         }
     }
 
-    /// Chooses the next token, among those whose bits are set in `allowed` where a format asks so.
+    /// Chooses the next token, among those whose bits are set in `allowed` if a format applies.
     ///
     /// # Errors
-    /// [`NoChoice`] when the logits are not all finite, or nothing is allowed.
+    /// [`SamplingError`] when the logits are not all finite, or no token is allowed.
     pub(super) fn choose(
         &mut self,
         logits: &[f32],
         allowed: Option<&[u32]>,
-    ) -> Result<Choice, NoChoice> {
+    ) -> Result<SampledToken, SamplingError> {
         let isa = Isa::best();
         let own = highest_two(isa, logits);
         if logits.is_empty() || !own.all_finite {
-            return Err(NoChoice::NotFinite);
+            return Err(SamplingError::NotFinite);
         }
         let token = if self.penalties.is_none() && allowed.is_none() {
             self.pick(logits, own.first)
@@ -82,23 +82,23 @@ impl Sampler {
             }
             let highest = highest_two(isa, &changed).first;
             if highest == f32::NEG_INFINITY {
-                return Err(NoChoice::NothingAllowed);
+                return Err(SamplingError::NothingAllowed);
             }
             self.pick(&changed, highest)
         };
         if let Some(penalties) = &mut self.penalties {
-            penalties.note(token as u32);
+            penalties.count(token as u32);
         }
-        // Differences in f64, where none of two finite f32 overflows. With z the logits less the
-        // highest and Z the sum of e^z, entropy is ln Z - sum(z e^z) / Z.
+        // Differences of finite f32 may overflow f32, so use f64. With z the logits minus the highest and
+        // Z the sum of e^z, the entropy is ln Z - sum(z e^z) / Z.
         let shifted = |logit: f32| f64::from(logit) - f64::from(own.first);
         let sums = softmax_sums(isa, logits, own.first, 1.0);
         let logprob = |logit: f32| (shifted(logit) - sums.weights.ln()) as f32;
-        let alternatives = likeliest(logits, self.alternatives.unwrap_or(0));
-        Ok(Choice {
+        let alternatives = most_likely(logits, self.alternatives.unwrap_or(0));
+        Ok(SampledToken {
             token: token as u32,
             logprob: logprob(logits[token]),
-            spread: Spread {
+            stats: DistributionStats {
                 entropy: (sums.weights.ln() - sums.weighted / sums.weights).max(0.0) as f32,
                 margin: ((1.0 - shifted(own.second).exp()) / sums.weights) as f32,
             },
@@ -110,17 +110,17 @@ impl Sampler {
     }
 
     fn pick(&mut self, logits: &[f32], highest: f32) -> usize {
-        match self.cuts {
+        match self.filter {
             None => first_of(logits, highest),
-            Some(cuts) => cuts.draw(logits, highest, self.random.random::<f64>()),
+            Some(filter) => filter.draw(logits, highest, self.random.random::<f64>()),
         }
     }
 }
 
-/// Where a value stands first.
+/// Index of the first occurrence of a value.
 fn first_of(values: &[f32], wanted: f32) -> usize {
     const PART: usize = 64;
-    // Whole parts are compared at once, without a branch for each value.
+    // Compare whole chunks without a branch per value.
     let has = |part: &[f32]| part.iter().fold(false, |found, v| found | (*v == wanted));
     let part = values.chunks(PART).position(has).unwrap_or(0) * PART;
     let within = values[part..].iter().position(|value| *value == wanted);

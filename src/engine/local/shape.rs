@@ -1,12 +1,12 @@
-//! What `config.json` says about a model, checked before any tensor is touched.
+//! A model's shape from `config.json`, validated before any tensor is read.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The families that one decoder covers; they differ in what is listed at each use.
+/// The families that the decoder covers, with their differences from Llama.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Llama 2 and 3 and what follows their shape.
+pub enum ModelFamily {
+    /// Llama 2 and 3 and models of the same shape.
     Llama,
     /// Mistral: Llama with a sliding window on every layer.
     Mistral,
@@ -16,7 +16,7 @@ pub enum Family {
     Qwen3,
 }
 
-impl Family {
+impl ModelFamily {
     const ARCHITECTURES: [(&'static str, &'static str, Self); 4] = [
         ("LlamaForCausalLM", "llama", Self::Llama),
         ("MistralForCausalLM", "mistral", Self::Mistral),
@@ -52,17 +52,17 @@ impl Family {
     }
 }
 
-/// How positions turn into angles.
+/// Scaling of the rotary frequencies.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rope {
-    /// As trained.
+    /// None.
     Default,
     /// Every frequency divided by a factor.
     Linear {
         /// The factor.
         factor: f64,
     },
-    /// Low frequencies divided by a factor, high ones kept, those between blended (Llama 3.1).
+    /// Low frequencies divided by a factor, high ones kept, those between interpolated (Llama 3.1).
     Llama3 {
         /// The factor.
         factor: f64,
@@ -70,21 +70,21 @@ pub enum Rope {
         low_freq_factor: f64,
         /// Wavelengths shorter than the original context over this are kept.
         high_freq_factor: f64,
-        /// The context of the original training.
+        /// Context length of the original training.
         original_context_tokens: f64,
     },
 }
 
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
+pub struct ModelShape {
     /// The family.
-    pub family: Family,
+    pub family: ModelFamily,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Width of the feed-forward layer.
     pub intermediate: usize,
-    /// Number of tokens known.
+    /// Number of tokens.
     pub vocabulary: usize,
     /// Number of layers.
     pub layers: usize,
@@ -94,32 +94,55 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head: usize,
-    /// Added under the root of a norm.
+    /// Epsilon of the norms, added under the root.
     pub norm_epsilon: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the frequencies are scaled.
+    /// Their scaling.
     pub rope: Rope,
-    /// Longest context in tokens.
+    /// Context length in tokens.
     pub context_tokens: usize,
-    /// The LM head is the embedding; where the file does not say, it is when there is no LM head.
+    /// Whether the LM head is the embedding; `None` when the file does not say: tied if there is no LM head.
     pub tied: Option<bool>,
-    /// Biases on q, k, v.
+    /// Whether q, k and v have biases.
     pub qkv_bias: bool,
-    /// Bias on the attention's output.
+    /// Whether the attention's output has a bias.
     pub output_bias: bool,
-    /// Biases in the feed-forward layer.
+    /// Whether the feed-forward layer has biases.
     pub mlp_bias: bool,
-    /// Per layer: tokens that attention looks back on, the current one included; `None` is all.
+    /// Sliding window per layer in tokens, the current one included; `None` is unlimited.
     pub windows: Vec<Option<usize>>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
 }
 
-/// Largest size that `config.json` may tell, and most values that a layer's heads may have
-/// together; the longest contexts have 10 million tokens.
+/// Widths of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeadWidths {
+    /// Query heads.
+    pub(super) heads: usize,
+    /// Key and value heads.
+    pub(super) kv_heads: usize,
+    /// Width of a head.
+    pub(super) head: usize,
+}
+
+impl HeadWidths {
+    /// Query heads that share a KV head.
+    pub(super) fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Values of a token's queries, keys and values.
+    pub(super) fn row(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head
+    }
+}
+
+/// Largest size accepted in `config.json`, and largest total width of a layer's heads; the longest
+/// contexts have 10 million tokens.
 const SIZE_MAX: usize = 1 << 24;
-/// Most layers; the deepest published models have less than 200.
+/// Most layers accepted; the deepest published models have fewer than 200.
 const LAYERS_MAX: usize = 1 << 10;
 
 #[derive(Deserialize)]
@@ -155,7 +178,7 @@ struct GenerationConfig {
     eos_token_id: Option<Eos>,
 }
 
-/// Published files write one id, a list or null.
+/// Published files contain one id, a list or null.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Eos {
@@ -172,9 +195,9 @@ impl Eos {
     }
 }
 
-impl Shape {
-    /// Parameters that a token is multiplied with: those of all matrices. An embedding that is not
-    /// the head as well is only looked up; norms and biases are few and left out.
+impl ModelShape {
+    /// Parameters multiplied per token: those of all matrices. An untied embedding is only looked up;
+    /// norms and biases are negligible.
     pub fn parameters(&self) -> u64 {
         let (query, kv) = (self.heads * self.head, self.kv_heads * self.head);
         let attention = self.hidden * (2 * query + 2 * kv);
@@ -183,19 +206,28 @@ impl Shape {
         (self.layers * (attention + feed_forward) + head) as u64
     }
 
-    /// Reads `config.json` and, for the tokens that end an answer, `generation_config.json`.
+    /// Widths of the attention layers.
+    pub(super) fn head_widths(&self) -> HeadWidths {
+        HeadWidths {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head: self.head,
+        }
+    }
+
+    /// Reads `config.json` and the end tokens from `generation_config.json`.
     ///
     /// # Errors
-    /// One line that says which field is wrong, what was found and what was expected.
+    /// One line: which field is wrong, what was found and what was expected.
     pub fn from_json(config: &[u8], generation_config: Option<&[u8]>) -> Result<Self, String> {
         let raw: RawConfig = serde_json::from_slice(config)
-            .map_err(|error| format!("config.json is not understood: {error}"))?;
-        let family = Family::of(&raw)?;
+            .map_err(|error| format!("cannot parse config.json: {error}"))?;
+        let family = ModelFamily::of(&raw)?;
         raw.check()?;
         let generation: Option<GenerationConfig> = generation_config
             .map(serde_json::from_slice)
             .transpose()
-            .map_err(|error| format!("generation_config.json is not understood: {error}"))?;
+            .map_err(|error| format!("cannot parse generation_config.json: {error}"))?;
         let (rope_theta, rope) = raw.rope()?;
         let attention_bias = raw.attention_bias.unwrap_or(false);
         let windows = raw.windows(family)?;
@@ -218,10 +250,10 @@ impl Shape {
             rope,
             context_tokens: raw.max_position_embeddings,
             tied: raw.tie_word_embeddings,
-            // Qwen2 has these biases without a key that says so.
-            qkv_bias: family == Family::Qwen2 || attention_bias,
-            output_bias: family != Family::Qwen2 && attention_bias,
-            mlp_bias: family == Family::Llama && raw.mlp_bias.unwrap_or(false),
+            // Qwen2 always has these biases; its config has no key for them.
+            qkv_bias: family == ModelFamily::Qwen2 || attention_bias,
+            output_bias: family != ModelFamily::Qwen2 && attention_bias,
+            mlp_bias: family == ModelFamily::Llama && raw.mlp_bias.unwrap_or(false),
             windows,
             eos: eos.map(Eos::into_ids).unwrap_or_default(),
         })
@@ -270,7 +302,8 @@ impl RawConfig {
         }
         if !head.is_multiple_of(2) {
             return Err(
-                "config.json: the width of a head is odd; rotary positions need pairs".to_owned(),
+                "config.json: the width of a head is odd; rotary positions need an even width"
+                    .to_owned(),
             );
         }
         match self.hidden_act.as_deref() {
@@ -290,8 +323,8 @@ impl RawConfig {
         }
     }
 
-    /// Base and scaling of the rotary frequencies, in the spelling before transformers 5
-    /// (`rope_theta`, `rope_scaling`) or in that since (`rope_parameters`).
+    /// Base and scaling of the rotary frequencies, from the keys before transformers 5 (`rope_theta`,
+    /// `rope_scaling`) or since (`rope_parameters`).
     fn rope(&self) -> Result<(f64, Rope), String> {
         let given = [&self.rope_parameters, &self.rope_scaling];
         let parameters = given.into_iter().flatten().find(|value| value.is_object());
@@ -335,13 +368,13 @@ impl RawConfig {
         }
     }
 
-    fn windows(&self, family: Family) -> Result<Vec<Option<usize>>, String> {
+    fn windows(&self, family: ModelFamily) -> Result<Vec<Option<usize>>, String> {
         let layers = self.num_hidden_layers;
-        // Published Qwen2 files name a window and switch it off.
+        // Published Qwen2 configs have a window that is switched off.
         let window = match family {
-            Family::Llama => None,
-            Family::Mistral => self.sliding_window,
-            Family::Qwen2 | Family::Qwen3 => self
+            ModelFamily::Llama => None,
+            ModelFamily::Mistral => self.sliding_window,
+            ModelFamily::Qwen2 | ModelFamily::Qwen3 => self
                 .sliding_window
                 .filter(|_| self.use_sliding_window == Some(true)),
         };
@@ -363,7 +396,7 @@ impl RawConfig {
                 .map(|kind| (kind == "sliding_attention").then_some(window))
                 .collect());
         }
-        let first = if family == Family::Mistral {
+        let first = if family == ModelFamily::Mistral {
             0
         } else {
             self.max_window_layers.unwrap_or(0)
@@ -374,11 +407,10 @@ impl RawConfig {
     }
 }
 
-/// The type that RoPE's parameters name, under the newer or the older key; the default one when
-/// they name none.
+/// The RoPE type, from the newer or the older key; `default` when both are missing.
 fn rope_type(parameters: &Value) -> Result<&str, String> {
     let mut nested = parameters.as_object().into_iter().flatten();
-    // Since transformers 5 some families have parameters for each type of layer.
+    // Since transformers 5 some families have parameters per layer type.
     if let Some((name, _)) = nested.find(|(_, value)| value.is_object()) {
         return Err(format!(
             "config.json: RoPE differs by layer type ({name}); expected one RoPE for all layers"

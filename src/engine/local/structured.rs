@@ -1,26 +1,16 @@
-//! Answers that must be JSON, or what a JSON schema describes.
+//! Structured outputs: answers in JSON, or valid under a JSON schema.
 //!
-//! A grammar tells, before each token, which tokens may come next; the sampler chooses among them.
-//! Each sequence has a grammar of its own, so none influences another. Without the feature
-//! `structured` a request for such an answer is refused.
+//! Before each token, a grammar computes which tokens may follow; the sampler chooses among them.
+//! Each sequence has its own grammar. Without the feature `structured`, such requests are rejected.
 
 #[cfg(not(feature = "structured"))]
 mod absent;
 #[cfg(feature = "structured")]
 mod guided;
+mod state;
 
 #[cfg(not(feature = "structured"))]
-pub(super) use absent::{Grammar, Grammars};
+pub(super) use absent::{Grammar, GrammarCompiler};
 #[cfg(feature = "structured")]
-pub(super) use guided::{Grammar, Grammars};
-
-/// How an answer stands to its grammar after a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// More may or must come.
-    Open,
-    /// Nothing can be added: the answer is whole.
-    Whole,
-    /// The grammar became too large to go on with.
-    Stuck,
-}
+pub(super) use guided::{Grammar, GrammarCompiler};
+pub(super) use state::GrammarState;

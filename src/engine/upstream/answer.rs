@@ -1,5 +1,5 @@
-//! An answer put together: from a stream's events one by one, or from one whole response, which is
-//! read as a stream of a single event.
+//! Assembles an answer from a stream's events, or from a whole response, which is read as a stream
+//! with a single event.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, de::IgnoredAny};
@@ -10,9 +10,9 @@ use crate::{
     prompt::estimate_tokens,
 };
 
-/// A chat completion, or a part of one as it streams.
+/// A chat completion, or one chunk of a streamed one.
 #[derive(Debug, Deserialize)]
-pub(super) struct Chunk {
+pub(super) struct CompletionChunk {
     choices: Option<Vec<Choice>>,
     usage: Option<UsageFields>,
     /// Changes with the server's weights and settings.
@@ -25,55 +25,45 @@ pub(super) struct Chunk {
 struct Choice {
     #[serde(default)]
     index: u32,
-    delta: Option<Piece>,
-    /// What a whole response has instead.
-    message: Option<Piece>,
+    delta: Option<MessageDelta>,
+    /// In whole responses, instead of `delta`.
+    message: Option<MessageDelta>,
     finish_reason: Option<String>,
-    logprobs: Option<Logprobs>,
+    logprobs: Option<Lenient<Logprobs>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Piece {
+struct MessageDelta {
     content: Option<String>,
-    /// DeepSeek's name for what a model thinks before it answers; vLLM, llama.cpp and others follow.
-    reasoning_content: Option<Text>,
-    /// Newer vLLM's and OpenRouter's name for it.
-    reasoning: Option<Text>,
+    /// Reasoning text under DeepSeek's name, also used by vLLM, llama.cpp and others.
+    reasoning_content: Option<Lenient<String>>,
+    /// The same under the name of newer vLLM and OpenRouter.
+    reasoning: Option<Lenient<String>>,
+}
+
+/// Tokens with their log-probabilities. A malformed list costs the signals, never the answer.
+#[derive(Debug, Deserialize)]
+struct Logprobs {
+    content: Vec<ListedToken>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Text {
-    Plain(String),
-    Other(IgnoredAny),
-}
-
-/// Listed tokens with their log-probabilities. An odd list costs the signals, never the answer;
-/// odd `bytes` and `top_logprobs` of a token are passed over.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Logprobs {
-    Listed { content: Vec<Listed> },
-    Other(IgnoredAny),
-}
-
-#[derive(Debug, Deserialize)]
-struct Listed {
+struct ListedToken {
     logprob: Option<f64>,
-    token: Option<Text>,
-    bytes: Option<Odd<Vec<u8>>>,
-    top_logprobs: Option<Odd<Vec<Listed>>>,
+    token: Option<Lenient<String>>,
+    bytes: Option<Lenient<Vec<u8>>>,
+    top_logprobs: Option<Lenient<Vec<ListedToken>>>,
 }
 
-/// What is expected, or something else that is passed over.
+/// A value of the expected type, or anything else, which is ignored.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Odd<T> {
+enum Lenient<T> {
     Expected(T),
     Other(IgnoredAny),
 }
 
-impl<T> Odd<T> {
+impl<T> Lenient<T> {
     fn expected(self) -> Option<T> {
         match self {
             Self::Expected(value) => Some(value),
@@ -82,36 +72,32 @@ impl<T> Odd<T> {
     }
 }
 
-impl Listed {
+impl ListedToken {
     fn logprob(&self) -> f32 {
         self.logprob.map_or(f32::NAN, |logprob| logprob as f32)
     }
 
-    /// The token as an answer tells it; one without a number counts as the unlikeliest that
-    /// servers write.
+    /// Converts the token to the answer's form; without a number it gets [`LOGPROB_NONE`].
     fn into_likelihood(self) -> (Likelihood, Vec<Self>) {
         let logprob = self.logprob();
         let likelihood = Likelihood {
-            token: match self.token {
-                Some(Text::Plain(token)) => token,
-                Some(Text::Other(_)) | None => String::new(),
-            },
+            token: self.token.and_then(Lenient::expected).unwrap_or_default(),
             logprob: if logprob.is_finite() {
                 logprob
             } else {
                 LOGPROB_NONE
             },
-            bytes: self.bytes.and_then(Odd::expected),
+            bytes: self.bytes.and_then(Lenient::expected),
         };
-        let others = self.top_logprobs.and_then(Odd::expected);
+        let others = self.top_logprobs.and_then(Lenient::expected);
         (likelihood, others.unwrap_or_default())
     }
 }
 
-/// What OpenAI's API writes for a token that is out of its list.
+/// The log-probability that OpenAI's API reports for a token outside its list.
 const LOGPROB_NONE: f32 = -9999.0;
 
-/// What a server counted; 0 and nothing are alike, since no chat is empty.
+/// Token counts as the server reports them; 0 counts as missing, since no chat is empty.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct UsageFields {
     prompt_tokens: Option<u32>,
@@ -119,53 +105,53 @@ struct UsageFields {
     prompt_tokens_details: Option<PromptDetails>,
 }
 
-/// How many of the prompt's tokens came from the server's prefix cache.
+/// How many prompt tokens came from the server's prefix cache.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct PromptDetails {
     cached_tokens: Option<u32>,
 }
 
-impl Chunk {
-    /// True when this is an error in an answer's place.
+impl CompletionChunk {
+    /// True when the server sent an error instead of an answer.
     pub(super) fn is_error(&self) -> bool {
         self.error.is_some() || self.object.as_deref() == Some("error")
     }
 }
 
-/// An answer as it grows.
+/// Collects an answer.
 #[derive(Debug, Default)]
-pub(super) struct Collector {
+pub(super) struct AnswerCollector {
     text: String,
     finish_reason: Option<String>,
     has_choice: bool,
     is_done: bool,
     signals: SignalCollector,
-    /// The tokens that the server lists, where the request asked for them.
+    /// The tokens that the server lists, if the request asked for them.
     listed: Option<Vec<TokenLogprob>>,
-    /// Tokens of text and reasoning, estimated, at least one for each piece.
+    /// Estimated tokens of text and reasoning, at least one per delta.
     written: u32,
     usage: UsageFields,
     fingerprint: Option<String>,
     first_token_at: Option<DateTime<Utc>>,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug)]
-pub(super) struct Collected {
+pub(super) struct CollectedAnswer {
     pub(super) text: String,
     pub(super) finish_reason: FinishReason,
     pub(super) signals: Option<Signals>,
-    /// The tokens, where they were asked for and the server listed them.
+    /// The tokens, if they were requested and the server listed them.
     pub(super) logprobs: Option<Vec<TokenLogprob>>,
     pub(super) usage: Usage,
-    /// The server told no counts: they are estimates.
+    /// Whether the counts are estimates because the server reported none.
     pub(super) is_estimated: bool,
     pub(super) fingerprint: Option<String>,
     pub(super) first_token_at: Option<DateTime<Utc>>,
 }
 
-impl Collector {
-    /// Nothing so far, of an answer to this request.
+impl AnswerCollector {
+    /// A collector for the answer to this request.
     pub(super) fn new(request: &Generate) -> Self {
         Self {
             listed: request.sampling.logprobs.map(|_| Vec::new()),
@@ -173,14 +159,15 @@ impl Collector {
         }
     }
 
-    /// Takes the next part; `written_at` is when its tokens were written, where that is known.
-    pub(super) fn take(&mut self, chunk: Chunk, written_at: Option<DateTime<Utc>>) {
+    /// Adds the next chunk; `written_at` is when its tokens were generated, if known.
+    pub(super) fn take(&mut self, chunk: CompletionChunk, written_at: Option<DateTime<Utc>>) {
         if let Some(usage) = chunk.usage {
-            // Some servers count along: the last word counts.
+            // Some servers report running counts; the last one is final.
             self.usage = usage;
         }
-        let told = chunk.system_fingerprint.filter(|told| !told.is_empty());
-        self.fingerprint = told.or(self.fingerprint.take());
+        let fingerprint = chunk.system_fingerprint;
+        let fingerprint = fingerprint.filter(|text| !text.is_empty());
+        self.fingerprint = fingerprint.or(self.fingerprint.take());
         for choice in chunk.choices.into_iter().flatten() {
             if choice.index == 0 {
                 self.take_choice(choice, written_at);
@@ -190,23 +177,19 @@ impl Collector {
 
     fn take_choice(&mut self, choice: Choice, written_at: Option<DateTime<Utc>>) {
         self.has_choice = true;
-        let piece = choice.delta.or(choice.message).unwrap_or_default();
-        let thought = match piece.reasoning_content.or(piece.reasoning) {
-            Some(Text::Plain(thought)) => thought,
-            Some(Text::Other(_)) | None => String::new(),
-        };
-        let content = piece.content.unwrap_or_default();
-        for written in [&thought, &content] {
+        let delta = choice.delta.or(choice.message).unwrap_or_default();
+        let reasoning = delta.reasoning_content.or(delta.reasoning);
+        let reasoning = reasoning.and_then(Lenient::expected).unwrap_or_default();
+        let content = delta.content.unwrap_or_default();
+        for written in [&reasoning, &content] {
             if !written.is_empty() {
                 let tokens = estimate_tokens(written).max(1);
                 self.written = self.written.saturating_add(saturated(tokens));
             }
         }
-        let listed = match choice.logprobs {
-            Some(Logprobs::Listed { content }) => content,
-            Some(Logprobs::Other(_)) | None => Vec::new(),
-        };
-        if !(thought.is_empty() && content.is_empty() && listed.is_empty()) {
+        let logprobs = choice.logprobs.and_then(Lenient::expected);
+        let listed = logprobs.map(|list| list.content).unwrap_or_default();
+        if !(reasoning.is_empty() && content.is_empty() && listed.is_empty()) {
             self.first_token_at = self.first_token_at.or(written_at);
         }
         for token in listed {
@@ -224,64 +207,64 @@ impl Collector {
         self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
     }
 
-    /// Notes the end that a stream announces.
+    /// Records the stream's end marker.
     pub(super) fn end(&mut self) {
         self.is_done = true;
     }
 
-    /// Ends the answer with what there is.
+    /// Ends the answer with the text so far.
     pub(super) fn cut_short(&mut self) {
         self.finish_reason = Some("length".to_owned());
     }
 
-    /// True once a token has come.
+    /// True once a token has arrived.
     pub(super) fn has_begun(&self) -> bool {
         self.first_token_at.is_some()
     }
 
-    /// True once the answer is whole, whatever may follow (counts, the end of the stream).
-    pub(super) fn is_whole(&self) -> bool {
+    /// True once the answer is complete, even if counts or the end of the stream may follow.
+    pub(super) fn is_complete(&self) -> bool {
         self.is_done || self.finish_reason.is_some()
     }
 
-    /// The answer to this prompt.
+    /// Finishes the answer to this prompt.
     ///
     /// # Errors
-    /// There was no choice, or it ended in a way that makes it no answer.
-    pub(super) fn finish(self, prompt: &[Message]) -> Result<Collected, EngineError> {
+    /// When there was no choice, or its finish reason means that there is no answer.
+    pub(super) fn finish(self, prompt: &[Message]) -> Result<CollectedAnswer, EngineError> {
         if !self.has_choice {
             let message = "the server's response has no choices".to_owned();
             return Err(EngineError::Crashed(message));
         }
         let finish_reason = match self.finish_reason.as_deref() {
             Some("length") => FinishReason::Length,
-            // TGI says `eos_token` and `stop_sequence`.
+            // TGI reports `eos_token` and `stop_sequence`.
             Some("stop" | "eos_token" | "stop_sequence") | None => FinishReason::Stop,
             Some("content_filter") => {
-                let message = "the server's filter withheld the answer".to_owned();
+                let message = "the server's content filter withheld the answer".to_owned();
                 return Err(EngineError::Unservable(message));
             }
             Some(other) => {
-                let message = format!("the server ended the answer with {other:?}");
+                let message = format!("the server ended the answer with finish reason {other:?}");
                 return Err(EngineError::Crashed(message));
             }
         };
         let signals = self.signals.finish(finish_reason == FinishReason::Length);
-        let told = |count: Option<u32>| count.filter(|count| *count > 0);
-        let (prompt_told, completion_told) = (
-            told(self.usage.prompt_tokens),
-            told(self.usage.completion_tokens),
+        let reported = |count: Option<u32>| count.filter(|count| *count > 0);
+        let (prompt_reported, completion_reported) = (
+            reported(self.usage.prompt_tokens),
+            reported(self.usage.completion_tokens),
         );
-        let prompt_tokens = prompt_told.unwrap_or_else(|| {
+        let prompt_tokens = prompt_reported.unwrap_or_else(|| {
             let texts = prompt.iter().map(|message| message.content.as_str());
             saturated(texts.map(estimate_tokens).sum::<usize>().max(1))
         });
-        // As exact as can be had: the server's count, the tokens it listed, an estimate.
+        // In order of accuracy: the server's count, the tokens it listed, an estimate.
         let listed = signals.map(|signals| signals.tokens);
-        let completion_tokens = completion_told.or(listed).unwrap_or(self.written);
+        let completion_tokens = completion_reported.or(listed).unwrap_or(self.written);
         let details = self.usage.prompt_tokens_details.unwrap_or_default();
         let cached = details.cached_tokens.unwrap_or(0);
-        Ok(Collected {
+        Ok(CollectedAnswer {
             text: self.text,
             finish_reason,
             signals,
@@ -291,7 +274,8 @@ impl Collector {
                 prompt_tokens_computed: prompt_tokens.saturating_sub(cached),
                 completion_tokens,
             },
-            is_estimated: prompt_told.is_none() || (completion_told.is_none() && self.written > 0),
+            is_estimated: prompt_reported.is_none()
+                || (completion_reported.is_none() && self.written > 0),
             fingerprint: self.fingerprint,
             first_token_at: self.first_token_at,
         })
@@ -316,10 +300,10 @@ mod tests {
         }]
     }
 
-    fn collect(chunks: &[Value]) -> Result<Collected, EngineError> {
-        let mut collector = Collector::default();
+    fn collect(chunks: &[Value]) -> Result<CollectedAnswer, EngineError> {
+        let mut collector = AnswerCollector::default();
         for (at, chunk) in (0..).zip(chunks) {
-            let chunk = Chunk::deserialize(chunk).expect("a chunk");
+            let chunk = CompletionChunk::deserialize(chunk).expect("a chunk");
             collector.take(chunk, DateTime::from_timestamp(at, 0));
         }
         collector.finish(&prompt())
@@ -334,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_gives_what_the_whole_response_gives() {
+    fn a_stream_and_a_whole_response_give_the_same_answer() {
         let listed = |logprob: Value| json!({"content": [{"token": "x", "logprob": logprob, "bytes": [120], "top_logprobs": [{"token": "y", "logprob": null}]}]});
         let streamed = collect(&[
             json!({"choices": [], "prompt_filter_results": []}),
@@ -367,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn reasoning_is_no_text_but_time_and_tokens() {
+    fn reasoning_counts_as_tokens_but_not_as_text() {
         for name in ["reasoning_content", "reasoning"] {
             let answer = collect(&[
                 delta(json!({name: "Hm"}), json!(null)),
@@ -386,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_that_are_not_told_are_estimated() {
+    fn missing_counts_are_estimated() {
         let list = json!({"content": [{"logprob": -1.0}, {"logprob": null}, {}]});
         let zeros =
             json!({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": null}});
@@ -406,13 +390,13 @@ mod tests {
         );
         let answer = collect(&[text, stop(), zeros]).expect("an answer");
         assert_eq!(answer.usage.completion_tokens, 3, "as estimated");
-        assert_eq!(answer.signals, None, "an odd list is no list");
+        assert_eq!(answer.signals, None, "a malformed list is ignored");
         let empty = json!({"choices": [{"message": {"content": null}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}});
         assert!(!collect(&[empty]).expect("an answer").is_estimated);
     }
 
     #[test]
-    fn what_is_no_answer_is_a_fault() {
+    fn responses_without_an_answer_are_errors() {
         let ended = |reason: &str| collect(&[json!({"choices": [{"finish_reason": reason}]})]);
         assert!(matches!(collect(&[]), Err(EngineError::Crashed(_))));
         assert!(matches!(ended("tool_calls"), Err(EngineError::Crashed(_))));
@@ -422,10 +406,14 @@ mod tests {
             json!({"error": {"message": "m"}}),
             json!({"object": "error"}),
         ] {
-            assert!(Chunk::deserialize(&error).expect("a chunk").is_error());
+            assert!(
+                CompletionChunk::deserialize(&error)
+                    .expect("a chunk")
+                    .is_error()
+            );
         }
         assert!(
-            !Chunk::deserialize(&json!({"error": null}))
+            !CompletionChunk::deserialize(&json!({"error": null}))
                 .expect("a chunk")
                 .is_error()
         );

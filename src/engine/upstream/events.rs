@@ -1,7 +1,7 @@
-//! Server-sent events, read byte by byte as they come (WHATWG HTML, section 9.2.6).
+//! Parses server-sent events incrementally (WHATWG HTML, section 9.2.6).
 //!
-//! Comes in: bytes, cut anywhere. Goes out: events. Pure, and never fails: what is no event is
-//! skipped as the standard says.
+//! Bytes in, split anywhere; events out. Never fails: invalid input is skipped, as the standard
+//! demands.
 
 use std::mem;
 
@@ -12,22 +12,22 @@ pub(super) struct Event {
     pub(super) data: String,
 }
 
-/// Reads events from bytes.
+/// Parses events from bytes.
 #[derive(Debug, Default)]
 pub(super) struct EventReader {
-    /// The line that has not ended yet.
+    /// The unfinished line.
     line: Vec<u8>,
     name: String,
     /// `None` until the event has a data line, which may be empty.
     data: Option<String>,
-    /// The last byte was a carriage return: a line feed after it ends no further line.
+    /// The last byte was a carriage return; a line feed after it ends no further line.
     after_return: bool,
     /// The first line, which may start with a byte order mark, has ended.
     has_begun: bool,
 }
 
 impl EventReader {
-    /// Takes the next bytes; gives the events that they complete.
+    /// Adds bytes and returns the events that they complete.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         for &byte in bytes {
@@ -41,8 +41,8 @@ impl EventReader {
         events
     }
 
-    /// The event that only lacks its end. The standard drops it; servers that leave the last blank
-    /// line out mean it, and one that was cut off is no JSON.
+    /// The last event if only its terminator is missing. The standard drops it, but some servers omit
+    /// the last blank line; a truncated event would not parse as JSON.
     pub(super) fn finish(mut self) -> Option<Event> {
         if !self.line.is_empty() {
             self.end_line();
@@ -68,12 +68,12 @@ impl EventReader {
         match field {
             b"data" => self.append(&value),
             b"event" => self.name = value.into_owned(),
-            // Older llama.cpp writes its errors as a field of that name.
+            // Older llama.cpp sends errors in a field of this name.
             b"error" => {
                 self.append(&value);
                 self.name = "error".to_owned();
             }
-            // A comment (no name before the colon), or a field that means nothing here.
+            // A comment (no name before the colon), or an irrelevant field.
             _ => {}
         }
         None
@@ -118,8 +118,8 @@ mod tests {
         }
     }
 
-    /// The standard's words over a whole text at once: line ends made alike, blocks between blank
-    /// lines, fields of a block.
+    /// The standard applied to a whole text at once: normalise line ends, split into blocks at blank
+    /// lines, parse the fields of each block.
     fn reference(text: &str) -> Vec<Event> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_servers_write() {
+    fn parses_events_as_servers_write_them() {
         let text = "\u{feff}: ping\r\n\r\nevent: delta\r\ndata: {\"a\":\rdata:1}\n\nid: 7\nretry: 9\n\ndata\n\nerror: {}\n\ndata: [DONE]";
         let expected = [
             event("delta", "{\"a\":\n1}"),
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(read(&[]), []);
     }
 
-    /// Texts rich in what matters: line ends, colons, field names, characters of several bytes.
+    /// Texts rich in line ends, colons, field names and multi-byte characters.
     fn texts() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             4 => prop::sample::select(vec!["\n", "\r", "\r\n", "\n\n", ":", " ", "data:", "data: ", "data", "event: ", "error:", "id:", "\u{feff}"])
@@ -178,7 +178,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_gives_the_events_of_the_standard(text in texts(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        fn any_split_gives_the_events_of_the_standard(text in texts(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
             let bytes = text.as_bytes();
             let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             at.extend([0, bytes.len()]);
@@ -188,7 +188,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_cut_anywhere_give_the_same_events(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn single_bytes_give_the_same_events(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let single: Vec<&[u8]> = bytes.chunks(1).collect();
             prop_assert_eq!(read(&single), read(&[&bytes]));
         }

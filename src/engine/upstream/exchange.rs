@@ -1,4 +1,4 @@
-//! One request to the server and its answer: streamed where the server streams, whole where not.
+//! One request to the server and its answer, streamed where the server streams and whole otherwise.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,31 +7,31 @@ use reqwest::{Method, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::time::timeout;
 
 use super::{
-    answer::{Chunk, Collected, Collector},
+    answer::{AnswerCollector, CollectedAnswer, CompletionChunk},
+    error::{ErrorBody, ErrorClassifier, ExchangeError, retry_after},
     events::{Event, EventReader},
-    refusal::{ErrorBody, Refusal, Sorter, retry_after},
     server::{RESPONSE_BYTES_MAX, Server, read_body, too_large},
     wire::CompletionRequest,
 };
 use crate::engine::{EngineError, Generate};
 
-/// A long answer of a loaded server; what takes longer is tried again later.
+/// Enough for a long answer of a loaded server; slower ones are retried later.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
-/// Longest silence within an answer that has begun. A token takes far less; a server that puts an
-/// answer aside for others comes back to it within this.
+/// Longest silence within an answer that has begun. A token takes far less, and a server that
+/// preempts an answer resumes it within this time.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
-/// What a stream announces its end with.
+/// Data of the event that ends a stream.
 const DONE: &str = "[DONE]";
 
 impl Server {
-    /// Asks once, or again at once without what the server refuses by name.
+    /// Sends the request, again without a parameter whenever the server rejects that parameter by name.
     ///
-    /// Dropping the future closes the connection, so that the server stops.
+    /// Dropping the future closes the connection, so the server stops generating.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         request: &Generate,
-    ) -> Result<Collected, Refusal> {
-        // Each round leaves one thing less to refuse.
+    ) -> Result<CollectedAnswer, ExchangeError> {
+        // Each round drops one parameter, so the loop ends.
         loop {
             let dialect = self.dialect();
             let body = CompletionRequest::new(&self.model, request, dialect);
@@ -41,19 +41,21 @@ impl Server {
                 .json(&body)
                 .send()
                 .await;
-            let response = sent.map_err(|error| Refusal::of_transport(&error))?;
+            let response = sent.map_err(|error| ExchangeError::of_transport(&error))?;
             let status = response.status();
             if status.is_success() {
                 let answer = if is_event_stream(&response) {
-                    read_stream(response, request, self.sorter()).await?
+                    read_stream(response, request, self.classifier()).await?
                 } else {
-                    let answer = read_whole(response, request, self.sorter()).await?;
+                    let answer = read_whole(response, request, self.classifier()).await?;
                     if dialect.stream {
                         self.learn(dialect.without_stream());
                     }
                     answer
                 };
-                return answer.finish(&request.messages).map_err(Refusal::Answered);
+                return answer
+                    .finish(&request.messages)
+                    .map_err(ExchangeError::Answered);
             }
             let retry_after = retry_after(response.headers(), Utc::now());
             let error = ErrorBody::read(&read_body(response).await?);
@@ -65,7 +67,7 @@ impl Server {
                 self.learn(less);
                 continue;
             }
-            return Err(self.sorter().sort(status, &error, retry_after));
+            return Err(self.classifier().classify(status, &error, retry_after));
         }
     }
 }
@@ -85,17 +87,19 @@ fn is_event_stream(response: &Response) -> bool {
 async fn read_stream(
     mut response: Response,
     request: &Generate,
-    sorter: Sorter<'_>,
-) -> Result<Collector, Refusal> {
+    classifier: ErrorClassifier<'_>,
+) -> Result<AnswerCollector, ExchangeError> {
     let mut reader = EventReader::default();
-    let mut answer = Collector::new(request);
+    let mut answer = AnswerCollector::new(request);
     let mut bytes = 0;
     loop {
         let next = async {
             let next = response.chunk();
             if answer.has_begun() {
                 timeout(EVENT_TIMEOUT, next).await.map_err(|_| {
-                    Refusal::TimedOut("the server fell silent amid its answer".to_owned())
+                    ExchangeError::TimedOut(
+                        "the server stalled in the middle of its answer".to_owned(),
+                    )
                 })
             } else {
                 Ok(next.await)
@@ -103,7 +107,7 @@ async fn read_stream(
         };
         let next = tokio::select! {
             next = next => next?,
-            () = request.terms.stop.requested(), if answer.has_begun() => {
+            () = request.context.stop.requested(), if answer.has_begun() => {
                 answer.cut_short();
                 return Ok(answer);
             }
@@ -111,9 +115,9 @@ async fn read_stream(
         let part = match next {
             Ok(Some(part)) => part,
             Ok(None) => break,
-            // What was to come are counts, and they can be estimated.
-            Err(_) if answer.is_whole() => return Ok(answer),
-            Err(error) => return Err(Refusal::of_transport(&error)),
+            // Only the token counts are missing, and they can be estimated.
+            Err(_) if answer.is_complete() => return Ok(answer),
+            Err(error) => return Err(ExchangeError::of_transport(&error)),
         };
         bytes += part.len();
         if bytes > RESPONSE_BYTES_MAX {
@@ -124,33 +128,39 @@ async fn read_stream(
                 answer.end();
                 return Ok(answer);
             }
-            take_event(&mut answer, &event, sorter)?;
+            take_event(&mut answer, &event, classifier)?;
         }
     }
     if let Some(event) = reader.finish() {
         if event.data.trim() == DONE {
             answer.end();
-        } else if !answer.is_whole() && serde_json::from_str::<Chunk>(&event.data).is_ok() {
-            take_event(&mut answer, &event, sorter)?;
+        } else if !answer.is_complete()
+            && serde_json::from_str::<CompletionChunk>(&event.data).is_ok()
+        {
+            take_event(&mut answer, &event, classifier)?;
         }
     }
-    if answer.is_whole() {
+    if answer.is_complete() {
         Ok(answer)
     } else {
-        Err(Refusal::Broken(
-            "the server's stream ended before its answer".to_owned(),
+        Err(ExchangeError::Broken(
+            "the server's stream ended before its answer was complete".to_owned(),
         ))
     }
 }
 
-fn take_event(answer: &mut Collector, event: &Event, sorter: Sorter<'_>) -> Result<(), Refusal> {
+fn take_event(
+    answer: &mut AnswerCollector,
+    event: &Event,
+    classifier: ErrorClassifier<'_>,
+) -> Result<(), ExchangeError> {
     let data = event.data.as_bytes();
     if event.name == "error" {
-        return Err(sorted(data, sorter));
+        return Err(sorted(data, classifier));
     }
     let chunk = parse(data)?;
     if chunk.is_error() {
-        return Err(sorted(data, sorter));
+        return Err(sorted(data, classifier));
     }
     answer.take(chunk, Some(Utc::now()));
     Ok(())
@@ -159,29 +169,29 @@ fn take_event(answer: &mut Collector, event: &Event, sorter: Sorter<'_>) -> Resu
 async fn read_whole(
     response: Response,
     request: &Generate,
-    sorter: Sorter<'_>,
-) -> Result<Collector, Refusal> {
+    classifier: ErrorClassifier<'_>,
+) -> Result<AnswerCollector, ExchangeError> {
     let body = read_body(response).await?;
     let chunk = parse(&body)?;
     if chunk.is_error() {
-        return Err(sorted(&body, sorter));
+        return Err(sorted(&body, classifier));
     }
-    let mut answer = Collector::new(request);
+    let mut answer = AnswerCollector::new(request);
     answer.take(chunk, None);
     Ok(answer)
 }
 
-/// An error in an answer's place, sorted by the status that it stands for.
-fn sorted(data: &[u8], sorter: Sorter<'_>) -> Refusal {
+/// Classifies an error sent instead of an answer by the status that it stands for.
+fn sorted(data: &[u8], classifier: ErrorClassifier<'_>) -> ExchangeError {
     let error = ErrorBody::read(data);
-    sorter.sort(error.status(), &error, None)
+    classifier.classify(error.status(), &error, None)
 }
 
-/// Says where a response is not understood, never what stands there.
-fn parse(data: &[u8]) -> Result<Chunk, Refusal> {
+/// Parses a chunk; the error tells the position, never the content.
+fn parse(data: &[u8]) -> Result<CompletionChunk, ExchangeError> {
     serde_json::from_slice(data).map_err(|error| {
-        Refusal::Answered(EngineError::Crashed(format!(
-            "the server's response is not understood: {:?} error at line {} column {}",
+        ExchangeError::Answered(EngineError::Crashed(format!(
+            "cannot parse the server's response: {:?} error at line {} column {}",
             error.classify(),
             error.line(),
             error.column()

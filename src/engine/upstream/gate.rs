@@ -1,5 +1,5 @@
-//! Lets requests go to the server: as many as its limit allows, in their order, and none while it
-//! is down or rests.
+//! Admits requests to the server in order, within its concurrency limit, and none while the server
+//! is down or asked for a pause.
 
 use std::{
     mem,
@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use super::{
-    limit::{End, Limit, Start},
-    refusal::unavailable,
+    error::unavailable,
+    limit::{ConcurrencyLimit, LimitPermit, LoadSignal},
 };
 use crate::{
     engine::EngineError,
@@ -24,49 +24,49 @@ use crate::{
     metrics::{UPSTREAM_LIMIT, UPSTREAM_RUNNING, UPSTREAM_THROTTLED},
 };
 
-/// How long a request waits at a closed gate before it is given back. Long enough for a server to
-/// be started again: a request that is given back is charged an attempt, one that waits is not.
-/// Short enough for another worker, whose server is up, to take it then.
+/// How long a request waits at a closed gate before it is returned to the broker. Long enough for a
+/// server restart, since a returned request is charged an attempt and a waiting one is not; short
+/// enough to let another worker, whose server is up, take over.
 pub(super) const CLOSED_WAIT: Duration = Duration::from_secs(60);
 
-/// Where requests wait until they may go.
+/// Where requests wait for their permits.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct RequestGate {
     tier: Tier,
-    state: Mutex<State>,
-    /// Told whenever a request ends or the gate opens or shuts.
+    state: Mutex<GateState>,
+    /// Notified whenever a request ends or the gate opens or closes.
     changed: Notify,
-    /// Held by the first in line; the lock itself keeps the order.
+    /// Held by the first request in line; the lock's queue keeps the order.
     first: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
-struct State {
-    limit: Limit,
-    is_lost: bool,
-    /// Since when no request may go, whatever the limit.
+struct GateState {
+    limit: ConcurrencyLimit,
+    is_down: bool,
+    /// Since when no request is admitted, whatever the limit.
     closed_since: Option<Instant>,
-    /// Refused requests that wait to go again, before all others.
-    returning: usize,
+    /// Rejected requests that wait for a retry, ahead of all others.
+    retrying: usize,
 }
 
-/// Why a request may not go yet.
-enum Wait {
-    /// Others are in flight or before it.
-    Turn,
-    /// The gate is closed since then; it opens at a time or when the server is back.
+/// Why a request is not admitted yet.
+enum Blocked {
+    /// The limit is reached, or others are ahead.
+    Busy,
+    /// Closed since the first time; opens at the second, or when the server is back up.
     Closed(Instant, Option<Instant>),
 }
 
-impl Gate {
+impl RequestGate {
     pub(super) fn new(tier: Tier, limit_max: usize) -> Self {
         Self {
             tier,
-            state: Mutex::new(State {
-                limit: Limit::new(limit_max),
-                is_lost: false,
+            state: Mutex::new(GateState {
+                limit: ConcurrencyLimit::new(limit_max),
+                is_down: false,
                 closed_since: None,
-                returning: 0,
+                retrying: 0,
             }),
             changed: Notify::new(),
             first: tokio::sync::Mutex::default(),
@@ -75,75 +75,75 @@ impl Gate {
 
     /// False while the server is down.
     pub(super) fn is_open(&self) -> bool {
-        !self.with(|state| state.is_lost)
+        !self.with(|state| state.is_down)
     }
 
-    /// The server is there.
+    /// Records that the server is up.
     pub(super) fn open(&self) {
-        if self.with(|state| mem::replace(&mut state.is_lost, false)) {
-            tracing::info!(tier = %self.tier, "the model server is back");
+        if self.with(|state| mem::replace(&mut state.is_down, false)) {
+            tracing::info!(tier = %self.tier, "the model server is up again");
             self.changed.notify_waiters();
         }
     }
 
-    /// The server is down.
-    pub(super) fn shut(&self) {
-        if !self.with(|state| mem::replace(&mut state.is_lost, true)) {
-            tracing::warn!(tier = %self.tier, "the model server is down; requests wait for it");
+    /// Records that the server is down.
+    pub(super) fn close(&self) {
+        if !self.with(|state| mem::replace(&mut state.is_down, true)) {
+            tracing::warn!(tier = %self.tier, "the model server is down; requests wait until it is up again");
             self.changed.notify_waiters();
         }
     }
 
-    /// Waits for a request's turn.
+    /// Waits for a permit.
     ///
     /// # Errors
-    /// The gate stayed closed for [`CLOSED_WAIT`].
-    pub(super) async fn enter(self: &Arc<Self>) -> Result<Turn, EngineError> {
+    /// When the gate stayed closed for [`CLOSED_WAIT`].
+    pub(super) async fn acquire(self: &Arc<Self>) -> Result<RequestPermit, EngineError> {
         let since = Instant::now();
         let _first = self.first.lock().await;
-        self.wait(since, |state| state.returning == 0).await
+        self.wait(since, |state| state.retrying == 0).await
     }
 
-    /// Waits for the next turn of a request that was refused: before all that have not gone yet.
+    /// Waits for a permit to retry a rejected request, ahead of all that were not sent yet.
     ///
     /// # Errors
-    /// The gate stayed closed for [`CLOSED_WAIT`].
-    pub(super) async fn enter_again(self: &Arc<Self>) -> Result<Turn, EngineError> {
+    /// When the gate stayed closed for [`CLOSED_WAIT`].
+    pub(super) async fn acquire_retry(self: &Arc<Self>) -> Result<RequestPermit, EngineError> {
         let since = Instant::now();
-        let _returning = Returning::new(self);
+        let _retrying = RetryGuard::new(self);
         self.wait(since, |_| true).await
     }
 
     async fn wait(
         self: &Arc<Self>,
         since: Instant,
-        is_next: impl Fn(&State) -> bool,
-    ) -> Result<Turn, EngineError> {
+        is_next: impl Fn(&GateState) -> bool,
+    ) -> Result<RequestPermit, EngineError> {
         loop {
             let changed = self.changed.notified();
             pin!(changed);
-            // From here on no change is missed.
+            // No notification after this line is missed.
             changed.as_mut().enable();
             let now = Instant::now();
             match self.with(|state| state.start(now, &is_next)) {
-                Ok(start) => {
-                    return Ok(Turn {
+                Ok(permit) => {
+                    return Ok(RequestPermit {
                         gate: self.clone(),
-                        start: Some(start),
+                        permit: Some(permit),
                     });
                 }
-                Err(Wait::Turn) => changed.await,
-                Err(Wait::Closed(closed_since, opens_at)) => {
-                    let patience_ends = closed_since.max(since) + CLOSED_WAIT;
-                    if patience_ends <= now {
+                Err(Blocked::Busy) => changed.await,
+                Err(Blocked::Closed(closed_since, opens_at)) => {
+                    let wait_ends = closed_since.max(since) + CLOSED_WAIT;
+                    if wait_ends <= now {
                         return Err(match opens_at {
                             Some(at) => {
-                                unavailable("the server throttles".to_owned(), Some(at - now))
+                                unavailable("the server is throttling".to_owned(), Some(at - now))
                             }
                             None => unavailable("the server is down".to_owned(), None),
                         });
                     }
-                    let next = opens_at.map_or(patience_ends, |at| at.min(patience_ends));
+                    let next = opens_at.map_or(wait_ends, |at| at.min(wait_ends));
                     select! {
                         () = changed => {}
                         () = sleep_until(next) => {}
@@ -153,18 +153,18 @@ impl Gate {
         }
     }
 
-    fn end(&self, start: Start, end: End) {
-        self.with(|state| state.limit.end(start, end, Instant::now()));
+    fn end(&self, permit: LimitPermit, signal: LoadSignal) {
+        self.with(|state| state.limit.end(permit, signal, Instant::now()));
         self.changed.notify_waiters();
-        let reason = match end {
-            End::Throttled(_) => "refused",
-            End::TimedOut => "timed_out",
-            End::Answered | End::Untold => return,
+        let reason = match signal {
+            LoadSignal::Throttled(_) => "refused",
+            LoadSignal::TimedOut => "timed_out",
+            LoadSignal::Answered | LoadSignal::Unknown => return,
         };
         counter!(UPSTREAM_THROTTLED, "tier" => self.tier.as_str(), "reason" => reason).increment(1);
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut GateState) -> T) -> T {
         let mut state = self.state.lock().expect("nobody panics while holding it");
         let outcome = act(&mut state);
         let tier = self.tier.as_str();
@@ -174,59 +174,63 @@ impl Gate {
     }
 }
 
-impl State {
-    fn start(&mut self, now: Instant, is_next: impl Fn(&Self) -> bool) -> Result<Start, Wait> {
-        let opens_at = self.limit.rests_until(now);
-        if self.is_lost || opens_at.is_some() {
+impl GateState {
+    fn start(
+        &mut self,
+        now: Instant,
+        is_next: impl Fn(&Self) -> bool,
+    ) -> Result<LimitPermit, Blocked> {
+        let opens_at = self.limit.paused_until(now);
+        if self.is_down || opens_at.is_some() {
             let since = *self.closed_since.get_or_insert(now);
-            return Err(Wait::Closed(since, opens_at.filter(|_| !self.is_lost)));
+            return Err(Blocked::Closed(since, opens_at.filter(|_| !self.is_down)));
         }
         self.closed_since = None;
         if !is_next(self) {
-            return Err(Wait::Turn);
+            return Err(Blocked::Busy);
         }
-        self.limit.start(now).ok_or(Wait::Turn)
+        self.limit.start(now).ok_or(Blocked::Busy)
     }
 }
 
-/// Counts a returning request while it waits.
-struct Returning<'a>(&'a Gate);
+/// Counts a request waiting for a retry.
+struct RetryGuard<'a>(&'a RequestGate);
 
-impl<'a> Returning<'a> {
-    fn new(gate: &'a Gate) -> Self {
-        gate.with(|state| state.returning += 1);
+impl<'a> RetryGuard<'a> {
+    fn new(gate: &'a RequestGate) -> Self {
+        gate.with(|state| state.retrying += 1);
         Self(gate)
     }
 }
 
-impl Drop for Returning<'_> {
+impl Drop for RetryGuard<'_> {
     fn drop(&mut self) {
-        self.0.with(|state| state.returning -= 1);
+        self.0.with(|state| state.retrying -= 1);
         self.0.changed.notify_waiters();
     }
 }
 
-/// A request in flight. Dropped, it ends and says nothing of the server.
+/// Permits one request in flight. Dropping it ends the request without feedback on the server's load.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Turn {
-    gate: Arc<Gate>,
-    start: Option<Start>,
+pub(super) struct RequestPermit {
+    gate: Arc<RequestGate>,
+    permit: Option<LimitPermit>,
 }
 
-impl Turn {
-    /// Ends it.
-    pub(super) fn end(mut self, end: End) {
-        if let Some(start) = self.start.take() {
-            self.gate.end(start, end);
+impl RequestPermit {
+    /// Ends the request with its feedback.
+    pub(super) fn end(mut self, signal: LoadSignal) {
+        if let Some(permit) = self.permit.take() {
+            self.gate.end(permit, signal);
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
-        if let Some(start) = self.start.take() {
-            self.gate.end(start, End::Untold);
+        if let Some(permit) = self.permit.take() {
+            self.gate.end(permit, LoadSignal::Unknown);
         }
     }
 }
@@ -238,59 +242,59 @@ mod tests {
 
     use super::*;
 
-    fn gate(limit_max: usize) -> Arc<Gate> {
-        Arc::new(Gate::new(Tier::Small, limit_max))
+    fn gate(limit_max: usize) -> Arc<RequestGate> {
+        Arc::new(RequestGate::new(Tier::Small, limit_max))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_go_in_their_order_and_refused_ones_before_them() {
+    async fn requests_are_admitted_in_order_and_retries_first() {
         let gate = gate(1);
-        let first = gate.enter().await.expect("open");
-        let (second, third) = (gate.enter(), gate.enter());
+        let first = gate.acquire().await.expect("open");
+        let (second, third) = (gate.acquire(), gate.acquire());
         pin_mut!(second, third);
         assert!(second.as_mut().now_or_never().is_none());
         assert!(third.as_mut().now_or_never().is_none());
-        first.end(End::Throttled(None));
-        let again = gate.enter_again();
+        first.end(LoadSignal::Throttled(None));
+        let again = gate.acquire_retry();
         pin_mut!(again);
         assert!(third.as_mut().now_or_never().is_none());
         let first = again.as_mut().now_or_never();
-        // What was polled before the refused one came back may be first; then it comes next.
-        let first = first.expect("its turn").expect("open");
+        // A request polled before the rejected one returned may be first in line; it comes next.
+        let first = first.expect("its permit").expect("open");
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         assert!(third.as_mut().now_or_never().is_none());
-        let second = second.now_or_never().expect("its turn").expect("open");
+        let second = second.now_or_never().expect("its permit").expect("open");
         drop(second);
-        assert!(third.now_or_never().expect("its turn").is_ok());
+        assert!(third.now_or_never().expect("its permit").is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_closed_gate_opens_or_gives_its_requests_back() {
+    async fn a_closed_gate_opens_or_fails_its_requests() {
         let gate = gate(2);
-        gate.shut();
+        gate.close();
         let began = Instant::now();
-        let (one, other) = tokio::join!(gate.enter(), gate.enter());
+        let (one, other) = tokio::join!(gate.acquire(), gate.acquire());
         assert!(matches!(one, Err(EngineError::Unavailable { .. })) && other.is_err());
         assert_eq!(began.elapsed(), CLOSED_WAIT, "both have waited enough");
-        let late = gate.enter();
+        let late = gate.acquire();
         pin_mut!(late);
         assert!(late.as_mut().now_or_never().is_none());
         advance(CLOSED_WAIT / 2).await;
         gate.open();
-        assert!(late.now_or_never().expect("its turn").is_ok());
+        assert!(late.now_or_never().expect("its permit").is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_throttled_gate_rests_as_long_as_the_server_asks() {
+    async fn a_throttled_gate_pauses_as_long_as_the_server_asks() {
         let gate = gate(2);
-        let turn = gate.enter().await.expect("open");
-        turn.end(End::Throttled(Some(Duration::from_secs(7))));
+        let permit = gate.acquire().await.expect("open");
+        permit.end(LoadSignal::Throttled(Some(Duration::from_secs(7))));
         let began = Instant::now();
-        let turn = gate.enter().await.expect("open again");
+        let permit = gate.acquire().await.expect("open again");
         assert_eq!(began.elapsed(), Duration::from_secs(7));
-        turn.end(End::Throttled(Some(CLOSED_WAIT * 2)));
-        let error = gate.enter().await.expect_err("too long");
+        permit.end(LoadSignal::Throttled(Some(CLOSED_WAIT * 2)));
+        let error = gate.acquire().await.expect_err("too long");
         let left = CLOSED_WAIT.as_millis() as u64;
         assert!(
             matches!(error, EngineError::Unavailable { retry_after_ms: Some(ms), .. } if ms == left),
@@ -299,36 +303,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_is_dropped_keeps_nobody_waiting() {
+    async fn a_dropped_request_does_not_block_others() {
         let gate = gate(1);
-        let turn = gate.enter().await.expect("open");
-        let mut first = Box::pin(gate.enter());
-        let mut second = Box::pin(gate.enter());
-        let mut again = Box::pin(gate.enter_again());
+        let permit = gate.acquire().await.expect("open");
+        let mut first = Box::pin(gate.acquire());
+        let mut second = Box::pin(gate.acquire());
+        let mut again = Box::pin(gate.acquire_retry());
         for waiting in [&mut first, &mut second] {
             assert!(waiting.now_or_never().is_none());
         }
         assert!((&mut again).now_or_never().is_none());
-        drop((first, again, turn));
-        assert!(second.now_or_never().expect("its turn").is_ok());
+        drop((first, again, permit));
+        assert!(second.now_or_never().expect("its permit").is_ok());
     }
 
     #[test]
-    fn metrics_show_the_limit_and_what_met_it() {
+    fn metrics_report_the_limit_and_throttling() {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let shown = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             let gate = gate(10);
-            let mut turns: Vec<_> = (0..10)
+            let mut permits: Vec<_> = (0..10)
                 .map(|_| {
-                    gate.enter()
+                    gate.acquire()
                         .now_or_never()
-                        .expect("its turn")
+                        .expect("its permit")
                         .expect("open")
                 })
                 .collect();
-            turns.remove(0).end(End::Throttled(None));
-            turns.remove(0).end(End::TimedOut);
+            permits.remove(0).end(LoadSignal::Throttled(None));
+            permits.remove(0).end(LoadSignal::TimedOut);
             let shown = shown.render();
             for line in [
                 "promptyard_upstream_limit_requests{tier=\"small\"} 7",

@@ -1,72 +1,70 @@
-//! How many requests a server takes at once, learnt from its answers: additive increase and
-//! multiplicative decrease, as TCP probes a path (RFC 5681) and Netflix's concurrency-limits a
-//! service.
+//! Learns how many requests a server takes at once: additive increase and multiplicative decrease,
+//! as TCP congestion control (RFC 5681) and Netflix's concurrency-limits do.
 //!
-//! Pure: counts in, counts out, time passed in. A *window* is as many requests as the limit allows.
+//! Pure: time is an argument. A *window* is as many requests as the limit allows.
 //!
 //! ```text
-//!            answer, below the threshold: + 1        answer, above it: + 1 / limit
-//!            (doubles in a window: slow start)       (one more in a window)
+//!       answered, below the threshold: + 1      answered, above it: + 1 / limit
+//!       (doubles per window: slow start)        (one more per window)
 //!                        │                                   │
 //!   1 ◀────────── × 0.7 ─┴── throttled or timed out ─────────┘
-//!                 once a window; a second time without an answer between rests as well
+//!                 once per window; a second time without an answer in between also pauses
 //! ```
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is left of the limit when the server throttles: CUBIC's factor (RFC 9438, section 4.6).
-/// Around a steady capacity the limit then averages 85 % of it; halving would leave it at 75 %.
+/// Factor on throttling: CUBIC's (RFC 9438, section 4.6). Around a steady capacity the limit then
+/// averages 85 % of it; halving would average 75 %.
 const DECREASE: f64 = 0.7;
-/// First rest after a second refusal in a row; it doubles with each further one.
-const REST_MIN: Duration = Duration::from_millis(100);
-/// Longest rest of our own choosing: a server that is back waits no longer for its requests.
-const REST_MAX: Duration = Duration::from_secs(10);
-/// Longest rest at a server's word; what asks for more has a quota by the day, and is asked again.
+/// First pause, after a second rejection in a row; doubles with each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause of our own choosing, so that a recovered server soon gets requests again.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Longest pause that a server can ask for. Longer ones come from daily quotas; ask again then.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
-/// A request that was let go, to be given back when it ends.
+/// Held by a request in flight; must be given back when it ends.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Start {
-    /// Decreases before it.
+pub(super) struct LimitPermit {
+    /// Number of decreases before it.
     decreases: u64,
-    /// Requests in flight with it.
+    /// Requests in flight, this one included.
     in_flight: usize,
 }
 
-/// What a request's end says about the server's load.
+/// What the end of a request tells about the server's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum LoadSignal {
     /// It was answered.
     Answered,
-    /// The server takes no more now; it may say when it will.
+    /// The server accepts no more now; it may say for how long.
     Throttled(Option<Duration>),
-    /// It took too long.
+    /// It timed out.
     TimedOut,
-    /// Nothing: it was dropped, or failed for another reason.
-    Untold,
+    /// Nothing: the request was dropped or failed for another reason.
+    Unknown,
 }
 
-/// The limit and what is in flight under it.
+/// The limit and the requests in flight.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(super) struct ConcurrencyLimit {
     max: usize,
-    /// Between 1 and `max`; its whole part counts.
+    /// Between 1 and `max`; the integer part counts.
     allowed: f64,
-    /// Below it the limit grows fast: so many were taken not long ago.
+    /// Slow-start threshold: below it the limit grows fast.
     threshold: f64,
     in_flight: usize,
     decreases: u64,
     /// Decreases since the last answer.
-    refusals: u32,
-    rests_until: Option<Instant>,
+    rejections: u32,
+    paused_until: Option<Instant>,
 }
 
-impl Limit {
-    /// Begins at the maximum: whoever configured it knows the server, and one that throttles says
-    /// so at once.
+impl ConcurrencyLimit {
+    /// Starts at the maximum: it was configured for this server, and throttling corrects it at once.
     pub(super) fn new(max: usize) -> Self {
         let max = max.max(1);
         Self {
@@ -75,8 +73,8 @@ impl Limit {
             threshold: max as f64,
             in_flight: 0,
             decreases: 0,
-            refusals: 0,
-            rests_until: None,
+            rejections: 0,
+            paused_until: None,
         }
     }
 
@@ -90,40 +88,40 @@ impl Limit {
         self.in_flight
     }
 
-    /// When requests may start again, while they may not.
-    pub(super) fn rests_until(&self, now: Instant) -> Option<Instant> {
-        self.rests_until.filter(|until| *until > now)
+    /// When the current pause ends; `None` without a pause.
+    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        self.paused_until.filter(|until| *until > now)
     }
 
-    /// Lets a request go if there is room for it.
-    pub(super) fn start(&mut self, now: Instant) -> Option<Start> {
-        if self.rests_until(now).is_some() || self.in_flight >= self.allowed() {
+    /// Starts a request if the limit allows it.
+    pub(super) fn start(&mut self, now: Instant) -> Option<LimitPermit> {
+        if self.paused_until(now).is_some() || self.in_flight >= self.allowed() {
             return None;
         }
         self.in_flight += 1;
-        Some(Start {
+        Some(LimitPermit {
             decreases: self.decreases,
             in_flight: self.in_flight,
         })
     }
 
-    /// Takes a request's end.
-    pub(super) fn end(&mut self, start: Start, end: End, now: Instant) {
-        // A request from before the last decrease met another limit; it says nothing of this one.
-        let is_news = start.decreases == self.decreases;
-        match end {
-            End::Answered if is_news => {
-                self.refusals = 0;
-                // Half in use, as RFC 7661 and Netflix's rule have it: what is idle proves nothing.
-                if 2 * start.in_flight.max(self.in_flight) >= self.allowed() {
+    /// Ends a request and applies its feedback.
+    pub(super) fn end(&mut self, permit: LimitPermit, signal: LoadSignal, now: Instant) {
+        // A request from before the last decrease met a different limit; ignore its feedback.
+        let is_current = permit.decreases == self.decreases;
+        match signal {
+            LoadSignal::Answered if is_current => {
+                self.rejections = 0;
+                // At least half in use, as in RFC 7661 and Netflix's rule: idle capacity proves nothing.
+                if 2 * permit.in_flight.max(self.in_flight) >= self.allowed() {
                     self.increase();
                 }
             }
-            End::Throttled(_) | End::TimedOut if is_news => self.decrease(now),
+            LoadSignal::Throttled(_) | LoadSignal::TimedOut if is_current => self.decrease(now),
             _ => {}
         }
-        if let End::Throttled(Some(after)) = end {
-            self.rest(now + after.min(RETRY_AFTER_MAX));
+        if let LoadSignal::Throttled(Some(after)) = signal {
+            self.pause(now + after.min(RETRY_AFTER_MAX));
         }
         self.in_flight -= 1;
     }
@@ -138,26 +136,25 @@ impl Limit {
     }
 
     fn decrease(&mut self, now: Instant) {
-        // What was not in use was not refused.
+        // Unused capacity was not rejected.
         let used = self.allowed.min(self.in_flight as f64);
         self.allowed = (used * DECREASE).max(1.0);
         self.decreases += 1;
-        self.refusals = self.refusals.saturating_add(1);
-        match self.refusals {
+        self.rejections = self.rejections.saturating_add(1);
+        match self.rejections {
             1 => self.threshold = self.allowed,
-            // The threshold stays (RFC 5681, section 3.1): an outage says nothing about capacity.
+            // The threshold stays (RFC 5681, section 3.1): an outage tells nothing about capacity.
             further => {
                 let doublings = (further - 2).min(16);
-                self.rest(now + REST_MAX.min(REST_MIN * 2_u32.pow(doublings)));
+                self.pause(now + PAUSE_MAX.min(PAUSE_MIN * 2_u32.pow(doublings)));
             }
         }
     }
 
-    fn rest(&mut self, until: Instant) {
-        self.rests_until = self.rests_until.max(Some(until));
+    fn pause(&mut self, until: Instant) {
+        self.paused_until = self.paused_until.max(Some(until));
     }
 }
 
 #[cfg(test)]
-#[path = "limit_tests.rs"]
 mod tests;

@@ -1,18 +1,18 @@
-//! Any server that speaks OpenAI's chat completions: vLLM, llama.cpp, TGI, a hosted API.
+//! Engine for any server with OpenAI's chat completions API: vLLM, llama.cpp, TGI, a hosted API.
 //!
-//! Comes in: conversations. Goes out: the server's answers, and its errors sorted by what the
-//! caller does next. `gate` lets requests go, as many as `limit` has learnt that the server takes;
-//! `exchange` asks in the `wire`'s words and reads `events` into an `answer`; `refusal` sorts what
-//! is none; `server` knows whether there is one. No more than `batch_max` requests are in flight; a
-//! bounded number waits. Nothing is streamed on: an answer goes out whole.
+//! Conversations in; answers out, or errors classified by what the caller does next. `gate` admits
+//! requests within the concurrency `limit` that it learns, `exchange` sends them in the `wire` format
+//! and reads the stream's `events` into an `answer`, `error` classifies failures, `server` tracks
+//! whether the server is up, and `address_filter` restricts its addresses. At most `batch_max`
+//! requests are in flight and a bounded number waits. Answers are returned whole, not streamed.
 
+mod address_filter;
 mod answer;
+mod error;
 mod events;
 mod exchange;
 mod gate;
 mod limit;
-mod reach;
-mod refusal;
 mod server;
 mod wire;
 
@@ -25,44 +25,44 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{Engine, EngineError, EngineInfo, Generate, Generation, admission::Places};
+use super::{Engine, EngineError, EngineInfo, Generate, Generation, slots::RequestSlots};
 use crate::{
     config::ModelConfig,
     job::{Answer, Tier},
 };
-use answer::Collected;
-use gate::{CLOSED_WAIT, Gate};
-use limit::End;
-use refusal::Refusal;
-use server::{ListError, Server};
+use answer::CollectedAnswer;
+use error::ExchangeError;
+use gate::{CLOSED_WAIT, RequestGate};
+use limit::LoadSignal;
+use server::{ModelListError, Server};
 
-/// How long a request that is told to stop may take to hand over what there is.
+/// How long a stopped request may take to return the tokens so far.
 const STOP_WAIT: Duration = Duration::from_millis(500);
 
-/// A server of an OpenAI-compatible API.
+/// An OpenAI-compatible model server.
 #[derive(Debug)]
 pub struct UpstreamEngine {
     info: EngineInfo,
     server: Arc<Server>,
-    places: Places,
+    slots: RequestSlots,
 }
 
 impl UpstreamEngine {
     /// Connects to a server; `url` is its root or its `/v1`.
     ///
-    /// Without a configured name the first model that the server lists is used, so it must answer
-    /// now; with one it may come up later.
+    /// Without a configured name, the first model that the server lists is used, so the server must be
+    /// up; with a name it may start later.
     ///
     /// # Errors
-    /// One line: the URL is none, the server does not answer, or it serves no model.
+    /// One line: the URL is invalid, the server does not respond, or it serves no model.
     pub async fn connect(tier: Tier, url: &str, config: &ModelConfig) -> Result<Self, String> {
-        let gate = Arc::new(Gate::new(tier, config.batch_max));
+        let gate = Arc::new(RequestGate::new(tier, config.batch_max));
         let mut server = Server::new(url, config, gate)?;
-        let mut is_lost = false;
+        let mut is_down = false;
         let entry = match (&config.name, server.models().await) {
             (Some(name), Ok(models)) => models.into_iter().find(|entry| entry.id == *name),
             (Some(_), Err(error)) => {
-                is_lost = matches!(error, ListError::Down(_));
+                is_down = matches!(error, ModelListError::Down(_));
                 None
             }
             (None, Ok(models)) => Some(
@@ -71,14 +71,16 @@ impl UpstreamEngine {
                     .next()
                     .ok_or("the server lists no model")?,
             ),
-            (None, Err(ListError::Down(message) | ListError::Refused(message))) => {
-                return Err(format!("{message}; name the model to do without its list"));
+            (None, Err(ModelListError::Down(message) | ModelListError::Refused(message))) => {
+                return Err(format!(
+                    "{message}; set the model's name to connect without the list"
+                ));
             }
         };
         server.describe(config, entry);
         let server = Arc::new(server);
-        if is_lost {
-            server.note_lost();
+        if is_down {
+            server.note_down();
         }
         Ok(Self {
             info: EngineInfo {
@@ -89,61 +91,61 @@ impl UpstreamEngine {
                 parameters: None,
             },
             server,
-            places: Places::new(config.batch_max),
+            slots: RequestSlots::new(config.batch_max),
         })
     }
 }
 
 impl Server {
-    /// Answers a request. One that the server did not take, for its load or for being away, is kept
-    /// and sent again; every other failure is the caller's to judge.
+    /// Answers a request. One that the server did not accept, because it is overloaded or down, waits
+    /// and is sent again; every other failure is returned to the caller.
     async fn generate(self: &Arc<Self>, request: &Generate) -> Result<Generation, EngineError> {
-        let mut turn = self.gate.enter().await?;
-        let mut kept_since = None;
+        let mut permit = self.gate.acquire().await?;
+        let mut waiting_since = None;
         loop {
             let started_at = Utc::now();
-            let refusal = match self.exchange(request).await {
+            let error = match self.exchange(request).await {
                 Ok(answer) => {
-                    turn.end(End::Answered);
+                    permit.end(LoadSignal::Answered);
                     self.gate.open();
                     return Ok(self.generation(answer, started_at));
                 }
-                Err(refusal) => refusal,
+                Err(error) => error,
             };
-            let wait = match &refusal {
-                Refusal::Throttled { retry_after, .. } => {
-                    turn.end(End::Throttled(*retry_after));
+            let wait = match &error {
+                ExchangeError::Throttled { retry_after, .. } => {
+                    permit.end(LoadSignal::Throttled(*retry_after));
                     retry_after.unwrap_or_default()
                 }
-                Refusal::Lost(_) => {
-                    self.note_lost();
-                    turn.end(End::Untold);
+                ExchangeError::Unreachable(_) => {
+                    self.note_down();
+                    permit.end(LoadSignal::Unknown);
                     Duration::ZERO
                 }
-                Refusal::TimedOut(_) => {
-                    turn.end(End::TimedOut);
-                    self.note_doubt();
-                    return Err(refusal.into_fault());
+                ExchangeError::TimedOut(_) => {
+                    permit.end(LoadSignal::TimedOut);
+                    self.probe_now();
+                    return Err(error.into_engine_error());
                 }
-                Refusal::Broken(_) => {
-                    self.note_doubt();
-                    return Err(refusal.into_fault());
+                ExchangeError::Broken(_) => {
+                    self.probe_now();
+                    return Err(error.into_engine_error());
                 }
-                Refusal::Answered(_) => return Err(refusal.into_fault()),
+                ExchangeError::Answered(_) => return Err(error.into_engine_error()),
             };
-            let kept = kept_since.get_or_insert_with(Instant::now).elapsed();
-            if kept.saturating_add(wait) > CLOSED_WAIT {
-                return Err(refusal.into_fault());
+            let waited = waiting_since.get_or_insert_with(Instant::now).elapsed();
+            if waited.saturating_add(wait) > CLOSED_WAIT {
+                return Err(error.into_engine_error());
             }
-            turn = self.gate.enter_again().await?;
+            permit = self.gate.acquire_retry().await?;
         }
     }
 
-    fn generation(&self, answer: Collected, started_at: DateTime<Utc>) -> Generation {
-        if answer.is_estimated && !self.is_estimate_told.swap(true, Ordering::Relaxed) {
+    fn generation(&self, answer: CollectedAnswer, started_at: DateTime<Utc>) -> Generation {
+        if answer.is_estimated && !self.estimate_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 model.name = %self.model,
-                "the server tells no token counts; they are estimated"
+                "the server reports no token counts; they are estimated"
             );
         }
         let revision = match answer.fingerprint {
@@ -175,11 +177,11 @@ impl Engine for UpstreamEngine {
 
     fn generate(&self, request: Generate) -> BoxFuture<'static, Result<Generation, EngineError>> {
         let server = self.server.clone();
-        let stop = request.terms.stop.clone();
-        self.places.begin(async move {
+        let stop = request.context.stop.clone();
+        self.slots.begin(async move {
             tokio::select! {
                 answer = server.generate(&request) => answer,
-                // A streamed answer ends by itself with what there is.
+                // A streamed answer ends on its own with the tokens so far.
                 () = async { stop.requested().await; tokio::time::sleep(STOP_WAIT).await } => {
                     Err(EngineError::Stopped)
                 }

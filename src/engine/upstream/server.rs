@@ -1,4 +1,4 @@
-//! The server: where it is, what it serves, how it likes to be asked, and whether it is there.
+//! The server: its address, model and API dialect, and whether it is up.
 
 use std::{
     fmt,
@@ -15,9 +15,9 @@ use tokio::time::sleep;
 use url::{Host, Url};
 
 use super::{
-    gate::Gate,
-    reach::{self, Guarded},
-    refusal::{Refusal, Sorter},
+    address_filter::{self, FilteredResolver},
+    error::{ErrorClassifier, ExchangeError},
+    gate::RequestGate,
     wire::{Dialect, ModelEntry, ModelList},
 };
 use crate::{
@@ -25,18 +25,18 @@ use crate::{
     engine::EngineError,
 };
 
-/// A connection that takes longer is as good as none.
+/// Limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A server that is well lists its models at once.
+/// Limit for listing the models, which a healthy server does at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time between two questions whether a lost server is back.
+/// Interval between probes of a server that is down.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// Largest response that is read: an answer of 32,768 tokens with log-probabilities fits.
+/// Largest response read: an answer of 32,768 tokens with log-probabilities fits.
 pub(super) const RESPONSE_BYTES_MAX: usize = 32 << 20;
-/// Most redirects within the server; a loop ends here.
+/// Most redirects followed within the server; ends loops.
 const REDIRECTS_MAX: usize = 5;
 
-/// A server of an OpenAI-compatible API.
+/// An OpenAI-compatible model server.
 pub(super) struct Server {
     client: Client,
     /// Ends in `/v1/`.
@@ -45,16 +45,16 @@ pub(super) struct Server {
     pub(super) model: String,
     pub(super) revision: String,
     pub(super) context_tokens: Option<usize>,
-    pub(super) gate: Arc<Gate>,
+    pub(super) gate: Arc<RequestGate>,
     is_probed: AtomicBool,
-    /// What it has not refused so far.
+    /// What the server has not rejected so far.
     dialect: Mutex<Dialect>,
-    /// Set once it was told that the server's counts are missing.
-    pub(super) is_estimate_told: AtomicBool,
+    /// Whether missing token counts were logged.
+    pub(super) estimate_logged: AtomicBool,
 }
 
 impl fmt::Debug for Server {
-    /// Leaves out the URL and the key, which hold secrets.
+    /// Leaves out the URL and the key, which contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("model", &self.model)
@@ -65,36 +65,41 @@ impl fmt::Debug for Server {
 }
 
 /// Why a server's models are not known.
-pub(super) enum ListError {
-    /// It is not there, or not ready.
+pub(super) enum ModelListError {
+    /// It is down or not ready.
     Down(String),
-    /// It is there, but gives no list.
+    /// It is up but provides no list.
     Refused(String),
 }
 
 impl Server {
-    /// The server at a URL, of which nothing is known yet.
+    /// A server at a URL, not contacted yet.
     ///
     /// # Errors
-    /// One line: the URL is none.
-    pub(super) fn new(url: &str, config: &ModelConfig, gate: Arc<Gate>) -> Result<Self, String> {
-        // Whoever installed one first is as good.
+    /// When the URL is invalid or its address is not allowed.
+    pub(super) fn new(
+        url: &str,
+        config: &ModelConfig,
+        gate: Arc<RequestGate>,
+    ) -> Result<Self, String> {
+        // An already installed provider serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(same_origin())
-            .dns_resolver(Arc::new(Guarded(config.private_addresses)))
+            .dns_resolver(Arc::new(FilteredResolver(config.private_addresses)))
             .build()
-            .map_err(|error| format!("cannot make an HTTP client: {error}"))?;
+            .map_err(|error| format!("cannot create an HTTP client: {error}"))?;
         let base = base(url)?;
-        // A literal address is not resolved.
+        // A literal address bypasses the resolver.
         let literal = match base.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
             Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
             Some(Host::Domain(_)) | None => None,
         };
         if let Some(address) = literal {
-            reach::check(address, config.private_addresses).map_err(|error| error.to_string())?;
+            address_filter::check(address, config.private_addresses)
+                .map_err(|error| error.to_string())?;
         }
         let is_openai = is_openai(&base);
         Ok(Self {
@@ -107,13 +112,13 @@ impl Server {
             gate,
             is_probed: AtomicBool::new(false),
             dialect: Mutex::new(Dialect::new(is_openai)),
-            is_estimate_told: AtomicBool::new(false),
+            estimate_logged: AtomicBool::new(false),
         })
     }
 
-    /// Takes the model's name, revision and context length from configuration and list.
+    /// Sets the model's name, revision and context length from the configuration and the list.
     pub(super) fn describe(&mut self, config: &ModelConfig, entry: Option<ModelEntry>) {
-        // The configured limit is for models in this process; a server knows and keeps its own.
+        // The configured limit is for local models; a server enforces its own.
         self.context_tokens = entry.as_ref().and_then(|entry| entry.max_model_len);
         self.model = match (&config.name, &entry) {
             (Some(name), _) => name.clone(),
@@ -127,15 +132,15 @@ impl Server {
         for part in [self.base.as_str(), &self.model] {
             hasher.update(part.as_bytes()).update(&[0]);
         }
-        // Local servers write the time of asking there; a hosted one that of the model.
+        // Local servers report the time of the request as `created`; OpenAI reports the model's.
         if let Some(created) = created {
             hasher.update(created.to_string().as_bytes());
         }
         self.revision = hasher.finalize().to_hex()[..32].to_owned();
     }
 
-    pub(super) fn sorter(&self) -> Sorter<'_> {
-        Sorter {
+    pub(super) fn classifier(&self) -> ErrorClassifier<'_> {
+        ErrorClassifier {
             model: &self.model,
             api_key: self.api_key.as_ref(),
         }
@@ -145,7 +150,7 @@ impl Server {
         *self.dialect.lock().expect("nobody panics while holding it")
     }
 
-    /// Remembers what the server does not speak, so that it is asked only once.
+    /// Remembers unsupported parameters, so that they are not sent again.
     pub(super) fn learn(&self, dialect: Dialect) {
         let mut known = self.dialect.lock().expect("nobody panics while holding it");
         let both = known.and(dialect);
@@ -155,7 +160,7 @@ impl Server {
                 logprobs = both.logprobs,
                 stream = both.stream,
                 stream_options = both.stream_options,
-                "the server does not take all that it was asked for"
+                "the server rejects some parameters; they are no longer sent"
             );
             *known = both;
         }
@@ -170,50 +175,49 @@ impl Server {
         }
     }
 
-    /// The models it lists.
+    /// Lists its models.
     ///
     /// # Errors
-    /// It is not there, or gives no list.
-    pub(super) async fn models(&self) -> Result<Vec<ModelEntry>, ListError> {
-        let down = |refusal: Refusal| ListError::Down(refusal.into_message());
+    /// When the server is down or provides no list.
+    pub(super) async fn models(&self) -> Result<Vec<ModelEntry>, ModelListError> {
+        let down = |error: ExchangeError| ModelListError::Down(error.into_message());
         let response = self
             .request(Method::GET, "models")
             .timeout(PROBE_TIMEOUT)
             .send()
             .await
-            .map_err(|error| down(Refusal::of_transport(&error)))?;
+            .map_err(|error| down(ExchangeError::of_transport(&error)))?;
         let status = response.status();
         if !status.is_success() {
-            let message = format!("the server answers its list of models with status {status}");
+            let message =
+                format!("the server answered the model list request with status {status}");
             return Err(
                 if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-                    ListError::Down(message)
+                    ModelListError::Down(message)
                 } else {
-                    ListError::Refused(message)
+                    ModelListError::Refused(message)
                 },
             );
         }
         let body = read_body(response).await.map_err(down)?;
         let list: ModelList = serde_json::from_slice(&body).map_err(|error| {
-            ListError::Refused(format!(
-                "the server's list of models is not understood: {error}"
-            ))
+            ModelListError::Refused(format!("cannot parse the server's model list: {error}"))
         })?;
         Ok(list.data)
     }
 
-    /// There is no connection: nothing is sent until the server lists its models again.
-    pub(super) fn note_lost(self: &Arc<Self>) {
-        self.gate.shut();
+    /// Closes the gate after a failed connection and probes the server until it lists its models again.
+    pub(super) fn note_down(self: &Arc<Self>) {
+        self.gate.close();
         self.probe(PROBE_EVERY);
     }
 
-    /// Something broke that may be the server: it is asked at once, and lost if it does not answer.
-    pub(super) fn note_doubt(self: &Arc<Self>) {
+    /// Probes the server at once after an error that may mean it is down.
+    pub(super) fn probe_now(self: &Arc<Self>) {
         self.probe(Duration::ZERO);
     }
 
-    /// Asks every few seconds until the server is there; ends when the engine is gone.
+    /// Probes every few seconds until the server is up; ends when the engine is dropped.
     fn probe(self: &Arc<Self>, first_after: Duration) {
         if self.is_probed.swap(true, Ordering::AcqRel) {
             return;
@@ -226,12 +230,12 @@ impl Server {
                     return;
                 };
                 match server.models().await {
-                    Ok(_) | Err(ListError::Refused(_)) => {
+                    Ok(_) | Err(ModelListError::Refused(_)) => {
                         server.is_probed.store(false, Ordering::Release);
                         server.gate.open();
                         return;
                     }
-                    Err(ListError::Down(_)) => server.gate.shut(),
+                    Err(ModelListError::Down(_)) => server.gate.close(),
                 }
                 drop(server);
                 sleep(PROBE_EVERY).await;
@@ -240,9 +244,9 @@ impl Server {
     }
 }
 
-/// The API's root: `http://host:8000` and `http://host:8000/v1` mean the same.
+/// The API's root: `http://host:8000` and `http://host:8000/v1` are equivalent.
 fn base(url: &str) -> Result<Url, String> {
-    let mut base = Url::parse(url).map_err(|error| format!("this is no URL: {error}"))?;
+    let mut base = Url::parse(url).map_err(|error| format!("invalid URL: {error}"))?;
     let path = base.path().trim_end_matches('/').to_owned();
     let path = if path.ends_with("/v1") {
         path
@@ -258,7 +262,7 @@ fn is_openai(base: &Url) -> bool {
         .is_some_and(|host| host == "openai.com" || host.ends_with(".openai.com"))
 }
 
-/// Follows redirects within the server only: elsewhere, prompts and key are nobody's business.
+/// Follows redirects within the server's origin only, so that prompts and the key go nowhere else.
 fn same_origin() -> redirect::Policy {
     redirect::Policy::custom(|attempt| {
         let first = attempt.previous().first().map(Url::origin);
@@ -273,13 +277,13 @@ fn same_origin() -> redirect::Policy {
 /// Reads a whole response.
 ///
 /// # Errors
-/// The connection broke, or it is too large.
-pub(super) async fn read_body(mut response: Response) -> Result<Vec<u8>, Refusal> {
+/// When the connection breaks or the response is too large.
+pub(super) async fn read_body(mut response: Response) -> Result<Vec<u8>, ExchangeError> {
     let mut body = Vec::new();
     while let Some(part) = response
         .chunk()
         .await
-        .map_err(|error| Refusal::of_transport(&error))?
+        .map_err(|error| ExchangeError::of_transport(&error))?
     {
         if body.len() + part.len() > RESPONSE_BYTES_MAX {
             return Err(too_large());
@@ -289,9 +293,9 @@ pub(super) async fn read_body(mut response: Response) -> Result<Vec<u8>, Refusal
     Ok(body)
 }
 
-/// What a response hears that exceeds [`RESPONSE_BYTES_MAX`].
-pub(super) fn too_large() -> Refusal {
-    Refusal::Answered(EngineError::Crashed(format!(
+/// The error for a response that exceeds [`RESPONSE_BYTES_MAX`].
+pub(super) fn too_large() -> ExchangeError {
+    ExchangeError::Answered(EngineError::Crashed(format!(
         "the server's response exceeds {RESPONSE_BYTES_MAX} bytes"
     )))
 }

@@ -1,16 +1,16 @@
-//! What is asked: the part of OpenAI's API that chat completions need, in a server's dialect.
+//! The wire format: the part of OpenAI's API that chat completions need, in a server's dialect.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::refusal::ErrorBody;
+use super::error::ErrorBody;
 use crate::{
     engine::Generate,
     job::{Message, ResponseFormat},
 };
 
-/// The server's list of models; vLLM tells each one's context length.
+/// The server's list of models; vLLM includes the context lengths.
 #[derive(Debug, Deserialize)]
 pub(super) struct ModelList {
     pub(super) data: Vec<ModelEntry>,
@@ -30,10 +30,10 @@ pub(super) struct CompletionRequest<'a> {
     messages: &'a [Message],
     temperature: f32,
     top_p: f32,
-    /// No part of OpenAI's API; sent only when asked for.
+    /// Not part of OpenAI's API; sent only when set.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<u32>,
-    /// Nor is this, nor the next: vLLM's names.
+    /// vLLM's name, as is the next; not part of OpenAI's API.
     #[serde(skip_serializing_if = "Option::is_none")]
     min_p: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,10 +50,10 @@ pub(super) struct CompletionRequest<'a> {
     seed: Option<i64>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     stop: &'a [String],
-    /// The older name, which every compatible server knows.
+    /// The older name, supported by all compatible servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
-    /// The newer one, which OpenAI's own models demand.
+    /// The newer name, which OpenAI's own models require.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,25 +68,25 @@ pub(super) struct CompletionRequest<'a> {
 
 #[derive(Debug, Serialize)]
 struct StreamOptions {
-    /// The counts, which a stream has only when asked.
+    /// Requests token counts, which streams otherwise lack.
     include_usage: bool,
 }
 
-/// Peculiarities of a server: everything is asked for until the server refuses it.
+/// What a server supports; everything is assumed until it is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dialect {
-    /// Speaks of `max_completion_tokens`.
+    /// Uses `max_completion_tokens`.
     pub(super) is_openai: bool,
-    /// Gives log-probabilities.
+    /// Supports log-probabilities.
     pub(super) logprobs: bool,
-    /// Gives its answer as it grows.
+    /// Supports streaming.
     pub(super) stream: bool,
-    /// Takes options of the stream.
+    /// Supports stream options.
     pub(super) stream_options: bool,
 }
 
 impl Dialect {
-    /// A server's, of which nothing is known.
+    /// The dialect of a server that has rejected nothing yet.
     pub(super) fn new(is_openai: bool) -> Self {
         Self {
             is_openai,
@@ -96,7 +96,7 @@ impl Dialect {
         }
     }
 
-    /// This dialect without what an error to it names; `None` when it names nothing that was asked.
+    /// This dialect without the parameter that an error names; `None` when it names none that was sent.
     pub(super) fn without_refused(self, error: &ErrorBody) -> Option<Self> {
         if self.stream && self.stream_options && error.names("stream_options") {
             Some(Self {
@@ -115,7 +115,7 @@ impl Dialect {
         }
     }
 
-    /// This dialect without streams.
+    /// This dialect without streaming.
     pub(super) fn without_stream(self) -> Self {
         Self {
             stream: false,
@@ -123,7 +123,7 @@ impl Dialect {
         }
     }
 
-    /// What both speak.
+    /// What both dialects support.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             is_openai: self.is_openai,
@@ -138,7 +138,7 @@ impl<'a> CompletionRequest<'a> {
     pub(super) fn new(model: &'a str, request: &'a Generate, dialect: Dialect) -> Self {
         let sampling = &request.sampling;
         let most = Some(sampling.max_completion_tokens);
-        // Servers read a signed number; greedy decoding needs none.
+        // Servers expect a signed seed; greedy decoding needs none.
         let seed = sampling.seed.unwrap_or(request.seed_default) & i64::MAX as u64;
         Self {
             model,
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_refuses_by_name_is_left_out_one_by_one() {
+    fn rejected_parameters_are_dropped_one_by_one() {
         let refused = |text: &str| {
             let body = format!(r#"{{"error":{{"message":"{text}"}}}}"#);
             ErrorBody::read(body.as_bytes())
@@ -188,8 +188,8 @@ mod tests {
             .without_refused(&refused("stream=True is not supported"))
             .expect("named");
         assert!(!least.stream && !least.logprobs);
-        for told in ["stream", "stream_options", "logprobs", "temperature"] {
-            assert_eq!(least.without_refused(&refused(told)), None, "{told}");
+        for field in ["stream", "stream_options", "logprobs", "temperature"] {
+            assert_eq!(least.without_refused(&refused(field)), None, "{field}");
         }
         assert_eq!(all.and(no_list), no_list);
     }

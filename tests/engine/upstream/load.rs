@@ -140,7 +140,7 @@ async fn an_unreachable_server_is_detected_and_recovers() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("cannot be reached") && !error.contains('\n'),
+        error.contains("cannot connect") && !error.contains('\n'),
         "{error}"
     );
 

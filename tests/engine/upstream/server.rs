@@ -318,7 +318,7 @@ pub fn request(temperature: f32) -> Generate {
             ..Sampling::default()
         },
         seed_default: u64::MAX,
-        terms: Default::default(),
+        context: Default::default(),
     }
 }
 

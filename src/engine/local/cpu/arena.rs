@@ -1,43 +1,38 @@
-//! The paged KV cache: one arena of blocks for each layer, shared by all sequences.
+//! The paged KV cache: one arena of blocks per layer, shared by all sequences.
 //!
-//! Which sequence uses which block is the scheduler's business; here a block is a place. Keys and
-//! values of 32 positions lie as panels, so that attention runs at the speed of the products.
+//! The scheduler assigns blocks to sequences. Keys and values of 32 positions are stored as panels,
+//! so that attention uses the same kernels as the linear layers.
 
 use half::bf16;
 
-use crate::batching::{BLOCK_TOKENS, BlockId};
+use crate::{
+    batching::{BLOCK_TOKENS, BlockId},
+    engine::local::shape::HeadWidths,
+};
 
 use super::kernels::{Aligned, PANEL, Panel, Precision, lane};
 
-// A panel of keys is a block of positions.
+// A panel of keys holds one block of positions.
 const _: () = assert!(BLOCK_TOKENS == PANEL);
 
-/// Widths of one attention layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head: usize,
-}
-
-impl Heads {
-    /// Panels that the values of one head fill.
+impl HeadWidths {
+    /// Panels that hold the values of one head.
     pub(super) fn value_panels(self) -> usize {
         self.head.div_ceil(PANEL)
     }
 
-    /// Numbers of one head's part of a block: `[head][position]` keys, then for each panel
-    /// `[position][value]` values.
+    /// Numbers per head in a block: keys as `[head][position]`, then per panel the values as
+    /// `[position][value]`.
     fn part(self) -> usize {
         BLOCK_TOKENS * (self.head + self.value_panels() * PANEL)
     }
 
-    /// Numbers of a block of all KV heads.
+    /// Numbers per block, over all KV heads.
     fn block(self) -> usize {
         self.kv_heads * self.part()
     }
 
-    /// Bytes that a block takes in one layer, beside products of that precision.
+    /// Bytes of a block in one layer, for products of this precision.
     pub(super) fn bytes_per_block(self, precision: Precision) -> usize {
         let bytes = match precision {
             Precision::F32 => size_of::<f32>(),
@@ -49,12 +44,12 @@ impl Heads {
 
 /// Keys and values, per layer: blocks of `[kv_head][keys, then values]`.
 ///
-/// Where products round their inputs, keys and values are rounded to bf16, which is finer than q8
-/// and as fine as the products otherwise: with many sequences a step reads more of them than weights.
+/// For rounded products, keys and values are stored in bf16: as precise as bf16 products and more
+/// than q8. With many sequences, a step reads more of them than of the weights.
 #[derive(Clone, Debug)]
 pub(super) struct KvArena {
     layers: Layers,
-    heads: Heads,
+    heads: HeadWidths,
 }
 
 #[derive(Clone, Debug)]
@@ -71,17 +66,17 @@ struct Position<'a> {
 }
 
 impl Position<'_> {
-    /// Writes them to a block of numbers made by `number`, where those of a panel lie as `lane` says.
+    /// Writes them to a block. `number` converts a value; `lane` maps its index to that in a panel.
     fn write<T: Copy + Default>(
         &self,
-        heads: Heads,
+        heads: HeadWidths,
         block: &mut [T],
         number: impl Fn(f32) -> T,
         lane: impl Fn(usize) -> usize,
     ) {
         if self.slot == 0 {
-            // Positions to come are read and weigh nothing, so they must hold numbers; what an
-            // earlier sequence left may be none.
+            // Positions not written yet are read with weight 0, so they must hold finite numbers; an
+            // earlier sequence may have left NaN.
             block.fill(T::default());
         }
         let parts = block.chunks_exact_mut(heads.part());
@@ -104,9 +99,14 @@ impl Position<'_> {
 }
 
 impl KvArena {
-    /// An arena of so many blocks, beside products of that precision. Memory is taken from the
-    /// system as blocks are written first.
-    pub(super) fn new(layers: usize, heads: Heads, precision: Precision, blocks: usize) -> Self {
+    /// An arena of so many blocks for products of this precision. The system allocates memory when a
+    /// block is first written.
+    pub(super) fn new(
+        layers: usize,
+        heads: HeadWidths,
+        precision: Precision,
+        blocks: usize,
+    ) -> Self {
         let numbers = blocks * heads.block();
         Self {
             layers: match precision {
@@ -121,7 +121,7 @@ impl KvArena {
         }
     }
 
-    /// Blocks of a layer.
+    /// Blocks per layer.
     pub(super) fn blocks(&self) -> usize {
         let numbers = match &self.layers {
             Layers::F32(layers) => layers.first().map(|layer| layer.len()),
@@ -152,13 +152,13 @@ impl KvArena {
         }
     }
 
-    /// The keys of one head in a block: a panel of `head` inputs.
+    /// The keys of one head in a block: a panel with `head` inputs.
     pub(super) fn keys(&self, layer: usize, block: BlockId, kv_head: usize) -> Panel<'_> {
         let from = block.index() * self.heads.block() + kv_head * self.heads.part();
         self.panel(layer, from, self.heads.head)
     }
 
-    /// One panel of the values of one head in a block: a panel of 32 inputs.
+    /// One panel of a head's values in a block, with 32 inputs.
     pub(super) fn values(
         &self,
         layer: usize,

@@ -1,22 +1,26 @@
 //! Attention of each sequence over its blocks of the KV cache, on the CPU.
 //!
-//! Scores are queries times a panel of keys, outputs are weights times panels of values. A row's result depends on its query and on the keys and values before it, added
-//! up in the order of their positions: neither other sequences nor the way a prompt was cut into
-//! chunks changes a bit.
+//! Scores are queries times a panel of keys; outputs are weights times panels of values. A row's
+//! result depends only on its query and on the keys and values up to its position, summed in the
+//! order of positions: the batch and the chunking of a prompt change no bit.
 
-use crate::batching::{BLOCK_TOKENS, BlockId};
+use crate::{
+    batching::{BLOCK_TOKENS, BlockId},
+    engine::local::shape::HeadWidths,
+};
 
 use super::{
-    arena::{Heads, KvArena},
+    arena::KvArena,
     kernels::{
-        Columns, Isa, PANEL, Rows, Softmax, is_worth_sharing, multiply, share, softmax_block,
+        InputRows, Isa, PANEL, SharedColumns, Softmax, is_worth_sharing, multiply, share,
+        softmax_block,
     },
 };
 
-/// Query positions that a task takes on at once.
+/// Query positions per task.
 const TILE: usize = 16;
 
-/// Queries of consecutive positions of one sequence, with its blocks.
+/// Queries at consecutive positions of one sequence, with its blocks.
 pub(super) struct Queries<'a> {
     /// `[row][heads * head]`, with any stride between rows.
     pub(super) rows: &'a [f32],
@@ -25,7 +29,7 @@ pub(super) struct Queries<'a> {
     pub(super) blocks: &'a [BlockId],
     /// Position of the first row.
     pub(super) first: usize,
-    /// Tokens looked back on, the current one included; `None` is all.
+    /// Sliding window in tokens, the current one included; `None` is unlimited.
     pub(super) window: Option<usize>,
 }
 
@@ -34,7 +38,7 @@ impl Queries<'_> {
         self.rows.len() / self.row_stride
     }
 
-    /// The positions that the query at `position` sees.
+    /// The positions visible to the query at `position`.
     fn seen(&self, position: usize) -> std::ops::Range<usize> {
         let window = self.window.unwrap_or(position + 1);
         (position + 1).saturating_sub(window)..position + 1
@@ -43,23 +47,23 @@ impl Queries<'_> {
 
 /// One layer's keys and values.
 #[derive(Clone, Copy)]
-pub(super) struct Past<'a> {
+pub(super) struct LayerCache<'a> {
     pub(super) arena: &'a KvArena,
     pub(super) layer: usize,
 }
 
-/// Some rows of one sequence under one KV head.
-struct Task<'a> {
+/// Some rows of one sequence for one KV head.
+struct AttentionTask<'a> {
     queries: &'a Queries<'a>,
     rows: std::ops::Range<usize>,
     kv_head: usize,
-    /// Where the first of the rows goes.
+    /// Output row of the first of the rows.
     to: usize,
 }
 
-/// Buffers of a thread.
+/// Buffers of one thread.
 #[derive(Default)]
-struct Scratch {
+struct TaskScratch {
     queries: Vec<f32>,
     scores: Vec<[f32; PANEL]>,
     softmax: Vec<Softmax>,
@@ -67,11 +71,11 @@ struct Scratch {
     sums: Vec<[f32; PANEL]>,
 }
 
-/// Writes `[row][heads * head]`, the rows of all sequences in their order.
+/// Writes `[row][heads * head]`, the rows of all sequences in order.
 pub(super) fn attend(
     isa: Isa,
-    heads: Heads,
-    past: Past<'_>,
+    heads: HeadWidths,
+    cache: LayerCache<'_>,
     sequences: &[Queries<'_>],
     output: &mut [f32],
 ) {
@@ -82,7 +86,7 @@ pub(super) fn attend(
         multiplications += count * (queries.first + count) * heads.heads * heads.head;
         for from in (0..count).step_by(TILE) {
             let rows = from..count.min(from + TILE);
-            tasks.extend((0..heads.kv_heads).map(|kv_head| Task {
+            tasks.extend((0..heads.kv_heads).map(|kv_head| AttentionTask {
                 queries,
                 rows: rows.clone(),
                 kv_head,
@@ -91,29 +95,30 @@ pub(super) fn attend(
         }
         to += count;
     }
-    let columns = Columns::new(output, heads.heads * heads.head);
-    let work =
-        |scratch: &mut Scratch, task: &Task<'_>| run(isa, heads, past, task, scratch, &columns);
+    let columns = SharedColumns::new(output, heads.heads * heads.head);
+    let work = |scratch: &mut TaskScratch, task: &AttentionTask<'_>| {
+        run(isa, heads, cache, task, scratch, &columns)
+    };
     if is_worth_sharing(multiplications) {
-        share(tasks.len(), Scratch::default, |scratch, at| {
+        share(tasks.len(), TaskScratch::default, |scratch, at| {
             work(scratch, &tasks[at])
         });
     } else {
-        let mut scratch = Scratch::default();
+        let mut scratch = TaskScratch::default();
         tasks.iter().for_each(|task| work(&mut scratch, task));
     }
 }
 
 fn run(
     isa: Isa,
-    heads: Heads,
-    past: Past<'_>,
-    task: &Task<'_>,
-    scratch: &mut Scratch,
-    output: &Columns<'_>,
+    heads: HeadWidths,
+    cache: LayerCache<'_>,
+    task: &AttentionTask<'_>,
+    scratch: &mut TaskScratch,
+    output: &SharedColumns<'_>,
 ) {
     let (queries, head) = (task.queries, heads.head);
-    let group = heads.heads / heads.kv_heads;
+    let group = heads.group();
     let count = task.rows.len() * group;
     let scale = 1.0 / (head as f32).sqrt();
     scratch.queries.clear();
@@ -134,10 +139,10 @@ fn run(
     let first_block = queries.seen(positions.start).start / BLOCK_TOKENS;
     for block in first_block..positions.end.div_ceil(BLOCK_TOKENS) {
         let place = queries.blocks[block];
-        let keys = past.arena.keys(past.layer, place, task.kv_head);
+        let keys = cache.arena.keys(cache.layer, place, task.kv_head);
         scratch.scores.clear();
         scratch.scores.resize(count, [0.0; PANEL]);
-        let rows = Rows::F32(&scratch.queries);
+        let rows = InputRows::F32(&scratch.queries);
         multiply(isa, keys, rows, head, &mut scratch.scores);
         for (query, scores) in scratch.scores.iter_mut().enumerate() {
             let seen = queries.seen(positions.start + query / group);
@@ -149,9 +154,9 @@ fn run(
                 }
             }
         }
-        let weights = Rows::F32(scratch.scores.as_flattened());
+        let weights = InputRows::F32(scratch.scores.as_flattened());
         for (panel, sums) in scratch.sums.chunks_exact_mut(count).enumerate() {
-            let values = past.arena.values(past.layer, place, task.kv_head, panel);
+            let values = cache.arena.values(cache.layer, place, task.kv_head, panel);
             multiply(isa, values, weights, BLOCK_TOKENS, sums);
         }
     }
@@ -165,7 +170,7 @@ fn run(
     }
 }
 
-/// Makes the scores of positions that a row does not see minus infinity.
+/// Sets the scores of positions that a row must not see to minus infinity.
 fn hide(scores: &mut [f32; PANEL], first: usize, seen: &std::ops::Range<usize>) {
     let from = seen.start.saturating_sub(first).min(PANEL);
     let to = seen.end.saturating_sub(first).min(PANEL);
@@ -180,16 +185,16 @@ mod tests {
     use crate::engine::local::cpu::attention::*;
     use crate::engine::local::cpu::kernels::Precision;
 
-    /// Softmax attention as it is defined, in f64.
+    /// Softmax attention by definition, in f64.
     fn reference(
-        heads: Heads,
+        heads: HeadWidths,
         queries: &[Vec<f32>],
         keys: &[Vec<f32>],
         values: &[Vec<f32>],
         first: usize,
         window: Option<usize>,
     ) -> Vec<f64> {
-        let group = heads.heads / heads.kv_heads;
+        let group = heads.group();
         let mut output = Vec::new();
         for (row, query) in queries.iter().enumerate() {
             let position = first + row;
@@ -232,7 +237,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
-        fn is_softmax_attention_and_does_not_see_how_the_prompt_was_cut(
+        fn matches_softmax_attention_and_chunking_changes_no_bit(
             (kv_heads, group) in (1usize..4, 1usize..4),
             head in prop::sample::select(vec![4usize, 8, 32, 40, 64]),
             tokens in 1usize..100,
@@ -240,7 +245,7 @@ mod tests {
             window in prop::option::of(1usize..50),
             seed in 0usize..1_000,
         ) {
-            let heads = Heads { heads: kv_heads * group, kv_heads, head };
+            let heads = HeadWidths { heads: kv_heads * group, kv_heads, head };
             let width = heads.heads * head;
             let queries = rows(tokens, width, seed);
             let keys = rows(tokens, kv_heads * head, seed + 1);
@@ -259,7 +264,7 @@ mod tests {
                 };
                 let mut results = Vec::new();
                 for cut in [0, (cut * tokens as f64) as usize] {
-                    // Blocks lie anywhere, and an earlier user left what is no number.
+                    // Blocks are scattered, and an earlier user left NaN in them.
                     let count = tokens.div_ceil(BLOCK_TOKENS);
                     let blocks: Vec<BlockId> = (0..count).rev().map(|at| BlockId(2 * at as u32)).collect();
                     let mut arena = KvArena::new(1, heads, precision, 2 * count);
@@ -284,12 +289,12 @@ mod tests {
                             first: part.start,
                             window,
                         };
-                        attend(isa, heads, Past { arena: &arena, layer: 0 }, &[queries], &mut to);
+                        attend(isa, heads, LayerCache { arena: &arena, layer: 0 }, &[queries], &mut to);
                         output.extend(to);
                     }
                     results.push(output);
                 }
-                prop_assert_eq!(&results[0], &results[1], "another cut, other bits on {:?}", isa);
+                prop_assert_eq!(&results[0], &results[1], "chunking changed bits on {:?}", isa);
                 for (found, expected) in results[0].iter().zip(&expected) {
                     prop_assert!((f64::from(*found) - expected).abs() < 1e-5);
                 }

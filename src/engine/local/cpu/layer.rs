@@ -1,38 +1,38 @@
-//! A layer's weights. Where families differ in tensors, it is here.
+//! A layer's weights, including tensors that only some families have.
 
 use crate::engine::local::{
-    files::Weights,
-    shape::{Family, Shape},
+    files::CheckpointWeights,
+    shape::{ModelFamily, ModelShape},
 };
 
 use super::{
     kernels::Precision,
-    linear::{Gated, Linear},
+    linear::{GatedLinear, PackedLinear},
 };
 
-/// One layer, its products packed.
+/// One layer with packed matrices.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct CpuLayer {
     pub(super) attention_norm: Vec<f32>,
-    pub(super) qkv: Linear,
+    pub(super) qkv: PackedLinear,
     /// Qwen3's norms of each head's queries and keys.
     pub(super) head_norms: Option<(Vec<f32>, Vec<f32>)>,
-    pub(super) output: Linear,
+    pub(super) output: PackedLinear,
     pub(super) mlp_norm: Vec<f32>,
-    pub(super) gate_up: Gated,
-    pub(super) down: Linear,
-    /// Tokens that attention looks back on, the current one included; `None` is all.
+    pub(super) gate_up: GatedLinear,
+    pub(super) down: PackedLinear,
+    /// Sliding window in tokens, the current one included; `None` is unlimited.
     pub(super) window: Option<usize>,
 }
 
-impl Layer {
+impl CpuLayer {
     /// Reads a layer's tensors.
     ///
     /// # Errors
-    /// When one is missing, or its shape or type is not the expected one.
+    /// When one is missing, or its shape or type is unexpected.
     pub(super) fn read(
-        weights: &Weights,
-        shape: &Shape,
+        weights: &CheckpointWeights,
+        shape: &ModelShape,
         layer: usize,
         precision: Precision,
     ) -> Result<Self, String> {
@@ -45,9 +45,9 @@ impl Layer {
         ];
         let gate_up = |part: &str| {
             let parts = [(name(part), shape.intermediate)];
-            Linear::read(weights, &parts, shape.hidden, shape.mlp_bias, precision)
+            PackedLinear::read(weights, &parts, shape.hidden, shape.mlp_bias, precision)
         };
-        let head_norms = if shape.family == Family::Qwen3 {
+        let head_norms = if shape.family == ModelFamily::Qwen3 {
             let queries = weights.vector(&name("self_attn.q_norm.weight"), shape.head)?;
             Some((
                 queries,
@@ -58,9 +58,9 @@ impl Layer {
         };
         Ok(Self {
             attention_norm: weights.vector(&name("input_layernorm.weight"), shape.hidden)?,
-            qkv: Linear::read(weights, &qkv, shape.hidden, shape.qkv_bias, precision)?,
+            qkv: PackedLinear::read(weights, &qkv, shape.hidden, shape.qkv_bias, precision)?,
             head_norms,
-            output: Linear::read(
+            output: PackedLinear::read(
                 weights,
                 &[(name("self_attn.o_proj"), shape.hidden)],
                 query_width,
@@ -68,8 +68,8 @@ impl Layer {
                 precision,
             )?,
             mlp_norm: weights.vector(&name("post_attention_layernorm.weight"), shape.hidden)?,
-            gate_up: Gated::new(gate_up("mlp.gate_proj")?, gate_up("mlp.up_proj")?),
-            down: Linear::read(
+            gate_up: GatedLinear::new(gate_up("mlp.gate_proj")?, gate_up("mlp.up_proj")?),
+            down: PackedLinear::read(
                 weights,
                 &[(name("mlp.down_proj"), shape.hidden)],
                 shape.intermediate,
@@ -80,7 +80,7 @@ impl Layer {
         })
     }
 
-    /// Bytes of its packed weights.
+    /// Bytes of the packed weights.
     pub(super) fn bytes(&self) -> usize {
         self.qkv.bytes() + self.output.bytes() + self.gate_up.bytes() + self.down.bytes()
     }

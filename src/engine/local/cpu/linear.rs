@@ -1,21 +1,21 @@
-//! Linear layers, their weights packed once, and the embedding.
+//! Linear layers with packed weights, and the embedding.
 
 use half::bf16;
 
-use crate::engine::local::files::Weights;
+use crate::engine::local::files::CheckpointWeights;
 
-use super::kernels::{Matrix, Precision, Ready, gated};
+use super::kernels::{Matrix, Precision, PreparedRows, gated};
 
 /// A linear layer: weight `[out, in]`, bias `[out]`.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub(super) struct PackedLinear {
     matrix: Matrix,
 }
 
-impl Linear {
-    /// Reads the named layers as one, their outputs side by side.
+impl PackedLinear {
+    /// Reads the named layers as one, with concatenated outputs.
     pub(super) fn read(
-        weights: &Weights,
+        weights: &CheckpointWeights,
         parts: &[(String, usize)],
         inputs: usize,
         bias: bool,
@@ -38,7 +38,7 @@ impl Linear {
         })
     }
 
-    /// A layer without bias from a weight at hand.
+    /// A layer without bias.
     pub(super) fn new(matrix: Matrix) -> Self {
         Self { matrix }
     }
@@ -49,25 +49,25 @@ impl Linear {
     }
 
     /// `[rows][in]` to `[rows][out]`, into `to`.
-    pub(super) fn apply(&self, rows: &[f32], ready: &mut Ready, to: &mut Vec<f32>) {
-        self.matrix.apply(rows, ready, to);
+    pub(super) fn apply(&self, rows: &[f32], prepared: &mut PreparedRows, to: &mut Vec<f32>) {
+        self.matrix.apply(rows, prepared, to);
     }
 
-    /// Adds what the layer makes of `rows`, `[rows][in]`, to `to`, `[rows][out]`.
-    pub(super) fn add(&self, rows: &[f32], ready: &mut Ready, to: &mut [f32]) {
-        self.matrix.add(rows, ready, to);
+    /// Applies the layer to `rows`, `[rows][in]`, and adds the result to `to`, `[rows][out]`.
+    pub(super) fn add(&self, rows: &[f32], prepared: &mut PreparedRows, to: &mut [f32]) {
+        self.matrix.add(rows, prepared, to);
     }
 }
 
-/// The first half of a feed-forward layer: two linear layers, the one gating the other (SwiGLU).
+/// The first half of a feed-forward layer: two linear layers, one gating the other (SwiGLU).
 #[derive(Debug)]
-pub(super) struct Gated {
-    gate: Linear,
-    up: Linear,
+pub(super) struct GatedLinear {
+    gate: PackedLinear,
+    up: PackedLinear,
 }
 
-impl Gated {
-    pub(super) fn new(gate: Linear, up: Linear) -> Self {
+impl GatedLinear {
+    pub(super) fn new(gate: PackedLinear, up: PackedLinear) -> Self {
         Self { gate, up }
     }
 
@@ -77,13 +77,13 @@ impl Gated {
     }
 
     /// `[rows][in]` to `[rows][out]`, into `to`.
-    pub(super) fn apply(&self, rows: &[f32], ready: &mut Ready, to: &mut Vec<f32>) {
-        gated(&self.gate.matrix, &self.up.matrix, rows, ready, to);
+    pub(super) fn apply(&self, rows: &[f32], prepared: &mut PreparedRows, to: &mut Vec<f32>) {
+        gated(&self.gate.matrix, &self.up.matrix, rows, prepared, to);
     }
 }
 
-/// A row of floats for each token; in bf16 where that loses nothing. No weight kind rounds it: one
-/// row of it is read for a token, so that fewer bits would save no time.
+/// A row of floats per token, in bf16 where that is lossless. It is never rounded further: one row is
+/// read per token, so a smaller type would save no time.
 #[derive(Debug)]
 pub(super) struct Embedding {
     width: usize,
@@ -97,7 +97,7 @@ enum EmbeddingRows {
 }
 
 impl Embedding {
-    /// From `[token][width]`.
+    /// Wraps `[token][width]`.
     pub(super) fn new(rows: Vec<f32>, width: usize) -> Self {
         let short: Vec<bf16> = rows.iter().map(|value| bf16::from_f32(*value)).collect();
         let is_exact = rows

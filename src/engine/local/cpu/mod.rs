@@ -1,8 +1,8 @@
 //! The decoder on the CPU, computed by our own kernels over packed weights.
 //!
-//! Comes in: one ragged step of a batch. Goes out: logits. [`model`] is the decoder, layer by layer
-//! (`layer`, `linear`, `attention`, `rope`); `arena` holds keys and values in blocks; `kernels` are the
-//! products and element-wise functions for each instruction set; [`profile`] times the parts of a step.
+//! [`model`] is the decoder, layer by layer (`layer`, `linear`, `attention`, `rope`); `arena` holds
+//! keys and values in blocks; `kernels` contains the matrix products and elementwise functions for
+//! each instruction set; [`profile`] times the phases of a step.
 
 mod arena;
 mod attention;
@@ -13,6 +13,7 @@ pub(super) mod model;
 pub(super) mod profile;
 pub(super) mod rope;
 
-pub use kernels::MachineLimits;
-pub use model::{Chunk, CpuModel, Logits, Rows, Workspace};
-pub use profile::{Part, Profile};
+pub use model::{CpuModel, Workspace};
+
+pub(crate) use kernels::MachineLimits;
+pub(crate) use profile::{Profile, StepPhase};

@@ -6,145 +6,109 @@ use crate::{
     batching::{BLOCK_TOKENS, BlockId},
     config::WeightKind,
     engine::local::{
-        files::{ModelFiles, Weights},
-        shape::Shape,
+        files::{CheckpointWeights, ModelFiles},
+        forward::{Chunk, Forward, LogitRows, Logits},
+        shape::ModelShape,
     },
 };
 
 use super::{
-    arena::{Heads, KvArena},
-    attention::{Past, Queries, attend},
-    kernels::{Isa, Matrix, Precision, Ready, rms_norm},
-    layer::Layer,
-    linear::{Embedding, Linear},
-    profile::{Clock, Part, Profile},
+    arena::KvArena,
+    attention::{LayerCache, Queries, attend},
+    kernels::{Isa, Matrix, Precision, PreparedRows, rms_norm},
+    layer::CpuLayer,
+    linear::{Embedding, PackedLinear},
+    profile::{PhaseClock, Profile, StepPhase},
     rope::RopeTable,
 };
 
-/// Which rows of logits a sequence wants from a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// None: a part of a prompt.
-    None,
-    /// That of the last token.
-    Last,
-    /// One for each token.
-    All,
-}
-
-/// One sequence's part of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Chunk<'a> {
-    /// The tokens to compute.
-    pub tokens: &'a [u32],
-    /// Position of the first of them; the keys and values of those before are in the blocks.
-    pub from: usize,
-    /// The sequence's block table, long enough for all positions up to the last token's.
-    pub blocks: &'a [BlockId],
-    /// The logits wanted.
-    pub rows: Rows,
-}
-
-impl Chunk<'_> {
-    /// The positions of its tokens.
-    pub fn positions(&self) -> std::ops::Range<usize> {
-        self.from..self.from + self.tokens.len()
-    }
-}
-
-/// Logits of the wanted rows, in the order of the chunks.
-#[derive(Clone, Debug)]
-pub struct Logits {
-    values: Vec<f32>,
-    vocabulary: usize,
-}
-
-impl Logits {
-    /// From rows that follow one another.
-    pub fn new(values: Vec<f32>, vocabulary: usize) -> Self {
-        Self { values, vocabulary }
-    }
-
-    /// The rows.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.values.chunks_exact(self.vocabulary)
-    }
-}
-
-/// All that steps write to: the paged KV cache, and buffers that each step uses again.
+/// The mutable state of steps: the paged KV cache and reusable buffers.
 #[derive(Debug)]
 pub struct Workspace {
     arena: KvArena,
-    scratch: Scratch,
+    scratch: StepScratch,
 }
 
-/// Buffers of a step, used by one layer after the other.
+/// Buffers of a step, reused by every layer.
 #[derive(Debug, Default)]
-struct Scratch {
+struct StepScratch {
     hidden: Vec<f32>,
     normed: Vec<f32>,
-    ready: Ready,
+    prepared: PreparedRows,
     qkv: Vec<f32>,
     attended: Vec<f32>,
     activated: Vec<f32>,
 }
 
+/// A decoder with its workspace, as the engine's thread owns it.
+#[derive(Debug)]
+pub(in crate::engine::local) struct CpuBackend {
+    pub(in crate::engine::local) model: CpuModel,
+    pub(in crate::engine::local) workspace: Workspace,
+}
+
+impl Forward for CpuBackend {
+    fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
+        self.model.forward(&mut self.workspace, chunks)
+    }
+}
+
 /// A decoder of the Llama, Mistral, Qwen2 or Qwen3 family, computed on the CPU.
 #[derive(Debug)]
 pub struct CpuModel {
-    shape: Shape,
+    shape: ModelShape,
     context_tokens: usize,
     isa: Isa,
     precision: Precision,
     embedding: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<CpuLayer>,
     norm: Vec<f32>,
-    head: Linear,
+    head: PackedLinear,
     rope: RopeTable,
 }
 
 impl CpuModel {
-    /// Opens a checkpoint's directory.
+    /// Opens a checkpoint's directory with f32 weights and the model's own context length.
     ///
     /// # Errors
-    /// One line that says what was found and what was expected.
+    /// One line: what was found and what was expected.
     pub fn open(folder: &Path) -> Result<Self, String> {
         Self::read(
-            &ModelFiles::ModelRegistry(folder.to_owned()),
+            &ModelFiles::Directory(folder.to_owned()),
             0,
             WeightKind::F32,
         )
     }
 
-    /// Reads a checkpoint for contexts of up to `context_tokens_max` tokens, or the model's own
-    /// limit if that is shorter or `context_tokens_max` is 0.
+    /// Reads a checkpoint for contexts of at most `context_tokens_max` tokens; 0 means the model's own
+    /// limit, which always applies.
     ///
     /// # Errors
-    /// One line that says what was found and what was expected.
+    /// One line: what was found and what was expected.
     pub fn read(
         files: &ModelFiles,
         context_tokens_max: usize,
         kind: WeightKind,
     ) -> Result<Self, String> {
-        let shape = Shape::from_json(
+        let shape = ModelShape::from_json(
             &files.require("config.json")?,
             files.read("generation_config.json")?.as_deref(),
         )?;
         Self::assemble(shape, &files.weights()?, context_tokens_max, kind)
     }
 
-    /// A model of the shape that `config.json` tells, with random weights: for benchmarks.
+    /// Creates a model of the shape in `config.json` with random weights, for benchmarks.
     ///
     /// # Errors
-    /// One line when the file is not understood.
-    pub fn random(config_json: &[u8], kind: WeightKind) -> Result<Self, String> {
-        let shape = Shape::from_json(config_json, None)?;
-        Self::assemble(shape, &Weights::Random, 0, kind)
+    /// One line when the file is invalid.
+    pub(crate) fn random(config_json: &[u8], kind: WeightKind) -> Result<Self, String> {
+        let shape = ModelShape::from_json(config_json, None)?;
+        Self::assemble(shape, &CheckpointWeights::Random, 0, kind)
     }
 
     fn assemble(
-        shape: Shape,
-        weights: &Weights,
+        shape: ModelShape,
+        weights: &CheckpointWeights,
         context_tokens_max: usize,
         kind: WeightKind,
     ) -> Result<Self, String> {
@@ -161,7 +125,7 @@ impl CpuModel {
             weights.matrix("model.embed_tokens.weight", shape.vocabulary, shape.hidden)?;
         let tied = shape.tied.unwrap_or_else(|| !weights.has("lm_head.weight"));
         let head = if tied {
-            Linear::new(Matrix::pack(
+            PackedLinear::new(Matrix::pack(
                 &embedding,
                 shape.vocabulary,
                 shape.hidden,
@@ -169,11 +133,11 @@ impl CpuModel {
             ))
         } else {
             let parts = [("lm_head".to_owned(), shape.vocabulary)];
-            Linear::read(weights, &parts, shape.hidden, false, precision)?
+            PackedLinear::read(weights, &parts, shape.hidden, false, precision)?
         };
         Ok(Self {
             layers: (0..shape.layers)
-                .map(|layer| Layer::read(weights, &shape, layer, precision))
+                .map(|layer| CpuLayer::read(weights, &shape, layer, precision))
                 .collect::<Result<_, _>>()?,
             norm: weights.vector("model.norm.weight", shape.hidden)?,
             rope: RopeTable::new(&shape, context_tokens),
@@ -186,33 +150,33 @@ impl CpuModel {
         })
     }
 
-    /// What `config.json` says.
-    pub fn shape(&self) -> &Shape {
+    /// The model's shape.
+    pub fn shape(&self) -> &ModelShape {
         &self.shape
     }
 
-    /// Longest context in tokens.
+    /// Context length in tokens.
     pub fn context_tokens(&self) -> usize {
         self.context_tokens
     }
 
-    /// Bytes of KV cache that a block of 32 tokens takes.
+    /// Bytes of KV cache per block of 32 tokens.
     pub fn kv_bytes_per_block(&self) -> usize {
-        self.shape.layers * self.heads().bytes_per_block(self.precision)
+        self.shape.layers * self.shape.head_widths().bytes_per_block(self.precision)
     }
 
-    /// Bytes of the weights as they lie in memory.
+    /// Bytes of the weights in memory.
     pub fn weight_bytes(&self) -> usize {
         self.product_bytes() + self.embedding.bytes()
     }
 
-    /// Bytes of the weights that every step reads: all but the embedding, which is looked up.
-    pub fn product_bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.head.bytes()
+    /// Bytes of the weights that every step reads: all but the embedding.
+    pub(crate) fn product_bytes(&self) -> usize {
+        self.layers.iter().map(CpuLayer::bytes).sum::<usize>() + self.head.bytes()
     }
 
-    /// Multiplications and additions for one token that sees `context` tokens, its logits included.
-    pub fn flops_per_token(&self, context: usize) -> usize {
+    /// Floating-point operations per token with `context` visible tokens, logits included.
+    pub(crate) fn flops_per_token(&self, context: usize) -> usize {
         let shape = &self.shape;
         let (queries, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
         let layer = shape.hidden * (2 * queries + 2 * kv) + 3 * shape.hidden * shape.intermediate;
@@ -220,16 +184,21 @@ impl CpuModel {
         2 * (shape.layers * (layer + attention) + shape.hidden * shape.vocabulary)
     }
 
-    /// What steps of this model need, with so many blocks of KV cache. Memory is taken as blocks
-    /// are used first.
+    /// The state for steps with so many KV blocks. The system allocates memory when a block is first
+    /// used.
     pub fn workspace(&self, kv_blocks: usize) -> Workspace {
         Workspace {
-            arena: KvArena::new(self.shape.layers, self.heads(), self.precision, kv_blocks),
-            scratch: Scratch::default(),
+            arena: KvArena::new(
+                self.shape.layers,
+                self.shape.head_widths(),
+                self.precision,
+                kv_blocks,
+            ),
+            scratch: StepScratch::default(),
         }
     }
 
-    /// Logits after each token of one sequence, computed alone.
+    /// Computes the logits after each token of a single sequence.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -241,15 +210,15 @@ impl CpuModel {
             tokens,
             from: 0,
             blocks: &blocks,
-            rows: Rows::All,
+            rows: LogitRows::All,
         };
         self.forward(&mut self.workspace(blocks.len()), &[chunk])
     }
 
-    /// Computes one ragged step. A sequence's logits are the same, bit for bit, whoever shares the
-    /// step, however its prompt is cut into chunks, and whether its first blocks were computed for
-    /// it or for another sequence that begins alike. In each layer the keys and values of all chunks
-    /// are written before any of them attends, so that chunks of one step may share blocks, too.
+    /// Computes one ragged step. A sequence's logits are bit-identical whatever else is in the step,
+    /// however its prompt is chunked, and whether its leading blocks were computed for it or for another
+    /// sequence with the same prefix. In each layer, the keys and values of all chunks are written
+    /// before any of them attends, so chunks of one step may share blocks.
     ///
     /// # Errors
     /// When a token is not in the vocabulary, a sequence exceeds the context, or a block table does
@@ -262,11 +231,11 @@ impl CpuModel {
         self.forward_profiled(workspace, chunks, None)
     }
 
-    /// As [`Self::forward`], and adds the time of each part to `profile`.
+    /// Like [`Self::forward`], and adds the time of each phase to `profile`.
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_profiled(
+    pub(crate) fn forward_profiled(
         &self,
         workspace: &mut Workspace,
         chunks: &[Chunk<'_>],
@@ -276,41 +245,20 @@ impl CpuModel {
             return Ok(Logits::new(Vec::new(), self.shape.vocabulary));
         }
         for chunk in chunks {
-            self.check(chunk, workspace.arena.blocks())?;
+            chunk.check(
+                self.context_tokens,
+                self.shape.vocabulary,
+                workspace.arena.blocks(),
+            )?;
         }
-        Ok(self.compute(workspace, chunks, Clock::new(profile)))
-    }
-
-    fn check(&self, chunk: &Chunk<'_>, blocks: usize) -> Result<(), String> {
-        let tokens = chunk.positions().end;
-        if chunk.tokens.is_empty() || tokens > self.context_tokens {
-            return Err(format!(
-                "{tokens} tokens; 1 to {} are expected",
-                self.context_tokens
-            ));
-        }
-        let vocabulary = self.shape.vocabulary;
-        let is_unknown = |token: &&u32| **token as usize >= vocabulary;
-        if let Some(token) = chunk.tokens.iter().find(is_unknown) {
-            return Err(format!(
-                "token {token} is beyond the vocabulary of {vocabulary}"
-            ));
-        }
-        let is_outside = |block: &BlockId| block.index() >= blocks;
-        if chunk.blocks.len() * BLOCK_TOKENS < tokens || chunk.blocks.iter().any(is_outside) {
-            return Err(format!(
-                "{tokens} tokens do not lie within the {} blocks named, of {blocks}",
-                chunk.blocks.len()
-            ));
-        }
-        Ok(())
+        Ok(self.compute(workspace, chunks, PhaseClock::new(profile)))
     }
 
     fn compute(
         &self,
         workspace: &mut Workspace,
         chunks: &[Chunk<'_>],
-        mut clock: Clock<'_>,
+        mut clock: PhaseClock<'_>,
     ) -> Logits {
         let shape = &self.shape;
         let Workspace { arena, scratch } = workspace;
@@ -319,55 +267,57 @@ impl CpuModel {
         for token in chunks.iter().flat_map(|chunk| chunk.tokens) {
             self.embedding.push(*token as usize, &mut hidden);
         }
-        clock.lap(Part::Embedding);
+        clock.lap(StepPhase::Embedding);
         for (at, layer) in self.layers.iter().enumerate() {
             self.norm_rows(&hidden, &layer.attention_norm, &mut scratch.normed);
-            clock.lap(Part::Norm);
+            clock.lap(StepPhase::Norm);
             layer
                 .qkv
-                .apply(&scratch.normed, &mut scratch.ready, &mut scratch.qkv);
-            clock.lap(Part::Qkv);
+                .apply(&scratch.normed, &mut scratch.prepared, &mut scratch.qkv);
+            clock.lap(StepPhase::Qkv);
             self.attend(at, layer, scratch, arena, chunks);
-            clock.lap(Part::Attention);
+            clock.lap(StepPhase::Attention);
             layer
                 .output
-                .add(&scratch.attended, &mut scratch.ready, &mut hidden);
-            clock.lap(Part::Output);
+                .add(&scratch.attended, &mut scratch.prepared, &mut hidden);
+            clock.lap(StepPhase::Output);
             self.norm_rows(&hidden, &layer.mlp_norm, &mut scratch.normed);
-            clock.lap(Part::Norm);
-            layer
-                .gate_up
-                .apply(&scratch.normed, &mut scratch.ready, &mut scratch.activated);
-            clock.lap(Part::GateUp);
+            clock.lap(StepPhase::Norm);
+            layer.gate_up.apply(
+                &scratch.normed,
+                &mut scratch.prepared,
+                &mut scratch.activated,
+            );
+            clock.lap(StepPhase::GateUp);
             layer
                 .down
-                .add(&scratch.activated, &mut scratch.ready, &mut hidden);
-            clock.lap(Part::Down);
+                .add(&scratch.activated, &mut scratch.prepared, &mut hidden);
+            clock.lap(StepPhase::Down);
         }
         let wanted = take_rows(&hidden, shape.hidden, chunks);
         scratch.hidden = hidden;
-        // A step of nothing but unfinished prompts wants none; the head is the largest product.
+        // A step of incomplete prompts needs no logits, and the LM head is the largest product.
         let mut values = Vec::new();
         if !wanted.is_empty() {
             self.norm_rows(&wanted, &self.norm, &mut scratch.normed);
-            clock.lap(Part::Norm);
+            clock.lap(StepPhase::Norm);
             self.head
-                .apply(&scratch.normed, &mut scratch.ready, &mut values);
-            clock.lap(Part::Head);
+                .apply(&scratch.normed, &mut scratch.prepared, &mut values);
+            clock.lap(StepPhase::Head);
         }
         Logits::new(values, shape.vocabulary)
     }
 
-    /// Turns queries and keys, adds keys and values to the cache and attends.
+    /// Rotates queries and keys, writes keys and values to the cache, and attends.
     fn attend(
         &self,
         at: usize,
-        layer: &Layer,
-        scratch: &mut Scratch,
+        layer: &CpuLayer,
+        scratch: &mut StepScratch,
         arena: &mut KvArena,
         chunks: &[Chunk<'_>],
     ) {
-        let heads = self.heads();
+        let heads = self.shape.head_widths();
         let (query_width, kv_width) = (heads.heads * heads.head, heads.kv_heads * heads.head);
         let row_width = query_width + 2 * kv_width;
         let mut rows = scratch.qkv.chunks_exact_mut(row_width);
@@ -376,8 +326,8 @@ impl CpuModel {
                 let (queries, others) = row.split_at_mut(query_width);
                 let (keys, values) = others.split_at_mut(kv_width);
                 let norms = layer.head_norms.as_ref();
-                self.turn_heads(queries, norms.map(|(queries, _)| queries), position);
-                self.turn_heads(keys, norms.map(|(_, keys)| keys), position);
+                self.rotate_heads(queries, norms.map(|(queries, _)| queries), position);
+                self.rotate_heads(keys, norms.map(|(_, keys)| keys), position);
                 let block = chunk.blocks[position / BLOCK_TOKENS];
                 arena.write(at, (block, position % BLOCK_TOKENS), keys, values);
             }
@@ -401,17 +351,17 @@ impl CpuModel {
         scratch
             .attended
             .resize(scratch.qkv.len() / row_width * query_width, 0.0);
-        let past = Past { arena, layer: at };
-        attend(self.isa, heads, past, &sequences, &mut scratch.attended);
+        let cache = LayerCache { arena, layer: at };
+        attend(self.isa, heads, cache, &sequences, &mut scratch.attended);
     }
 
-    fn turn_heads(&self, values: &mut [f32], norm: Option<&Vec<f32>>, position: usize) {
+    fn rotate_heads(&self, values: &mut [f32], norm: Option<&Vec<f32>>, position: usize) {
         if let Some(norm) = norm {
             for head in values.chunks_exact_mut(self.shape.head) {
                 rms_norm(self.isa, head, norm, self.shape.norm_epsilon);
             }
         }
-        self.rope.turn(values, position);
+        self.rope.rotate(values, position);
     }
 
     fn norm_rows(&self, rows: &[f32], weight: &[f32], to: &mut Vec<f32>) {
@@ -419,14 +369,6 @@ impl CpuModel {
         to.extend_from_slice(rows);
         for row in to.chunks_exact_mut(weight.len()) {
             rms_norm(self.isa, row, weight, self.shape.norm_epsilon);
-        }
-    }
-
-    fn heads(&self) -> Heads {
-        Heads {
-            heads: self.shape.heads,
-            kv_heads: self.shape.kv_heads,
-            head: self.shape.head,
         }
     }
 }
@@ -438,9 +380,9 @@ fn take_rows(hidden: &[f32], width: usize, chunks: &[Chunk<'_>]) -> Vec<f32> {
         let rows;
         (rows, rest) = rest.split_at(chunk.tokens.len() * width);
         match chunk.rows {
-            Rows::None => {}
-            Rows::Last => wanted.extend_from_slice(&rows[rows.len() - width..]),
-            Rows::All => wanted.extend_from_slice(rows),
+            LogitRows::None => {}
+            LogitRows::Last => wanted.extend_from_slice(&rows[rows.len() - width..]),
+            LogitRows::All => wanted.extend_from_slice(rows),
         }
     }
     wanted

@@ -1,31 +1,31 @@
-//! Where a step's time goes.
+//! Measures the phases of a step.
 
 use std::time::{Duration, Instant};
 
-/// A part of a step.
+/// A phase of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Rows of the embedding.
+pub(crate) enum StepPhase {
+    /// Looking up the embedding.
     Embedding,
-    /// Norms.
+    /// RMS norms.
     Norm,
-    /// Queries, keys and values.
+    /// Projections to queries, keys and values.
     Qkv,
-    /// Rotary positions, the cache, and attention itself.
+    /// Rotary positions, writing to the cache, and attention itself.
     Attention,
-    /// The attention's output.
+    /// The attention's output projection.
     Output,
-    /// The feed-forward layer's first products and its activation.
+    /// The feed-forward layer's gate and up projections and its activation.
     GateUp,
-    /// Its second product.
+    /// Its down projection.
     Down,
     /// The LM head.
     Head,
 }
 
-impl Part {
-    /// All of them, in the order of a step, with their names.
-    pub const ALL: [(Self, &'static str); 8] = [
+impl StepPhase {
+    /// All phases in order, with their names.
+    pub(crate) const ALL: [(Self, &'static str); 8] = [
         (Self::Embedding, "embedding"),
         (Self::Norm, "norm"),
         (Self::Qkv, "qkv"),
@@ -37,26 +37,26 @@ impl Part {
     ];
 }
 
-/// Time spent in each part, over as many steps as it was lent to.
+/// Time spent per phase, over all profiled steps.
 #[derive(Clone, Debug, Default)]
-pub struct Profile {
-    spent: [Duration; Part::ALL.len()],
+pub(crate) struct Profile {
+    spent: [Duration; StepPhase::ALL.len()],
 }
 
 impl Profile {
-    /// Time spent in a part.
-    pub fn spent(&self, part: Part) -> Duration {
-        self.spent[part as usize]
+    /// Time spent in a phase.
+    pub(crate) fn spent(&self, phase: StepPhase) -> Duration {
+        self.spent[phase as usize]
     }
 }
 
-/// Gives the time since the last look to one part after the other, if anybody asked.
-pub(super) struct Clock<'a> {
+/// Attributes the time since the previous lap to a phase, if a profile was requested.
+pub(super) struct PhaseClock<'a> {
     profile: Option<&'a mut Profile>,
     last: Instant,
 }
 
-impl<'a> Clock<'a> {
+impl<'a> PhaseClock<'a> {
     pub(super) fn new(profile: Option<&'a mut Profile>) -> Self {
         Self {
             profile,
@@ -64,10 +64,10 @@ impl<'a> Clock<'a> {
         }
     }
 
-    pub(super) fn lap(&mut self, part: Part) {
+    pub(super) fn lap(&mut self, phase: StepPhase) {
         if let Some(profile) = &mut self.profile {
             let now = Instant::now();
-            profile.spent[part as usize] += now - self.last;
+            profile.spent[phase as usize] += now - self.last;
             self.last = now;
         }
     }

@@ -1,10 +1,10 @@
-//! Rotary positions: every pair of a head's values turns by an angle that grows with the position.
+//! Rotary positions: every pair of a head's values is rotated by an angle proportional to the position.
 
-use crate::engine::local::shape::{Rope, Shape};
+use crate::engine::local::shape::{ModelShape, Rope};
 
-use super::kernels::{Isa, turn};
+use super::kernels::{Isa, rotate};
 
-/// Cosines and sines for each position and pair.
+/// Cosines and sines per position and pair.
 #[derive(Debug)]
 pub(in crate::engine::local) struct RopeTable {
     isa: Isa,
@@ -14,7 +14,7 @@ pub(in crate::engine::local) struct RopeTable {
 }
 
 impl RopeTable {
-    pub(in crate::engine::local) fn new(shape: &Shape, context_tokens: usize) -> Self {
+    pub(in crate::engine::local) fn new(shape: &ModelShape, context_tokens: usize) -> Self {
         let frequencies = frequencies(shape);
         let angles = || {
             (0..context_tokens).flat_map(|position| {
@@ -31,21 +31,21 @@ impl RopeTable {
         }
     }
 
-    /// The cosines and the sines, `[position][pair]`.
+    /// The cosines and sines, `[position][pair]`.
     pub(in crate::engine::local) fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
         (self.cosines, self.sines)
     }
 
-    /// Turns the values of some heads in place; the first half of a head holds the pairs' first values.
-    pub(in crate::engine::local) fn turn(&self, heads: &mut [f32], position: usize) {
+    /// Rotates the values of heads in place; the first half of a head holds the pairs' first values.
+    pub(in crate::engine::local) fn rotate(&self, heads: &mut [f32], position: usize) {
         let at = position * self.half..(position + 1) * self.half;
         let (cosines, sines) = (&self.cosines[at.clone()], &self.sines[at]);
-        turn(self.isa, heads, cosines, sines);
+        rotate(self.isa, heads, cosines, sines);
     }
 }
 
-/// As `transformers/modeling_rope_utils.py` computes them.
-fn frequencies(shape: &Shape) -> Vec<f32> {
+/// Computed as in `transformers/modeling_rope_utils.py`.
+fn frequencies(shape: &ModelShape) -> Vec<f32> {
     let width = shape.head as f64;
     let plain = (0..shape.head / 2).map(|pair| shape.rope_theta.powf(-2.0 * pair as f64 / width));
     let scale = |frequency: f64| match shape.rope {

@@ -1,12 +1,11 @@
-//! In place of the CUDA kernels in a build without them: nothing reaches it, since no CUDA device
-//! can be opened.
+//! Replaces the CUDA kernels in builds without them; unreachable, since no CUDA device can be
+//! opened.
 
 use candle_core::{CudaStorage, DType, Device, Error, Layout, Result};
 
-use super::{
-    Widths,
-    attention::{Attend, Place},
-};
+use crate::engine::local::shape::HeadWidths;
+
+use super::step::StepOperands;
 
 /// No kernels.
 #[derive(Debug)]
@@ -17,13 +16,13 @@ pub(super) fn open() -> Result<Device> {
 }
 
 impl Kernels {
-    pub(super) fn compile(_: &Device, _: Widths, _: DType) -> Result<Option<Self>> {
+    pub(super) fn compile(_: &Device, _: HeadWidths, _: DType) -> Result<Option<Self>> {
         Ok(None)
     }
 
-    pub(super) fn place(
+    pub(super) fn write_kv(
         &self,
-        _: &Place<'_>,
+        _: &StepOperands<'_>,
         _: &mut CudaStorage,
         _: (&CudaStorage, &Layout),
     ) -> Result<()> {
@@ -32,14 +31,15 @@ impl Kernels {
 
     pub(super) fn attend(
         &self,
-        _: &Attend<'_>,
+        _: &StepOperands<'_>,
+        _: usize,
         _: (&CudaStorage, &Layout),
         _: &CudaStorage,
     ) -> Result<CudaStorage> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
-    pub(super) fn gate(&self, _: usize, _: (&CudaStorage, &Layout)) -> Result<CudaStorage> {
+    pub(super) fn swiglu(&self, _: usize, _: (&CudaStorage, &Layout)) -> Result<CudaStorage> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 }

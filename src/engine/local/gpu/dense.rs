@@ -1,21 +1,21 @@
-//! Linear layers as candle computes them.
+//! Linear layers computed by candle.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::engine::local::files::Weights;
+use crate::engine::local::files::CheckpointWeights;
 
-/// Where weights go and what they become.
-pub(super) struct Target<'a> {
-    pub(super) weights: &'a Weights,
+/// Loads weights onto a device in a given type.
+pub(super) struct WeightLoader<'a> {
+    pub(super) weights: &'a CheckpointWeights,
     pub(super) device: &'a Device,
     pub(super) dtype: DType,
 }
 
-impl Target<'_> {
-    /// A tensor of the checkpoint on the device.
+impl WeightLoader<'_> {
+    /// Reads a tensor of the checkpoint onto the device.
     ///
     /// # Errors
-    /// When it is missing, has another shape than expected, or the device refuses.
+    /// When it is missing, has an unexpected shape, or the device fails.
     pub(super) fn read(
         &self,
         name: &str,
@@ -32,19 +32,19 @@ impl Target<'_> {
 
 /// A linear layer.
 #[derive(Debug)]
-pub(super) struct Dense {
+pub(super) struct TensorLinear {
     /// `[in, out]`, as a view of the checkpoint's `[out, in]`.
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-impl Dense {
-    /// Reads the named layers as one, their outputs side by side.
+impl TensorLinear {
+    /// Reads the named layers as one, with concatenated outputs.
     ///
     /// # Errors
-    /// As [`Target::read`].
+    /// As [`WeightLoader::read`].
     pub(super) fn read(
-        target: &Target<'_>,
+        loader: &WeightLoader<'_>,
         parts: &[(String, usize)],
         inputs: usize,
         has_bias: bool,
@@ -54,11 +54,11 @@ impl Dense {
                 let expected: Vec<usize> = std::iter::once(*outputs)
                     .chain(inputs.iter().copied())
                     .collect();
-                target.weights.get(&format!("{name}.{kind}"), &expected)
+                loader.weights.get(&format!("{name}.{kind}"), &expected)
             });
             let tensors = tensors.collect::<std::result::Result<Vec<_>, _>>()?;
             Tensor::cat(&tensors, 0)
-                .and_then(|all| target.send(&all))
+                .and_then(|all| loader.send(&all))
                 .map_err(|error| format!("tensor {}.{kind}: {error}", parts[0].0))
         };
         Self::new(
@@ -71,10 +71,10 @@ impl Dense {
         .map_err(|error| error.to_string())
     }
 
-    /// From a weight `[out, in]` that is on the device.
+    /// A layer with a weight `[out, in]` on the device.
     ///
     /// # Errors
-    /// When the weight is no matrix.
+    /// When the weight is not a matrix.
     pub(super) fn new(weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
         Ok(Self {
             weight: weight.t()?,
@@ -85,7 +85,7 @@ impl Dense {
     /// `[rows, in]` to `[rows, out]`.
     ///
     /// # Errors
-    /// When the device refuses.
+    /// When the device fails.
     pub(super) fn apply(&self, rows: &Tensor) -> Result<Tensor> {
         let output = rows.matmul(&self.weight)?;
         match &self.bias {

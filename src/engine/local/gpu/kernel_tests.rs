@@ -1,5 +1,5 @@
-//! The CUDA kernels, compiled for the CPU, against the plain reference: random inputs, blocks in any
-//! order, arenas full of NaN where nothing was written.
+//! Tests the CUDA kernels, compiled for the CPU, against the reference: random inputs, scattered
+//! blocks, arenas filled with NaN where nothing was written.
 
 use std::{
     io::Write as _,
@@ -14,26 +14,28 @@ use tempfile::TempDir;
 
 use crate::{
     batching::{BLOCK_TOKENS, BlockId},
-    engine::local::cpu::model::{Chunk, Rows},
+    engine::local::{
+        forward::{Chunk, LogitRows},
+        shape::HeadWidths,
+    },
 };
 
 use super::{
-    Widths,
-    reference::{self, Element, Turn},
+    reference::{self, Element, HeadRotation},
     step::Step,
 };
 
 const EPSILON: f32 = 1e-6;
 
-/// How the program reads and writes numbers.
-trait Bytes: Sized {
+/// Converts numbers to and from the program's binary format.
+trait BinaryValue: Sized {
     fn push(&self, to: &mut Vec<u8>);
     fn read(bytes: &[u8]) -> Vec<Self>;
 }
 
 macro_rules! bytes {
     ($($number:ty),*) => {$(
-        impl Bytes for $number {
+        impl BinaryValue for $number {
             fn push(&self, to: &mut Vec<u8>) {
                 to.extend(self.to_le_bytes());
             }
@@ -48,40 +50,40 @@ macro_rules! bytes {
 
 bytes!(f32, bf16, u32);
 
-/// What tensors hold.
-trait Real: Bytes + Element {
+/// Element type of tensors.
+trait TestElement: BinaryValue + Element {
     const DTYPE: DType;
-    /// Largest difference from the reference, relative above 1.
+    /// Largest difference from the reference; relative to values above 1.
     const TOLERANCE: f32;
 }
 
-impl Real for f32 {
+impl TestElement for f32 {
     const DTYPE: DType = DType::F32;
     const TOLERANCE: f32 = 1e-5;
 }
 
-impl Real for bf16 {
+impl TestElement for bf16 {
     const DTYPE: DType = DType::BF16;
-    /// One unit in its last place.
+    /// One unit in the last place.
     const TOLERANCE: f32 = 1.0 / 128.0;
 }
 
-/// What one kernel is given.
-struct Input(Vec<u8>);
+/// Input of one kernel.
+struct KernelInput(Vec<u8>);
 
-impl Input {
+impl KernelInput {
     fn new(kernel: &str) -> Self {
         let mut name = kernel.as_bytes().to_vec();
         name.resize(8, 0);
         Self(name)
     }
 
-    fn number(mut self, number: impl Bytes) -> Self {
+    fn number(mut self, number: impl BinaryValue) -> Self {
         number.push(&mut self.0);
         self
     }
 
-    fn array<E: Bytes>(mut self, values: &[E]) -> Self {
+    fn array<E: BinaryValue>(mut self, values: &[E]) -> Self {
         let mut bytes = Vec::new();
         values.iter().for_each(|value| value.push(&mut bytes));
         self.0.extend((bytes.len() as u32).to_le_bytes());
@@ -91,13 +93,13 @@ impl Input {
 }
 
 /// The kernels compiled for one shape.
-struct Program {
+struct KernelProgram {
     path: PathBuf,
     _folder: TempDir,
 }
 
-impl Program {
-    fn build<E: Real>(widths: Widths) -> Self {
+impl KernelProgram {
+    fn build<E: TestElement>(widths: HeadWidths) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("kernels");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cuda-kernel-check");
@@ -110,10 +112,10 @@ impl Program {
             .arg(format!("BF16={}", u8::from(E::DTYPE == DType::BF16)))
             .output()
             .expect("bash runs the script");
-        let told = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
             output.status.success(),
-            "the kernels do not compile: {told}"
+            "the kernels do not compile: {stderr}"
         );
         Self {
             path,
@@ -121,7 +123,7 @@ impl Program {
         }
     }
 
-    fn run<E: Bytes>(&self, input: &Input) -> Vec<E> {
+    fn run<E: BinaryValue>(&self, input: &KernelInput) -> Vec<E> {
         let mut child = Command::new(&self.path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -133,16 +135,16 @@ impl Program {
         let written = stdin.write_all(&input.0);
         drop(stdin);
         let output = child.wait_with_output().expect("the program ends");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "the kernel failed: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the kernel failed: {stderr}");
         written.expect("the program reads its input");
         E::read(&output.stdout)
     }
 }
 
-/// A layer with sequences in the midst of their lives.
-struct Layer<E> {
-    widths: Widths,
+/// A layer whose sequences have various lengths.
+struct TestLayer<E> {
+    widths: HeadWidths,
     cosines: Vec<f32>,
     sines: Vec<f32>,
     norm: Option<Vec<f32>>,
@@ -150,22 +152,22 @@ struct Layer<E> {
     arena: Vec<E>,
     /// Block tables.
     tables: Vec<Vec<BlockId>>,
-    chance: StdRng,
+    rng: StdRng,
 }
 
 const POSITIONS: usize = 320;
 
-impl<E: Real> Layer<E> {
-    /// Sequences of some lengths, their blocks dealt out in a random order.
-    fn new(widths: Widths, has_norm: bool, window: usize, tokens: &[usize]) -> Self {
-        let mut chance = StdRng::seed_from_u64(7);
-        let angles: Vec<f32> = numbers(&mut chance, POSITIONS * widths.head / 2);
+impl<E: TestElement> TestLayer<E> {
+    /// Sequences of the given lengths, with blocks in random order.
+    fn new(widths: HeadWidths, has_norm: bool, window: usize, tokens: &[usize]) -> Self {
+        let mut rng = StdRng::seed_from_u64(7);
+        let angles: Vec<f32> = numbers(&mut rng, POSITIONS * widths.head / 2);
         let blocks: usize = tokens
             .iter()
             .map(|tokens| tokens.div_ceil(BLOCK_TOKENS))
             .sum();
         let mut free: Vec<BlockId> = (0..blocks as u32 + 3).map(BlockId).collect();
-        free.shuffle(&mut chance);
+        free.shuffle(&mut rng);
         let tables = tokens
             .iter()
             .map(|tokens| free.split_off(free.len() - tokens.div_ceil(BLOCK_TOKENS)))
@@ -175,16 +177,16 @@ impl<E: Real> Layer<E> {
             widths,
             cosines: angles.iter().map(|angle| angle.cos()).collect(),
             sines: angles.iter().map(|angle| angle.sin()).collect(),
-            norm: has_norm.then(|| numbers(&mut chance, widths.head)),
+            norm: has_norm.then(|| numbers(&mut rng, widths.head)),
             window,
             arena: vec![E::narrow(f32::NAN); values],
             tables,
-            chance,
+            rng,
         }
     }
 
-    fn turn(&self) -> Turn<'_> {
-        Turn {
+    fn rotation(&self) -> HeadRotation<'_> {
+        HeadRotation {
             cosines: &self.cosines,
             sines: &self.sines,
             norm: self.norm.as_deref(),
@@ -192,7 +194,7 @@ impl<E: Real> Layer<E> {
         }
     }
 
-    /// A step of these sequences' positions, and random projections for it.
+    /// A step for these positions, with random projections.
     fn step(&mut self, parts: &[(usize, std::ops::Range<usize>)]) -> (Step, Vec<E>) {
         let tokens = [0; POSITIONS];
         let chunks: Vec<Chunk<'_>> = parts
@@ -201,38 +203,38 @@ impl<E: Real> Layer<E> {
                 tokens: &tokens[..positions.len()],
                 from: positions.start,
                 blocks: &self.tables[*sequence],
-                rows: Rows::None,
+                rows: LogitRows::None,
             })
             .collect();
         let step = Step::new(&chunks, self.widths);
         let count = step.sections.tokens.len() * self.widths.row();
-        let qkv = numbers(&mut self.chance, count);
+        let qkv = numbers(&mut self.rng, count);
         (step, qkv.into_iter().map(E::narrow).collect())
     }
 
-    fn place(&mut self, step: &Step, qkv: &[E]) {
+    fn write_kv(&mut self, step: &Step, qkv: &[E]) {
         let mut arena = std::mem::take(&mut self.arena);
         let at = (
             step.words(&step.sections.slots),
             step.words(&step.sections.positions),
         );
-        reference::place(self.widths, self.turn(), at, qkv, &mut arena);
+        reference::write_kv(self.widths, self.rotation(), at, qkv, &mut arena);
         self.arena = arena;
     }
 
     fn attend(&self, step: &Step, qkv: &[E]) -> Vec<E> {
         let chunks = (step.spans.as_slice(), step.words(&step.sections.tables));
-        let turn = self.turn();
-        reference::attend(self.widths, turn, self.window, chunks, qkv, &self.arena)
+        let rotation = self.rotation();
+        reference::attend(self.widths, rotation, self.window, chunks, qkv, &self.arena)
     }
 
-    fn input(&self, input: Input) -> Input {
+    fn input(&self, input: KernelInput) -> KernelInput {
         let norm = self.norm.as_deref().unwrap_or_default();
         input.array(&self.cosines).array(&self.sines).array(norm)
     }
 
-    fn place_input(&self, step: &Step, qkv: &[E]) -> Input {
-        let input = Input::new("place")
+    fn write_kv_input(&self, step: &Step, qkv: &[E]) -> KernelInput {
+        let input = KernelInput::new("write_kv")
             .number(EPSILON)
             .number(self.widths.kv_heads as u32)
             .array(&self.arena)
@@ -242,8 +244,8 @@ impl<E: Real> Layer<E> {
         self.input(input)
     }
 
-    fn attend_input(&self, step: &Step, qkv: &[E]) -> Input {
-        let input = Input::new("attend")
+    fn attend_input(&self, step: &Step, qkv: &[E]) -> KernelInput {
+        let input = KernelInput::new("attend")
             .number(EPSILON)
             .number(1.0 / (self.widths.head as f32).sqrt())
             .number(self.window as u32)
@@ -257,12 +259,12 @@ impl<E: Real> Layer<E> {
     }
 }
 
-fn numbers(chance: &mut StdRng, count: usize) -> Vec<f32> {
-    (0..count).map(|_| chance.random_range(-2.0..2.0)).collect()
+fn numbers(rng: &mut StdRng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-/// NaN is near NaN: what was not written stays what it was.
-fn assert_near<E: Real>(found: &[E], expected: &[E], what: &str) {
+/// Compares values within the tolerance; NaN equals NaN, since unwritten values stay NaN.
+fn assert_near<E: TestElement>(found: &[E], expected: &[E], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
         let (found, expected) = (found.widen(), expected.widen());
@@ -274,10 +276,10 @@ fn assert_near<E: Real>(found: &[E], expected: &[E], what: &str) {
     }
 }
 
-/// A step of all kinds: a whole prompt, later chunks of prompts, decoded tokens on either side of a
-/// block's edge.
-fn compare<E: Real>(widths: Widths, has_norm: bool, window: usize) {
-    let program = Program::build::<E>(widths);
+/// A step with all kinds of chunks: a whole prompt, later chunks of prompts, and decoded tokens on both
+/// sides of a block boundary.
+fn compare<E: TestElement>(widths: HeadWidths, has_norm: bool, window: usize) {
+    let program = KernelProgram::build::<E>(widths);
     let parts = [
         (0, 0..70),
         (1, 299..300),
@@ -287,34 +289,34 @@ fn compare<E: Real>(widths: Widths, has_norm: bool, window: usize) {
         (5, 0..1),
     ];
     let lengths = parts.clone().map(|(_, positions)| positions.end);
-    let mut layer = Layer::<E>::new(widths, has_norm, window, &lengths);
+    let mut layer = TestLayer::<E>::new(widths, has_norm, window, &lengths);
     let before: Vec<_> = parts
         .iter()
         .filter(|(_, positions)| positions.start > 0)
         .map(|(sequence, positions)| (*sequence, 0..positions.start))
         .collect();
     let (step, qkv) = layer.step(&before);
-    layer.place(&step, &qkv);
+    layer.write_kv(&step, &qkv);
     let (step, qkv) = layer.step(&parts);
-    let placed: Vec<E> = program.run(&layer.place_input(&step, &qkv));
-    layer.place(&step, &qkv);
-    assert_near(&placed, &layer.arena, "place");
+    let written: Vec<E> = program.run(&layer.write_kv_input(&step, &qkv));
+    layer.write_kv(&step, &qkv);
+    assert_near(&written, &layer.arena, "write_kv");
     let attended: Vec<E> = program.run(&layer.attend_input(&step, &qkv));
     let expected = layer.attend(&step, &qkv);
     assert!(expected.iter().all(|value| value.widen().is_finite()));
     assert_near(&attended, &expected, "attend");
     let width = 37;
     let rows = &qkv[..qkv.len() / (2 * width) * 2 * width];
-    let input = Input::new("gate").number(width as u32).array(rows);
+    let input = KernelInput::new("swiglu").number(width as u32).array(rows);
     assert_near(
         &program.run::<E>(&input),
-        &reference::gate(width, rows),
-        "gate",
+        &reference::swiglu(width, rows),
+        "swiglu",
     );
 }
 
-fn widths(head: usize, kv_heads: usize, group: usize) -> Widths {
-    Widths {
+fn widths(head: usize, kv_heads: usize, group: usize) -> HeadWidths {
+    HeadWidths {
         heads: kv_heads * group,
         kv_heads,
         head,
@@ -332,7 +334,7 @@ fn bf16_heads_of_128_with_norms_and_a_window() {
 }
 
 #[test]
-fn f32_heads_that_no_word_divides() {
+fn f32_heads_that_are_no_multiple_of_a_vector() {
     compare::<f32>(widths(6, 2, 1), true, 0);
 }
 
@@ -346,15 +348,15 @@ fn f32_the_widest_heads() {
     compare::<f32>(widths(256, 1, 2), false, 33);
 }
 
-/// Attention of a prompt is the same in every bit, whole or cut, alone or in company.
+/// Attention is bit-identical however a prompt is chunked and whatever else is in the step.
 #[test]
-fn cuts_and_company_change_no_bit() {
+fn chunking_and_batching_change_no_bit() {
     let widths = widths(64, 1, 3);
-    let program = Program::build::<f32>(widths);
+    let program = KernelProgram::build::<f32>(widths);
     for window in [0, 50] {
-        let mut layer = Layer::<f32>::new(widths, false, window, &[130, 45]);
+        let mut layer = TestLayer::<f32>::new(widths, false, window, &[130, 45]);
         let (step, qkv) = layer.step(&[(0, 0..130), (1, 0..45)]);
-        layer.place(&step, &qkv);
+        layer.write_kv(&step, &qkv);
         let whole: Vec<f32> = program.run(&layer.attend_input(&step, &qkv));
         let row = widths.row();
         let cuts = [
@@ -387,7 +389,7 @@ fn cuts_and_company_change_no_bit() {
                 .collect();
             assert!(
                 own == whole[..130 * width],
-                "another cut, other bits; window {window}, {} chunks",
+                "chunking changed bits; window {window}, {} chunks",
                 cut.len()
             );
         }

@@ -4,34 +4,33 @@ use candle_core::Tensor;
 
 use crate::{
     batching::BLOCK_TOKENS,
-    engine::local::shape::{Family, Shape},
+    engine::local::shape::{HeadWidths, ModelFamily, ModelShape},
 };
 
 use super::{
-    Widths,
     attention::{Attention, HeadNorms, LayerAttention},
-    dense::{Dense, Target},
+    dense::{TensorLinear, WeightLoader},
 };
 
-/// A layer.
+/// One layer.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct GpuLayer {
     pub(super) attention_norm: Tensor,
-    pub(super) qkv: Dense,
+    pub(super) qkv: TensorLinear,
     pub(super) attention: LayerAttention,
-    pub(super) output: Dense,
+    pub(super) output: TensorLinear,
     pub(super) mlp_norm: Tensor,
-    pub(super) gate_up: Dense,
-    pub(super) down: Dense,
+    pub(super) gate_up: TensorLinear,
+    pub(super) down: TensorLinear,
 }
 
-impl Layer {
+impl GpuLayer {
     /// # Errors
-    /// One line that says what was found and what was expected.
+    /// One line: what was found and what was expected.
     pub(super) fn read(
-        target: &Target<'_>,
-        shape: &Shape,
-        widths: Widths,
+        loader: &WeightLoader<'_>,
+        shape: &ModelShape,
+        widths: HeadWidths,
         layer: usize,
         blocks: usize,
     ) -> Result<Self, String> {
@@ -49,38 +48,40 @@ impl Layer {
         let output = [(name("self_attn.o_proj"), shape.hidden)];
         let down = [(name("mlp.down_proj"), shape.hidden)];
         let norms = match shape.family {
-            Family::Qwen3 => Some(HeadNorms::read(target, &name, shape.head)?),
+            ModelFamily::Qwen3 => Some(HeadNorms::read(loader, &name, shape.head)?),
             _ => None,
         };
-        let arena = Attention::arena(widths, blocks, target.dtype, target.device);
+        let arena = Attention::arena(widths, blocks, loader.dtype, loader.device);
         let arena = arena.map_err(|error| {
-            format!("no memory for a KV cache of {blocks} blocks of {BLOCK_TOKENS} tokens: {error}")
+            format!(
+                "cannot allocate a KV cache of {blocks} blocks of {BLOCK_TOKENS} tokens: {error}"
+            )
         })?;
         Ok(Self {
-            attention_norm: target.read(&name("input_layernorm.weight"), &[shape.hidden])?,
-            qkv: Dense::read(target, &qkv, shape.hidden, shape.qkv_bias)?,
+            attention_norm: loader.read(&name("input_layernorm.weight"), &[shape.hidden])?,
+            qkv: TensorLinear::read(loader, &qkv, shape.hidden, shape.qkv_bias)?,
             attention: LayerAttention {
                 norms,
                 window: shape.windows[layer].unwrap_or(0),
                 arena,
             },
-            output: Dense::read(target, &output, query_width, shape.output_bias)?,
-            mlp_norm: target.read(&name("post_attention_layernorm.weight"), &[shape.hidden])?,
-            gate_up: Dense::read(target, &gate_up, shape.hidden, shape.mlp_bias)?,
-            down: Dense::read(target, &down, shape.intermediate, shape.mlp_bias)?,
+            output: TensorLinear::read(loader, &output, query_width, shape.output_bias)?,
+            mlp_norm: loader.read(&name("post_attention_layernorm.weight"), &[shape.hidden])?,
+            gate_up: TensorLinear::read(loader, &gate_up, shape.hidden, shape.mlp_bias)?,
+            down: TensorLinear::read(loader, &down, shape.intermediate, shape.mlp_bias)?,
         })
     }
 }
 
 impl HeadNorms {
     fn read(
-        target: &Target<'_>,
+        loader: &WeightLoader<'_>,
         name: &impl Fn(&str) -> String,
         head: usize,
     ) -> Result<Self, String> {
-        let home = Attention::home(target.device);
+        let home = Attention::home(loader.device);
         let read = |part: &str| {
-            let norm = target.weights.get(&name(part), &[head])?.to_device(&home);
+            let norm = loader.weights.get(&name(part), &[head])?.to_device(&home);
             norm.map_err(|error| format!("tensor {}: {error}", name(part)))
         };
         Ok(Self {

@@ -1,13 +1,13 @@
-//! The decoder on a device of candle's: CUDA, Metal, or the CPU to prove the other two.
+//! The decoder on a candle device: CUDA, Metal, or the CPU for tests.
 //!
-//! Comes in: the same steps as for [`CpuModel`](crate::engine::local::CpuModel). Goes out: logits. The dense
-//! work is candle's; keys, values and attention are kernels of our own over the scheduler's block
-//! tables (`paged.cu`, compiled when a model is opened). Their plain form (`reference`) runs on the
-//! CPU and is what the kernels are tested against; on Metal it is what runs, behind a copy of the
-//! projected queries, keys and values, so attention on Metal is right but not fast.
+//! Takes the same steps as [`CpuModel`](crate::engine::local::CpuModel) and returns logits. candle
+//! computes the dense layers; keys, values and attention use our own kernels over the scheduler's
+//! block tables (`paged.cu`, compiled when a model is opened). Their plain Rust form (`reference`)
+//! runs on the CPU and is what the kernels are tested against. It also runs on Metal, after copying
+//! the projected queries, keys and values to the host, so attention on Metal is correct but not fast.
 //!
-//! On a GPU the products are the vendor's library's, which picks another kernel for another number
-//! of rows: sums may differ in the last bit with the company in a step. Attention does not.
+//! On a GPU, the vendor's matrix library selects a kernel by the number of rows, so sums may differ
+//! in the last bit with the batch. Attention does not depend on the batch.
 
 mod attention;
 #[cfg(feature = "cuda")]
@@ -16,41 +16,13 @@ mod cuda;
 #[path = "cuda_absent.rs"]
 mod cuda;
 mod dense;
+mod device;
 #[cfg(test)]
 mod kernel_tests;
 mod layer;
 mod model;
-mod open;
 mod reference;
 mod step;
 
+pub use device::open_device;
 pub use model::GpuModel;
-pub use open::open_device;
-
-/// Widths of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Widths {
-    heads: usize,
-    kv_heads: usize,
-    head: usize,
-}
-
-impl Widths {
-    /// Widest head that the kernels have memory for.
-    const HEAD_MAX: usize = 256;
-
-    /// Query heads that share a KV head.
-    fn group(self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// Values of a token's queries, keys and values.
-    fn row(self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head
-    }
-
-    /// Query rows that a block of the attention kernel takes on: as many as its memory holds.
-    fn tile_rows(self) -> usize {
-        1024 / self.head.clamp(64, Self::HEAD_MAX)
-    }
-}

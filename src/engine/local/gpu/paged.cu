@@ -1,21 +1,21 @@
-// The decoder's own kernels: keys and values into their blocks, attention over block tables, SwiGLU.
+// The decoder's own kernels: writing keys and values to blocks, attention over block tables, SwiGLU.
 //
-// NVRTC compiles this file when a model is opened, for that model's shape. It includes nothing, so
-// that neither a toolkit nor headers are needed where it runs. The macros it is compiled with:
+// NVRTC compiles this file when a model is opened, for that model's shape. It includes no headers, so
+// no CUDA toolkit is needed at run time. It is compiled with these macros:
 //
 //   HEAD    width of a head: even, at most 256
 //   GROUP   query heads that share a KV head
 //   ROWS    query rows of a tile: at most 16, and ROWS * HEAD is at most 1024
-//   BF16    1 where elements are bf16, 0 where they are f32; sums are f32 always
+//   BF16    1 if elements are bf16, 0 if they are f32; sums are always in f32
 //
-// Layouts, the last index fastest:
+// Layouts, last index fastest:
 //
 //   qkv     [token][query heads, then KV heads of keys, then KV heads of values][HEAD]
 //   arena   [block][0 keys, 1 values][KV head][position in the block: 32][HEAD]
 //   output  [token][query head][HEAD]
 //
-// A query's result depends on its own row and on the positions that it sees, added up in an order
-// that only their positions decide: not on the tile, the chunk or the step that it shares.
+// A query's result depends on its own row and on the positions visible to it, summed in an order
+// determined by those positions alone: not by the tile, the chunk or the step.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -24,10 +24,10 @@ typedef unsigned long long u64;
 
 constexpr u32 LANES = 32;
 constexpr u32 WARPS = 8;
-/// Positions of a block, one for each lane.
+/// Positions of a block, one per lane.
 constexpr u32 BLOCK = 32;
 constexpr u32 COLUMNS = (HEAD + LANES - 1) / LANES;
-/// Rows of the small tile: what one decoded token brings.
+/// Rows of the small tile: those of one decoded token.
 constexpr u32 FEW = GROUP < ROWS ? GROUP : ROWS;
 constexpr u32 SCRATCH = HEAD > BLOCK ? HEAD : BLOCK;
 
@@ -60,7 +60,7 @@ struct alignas(16) Words {
 #if HEAD % 8 == 0
 constexpr u32 STEP = 8;
 
-/// Reads eight elements, which lie at a multiple of 16 bytes, by whole words.
+/// Loads eight elements, aligned to 16 bytes, as whole words.
 DEVICE void load(const Element *from, float (&to)[STEP]) {
     const Words *words = reinterpret_cast<const Words *>(from);
 #if BF16
@@ -105,33 +105,33 @@ DEVICE float peak_of_warp(float value) {
     return value;
 }
 
-/// What turns a head's values: the table of angles, `[position][HEAD / 2]`, and for Qwen3 the norm
-/// before it (`norm` is null elsewhere).
-struct Turn {
+/// Rotation of a head's values: the table of angles, `[position][HEAD / 2]`, and Qwen3's norm before
+/// it (`norm` is null for other families).
+struct Rotation {
     const float *cosines;
     const float *sines;
     const float *norm;
     float epsilon;
 };
 
-/// Normalises one head's values, turns them to their position and multiplies them; one warp.
+/// Normalises one head's values, rotates them to their position and scales them; uses one warp.
 template <typename To>
-DEVICE void turn_head(const Turn &turn, u32 position, const Element *from, float factor, To *to, u32 lane) {
+DEVICE void rotate_head(const Rotation &rotation, u32 position, const Element *from, float factor, To *to, u32 lane) {
     float scale = factor;
-    if (turn.norm) {
+    if (rotation.norm) {
         float squares = 0.0f;
         for (u32 d = lane; d < HEAD; d += LANES) squares = fmaf(widen(from[d]), widen(from[d]), squares);
-        scale = factor / sqrtf(sum_of_warp(squares) / HEAD + turn.epsilon);
+        scale = factor / sqrtf(sum_of_warp(squares) / HEAD + rotation.epsilon);
     }
     constexpr u32 HALF = HEAD / 2;
     for (u32 pair = lane; pair < HALF; pair += LANES) {
         float first = widen(from[pair]) * scale, second = widen(from[pair + HALF]) * scale;
-        if (turn.norm) {
-            first *= turn.norm[pair];
-            second *= turn.norm[pair + HALF];
+        if (rotation.norm) {
+            first *= rotation.norm[pair];
+            second *= rotation.norm[pair + HALF];
         }
-        float cosine = turn.cosines[(u64)position * HALF + pair];
-        float sine = turn.sines[(u64)position * HALF + pair];
+        float cosine = rotation.cosines[(u64)position * HALF + pair];
+        float sine = rotation.sines[(u64)position * HALF + pair];
         store(to + pair, first * cosine - second * sine);
         store(to + pair + HALF, second * cosine + first * sine);
     }
@@ -139,10 +139,10 @@ DEVICE void turn_head(const Turn &turn, u32 position, const Element *from, float
 
 /// Writes the keys and values of a step's tokens into their blocks.
 ///
-/// Grid: (tokens, 2 * kv_heads), blocks of one warp. A token's slot is its block times 32 and its
-/// place in the block. Later places keep what an earlier owner left there: nobody reads them.
+/// Grid: (tokens, 2 * kv_heads), blocks of one warp. A token's slot is its block times 32 plus its
+/// index in the block. Later slots keep an earlier owner's values; they are never read.
 extern "C" __global__ void __launch_bounds__(LANES)
-    place(Element *arena, const Element *qkv, const u32 *slots, const u32 *positions, const float *cosines,
+    write_kv(Element *arena, const Element *qkv, const u32 *slots, const u32 *positions, const float *cosines,
           const float *sines, const float *norm, float epsilon, u32 kv_heads) {
     u32 token = blockIdx.x, lane = threadIdx.x;
     u32 side = blockIdx.y / kv_heads, kv_head = blockIdx.y % kv_heads;
@@ -152,15 +152,15 @@ extern "C" __global__ void __launch_bounds__(LANES)
     const Element *from = qkv + row * HEAD;
     Element *to = arena + (block * BLOCK + slot % BLOCK) * HEAD;
     if (side == 0) {
-        Turn turn = {cosines, sines, norm, epsilon};
-        turn_head(turn, positions[token], from, 1.0f, to, lane);
+        Rotation rotation = {cosines, sines, norm, epsilon};
+        rotate_head(rotation, positions[token], from, 1.0f, to, lane);
     } else {
         for (u32 d = lane; d < HEAD; d += LANES) to[d] = from[d];
     }
 }
 
-/// Some query rows of one chunk under one KV head. Row r belongs to the position r / GROUP of the
-/// chunk and to the query head r % GROUP of the KV head.
+/// Some query rows of one chunk for one KV head. Row r has position r / GROUP in the chunk and query
+/// head r % GROUP of the KV head.
 struct Tile {
     const Element *arena;
     const u32 *table;
@@ -168,19 +168,19 @@ struct Tile {
     u32 kv_heads;
     /// Position of the chunk's first token.
     u32 from;
-    /// First row, and how many there are.
+    /// First row, and number of rows.
     u32 row;
     u32 rows;
-    /// Positions looked back on, the own one included; 0 is all.
+    /// Sliding window in tokens, the current one included; 0 is unlimited.
     u32 window;
 
     __device__ u32 position(u32 r) const { return from + (row + r) / GROUP; }
 };
 
-/// One warp's share: every WARPS-th block of the positions that the tile sees, for COUNT rows.
+/// One warp's share: every WARPS-th block of the positions visible to the tile, for COUNT rows.
 ///
-/// Scores by lane = position; weighted sums of values by lane = column. Leaves peaks and sums of
-/// the softmax and the unscaled results in shared memory.
+/// Scores are computed by lane = position, weighted sums of values by lane = column. Leaves the
+/// softmax's peaks and sums and the unscaled results in shared memory.
 template <u32 COUNT>
 DEVICE void attend_tile(const Tile &tile, const float *queries, float *scratch, float *peaks, float *sums) {
     u32 warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
@@ -216,7 +216,7 @@ DEVICE void attend_tile(const Tile &tile, const float *queries, float *scratch, 
         for (u32 r = 0; r < COUNT; ++r) {
             u32 own = tile.position(r);
             bool seen = r < tile.rows && position <= own && (tile.window == 0 || own - position < tile.window);
-            // Places that nobody wrote yet may hold anything; they are replaced, not multiplied.
+            // Unwritten slots may hold anything, even NaN; they are replaced, not multiplied by 0.
             float score = seen ? scores[r] : minus_infinity();
             float top = fmaxf(peak[r], peak_of_warp(score));
             float weight = seen ? expf(score - top) : 0.0f;
@@ -240,7 +240,7 @@ DEVICE void attend_tile(const Tile &tile, const float *queries, float *scratch, 
         }
         __syncwarp();
     }
-    // This warp's weights are done with; their memory takes its results.
+    // This warp's weights are no longer needed; their memory is reused for its results.
 #pragma unroll
     for (u32 r = 0; r < COUNT; ++r) {
         if (lane == 0) {
@@ -255,11 +255,11 @@ DEVICE void attend_tile(const Tile &tile, const float *queries, float *scratch, 
     }
 }
 
-/// Attention of all chunks of a step over their block tables, chunked prefill and decode alike.
+/// Attention of all chunks of a step over their block tables, for prefill and decode alike.
 ///
 /// Grid: (tasks, kv_heads), blocks of 8 warps. A task is `[chunk, first row]`; a chunk is
-/// `[first token of the step, tokens, position of the first, start of its table]`. The warps share
-/// out the blocks by their number, and their parts are added in the warps' order.
+/// `[first token of the step, tokens, position of the first, start of its table]`. The blocks are
+/// distributed over the warps by index, and partial results are summed in the order of warps.
 extern "C" __global__ void __launch_bounds__(WARPS *LANES)
     attend(Element *output, const Element *qkv, const Element *arena, const u32 *tasks, const u32 *chunks,
            const u32 *tables, const float *cosines, const float *sines, const float *norm, float epsilon,
@@ -277,13 +277,13 @@ extern "C" __global__ void __launch_bounds__(WARPS *LANES)
     tile.row = tasks[2 * blockIdx.x + 1];
     tile.rows = least(ROWS, chunk[1] * GROUP - tile.row);
     tile.window = window;
-    Turn turn = {cosines, sines, norm, epsilon};
+    Rotation rotation = {cosines, sines, norm, epsilon};
     u32 warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     for (u32 r = warp; r < ROWS; r += WARPS) {
         if (r < tile.rows) {
             u64 token = chunk[0] + (tile.row + r) / GROUP;
             u64 row = token * (GROUP + 2) * kv_heads + tile.kv_head * GROUP + (tile.row + r) % GROUP;
-            turn_head(turn, tile.position(r), qkv + row * HEAD, scale, queries + r * HEAD, lane);
+            rotate_head(rotation, tile.position(r), qkv + row * HEAD, scale, queries + r * HEAD, lane);
         } else {
             for (u32 d = lane; d < HEAD; d += LANES) queries[r * HEAD + d] = 0.0f;
         }
@@ -311,9 +311,9 @@ extern "C" __global__ void __launch_bounds__(WARPS *LANES)
     }
 }
 
-/// SwiGLU: `[row][width of gates, then width of ups]` to `[row][width]`; one thread an element.
+/// SwiGLU: `[row][width of gates, then width of ups]` to `[row][width]`; one thread per element.
 extern "C" __global__ void __launch_bounds__(WARPS *LANES)
-    gate(Element *output, const Element *gate_up, u32 width, u32 count) {
+    swiglu(Element *output, const Element *gate_up, u32 width, u32 count) {
     u32 at = blockIdx.x * WARPS * LANES + threadIdx.x;
     if (at >= count) return;
     const Element *row = gate_up + (u64)(at / width) * 2 * width;

@@ -1,13 +1,12 @@
-//! What the kernels of `paged.cu` compute, in plain Rust: it runs where no kernel does, and the
-//! kernels are tested against it.
+//! The kernels of `paged.cu` in plain Rust: used where no kernel runs, and as the reference in tests.
 
 use half::bf16;
 
-use crate::batching::BLOCK_TOKENS;
+use crate::{batching::BLOCK_TOKENS, engine::local::shape::HeadWidths};
 
-use super::{Widths, step::Span};
+use super::step::ChunkSpan;
 
-/// A number as tensors hold it.
+/// Element type of tensors.
 pub(super) trait Element: Copy + Default {
     fn widen(self) -> f32;
     fn narrow(value: f32) -> Self;
@@ -33,19 +32,19 @@ impl Element for bf16 {
     }
 }
 
-/// What turns a head's values to their position.
+/// Rotates a head's values to their position.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct HeadRotation<'a> {
     /// `[position][head / 2]`.
     pub(super) cosines: &'a [f32],
     /// `[position][head / 2]`.
     pub(super) sines: &'a [f32],
-    /// Qwen3's norm before the turn, `[head]`.
+    /// Qwen3's norm before the rotation, `[head]`.
     pub(super) norm: Option<&'a [f32]>,
     pub(super) epsilon: f32,
 }
 
-impl Turn<'_> {
+impl HeadRotation<'_> {
     fn apply<E: Element>(&self, head: &[E], position: usize, factor: f32) -> Vec<f32> {
         let mut values: Vec<f32> = head.iter().map(|value| value.widen()).collect();
         let mut scale = factor;
@@ -77,14 +76,14 @@ impl Turn<'_> {
 ///
 /// `qkv` is `[token][heads, then kv_heads of keys, then of values][head]`, the arena
 /// `[block][keys, values][kv_head][position in the block][head]`.
-pub(super) fn place<E: Element>(
-    widths: Widths,
-    turn: Turn<'_>,
+pub(super) fn write_kv<E: Element>(
+    widths: HeadWidths,
+    rotation: HeadRotation<'_>,
     (slots, positions): (&[u32], &[u32]),
     qkv: &[E],
     arena: &mut [E],
 ) {
-    let Widths {
+    let HeadWidths {
         heads,
         kv_heads,
         head,
@@ -94,40 +93,40 @@ pub(super) fn place<E: Element>(
         let (keys, values) = keys_and_values.split_at(kv_heads * head);
         for kv_head in 0..kv_heads {
             let own = kv_head * head..(kv_head + 1) * head;
-            let turned = turn.apply(&keys[own.clone()], *position as usize, 1.0);
-            let to = widths.place(*slot as usize, Side::Keys, kv_head);
-            for (to, key) in arena[to..to + head].iter_mut().zip(turned) {
+            let rotated = rotation.apply(&keys[own.clone()], *position as usize, 1.0);
+            let to = widths.kv_offset(*slot as usize, KvHalf::Keys, kv_head);
+            for (to, key) in arena[to..to + head].iter_mut().zip(rotated) {
                 *to = E::narrow(key);
             }
-            let to = widths.place(*slot as usize, Side::Values, kv_head);
+            let to = widths.kv_offset(*slot as usize, KvHalf::Values, kv_head);
             arena[to..to + head].copy_from_slice(&values[own]);
         }
     }
 }
 
-/// Which half of a block.
+/// Selects the keys or the values of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum KvHalf {
     Keys,
     Values,
 }
 
-impl Widths {
-    /// Where in the arena the values of one head of a slot begin.
-    fn place(self, slot: usize, side: Side, kv_head: usize) -> usize {
-        let block = (slot / BLOCK_TOKENS * 2 + side as usize) * self.kv_heads + kv_head;
+impl HeadWidths {
+    /// Offset in the arena of one head's values in a slot.
+    fn kv_offset(self, slot: usize, half: KvHalf, kv_head: usize) -> usize {
+        let block = (slot / BLOCK_TOKENS * 2 + half as usize) * self.kv_heads + kv_head;
         (block * BLOCK_TOKENS + slot % BLOCK_TOKENS) * self.head
     }
 }
 
-/// Softmax attention of each query over the positions that it sees; `[token][heads][head]`.
+/// Softmax attention of each query over the positions visible to it; returns `[token][heads][head]`.
 ///
-/// `window` counts the tokens looked back on, the own one included; 0 is all.
+/// `window` is in tokens, the current one included; 0 is unlimited.
 pub(super) fn attend<E: Element>(
-    widths: Widths,
-    turn: Turn<'_>,
+    widths: HeadWidths,
+    rotation: HeadRotation<'_>,
     window: usize,
-    (spans, tables): (&[Span], &[u32]),
+    (spans, tables): (&[ChunkSpan], &[u32]),
     qkv: &[E],
     arena: &[E],
 ) -> Vec<E> {
@@ -147,10 +146,10 @@ pub(super) fn attend<E: Element>(
             };
             for at in 0..widths.heads {
                 let kv_head = at / widths.group();
-                let query = turn.apply(&row[at * head..(at + 1) * head], position, scale);
+                let query = rotation.apply(&row[at * head..(at + 1) * head], position, scale);
                 let scores: Vec<f32> = (first..=position)
                     .map(|seen| {
-                        let key = widths.place(slot(seen), Side::Keys, kv_head);
+                        let key = widths.kv_offset(slot(seen), KvHalf::Keys, kv_head);
                         let pairs = query.iter().zip(&arena[key..key + head]);
                         pairs.map(|(query, key)| query * key.widen()).sum()
                     })
@@ -160,7 +159,7 @@ pub(super) fn attend<E: Element>(
                 for (seen, score) in (first..=position).zip(scores) {
                     let weight = (score - peak).exp();
                     sum += weight;
-                    let value = widths.place(slot(seen), Side::Values, kv_head);
+                    let value = widths.kv_offset(slot(seen), KvHalf::Values, kv_head);
                     for (to, value) in result.iter_mut().zip(&arena[value..value + head]) {
                         *to += weight * value.widen();
                     }
@@ -173,7 +172,7 @@ pub(super) fn attend<E: Element>(
 }
 
 /// SwiGLU: `[row][gates, then ups]` to `[row][width]`.
-pub(super) fn gate<E: Element>(width: usize, gate_up: &[E]) -> Vec<E> {
+pub(super) fn swiglu<E: Element>(width: usize, gate_up: &[E]) -> Vec<E> {
     let rows = gate_up.chunks_exact(2 * width);
     rows.flat_map(|row| {
         let (gates, ups) = row.split_at(width);

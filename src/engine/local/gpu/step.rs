@@ -1,4 +1,4 @@
-//! A step as the device sees it: all indices in one array, so that one upload carries them.
+//! A step in the device's layout: all indices in one array, so that one upload suffices.
 
 use std::ops::Range;
 
@@ -6,15 +6,48 @@ use candle_core::{Device, Result, Tensor};
 
 use crate::{
     batching::BLOCK_TOKENS,
-    engine::local::cpu::model::{Chunk, Rows},
+    engine::local::{
+        forward::{Chunk, LogitRows},
+        shape::HeadWidths,
+    },
 };
 
-use super::Widths;
+/// Widest head that the attention kernel has shared memory for.
+pub(super) const HEAD_MAX: usize = 256;
+
+impl HeadWidths {
+    /// Query rows that a block of the attention kernel computes: as many as its shared memory holds.
+    pub(super) fn tile_rows(self) -> usize {
+        1024 / self.head.clamp(64, HEAD_MAX)
+    }
+}
+
+/// A step's indices, on the host and on the device.
+#[derive(Debug)]
+pub(super) struct DeviceStep {
+    pub(super) step: Step,
+    pub(super) on_device: Tensor,
+}
+
+/// What the kernels for keys, values and attention read besides their tensors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepOperands<'a> {
+    pub(super) widths: HeadWidths,
+    /// `[position * head / 2]`, in f32.
+    pub(super) cosines: &'a Tensor,
+    /// As `cosines`.
+    pub(super) sines: &'a Tensor,
+    /// Norm of each head's queries or keys (Qwen3), in f32.
+    pub(super) norm: Option<&'a Tensor>,
+    /// Added under the root of that norm.
+    pub(super) epsilon: f32,
+    pub(super) indices: &'a DeviceStep,
+}
 
 /// One chunk's place in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    /// Its first token among those of the step.
+pub(super) struct ChunkSpan {
+    /// Index of its first token in the step.
     pub(super) first: usize,
     pub(super) tokens: usize,
     /// Position of its first token.
@@ -27,32 +60,32 @@ pub(super) struct Span {
 #[derive(Debug)]
 pub(super) struct Step {
     words: Vec<u32>,
-    pub(super) spans: Vec<Span>,
+    pub(super) spans: Vec<ChunkSpan>,
     pub(super) sections: Sections,
 }
 
-/// Where in the array what lies.
+/// Where the sections of the array are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sections {
-    /// For each token its id.
+    /// Token ids.
     pub(super) tokens: Range<usize>,
-    /// For each token its block times 32 and its place in the block.
+    /// Per token its block times 32 plus its index in the block.
     pub(super) slots: Range<usize>,
-    /// For each token its position in the sequence.
+    /// Per token its position in the sequence.
     pub(super) positions: Range<usize>,
-    /// Rows whose logits are wanted.
+    /// Rows whose logits are requested.
     pub(super) wanted: Range<usize>,
-    /// Four numbers for each chunk, as in [`Span`].
+    /// Four numbers per chunk, as in [`ChunkSpan`].
     pub(super) spans: Range<usize>,
-    /// Pairs of a chunk and the first query row of a tile of attention.
+    /// Pairs of a chunk and the first query row of an attention tile.
     pub(super) tasks: Range<usize>,
-    /// The block tables of the chunks.
+    /// The chunks' block tables.
     pub(super) tables: Range<usize>,
 }
 
 impl Step {
-    /// Lays out a step that has been checked: each table covers its chunk's positions.
-    pub(super) fn new(chunks: &[Chunk<'_>], widths: Widths) -> Self {
+    /// Lays out checked chunks: each table covers its chunk's positions.
+    pub(super) fn new(chunks: &[Chunk<'_>], widths: HeadWidths) -> Self {
         let mut step = Self {
             words: Vec::new(),
             spans: spans(chunks),
@@ -95,21 +128,21 @@ impl Step {
         &self.words[section.clone()]
     }
 
-    /// The whole array on a device.
+    /// Uploads the whole array.
     ///
     /// # Errors
-    /// When the device refuses.
+    /// When the device fails.
     pub(super) fn upload(&self, device: &Device) -> Result<Tensor> {
         Tensor::from_slice(&self.words, self.words.len(), device)
     }
 }
 
-fn spans(chunks: &[Chunk<'_>]) -> Vec<Span> {
+fn spans(chunks: &[Chunk<'_>]) -> Vec<ChunkSpan> {
     let (mut first, mut table) = (0, 0);
     chunks
         .iter()
         .map(|chunk| {
-            let span = Span {
+            let span = ChunkSpan {
                 first,
                 tokens: chunk.tokens.len(),
                 from: chunk.from,
@@ -126,13 +159,13 @@ fn positions<'a, 'b>(chunk: &'a Chunk<'b>) -> impl Iterator<Item = (&'a Chunk<'b
     chunk.positions().map(move |position| (chunk, position))
 }
 
-fn wanted(chunks: &[Chunk<'_>], spans: &[Span]) -> Vec<usize> {
+fn wanted(chunks: &[Chunk<'_>], spans: &[ChunkSpan]) -> Vec<usize> {
     let rows = chunks.iter().zip(spans).map(|(chunk, span)| {
         let end = span.first + span.tokens;
         match chunk.rows {
-            Rows::None => end..end,
-            Rows::Last => end - 1..end,
-            Rows::All => span.first..end,
+            LogitRows::None => end..end,
+            LogitRows::Last => end - 1..end,
+            LogitRows::All => span.first..end,
         }
     });
     rows.flatten().collect()
@@ -143,10 +176,10 @@ mod tests {
     use crate::batching::BlockId;
     use crate::engine::local::gpu::step::*;
 
-    /// A prompt's second chunk beside a decoding sequence: every index written out.
+    /// A prompt's second chunk and a decoding sequence, with every index written out.
     #[test]
-    fn lays_out_all_that_the_kernels_read() {
-        let widths = Widths {
+    fn lays_out_what_the_kernels_read() {
+        let widths = HeadWidths {
             heads: 6,
             kv_heads: 2,
             head: 256,
@@ -157,13 +190,13 @@ mod tests {
                 tokens: &[11, 12, 13],
                 from: 31,
                 blocks: &prompt,
-                rows: Rows::None,
+                rows: LogitRows::None,
             },
             Chunk {
                 tokens: &[14],
                 from: 9,
                 blocks: &decoded,
-                rows: Rows::Last,
+                rows: LogitRows::Last,
             },
         ];
         let step = Step::new(&chunks, widths);

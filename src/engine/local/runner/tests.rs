@@ -1,39 +1,31 @@
-//! The thread's loop, with something in the model's place that fails when told to.
+//! Tests of the thread's loop with a model that fails on demand.
 
 use std::{sync::mpsc::sync_channel, thread};
 
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{
-    engine::Generation,
-    job::{FinishReason, Message, Role, Sampling},
-    prompt::Specials,
-};
+use crate::{engine::Generation, job::FinishReason, prompt::Specials};
 
 use super::*;
 
-/// Repeats the last token it saw; fails on what the test chose.
-struct Faulty {
+/// Repeats the last token it saw; fails on the tokens that a test chose.
+struct FaultyModel {
     panics_on: u32,
     errs_on: u32,
-    no_number_on: u32,
+    nan_on: u32,
 }
 
-impl Forward for Faulty {
+impl Forward for FaultyModel {
     fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<Logits, String> {
         let mut values = Vec::new();
         for chunk in chunks {
-            assert!(!chunk.tokens.contains(&self.panics_on), "told to");
+            assert!(!chunk.tokens.contains(&self.panics_on), "requested panic");
             if chunk.tokens.contains(&self.errs_on) {
-                return Err("told to err".to_owned());
+                return Err("requested error".to_owned());
             }
             let last = chunk.tokens[chunk.tokens.len() - 1];
-            if chunk.rows == Rows::Last {
-                let filler = if last == self.no_number_on {
-                    f32::NAN
-                } else {
-                    0.0
-                };
+            if chunk.rows == LogitRows::Last {
+                let filler = if last == self.nan_on { f32::NAN } else { 0.0 };
                 let mut row = vec![filler; 384];
                 row[last as usize] = 5.0;
                 values.extend(row);
@@ -64,12 +56,12 @@ const LIMITS: Limits = Limits {
     step_seconds_max: None,
 };
 
-type Answer = oneshot::Receiver<Result<Generation, EngineError>>;
+type AnswerReceiver = oneshot::Receiver<Result<Generation, EngineError>>;
 
-/// Hands in prompts before the thread starts, then closes the engine once all are answered.
+/// Queues prompts before the thread starts and closes the engine once all are answered.
 fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineError>> {
     let (requests, receiver) = sync_channel(LIMITS.waiting_max);
-    let answers: Vec<Answer> = prompts
+    let answers: Vec<AnswerReceiver> = prompts
         .iter()
         .map(|prompt| send(&requests, prompt))
         .collect();
@@ -85,48 +77,36 @@ fn run(prompts: &[&str]) -> Vec<Result<Generation, EngineError>> {
     answers
 }
 
-fn send(requests: &std::sync::mpsc::SyncSender<EngineRequest>, prompt: &str) -> Answer {
+fn send(requests: &std::sync::mpsc::SyncSender<EngineRequest>, prompt: &str) -> AnswerReceiver {
     let (reply, answer) = oneshot::channel();
-    let message = Message {
-        role: Role::User,
-        content: prompt.to_owned(),
-    };
-    let request = Generate {
-        messages: vec![message],
-        sampling: Sampling {
-            max_completion_tokens: 4,
-            ..Sampling::default()
-        },
-        seed_default: 0,
-        terms: Default::default(),
-    };
-    let prompt = language().prompt(&request).expect("encodes");
-    let ticket = EngineRequest {
+    let request = Generate::from_prompt(prompt, 4);
+    let prompt = codec().prompt(&request).expect("encodes");
+    let queued = EngineRequest {
         request,
         prompt,
         grammar: None,
         reply,
-        place: Arc::new(Semaphore::new(1))
+        slot: Arc::new(Semaphore::new(1))
             .try_acquire_owned()
             .expect("free"),
     };
-    requests.send(ticket).expect("room");
+    requests.send(queued).expect("accepted");
     answer
 }
 
-fn language() -> Language {
-    Language {
+fn codec() -> TextCodec {
+    TextCodec {
         template: ChatTemplate::plain(),
         vocabulary: vocabulary(),
         eos: Vec::new(),
     }
 }
 
-fn runner(receiver: Receiver<EngineRequest>) -> Runner<Faulty> {
-    let model = Faulty {
+fn runner(receiver: Receiver<EngineRequest>) -> Runner<FaultyModel> {
+    let model = FaultyModel {
         panics_on: token("X"),
         errs_on: token("Y"),
-        no_number_on: token("Z"),
+        nan_on: token("Z"),
     };
     let info = EngineInfo {
         model: "faulty".to_owned(),
@@ -137,11 +117,11 @@ fn runner(receiver: Receiver<EngineRequest>) -> Runner<Faulty> {
     };
     Runner::new(
         model,
-        Arc::new(language()),
+        Arc::new(codec()),
         info,
         Tier::Small,
         (LIMITS, PrefixSharing::Tenant),
-        (receiver, Arc::new(Pulse::new())),
+        (receiver, Arc::new(StepTimer::new())),
     )
 }
 
@@ -150,12 +130,12 @@ fn text(outcome: &Result<Generation, EngineError>) -> &str {
 }
 
 #[test]
-fn a_panic_fails_those_that_ran_and_those_that_waited_are_answered() {
-    for (poison, expected) in [("X", "panic"), ("Y", "told to err")] {
+fn a_failed_step_fails_running_requests_but_not_waiting_ones() {
+    for (poison, expected) in [("X", "panic"), ("Y", "requested error")] {
         let outcomes = run(&["a", poison, "b", "c"]);
         assert!(
             matches!(&outcomes[0], Err(EngineError::Crashed(_))),
-            "ran beside it"
+            "it ran in the same step"
         );
         let Err(EngineError::Crashed(error)) = &outcomes[1] else {
             panic!("it crashed");
@@ -167,7 +147,7 @@ fn a_panic_fails_those_that_ran_and_those_that_waited_are_answered() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_fail_their_own_request_only() {
+fn nan_logits_fail_only_their_own_request() {
     let outcomes = run(&["a", "Z", "b"]);
     assert_eq!(text(&outcomes[0]), "aaaa");
     assert!(
@@ -177,7 +157,7 @@ fn logits_that_are_no_numbers_fail_their_own_request_only() {
 }
 
 #[test]
-fn requests_given_up_leave_their_places_to_others() {
+fn cancelled_requests_free_their_slots() {
     let (requests, receiver) = sync_channel(LIMITS.waiting_max);
     for _ in 0..4 {
         drop(send(&requests, "X"));
@@ -190,21 +170,21 @@ fn requests_given_up_leave_their_places_to_others() {
 }
 
 #[test]
-fn a_sequence_given_up_while_it_runs_is_dropped_at_the_next_step() {
+fn a_sequence_cancelled_while_running_is_dropped_at_the_next_step() {
     let (requests, receiver) = sync_channel(LIMITS.waiting_max);
-    let (given_up, kept) = (send(&requests, "a"), send(&requests, "b"));
+    let (cancelled, kept) = (send(&requests, "a"), send(&requests, "b"));
     let mut runner = runner(receiver);
     assert!(runner.receive());
     runner.step().expect("computed");
     assert_eq!(runner.sequences.len(), 2);
-    drop(given_up);
+    drop(cancelled);
     runner.step().expect("computed");
     assert_eq!(runner.sequences.len(), 1);
     drop((requests, kept));
 }
 
 #[test]
-fn closing_the_engine_tells_those_that_run() {
+fn closing_the_engine_fails_running_requests() {
     let (requests, receiver) = sync_channel(LIMITS.waiting_max);
     let answer = send(&requests, "a");
     let mut runner = runner(receiver);
@@ -213,7 +193,7 @@ fn closing_the_engine_tells_those_that_run() {
     drop(requests);
     runner.run();
     assert_eq!(
-        answer.blocking_recv().expect("told"),
+        answer.blocking_recv().expect("a reply"),
         Err(EngineError::Closed)
     );
 }

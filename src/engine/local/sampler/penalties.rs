@@ -1,24 +1,24 @@
-//! What changes logits before a token is chosen: penalties, biases, and what is not allowed.
+//! Modifies logits before sampling: penalties, biases and forbidden tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::job::Sampling;
 
-/// The penalties and biases of one sequence, and what it has seen.
+/// Penalties and biases of one sequence, and the tokens it has seen.
 #[derive(Debug)]
 pub(super) struct Penalties {
     repetition: f32,
     presence: f32,
     frequency: f32,
     bias: BTreeMap<u32, f32>,
-    /// Tokens of the prompt and the answer; kept only for the repetition penalty.
+    /// Tokens of prompt and answer; tracked only for the repetition penalty.
     seen: BTreeSet<u32>,
-    /// How often each token stands in the answer.
+    /// Occurrences of each token in the answer.
     counts: BTreeMap<u32, u32>,
 }
 
 impl Penalties {
-    /// `None` where nothing changes a logit.
+    /// `None` when no logit changes.
     pub(super) fn of(sampling: &Sampling, prompt: &[u32]) -> Option<Self> {
         let repeats = sampling.repetition_penalty != 1.0;
         let is_none = !repeats
@@ -35,16 +35,16 @@ impl Penalties {
         })
     }
 
-    /// Notes a token of the answer.
-    pub(super) fn note(&mut self, token: u32) {
+    /// Counts a token of the answer.
+    pub(super) fn count(&mut self, token: u32) {
         if self.repetition != 1.0 {
             self.seen.insert(token);
         }
         *self.counts.entry(token).or_default() += 1;
     }
 
-    /// Changes the logits: the repetition penalty as transformers defines it, then frequency and
-    /// presence as OpenAI and vLLM do, then the biases. What leaves f32 stays at its end.
+    /// Applies the repetition penalty as in transformers, then frequency and presence penalties as in
+    /// OpenAI's API and vLLM, then the biases. Results are clamped to finite f32.
     pub(super) fn apply(&self, logits: &mut [f32]) {
         let mut change = |token: u32, change: &dyn Fn(f32) -> f32| {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -70,7 +70,7 @@ impl Penalties {
     }
 }
 
-/// Puts the logits of tokens whose bits are not set out of reach.
+/// Sets the logits of tokens whose bits are not set to minus infinity.
 pub(super) fn forbid(logits: &mut [f32], allowed: &[u32]) {
     for (at, part) in logits.chunks_mut(32).enumerate() {
         let bits = allowed.get(at).copied().unwrap_or(0);

@@ -25,7 +25,7 @@ fn draws(sampling: &Sampling, seed: u64, logits: &[f32]) -> Vec<u32> {
 const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, 2.0];
 
 #[test]
-fn greedy_takes_the_first_of_the_best_with_its_own_probability() {
+fn greedy_takes_the_first_maximum_and_reports_its_probability() {
     let choice = Sampler::new(&sampling(0.0, 0, 1.0), 7, &[])
         .choose(&LOGITS, None)
         .expect("finite");
@@ -34,7 +34,7 @@ fn greedy_takes_the_first_of_the_best_with_its_own_probability() {
     assert!((choice.logprob - (2.0f32.exp() / total).ln()).abs() < 1e-6);
 }
 
-/// Log-probability, entropy and margin by the textbook: all probabilities, in f64.
+/// Log-probability, entropy and margin by definition, in f64.
 fn reference(logits: &[f32], token: usize) -> (f64, f64, f64) {
     let exps: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
     let total: f64 = exps.iter().sum();
@@ -46,7 +46,7 @@ fn reference(logits: &[f32], token: usize) -> (f64, f64, f64) {
 }
 
 #[test]
-fn signals_agree_with_a_softmax_written_out() {
+fn statistics_match_a_direct_softmax() {
     let mut random = StdRng::seed_from_u64(5);
     for size in [2, 3, 17, 1000] {
         for spread in [0.1_f32, 3.0, 20.0] {
@@ -58,15 +58,15 @@ fn signals_agree_with_a_softmax_written_out() {
                 let choice = sampler.choose(&logits, None).expect("finite");
                 let (logprob, entropy, margin) = reference(&logits, choice.token as usize);
                 assert!((f64::from(choice.logprob) - logprob).abs() < 1e-5);
-                assert!((f64::from(choice.spread.entropy) - entropy).abs() < 1e-5);
-                assert!((f64::from(choice.spread.margin) - margin).abs() < 1e-6);
+                assert!((f64::from(choice.stats.entropy) - entropy).abs() < 1e-5);
+                assert!((f64::from(choice.stats.margin) - margin).abs() < 1e-6);
             }
         }
     }
 }
 
 #[test]
-fn signals_of_extreme_logits_are_numbers() {
+fn statistics_of_extreme_logits_are_finite() {
     for logits in [
         vec![f32::MAX, f32::MIN],
         vec![f32::MIN, f32::MAX, f32::MAX],
@@ -76,13 +76,13 @@ fn signals_of_extreme_logits_are_numbers() {
         let choice = Sampler::new(&sampling(0.0, 0, 1.0), 1, &[])
             .choose(&logits, None)
             .expect("finite");
-        assert!(choice.logprob.is_finite() && choice.spread.entropy >= 0.0);
-        assert!((0.0..=1.0).contains(&choice.spread.margin), "{logits:?}");
+        assert!(choice.logprob.is_finite() && choice.stats.entropy >= 0.0);
+        assert!((0.0..=1.0).contains(&choice.stats.margin), "{logits:?}");
     }
 }
 
 #[test]
-fn a_seed_repeats_itself_and_frequencies_follow_probabilities() {
+fn a_seed_is_reproducible_and_frequencies_match_probabilities() {
     let free = sampling(1.0, 0, 1.0);
     assert_eq!(draws(&free, 3, &LOGITS), draws(&free, 3, &LOGITS));
     assert_ne!(draws(&free, 3, &LOGITS), draws(&free, 4, &LOGITS));
@@ -102,7 +102,7 @@ fn a_seed_repeats_itself_and_frequencies_follow_probabilities() {
 }
 
 #[test]
-fn cuts_leave_only_the_likeliest() {
+fn filters_keep_the_most_likely() {
     assert!(
         draws(&sampling(1.0, 1, 1.0), 1, &LOGITS)
             .iter()
@@ -113,7 +113,7 @@ fn cuts_leave_only_the_likeliest() {
             .iter()
             .all(|token| *token != 0)
     );
-    // The two best have 0.799 of the probability, one alone 0.4.
+    // The two most likely have 0.799 of the probability, one alone 0.4.
     let nucleus = draws(&sampling(1.0, 0, 0.7), 1, &LOGITS);
     assert!(nucleus.iter().all(|token| [1, 3].contains(token)) && nucleus.contains(&3));
     assert!(
@@ -124,14 +124,17 @@ fn cuts_leave_only_the_likeliest() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_are_a_fault() {
+fn logits_that_are_not_finite_are_errors() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut sampler = Sampler::new(&sampling(0.0, 0, 1.0), 1, &[]);
-        assert_eq!(sampler.choose(&[1.0, bad], None), Err(NoChoice::NotFinite));
+        assert_eq!(
+            sampler.choose(&[1.0, bad], None),
+            Err(SamplingError::NotFinite)
+        );
     }
 }
 
-/// The row that tests/fixtures/sampling.py makes.
+/// The row that tests/fixtures/sampling.py generates.
 fn row(row: u64) -> Vec<f32> {
     (0..400_u64)
         .map(|token| {
@@ -141,7 +144,7 @@ fn row(row: u64) -> Vec<f32> {
         .collect()
 }
 
-/// What transformers' processors left of a row.
+/// The distribution that transformers' processors leave of a row.
 #[derive(Deserialize)]
 struct Golden {
     row: u64,
@@ -155,8 +158,8 @@ fn golden() -> Vec<Golden> {
     serde_json::from_str(json).expect("the fixture is JSON")
 }
 
-/// The sampling of a request with these fields, as the rim reads it.
-fn asked(fields: &serde_json::Value) -> Sampling {
+/// Sampling parameters parsed from a request with these fields.
+fn sampling_of(fields: &serde_json::Value) -> Sampling {
     let mut body = fields.clone();
     body["prompt"] = "x".into();
     let read = Submission::parse(body.to_string().as_bytes(), &RequestLimits::default());
@@ -164,25 +167,25 @@ fn asked(fields: &serde_json::Value) -> Sampling {
 }
 
 #[test]
-fn what_may_be_drawn_is_what_transformers_leaves() {
+fn filters_and_penalties_match_transformers() {
     for golden in golden() {
-        let sampling = asked(&golden.sampling);
+        let sampling = sampling_of(&golden.sampling);
         let mut logits = row(golden.row);
         if let Some(mut penalties) = Penalties::of(&sampling, &[3, 11, 17, 11, 200]) {
             for token in [17, 42, 42, 200, 42] {
-                penalties.note(token);
+                penalties.count(token);
             }
             penalties.apply(&mut logits);
         }
         let highest = highest_two(Isa::best(), &logits).first;
-        let cuts = Cuts::of(&sampling).expect("no case is greedy");
+        let filter = SamplingFilter::of(&sampling).expect("no case is greedy");
         let all = || {
             let weight = |logit: f32| f64::from((logit - highest) / sampling.temperature).exp();
             (0..)
                 .zip(logits.iter().map(|logit| weight(*logit)))
                 .collect()
         };
-        let mut kept: Vec<(u32, f64)> = cuts.kept(&logits, highest).unwrap_or_else(all);
+        let mut kept: Vec<(u32, f64)> = filter.kept(&logits, highest).unwrap_or_else(all);
         assert_eq!(kept.len(), golden.count, "{}", golden.sampling);
         let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
         kept.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -198,12 +201,13 @@ fn what_may_be_drawn_is_what_transformers_leaves() {
 }
 
 #[test]
-fn a_greedy_choice_obeys_penalties_and_keeps_the_models_own_probability() {
+fn greedy_obeys_penalties_and_reports_the_models_probability() {
     let plain = Sampler::new(&Sampling::default(), 0, &[]).choose(&LOGITS, None);
     let plain = plain.expect("finite");
-    let asked = asked(&serde_json::json!({"repetition_penalty": 3.0, "presence_penalty": 0.5}));
-    let mut sampler = Sampler::new(&asked, 0, &[1]);
-    // 2/3 of the prompt's token 1, then 3: 2/3 - 0.5, and at last token 2 alone is untouched.
+    let sampling_of =
+        sampling_of(&serde_json::json!({"repetition_penalty": 3.0, "presence_penalty": 0.5}));
+    let mut sampler = Sampler::new(&sampling_of, 0, &[1]);
+    // Token 1 of the prompt drops to 2/3, then token 3 to 2/3 - 0.5; token 2 is unchanged.
     let chosen: Vec<u32> = (0..3)
         .map(|_| sampler.choose(&LOGITS, None).expect("finite").token)
         .collect();
@@ -218,13 +222,13 @@ fn a_greedy_choice_obeys_penalties_and_keeps_the_models_own_probability() {
     assert_eq!(choice.token, 0);
     assert!(
         (choice.logprob - (plain.logprob - 2.0)).abs() < 1e-6,
-        "the model's own"
+        "before the bias"
     );
-    assert_eq!(choice.spread, plain.spread);
+    assert_eq!(choice.stats, plain.stats);
 }
 
 #[test]
-fn what_is_not_allowed_is_never_chosen() {
+fn forbidden_tokens_are_never_chosen() {
     for temperature in [0.0, 1.0, 2.0] {
         for (top_k, top_p) in [(0, 1.0), (3, 1.0), (0, 0.9)] {
             let sampling = sampling(temperature, top_k, top_p);
@@ -236,13 +240,13 @@ fn what_is_not_allowed_is_never_chosen() {
                 assert!([0, 2].contains(&choice.token));
             }
             let nothing = sampler.choose(&LOGITS, Some(&[0b1_0000]));
-            assert_eq!(nothing, Err(NoChoice::NothingAllowed));
+            assert_eq!(nothing, Err(SamplingError::NothingAllowed));
         }
     }
 }
 
 #[test]
-fn alternatives_are_the_likeliest_with_their_log_probabilities() {
+fn alternatives_are_the_most_likely_tokens() {
     let logits = row(3);
     let mut sampling = sampling(0.0, 0, 1.0);
     let mut sampler = Sampler::new(&sampling, 1, &[]);
@@ -264,8 +268,8 @@ fn alternatives_are_the_likeliest_with_their_log_probabilities() {
     assert_eq!(choice.alternatives.len(), 20);
 }
 
-/// Cuts by the textbook: everything sorted.
-fn sorted_cuts(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
+/// The filter by definition: everything sorted.
+fn sorted_filter(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: f32| (f64::from(logit - highest) / f64::from(sampling.temperature)).exp();
     let mut all: Vec<(u32, f64)> = (0..)
@@ -291,7 +295,7 @@ fn sorted_cuts(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn cuts_without_sorting_leave_what_sorting_leaves() {
+fn filtering_without_sorting_matches_sorting() {
     let mut random = StdRng::seed_from_u64(9);
     for size in [1, 2, 100, 700, 5000] {
         for spread in [0.0_f32, 0.5, 8.0, 60.0] {
@@ -311,11 +315,13 @@ fn cuts_without_sorting_leave_what_sorting_leaves() {
             ] {
                 let mut sampling = sampling(1.25, top_k, top_p);
                 sampling.min_p = min_p;
-                let kept = Cuts::of(&sampling).expect("drawn").kept(&logits, highest);
+                let kept = SamplingFilter::of(&sampling)
+                    .expect("drawn")
+                    .kept(&logits, highest);
                 let Some(kept) = kept else { continue };
                 let kept: Vec<u32> = kept.into_iter().map(|(token, _)| token).collect();
-                let expected = sorted_cuts(&sampling, &logits);
-                // Where the target lies on the border of two tokens, rounding may decide otherwise.
+                let expected = sorted_filter(&sampling, &logits);
+                // Where the target lies on the border of two tokens, rounding may decide either way.
                 let apart = kept.len().abs_diff(expected.len());
                 assert!(
                     apart <= usize::from(top_p < 1.0),

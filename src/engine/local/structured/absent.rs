@@ -1,36 +1,36 @@
-//! What stands in for grammars in a binary without the feature `structured`.
+//! Replaces grammars in a binary without the feature `structured`.
 
 use crate::{engine::EngineError, job::ResponseFormat, prompt::Vocabulary};
 
-use super::Progress;
+use super::state::GrammarState;
 
-/// There are none.
+/// Cannot be constructed.
 #[derive(Debug)]
 pub(in crate::engine) enum Grammar {}
 
 impl Grammar {
-    /// Never called.
+    /// Unreachable.
     pub(in crate::engine) fn allowed(&mut self) -> Option<Vec<u32>> {
         match *self {}
     }
 
-    /// Never called.
-    pub(in crate::engine) fn take(&mut self, _: u32) -> Progress {
+    /// Unreachable.
+    pub(in crate::engine) fn take(&mut self, _: u32) -> GrammarState {
         match *self {}
     }
 }
 
-/// Refuses every form but plain text.
+/// Rejects every format but plain text.
 #[derive(Debug)]
-pub(in crate::engine) struct Grammars;
+pub(in crate::engine) struct GrammarCompiler;
 
-impl Grammars {
+impl GrammarCompiler {
     pub(in crate::engine) fn new(_: Vocabulary, _: Vec<u32>, _: usize) -> Self {
         Self
     }
 
     /// # Errors
-    /// [`EngineError::Unservable`] for any form but plain text.
+    /// [`EngineError::Unservable`] for every format but plain text.
     pub(in crate::engine) fn compile(
         &self,
         format: &ResponseFormat,

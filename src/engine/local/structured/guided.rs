@@ -1,4 +1,4 @@
-//! Grammars by llguidance: an Earley parser over the bytes that tokens spell.
+//! Grammars by llguidance: an Earley parser over the bytes of the tokens.
 
 use std::{
     fmt,
@@ -15,31 +15,31 @@ use serde_json::{Value, json};
 
 use crate::{engine::EngineError, job::ResponseFormat, prompt::Vocabulary};
 
-use super::Progress;
+use super::state::GrammarState;
 
-/// White space between JSON's words: a space, or a new line with its indentation. Without a bound a
-/// model may add spaces until its tokens are spent.
+/// White space in JSON: a space, or a new line with indentation. Bounded, since a model might
+/// otherwise add spaces until its token limit.
 const WHITE_SPACE: &str = r" |\n {0,32}";
-/// What is told of a schema's error, in characters.
+/// Most characters quoted of a schema error.
 const FAULT_CHARS_MAX: usize = 300;
 
-/// Makes grammars for one model's vocabulary. What they share is built when the first is asked for.
-pub(in crate::engine) struct Grammars {
+/// Compiles grammars for one model's vocabulary; their shared tables are built on first use.
+pub(in crate::engine) struct GrammarCompiler {
     vocabulary: Vocabulary,
     /// Tokens that end an answer.
     eos: Vec<u32>,
-    /// Logits of a row; at least as many as tokens.
+    /// Length of a row of logits; at least the number of tokens.
     rows: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
 }
 
-impl fmt::Debug for Grammars {
+impl fmt::Debug for GrammarCompiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Grammars({:?})", self.vocabulary)
+        write!(f, "GrammarCompiler({:?})", self.vocabulary)
     }
 }
 
-impl Grammars {
+impl GrammarCompiler {
     pub(in crate::engine) fn new(vocabulary: Vocabulary, eos: Vec<u32>, rows: usize) -> Self {
         Self {
             vocabulary,
@@ -49,11 +49,11 @@ impl Grammars {
         }
     }
 
-    /// The grammar of an answer's form; `None` where it has none. It may take tens of
-    /// milliseconds, the first one longer.
+    /// Compiles a response format; `None` for plain text. Takes up to tens of milliseconds, longer on
+    /// first use.
     ///
     /// # Errors
-    /// [`EngineError::Unservable`] when the schema cannot be obeyed.
+    /// [`EngineError::Unservable`] when the schema is not supported.
     pub(in crate::engine) fn compile(
         &self,
         format: &ResponseFormat,
@@ -74,7 +74,7 @@ impl Grammars {
             let grammar = TopLevelGrammar::from_json_schema(with_white_space(schema));
             Matcher::new(factory.create_parser(grammar))
         }));
-        let matcher = made.map_err(|_| refused("the schema cannot be read"))?;
+        let matcher = made.map_err(|_| refused("cannot compile the schema"))?;
         match matcher.get_error() {
             Some(error) => Err(refused(&error)),
             None => Ok(Some(Grammar(matcher))),
@@ -85,13 +85,13 @@ impl Grammars {
         let tokens: TokEnv = Arc::new(Tokens::new(&self.vocabulary, &self.eos, self.rows));
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| error.to_string())?;
         factory.quiet();
-        // Faults must not quote what was generated.
+        // Errors must not quote generated text.
         factory.limits_mut().verbose_errors = false;
         Ok(factory)
     }
 }
 
-/// Sets how white space is written, which the schema itself cannot say.
+/// Sets how white space is generated, which a schema cannot express.
 fn with_white_space(mut schema: Value) -> Value {
     if let Some(fields) = schema.as_object_mut() {
         let options = json!({"whitespace_pattern": WHITE_SPACE});
@@ -100,7 +100,7 @@ fn with_white_space(mut schema: Value) -> Value {
     schema
 }
 
-/// What one answer must look like, from where it stands.
+/// The grammar of one answer, with its current state.
 pub(in crate::engine) struct Grammar(Matcher);
 
 impl fmt::Debug for Grammar {
@@ -110,26 +110,26 @@ impl fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// The tokens that may come next, a bit for each; `None` when there is no way on.
+    /// Bit mask of the tokens that may come next; `None` when there are none.
     pub(in crate::engine) fn allowed(&mut self) -> Option<Vec<u32>> {
         let mask = self.0.compute_mask().ok()?;
         (!mask.is_zero()).then(|| mask.as_slice().to_vec())
     }
 
-    /// Goes on by the token that was chosen.
-    pub(in crate::engine) fn take(&mut self, token: u32) -> Progress {
+    /// Advances by the chosen token.
+    pub(in crate::engine) fn take(&mut self, token: u32) -> GrammarState {
         if self.0.consume_token(token).is_err() {
-            return Progress::Stuck;
+            return GrammarState::Stuck;
         }
         match self.0.is_stopped() {
-            false => Progress::Open,
-            true if self.0.stop_reason().is_ok() => Progress::Whole,
-            true => Progress::Stuck,
+            false => GrammarState::Open,
+            true if self.0.stop_reason().is_ok() => GrammarState::Complete,
+            true => GrammarState::Stuck,
         }
     }
 }
 
-/// A vocabulary as llguidance sees it.
+/// A vocabulary in llguidance's form.
 struct Tokens(TokTrie);
 
 impl Tokens {
@@ -139,7 +139,7 @@ impl Tokens {
             if !vocabulary.is_special(token) && !eos.contains(&token) {
                 return bytes.to_vec();
             }
-            // Special tokens stand apart from text that happens to read the same.
+            // Marked, so that special tokens never match text that reads the same.
             [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
         };
         let words: Vec<Vec<u8>> = (0..rows as u32).map(spell).collect();
@@ -162,7 +162,7 @@ impl TokenizerEnv for Tokens {
         self.0.greedy_tokenize(bytes)
     }
 
-    /// The model chooses how it spells what the grammar leaves it no choice about.
+    /// False: where the grammar forces text, the model still chooses its tokenization.
     fn tokenize_is_canonical(&self) -> bool {
         false
     }

@@ -1,26 +1,25 @@
-//! Memory that begins on a cache line.
+//! Memory aligned to cache lines.
 
 use std::ops::{Deref, DerefMut};
 
-/// Bytes of a cache line, and of the widest vector.
+/// Bytes of a cache line and of the widest vector.
 const LINE: usize = 64;
 
-/// Numbers of which the first begins a cache line, so that no vector of them lies across two: such
-/// a load takes twice as long.
+/// Numbers aligned to a cache line, so that no vector crosses two: such a load takes twice as long.
 #[derive(Debug)]
 pub(in crate::engine) struct Aligned<T> {
-    /// Never grows, since it might move then.
+    /// Must not grow, since that might move it.
     memory: Vec<T>,
     from: usize,
     count: usize,
 }
 
 impl<T: Copy + Default> Aligned<T> {
-    /// Zeros; memory is taken from the system as it is written first.
+    /// Zeros; the system allocates memory when it is first written.
     pub(in crate::engine) fn zeros(count: usize) -> Self {
         let spare = LINE / size_of::<T>();
         let memory = vec![T::default(); count + spare];
-        // Where the distance cannot be told, a place within the memory does as well.
+        // If the offset cannot be computed, any position within the memory is correct.
         let from = memory.as_ptr().align_offset(LINE).min(spare);
         Self {
             memory,
@@ -57,7 +56,7 @@ mod tests {
     use crate::engine::local::cpu::kernels::aligned::*;
 
     #[test]
-    fn begins_on_a_cache_line_and_holds_what_was_asked_for() {
+    fn is_aligned_and_zeroed() {
         for count in [0, 1, 63, 4_096] {
             let (bytes, floats) = (Aligned::<u8>::zeros(count), Aligned::<f32>::zeros(count));
             assert_eq!((bytes.len(), floats.len()), (count, count));

@@ -1,9 +1,9 @@
-//! A matrix that several threads fill by columns.
+//! A matrix that several threads write by columns.
 
 use std::marker::PhantomData;
 
-/// A matrix whose columns several threads fill, no two of them the same ones.
-pub(in crate::engine) struct Columns<'a> {
+/// A matrix whose columns are written by several threads, each its own.
+pub(in crate::engine) struct SharedColumns<'a> {
     to: *mut f32,
     rows: usize,
     width: usize,
@@ -14,10 +14,10 @@ pub(in crate::engine) struct Columns<'a> {
     unsafe_code,
     reason = "safe Rust splits a matrix by rows, not by columns"
 )]
-// SAFETY: `write` and `add` are the only accesses; their callers keep to disjoint columns.
-unsafe impl Sync for Columns<'_> {}
+// SAFETY: `write` and `add` are the only accesses; their callers use disjoint columns.
+unsafe impl Sync for SharedColumns<'_> {}
 
-impl<'a> Columns<'a> {
+impl<'a> SharedColumns<'a> {
     /// Borrows `to`, `[row][width]`.
     pub(in crate::engine) fn new(to: &'a mut [f32], width: usize) -> Self {
         Self {
@@ -28,26 +28,26 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// Writes a part of a row. Two threads must not write the same place at the same time; a
-    /// caller gives each its own columns.
+    /// Writes part of a row. Threads must not write the same columns concurrently; callers assign each
+    /// thread its own.
     ///
     /// # Panics
-    /// When the part is not within the row.
-    #[expect(unsafe_code, reason = "see `Columns`")]
+    /// When the values exceed the row.
+    #[expect(unsafe_code, reason = "see `SharedColumns`")]
     pub(in crate::engine) fn write(&self, row: usize, from: usize, values: &[f32]) {
         assert!(row < self.rows && from + values.len() <= self.width);
-        // SAFETY: within the borrowed slice, as just checked; no other thread has these columns.
+        // SAFETY: within the borrowed slice, as just checked; no other thread uses these columns.
         unsafe {
             let at = self.to.add(row * self.width + from);
             std::ptr::copy_nonoverlapping(values.as_ptr(), at, values.len());
         }
     }
 
-    /// Adds to a part of a row, as [`Self::write`] writes one.
+    /// Adds to part of a row, with the rules of [`Self::write`].
     ///
     /// # Panics
     /// As [`Self::write`].
-    #[expect(unsafe_code, reason = "see `Columns`")]
+    #[expect(unsafe_code, reason = "see `SharedColumns`")]
     pub(super) fn add(&self, row: usize, from: usize, values: &[f32]) {
         assert!(row < self.rows && from + values.len() <= self.width);
         // SAFETY: as in `write`.
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn parts_of_rows_are_written_and_added_to() {
         let mut matrix = vec![1.0; 3 * 5];
-        let columns = Columns::new(&mut matrix, 5);
+        let columns = SharedColumns::new(&mut matrix, 5);
         columns.write(1, 3, &[7.0, 8.0]);
         columns.add(1, 2, &[0.5, 0.5]);
         columns.add(2, 0, &[2.0]);
@@ -82,6 +82,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "from + values.len() <= self.width")]
     fn a_part_beyond_its_row_panics() {
-        Columns::new(&mut [0.0; 6], 3).write(0, 2, &[1.0, 2.0]);
+        SharedColumns::new(&mut [0.0; 6], 3).write(0, 2, &[1.0, 2.0]);
     }
 }

@@ -1,17 +1,17 @@
-//! What is between the products: norms, SwiGLU and the softmax of attention.
+//! Elementwise functions between the products: norms, SwiGLU and the softmax of attention.
 
-use super::{isa::Isa, tile::PANEL};
+use super::{isa::Isa, panel::PANEL};
 
-/// Partial sums of a long sum: a vector of them at a time, in an order that does not depend on the CPU.
+/// Partial sums of a long sum: one vector of them, in an order that does not depend on the CPU.
 pub(super) const LANES: usize = 16;
 
-/// `e` to the power of `x`, at most 2 units in the last place off; 0 below -87.3, where f32 ends.
+/// `e` to the power of `x`, within 2 units in the last place; 0 below -87.3, where f32 underflows.
 ///
-/// Cephes' `expf`: the power of two is split off, the rest is a polynomial. No branch and no call,
-/// so that a loop over it becomes vector instructions.
+/// Cephes' `expf`: split off the power of two, approximate the rest by a polynomial. It has no branch
+/// and no call, so that loops over it are vectorized.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves no bits after the point
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let within = x.clamp(-87.3, 88.0);
@@ -57,9 +57,9 @@ compiled! {
 }
 
 compiled! {
-    /// Turns pairs of values by the angles given: the first values of a head's pairs are its first
-    /// half (Su et al., 2021).
-    fn turn(heads: &mut [f32], cosines: &[f32], sines: &[f32]) {
+    /// Rotates pairs of values by the given angles; a head's first half holds the pairs' first values
+    /// (Su et al., 2021).
+    fn rotate(heads: &mut [f32], cosines: &[f32], sines: &[f32]) {
         for head in heads.chunks_exact_mut(2 * cosines.len()) {
             let (first, second) = head.split_at_mut(cosines.len());
             for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
@@ -70,7 +70,7 @@ compiled! {
 }
 
 compiled! {
-    /// `silu(gate) * up` in place of the gate (Shazeer, 2020).
+    /// Replaces the gate by `silu(gate) * up` (Shazeer, 2020).
     fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
             *gate = *gate / (1.0 + exp(-*gate)) * *up;
@@ -78,11 +78,11 @@ compiled! {
     }
 }
 
-/// A row's softmax as its scores come in, a block of them at a time (Milakov and Gimelshein, 2018).
+/// State of a row's online softmax over blocks of scores (Milakov and Gimelshein, 2018).
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) struct Softmax {
     highest: f32,
-    /// Of the weights so far, relative to `highest`.
+    /// Sum of the weights so far, relative to `highest`.
     pub(in crate::engine) sum: f32,
 }
 
@@ -96,9 +96,9 @@ impl Default for Softmax {
 }
 
 compiled! {
-    /// Turns a block of scores into weights relative to the highest score so far, and gives the
-    /// factor by which what was weighted before must shrink. A score of minus infinity is one that
-    /// the row does not see.
+    /// Converts a block of scores to weights relative to the highest score so far, and returns the
+    /// factor by which earlier weights must be scaled. Hidden positions have a score of minus
+    /// infinity.
     fn softmax_block(row: &mut Softmax, scores: &mut [f32; PANEL]) -> f32 {
         let highest = scores.iter().copied().fold(row.highest, f32::max);
         if highest == f32::NEG_INFINITY {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn swiglu_and_norm_agree_with_f64_on_each_instruction_set() {
+    fn swiglu_and_norm_match_f64_on_each_instruction_set() {
         let values: Vec<f32> = (0..2 * 70)
             .map(|at| (at as f32 * 0.37).sin() * 9.0)
             .collect();
@@ -163,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn turning_keeps_lengths_and_adds_angles() {
+    fn rotation_keeps_lengths_and_adds_angles() {
         for isa in Isa::available() {
             let start: Vec<f32> = (0..3 * 38).map(|at| (at as f32 * 0.61).cos()).collect();
             let angles: Vec<f32> = (0..19).map(|at| at as f32 * 0.3).collect();
             let cosines: Vec<f32> = angles.iter().map(|angle| angle.cos()).collect();
             let sines: Vec<f32> = angles.iter().map(|angle| angle.sin()).collect();
             let mut heads = start.clone();
-            turn(isa, &mut heads, &cosines, &sines);
+            rotate(isa, &mut heads, &cosines, &sines);
             for (turned, start) in heads.chunks(38).zip(start.chunks(38)) {
                 for (pair, angle) in angles.iter().enumerate() {
                     let (x, y) = (f64::from(start[pair]), f64::from(start[19 + pair]));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn softmax_in_blocks_is_the_softmax_of_all() {
+    fn blockwise_softmax_matches_the_whole_softmax() {
         let scores: Vec<f32> = (0..3 * PANEL)
             .map(|at| (at as f32 * 1.7).sin() * 20.0)
             .collect();

@@ -1,8 +1,8 @@
-//! Which instructions this CPU has.
+//! Detects this CPU's instruction sets.
 
 use std::sync::OnceLock;
 
-/// Compiles a plain function for each instruction set and calls the one given.
+/// Compiles a portable function for each instruction set and dispatches on `isa`.
 macro_rules! compiled {
     ($(#[$about:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$about])*
@@ -18,7 +18,7 @@ macro_rules! compiled {
             fn avx512($($argument: $type),*) $(-> $result)? { plain($($argument),*) }
             match isa {
                 Isa::Portable => plain($($argument),*),
-                // SAFETY: `Isa::available` saw these instructions.
+                // SAFETY: `Isa::available` detected these instructions.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.
@@ -29,10 +29,10 @@ macro_rules! compiled {
     };
 }
 
-/// An instruction set that the kernels are compiled for, from the plainest to the richest.
+/// An instruction set that the kernels are compiled for, in ascending order of capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::engine) enum Isa {
-    /// What the target always has; on 64-bit Arm that includes NEON.
+    /// The target's baseline; on 64-bit Arm it includes NEON.
     Portable,
     /// AVX2 with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
@@ -40,22 +40,22 @@ pub(in crate::engine) enum Isa {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX-512 with dot products of bytes, four at a time (VNNI).
+    /// AVX-512 with byte dot products (VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
-    /// AVX-512 with those and dot products of bf16 pairs; no CPU has the latter alone.
+    /// As before, with bf16 dot products; no CPU has those without VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
 }
 
 impl Isa {
-    /// The richest that this CPU has; read once.
+    /// The most capable one of this CPU; detected once.
     pub(in crate::engine) fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| *Self::available().last().unwrap_or(&Self::Portable))
     }
 
-    /// All that this CPU has, the richest last.
+    /// All that this CPU supports, in ascending order.
     pub(in crate::engine) fn available() -> Vec<Self> {
         #[cfg_attr(
             not(target_arch = "x86_64"),
@@ -84,7 +84,7 @@ impl Isa {
         found
     }
 
-    /// True when pairs of bf16 can be multiplied and added in one instruction.
+    /// True when the CPU has dot products of bf16 pairs.
     pub(in crate::engine) fn has_bf16_dot(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self == Self::Avx512Bf16;

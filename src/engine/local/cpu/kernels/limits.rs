@@ -1,4 +1,4 @@
-//! What this machine could do at best, for benchmarks to be measured against.
+//! Measures the machine's peak rates, for benchmarks to compare with.
 
 use std::time::{Duration, Instant};
 
@@ -6,36 +6,36 @@ use rayon::prelude::*;
 
 use super::{
     isa::Isa,
-    matrix::Precision,
-    pack::Packed,
-    rows::Ready,
-    tile::{PANEL, multiply},
+    pack::{Packed, Precision},
+    panel::PANEL,
+    rows::PreparedRows,
+    tile::multiply,
 };
 
-/// The machine's limits, all threads together.
+/// The machine's peak rates, all threads together.
 #[derive(Clone, Copy, Debug)]
-pub struct MachineLimits {
-    /// Bytes read from memory in a second.
-    pub bytes_per_second: f64,
-    /// Multiplications and additions of f32 in a second.
-    pub f32_flops: f64,
-    /// The same of bf16 pairs; of f32 where the CPU has no such instruction.
-    pub bf16_flops: f64,
-    /// The same of bytes, with their scales.
-    pub q8_flops: f64,
+pub(crate) struct MachineLimits {
+    /// Bytes read from memory per second.
+    pub(crate) bytes_per_second: f64,
+    /// f32 operations per second; a multiplication and an addition count as two.
+    pub(crate) f32_flops: f64,
+    /// The same for bf16 pairs; for f32 where the CPU has no bf16 instruction.
+    pub(crate) bf16_flops: f64,
+    /// The same for 8-bit products with their scales.
+    pub(crate) q8_flops: f64,
 }
 
-/// Length of one measurement.
+/// Duration of one measurement.
 const SPAN: Duration = Duration::from_millis(60);
-/// Floats that a thread reads: far beyond its share of any cache.
+/// Floats read per thread: far more than its share of any cache.
 const FLOATS: usize = 32 << 20;
-/// Inputs of the panel in the arithmetic's measurement, which stays in the first-level cache.
+/// Inputs of the measured panel, which stays in the first-level cache.
 const INPUTS: usize = 256;
 const ROWS: usize = 12;
 
 impl MachineLimits {
-    /// Measures them; takes a fraction of a second and 128 MiB for each thread.
-    pub fn measure() -> Self {
+    /// Measures them; takes a fraction of a second and 128 MiB per thread.
+    pub(crate) fn measure() -> Self {
         Self {
             bytes_per_second: bandwidth(),
             f32_flops: arithmetic(Precision::F32),
@@ -45,7 +45,7 @@ impl MachineLimits {
     }
 }
 
-/// Runs `work` on every thread for [`SPAN`] and adds up what each did in a second.
+/// Runs `work` on every thread for [`SPAN`] and adds up their rates per second.
 fn on_all_threads(work: impl Fn() -> f64 + Sync) -> f64 {
     let rates = rayon::broadcast(|_| {
         let (begun, mut done) = (Instant::now(), 0.0);
@@ -60,7 +60,7 @@ fn on_all_threads(work: impl Fn() -> f64 + Sync) -> f64 {
 fn bandwidth() -> f64 {
     let threads = rayon::current_num_threads();
     let mut memory = vec![0.0f32; threads * FLOATS];
-    // Written by the threads, so that the pages are there.
+    // Written by the threads, so that the pages are allocated.
     memory
         .par_chunks_mut(1 << 16)
         .for_each(|part| part.fill(1.0));
@@ -83,8 +83,8 @@ fn arithmetic(precision: Precision) -> f64 {
     let isa = Isa::best();
     let rows = vec![0.5; ROWS * INPUTS];
     let packed = Packed::new(isa, &[0.3; PANEL * INPUTS], PANEL, INPUTS, precision);
-    let mut ready = Ready::default();
-    let rows = packed.ready(isa, &rows, INPUTS, &mut ready);
+    let mut prepared = PreparedRows::default();
+    let rows = packed.prepared(isa, &rows, INPUTS, &mut prepared);
     on_all_threads(|| {
         let mut sums = [[0.0; PANEL]; ROWS];
         multiply(isa, packed.panel(0, INPUTS), rows, INPUTS, &mut sums);

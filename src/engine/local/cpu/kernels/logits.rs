@@ -1,35 +1,35 @@
-//! What a row of logits tells: its highest values and the sums of its softmax.
+//! Statistics of a row of logits: its two highest values and the sums of its softmax.
 
 use super::{
     elementwise::{LANES, exp},
     isa::Isa,
 };
 
-/// Values whose weights are summed in f32 before f64 takes over: few enough that the sum of positive
-/// numbers is within a few units in the last place, many enough that f64 costs nothing.
+/// Values summed in f32 before the sum is added in f64: few enough for an error of a few units in the
+/// last place, many enough to make the cost of f64 negligible.
 const BLOCK: usize = 256;
 
 /// The two highest values of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::engine) struct Highest {
-    /// The highest; minus infinity of an empty row.
+pub(in crate::engine) struct TopTwo {
+    /// The highest; minus infinity for an empty row.
     pub(in crate::engine) first: f32,
-    /// The highest of the others, which may be as high; minus infinity where there is none.
+    /// The second highest, possibly equal to the first; minus infinity if there is none.
     pub(in crate::engine) second: f32,
-    /// True when every value is a finite number.
+    /// True when every value is finite.
     pub(in crate::engine) all_finite: bool,
 }
 
-/// Sums over a row's softmax, its highest value shifted to 0.
+/// Sums over a row's softmax, with the highest value shifted to 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::engine) struct SoftmaxSums {
-    /// Of e^z.
+    /// Sum of e^z.
     pub(in crate::engine) weights: f64,
-    /// Of z e^z.
+    /// Sum of z e^z.
     pub(in crate::engine) weighted: f64,
 }
 
-/// Rows as lanes see them: whole vectors of values, then the rest.
+/// Visits a row by lanes: whole vectors of values, then the rest.
 #[inline(always)]
 fn for_each_lane(values: &[f32], mut see: impl FnMut(usize, f32)) {
     let (parts, rest) = values.as_chunks::<LANES>();
@@ -44,11 +44,11 @@ fn for_each_lane(values: &[f32], mut see: impl FnMut(usize, f32)) {
 }
 
 compiled! {
-    /// The two highest values, and whether all are finite.
-    fn highest_two(values: &[f32]) -> Highest {
+    /// Finds the two highest values and whether all are finite.
+    fn highest_two(values: &[f32]) -> TopTwo {
         let mut first = [f32::NEG_INFINITY; LANES];
         let mut second = [f32::NEG_INFINITY; LANES];
-        // 0 as long as every value is finite; no number afterwards.
+        // 0 as long as every value is finite, NaN afterwards.
         let mut odd = [0.0_f32; LANES];
         for_each_lane(values, |lane, value| {
             let best = first[lane];
@@ -57,7 +57,7 @@ compiled! {
             second[lane] = if lower > second[lane] { lower } else { second[lane] };
             odd[lane] += value * 0.0;
         });
-        let mut highest = Highest {
+        let mut highest = TopTwo {
             first: f32::NEG_INFINITY,
             second: f32::NEG_INFINITY,
             all_finite: odd.iter().all(|odd| *odd == 0.0),
@@ -74,15 +74,14 @@ compiled! {
 }
 
 compiled! {
-    /// The sums of the softmax of values that are multiplied by `scale` once `highest` is taken
-    /// from them. Partial sums stand in f32, whole ones in f64: relative to f64 throughout, they
-    /// are within 1e-6.
+    /// Sums the softmax of `(value - highest) * scale`. Partial sums are in f32, totals in f64: within
+    /// 1e-6 of f64 throughout.
     fn softmax_sums(values: &[f32], highest: f32, scale: f32) -> SoftmaxSums {
         let mut sums = SoftmaxSums { weights: 0.0, weighted: 0.0 };
         for block in values.chunks(BLOCK) {
             let (mut weights, mut weighted) = ([0.0_f32; LANES], [0.0_f32; LANES]);
             for_each_lane(block, |lane, value| {
-                // Below, the weight is 0, and infinity times 0 would be no number.
+                // Below this bound the weight is 0, and infinity times 0 would be NaN.
                 let z = ((value - highest) * scale).max(-88.0);
                 let weight = exp(z);
                 weights[lane] += weight;
@@ -96,7 +95,7 @@ compiled! {
 }
 
 compiled! {
-    /// The softmax's weights themselves, relative to that of `highest`.
+    /// The softmax's weights, relative to that of `highest`.
     fn softmax_weights(values: &[f32], highest: f32, scale: f32, weights: &mut [f32]) {
         for (weight, value) in weights.iter_mut().zip(values) {
             *weight = exp((value - highest) * scale);
@@ -108,7 +107,7 @@ compiled! {
 mod tests {
     use crate::engine::local::cpu::kernels::logits::*;
 
-    /// Rows of several lengths and spreads, tails of blocks and lanes included.
+    /// Rows of various lengths and spreads, including partial blocks and vectors.
     fn rows() -> Vec<Vec<f32>> {
         let mut rows = vec![vec![7.5], vec![1.0, 1.0]];
         for length in [3, 16, 17, 255, 256, 1000, 49_152] {
@@ -121,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn the_two_highest_are_those_of_the_sorted_row() {
+    fn the_two_highest_match_the_sorted_row() {
         for isa in Isa::available() {
             for row in rows() {
                 let mut sorted = row.clone();
                 sorted.sort_by(|a, b| b.total_cmp(a));
                 let second = sorted.get(1).copied().unwrap_or(f32::NEG_INFINITY);
-                let highest = Highest {
+                let highest = TopTwo {
                     first: sorted[0],
                     second,
                     all_finite: true,
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_those_of_f64_and_the_same_on_each_instruction_set() {
+    fn sums_match_f64_and_each_other_on_all_instruction_sets() {
         for row in rows() {
             for scale in [1.0_f32, 0.5, 3.0] {
                 let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forbidden_or_far_apart_has_no_weight() {
+    fn minus_infinity_has_no_weight() {
         for isa in Isa::available() {
             let sums = softmax_sums(isa, &[0.0, f32::NEG_INFINITY, f32::MIN], 0.0, f32::MAX);
             assert_eq!((sums.weights, sums.weighted), (1.0, 0.0));

@@ -1,56 +1,43 @@
-//! A weight matrix packed into panels, and its product with some rows.
+//! A weight matrix packed into panels, and its product with rows.
 
 use std::ops::Range;
 
 use super::{
     aligned::Aligned,
-    columns::Columns,
+    columns::SharedColumns,
     elementwise::swiglu,
     isa::Isa,
-    pack::Packed,
-    rows::Ready,
+    pack::{Packed, Precision},
+    panel::{InputRows, PANEL, SliceRows as _},
+    rows::PreparedRows,
     team::{share, threads},
-    tile::{PANEL, Part as _, Rows, multiply},
+    tile::multiply,
 };
 
-/// Multiplications below which a second thread costs more than it brings.
+/// Multiplications below which a second thread does not pay off.
 const SHARED_FROM: usize = 1 << 18;
-/// Rows that a panel is multiplied with before the next: their sums stay in the first-level cache.
+/// Rows multiplied with a panel before the next one: their sums fit the first-level cache.
 const TILE: usize = 48;
 
-/// What a product is computed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) enum Precision {
-    /// f32 throughout; weights that are bf16 stay so in memory and are widened on use.
-    F32,
-    /// Weights and inputs rounded to bf16, sums in f32, where the CPU multiplies pairs of bf16;
-    /// elsewhere only the weights are rounded.
-    Bf16,
-    /// Weights and inputs in steps of 8 bits, with a scale for each group of 32 inputs, as
-    /// llama.cpp's q8_0. Sums within a group are exact, those of the groups in f32. The LM head is no
-    /// exception: it is a fifth of what a decoding step of a small model reads.
-    Q8,
-}
-
-/// A weight of some outputs for each of some inputs, packed once, and a bias.
+/// A weight per output and input, packed once, and an optional bias.
 #[derive(Debug)]
 pub(in crate::engine) struct Matrix {
     outputs: usize,
     inputs: usize,
     isa: Isa,
     packed: Packed,
-    /// Of whole panels; none is zeros.
+    /// Padded to whole panels.
     bias: Option<Aligned<f32>>,
 }
 
-/// The sums of a tile.
-type Sums = [[f32; PANEL]; TILE];
+/// Sums of one tile.
+type TileSums = [[f32; PANEL]; TILE];
 
 impl Matrix {
     /// Packs `weights`, `[outputs][inputs]`.
     ///
     /// # Panics
-    /// When the length is another.
+    /// When the length does not match.
     pub(in crate::engine) fn pack(
         weights: &[f32],
         outputs: usize,
@@ -60,7 +47,7 @@ impl Matrix {
         Self::pack_for(Isa::best(), weights, outputs, inputs, precision)
     }
 
-    /// As [`Self::pack`], for an instruction set that this CPU has.
+    /// Like [`Self::pack`], for a given instruction set of this CPU.
     pub(super) fn pack_for(
         isa: Isa,
         weights: &[f32],
@@ -78,10 +65,10 @@ impl Matrix {
         }
     }
 
-    /// With a bias for each output.
+    /// Adds a bias per output.
     ///
     /// # Panics
-    /// When there is not one for each.
+    /// When its length is not the number of outputs.
     pub(in crate::engine) fn with_bias(mut self, bias: &[f32]) -> Self {
         assert_eq!(bias.len(), self.outputs);
         let mut padded = Aligned::zeros(self.panels() * PANEL);
@@ -98,11 +85,16 @@ impl Matrix {
     /// Multiplies `rows`, `[row][input]`, into `to`, which becomes `[row][output]`.
     ///
     /// # Panics
-    /// When the length of `rows` is no multiple of the inputs.
-    pub(in crate::engine) fn apply(&self, rows: &[f32], ready: &mut Ready, to: &mut Vec<f32>) {
+    /// When the length of `rows` is not a multiple of the inputs.
+    pub(in crate::engine) fn apply(
+        &self,
+        rows: &[f32],
+        prepared: &mut PreparedRows,
+        to: &mut Vec<f32>,
+    ) {
         to.resize(rows.len() / self.inputs * self.outputs, 0.0);
-        let columns = Columns::new(to, self.outputs);
-        self.product(rows, ready, |row, from, sums| {
+        let columns = SharedColumns::new(to, self.outputs);
+        self.product(rows, prepared, |row, from, sums| {
             columns.write(row, from, sums);
         });
     }
@@ -110,22 +102,24 @@ impl Matrix {
     /// Multiplies `rows`, `[row][input]`, and adds the product to `to`, `[row][output]`.
     ///
     /// # Panics
-    /// When the lengths do not go together.
-    pub(in crate::engine) fn add(&self, rows: &[f32], ready: &mut Ready, to: &mut [f32]) {
+    /// When the lengths do not match.
+    pub(in crate::engine) fn add(&self, rows: &[f32], prepared: &mut PreparedRows, to: &mut [f32]) {
         assert_eq!(rows.len() / self.inputs * self.outputs, to.len());
-        let columns = Columns::new(to, self.outputs);
-        self.product(rows, ready, |row, from, sums| columns.add(row, from, sums));
+        let columns = SharedColumns::new(to, self.outputs);
+        self.product(rows, prepared, |row, from, sums| {
+            columns.add(row, from, sums)
+        });
     }
 
-    /// Gives `write` each row's sums of each panel: the row, the first output, and the sums.
+    /// Calls `write` with a row, the first output of a panel, and the row's sums for that panel.
     fn product(
         &self,
         rows: &[f32],
-        ready: &mut Ready,
+        prepared: &mut PreparedRows,
         write: impl Fn(usize, usize, &[f32]) + Sync,
     ) {
         let count = self.count(rows);
-        let rows = self.ready(rows, ready);
+        let rows = self.prepared(rows, prepared);
         each_panel(self.panels(), count * self.inputs * PANEL, |panel| {
             let width = PANEL.min(self.outputs - panel * PANEL);
             let mut sums = [[0.0; PANEL]; TILE];
@@ -143,24 +137,24 @@ impl Matrix {
         rows.len() / self.inputs
     }
 
-    fn ready<'a>(&self, rows: &'a [f32], ready: &'a mut Ready) -> Rows<'a> {
-        self.packed.ready(self.isa, rows, self.inputs, ready)
+    fn prepared<'a>(&self, rows: &'a [f32], prepared: &'a mut PreparedRows) -> InputRows<'a> {
+        self.packed.prepared(self.isa, rows, self.inputs, prepared)
     }
 
-    /// The bias and the product of a panel with some of the rows.
+    /// The bias plus the product of a panel with a tile of rows.
     fn sum<'a>(
         &self,
         panel: usize,
-        rows: Rows<'_>,
+        rows: InputRows<'_>,
         tile: Range<usize>,
-        to: &'a mut Sums,
+        to: &'a mut TileSums,
     ) -> &'a mut [[f32; PANEL]] {
         let to = &mut to[..tile.len()];
         let bias = self.bias.as_ref();
         let bias = bias.and_then(|bias| bias.as_chunks::<PANEL>().0.get(panel));
         to.fill(*bias.unwrap_or(&[0.0; PANEL]));
         let inputs = self.packed.padded(self.inputs);
-        let rows = rows.part(tile, inputs);
+        let rows = rows.slice_rows(tile, inputs);
         multiply(
             self.isa,
             self.packed.panel(panel, self.inputs),
@@ -180,19 +174,19 @@ impl Matrix {
 /// `to`, which becomes `[row][output]`.
 ///
 /// # Panics
-/// When the two matrices differ in shape, or the length of `rows` is no multiple of the inputs.
+/// When the matrices differ in shape, or the length of `rows` is not a multiple of the inputs.
 pub(in crate::engine) fn gated(
     gate: &Matrix,
     up: &Matrix,
     rows: &[f32],
-    ready: &mut Ready,
+    prepared: &mut PreparedRows,
     to: &mut Vec<f32>,
 ) {
     assert!(gate.outputs == up.outputs && gate.inputs == up.inputs && gate.isa == up.isa);
     let count = gate.count(rows);
     to.resize(count * gate.outputs, 0.0);
-    let columns = Columns::new(to, gate.outputs);
-    let rows = gate.ready(rows, ready);
+    let columns = SharedColumns::new(to, gate.outputs);
+    let rows = gate.prepared(rows, prepared);
     each_panel(gate.panels(), 2 * count * gate.inputs * PANEL, |panel| {
         let width = PANEL.min(gate.outputs - panel * PANEL);
         let (mut gates, mut ups) = ([[0.0; PANEL]; TILE], [[0.0; PANEL]; TILE]);
@@ -207,7 +201,7 @@ pub(in crate::engine) fn gated(
     });
 }
 
-/// Computes panels, on all threads when that is worth it.
+/// Computes all panels, on all threads where that pays off.
 fn each_panel(panels: usize, multiplications: usize, work: impl Fn(usize) + Sync) {
     if is_worth_sharing(panels * multiplications) {
         share(panels, || (), |(), panel| work(panel));
@@ -216,12 +210,12 @@ fn each_panel(panels: usize, multiplications: usize, work: impl Fn(usize) + Sync
     }
 }
 
-/// True when that many multiplications are better done by all threads.
+/// True when so many multiplications are faster on all threads.
 pub(in crate::engine) fn is_worth_sharing(multiplications: usize) -> bool {
     multiplications >= SHARED_FROM && threads() > 1
 }
 
-/// Cuts rows into tiles as even as can be.
+/// Divides rows into tiles of nearly equal size.
 fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let many = rows.div_ceil(rows.div_ceil(TILE).max(1)).max(1);
     (0..rows)

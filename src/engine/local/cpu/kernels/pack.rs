@@ -1,17 +1,30 @@
-//! Weights laid out as panels.
+//! Packs weights into panels.
 
 use half::bf16;
 
 use super::{
     aligned::Aligned,
     isa::Isa,
-    matrix::Precision,
-    rows::Ready,
+    panel::{GROUP, GROUP_BYTES, InputRows, PANEL, Panel, lane},
+    rows::PreparedRows,
     team::{share_parts, threads},
-    tile::{GROUP, GROUP_BYTES, PANEL, Panel, Rows, lane},
 };
 
-/// Packed weights; each variant as the [`Panel`] of its name, one panel after the other.
+/// Number format of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Precision {
+    /// f32 throughout; weights that are exact in bf16 are stored so and widened on use.
+    F32,
+    /// Weights and inputs rounded to bf16 and summed in f32, if the CPU multiplies bf16 pairs;
+    /// otherwise only the weights are rounded.
+    Bf16,
+    /// Weights and inputs as 8-bit integers with a scale per group of 32 inputs, as llama.cpp's
+    /// q8_0. Sums within a group are exact; those over groups are in f32. This includes the LM head,
+    /// a fifth of what a decode step of a small model reads.
+    Q8,
+}
+
+/// Packed weights; each variant is a sequence of [`Panel`]s of the same name.
 #[derive(Debug)]
 pub(super) enum Packed {
     F32(Aligned<f32>),
@@ -20,15 +33,15 @@ pub(super) enum Packed {
     Bytes(Aligned<u8>),
 }
 
-/// Weights to pack, `[output][input]`; outputs and inputs beyond the last are zeros.
+/// Weights to pack, `[output][input]`, padded with zeros.
 #[derive(Clone, Copy)]
-struct Weights<'a> {
+struct UnpackedWeights<'a> {
     values: &'a [f32],
     outputs: usize,
     inputs: usize,
 }
 
-impl Weights<'_> {
+impl UnpackedWeights<'_> {
     fn at(&self, output: usize, input: usize) -> f32 {
         match output < self.outputs && input < self.inputs {
             true => self.values[output * self.inputs + input],
@@ -40,7 +53,7 @@ impl Weights<'_> {
         bf16::from_f32(self.at(output, input)).to_bits()
     }
 
-    /// Fills panels of `values` numbers each, on all threads.
+    /// Packs panels of `values` numbers each, on all threads.
     fn pack<T: Copy + Default + Send>(
         &self,
         values: usize,
@@ -68,7 +81,7 @@ impl Packed {
         inputs: usize,
         precision: Precision,
     ) -> Self {
-        let weights = Weights {
+        let weights = UnpackedWeights {
             values,
             outputs,
             inputs,
@@ -95,7 +108,7 @@ impl Packed {
         }
     }
 
-    /// A panel of weights for `inputs` inputs.
+    /// The panel at an index, for `inputs` inputs.
     pub(super) fn panel(&self, at: usize, inputs: usize) -> Panel<'_> {
         match self {
             Self::F32(packed) => Panel::F32(part(packed, at, inputs * PANEL)),
@@ -110,22 +123,22 @@ impl Packed {
         }
     }
 
-    /// Rows of `inputs` as these weights need them.
-    pub(super) fn ready<'a>(
+    /// Converts rows of `inputs` to the format of these weights.
+    pub(super) fn prepared<'a>(
         &self,
         isa: Isa,
         rows: &'a [f32],
         inputs: usize,
-        ready: &'a mut Ready,
-    ) -> Rows<'a> {
+        prepared: &'a mut PreparedRows,
+    ) -> InputRows<'a> {
         match self {
-            Self::F32(_) | Self::Bf16(_) => Rows::F32(rows),
-            Self::Bf16Pairs(_) => ready.bf16(isa, rows, inputs),
-            Self::Bytes(_) => ready.bytes(isa, rows, inputs),
+            Self::F32(_) | Self::Bf16(_) => InputRows::F32(rows),
+            Self::Bf16Pairs(_) => prepared.bf16(isa, rows, inputs),
+            Self::Bytes(_) => prepared.bytes(isa, rows, inputs),
         }
     }
 
-    /// The inputs of a panel, with those that pad it.
+    /// The inputs of a panel, padding included.
     pub(super) fn padded(&self, inputs: usize) -> usize {
         match self {
             Self::F32(_) | Self::Bf16(_) => inputs,
@@ -151,14 +164,14 @@ fn is_bf16(value: f32) -> bool {
     value.to_bits() & 0xffff == 0
 }
 
-/// Writes 32 numbers as [`Panel::Bf16`] has them.
+/// Writes 32 numbers in the order of [`Panel::Bf16`].
 fn lay_halves(to: &mut [u16], of: impl Fn(usize) -> u16) {
     for output in 0..PANEL {
         to[lane(output)] = of(output);
     }
 }
 
-fn pack_pairs(weights: &Weights<'_>) -> Aligned<u16> {
+fn pack_pairs(weights: &UnpackedWeights<'_>) -> Aligned<u16> {
     weights.pack(
         weights.inputs.next_multiple_of(2) * PANEL,
         |first, panel: &mut [u16]| {
@@ -172,7 +185,7 @@ fn pack_pairs(weights: &Weights<'_>) -> Aligned<u16> {
     )
 }
 
-fn pack_bytes(weights: &Weights<'_>) -> Aligned<u8> {
+fn pack_bytes(weights: &UnpackedWeights<'_>) -> Aligned<u8> {
     let groups = weights.inputs.div_ceil(GROUP);
     weights.pack(groups * GROUP_BYTES, |first, panel: &mut [u8]| {
         for (group, to) in panel.chunks_exact_mut(GROUP_BYTES).enumerate() {
@@ -196,11 +209,11 @@ fn pack_bytes(weights: &Weights<'_>) -> Aligned<u8> {
     })
 }
 
-/// A group's scale and its weights in steps of it, plus 128.
+/// A group's scale and its weights as multiples of it, plus 128.
 ///
-/// The scale is a 127th of the largest, rounded up to bf16, which has no end within the weights'
-/// range, and the steps are those of the rounded scale: rounding it costs at most a 128th of the
-/// steps' fineness and no exactness.
+/// The scale is the largest absolute weight / 127, rounded up to bf16, whose range covers all f32
+/// weights. The weights are divided by the rounded scale, so rounding it costs at most a 128th of
+/// the resolution and no exactness.
 fn quantize(weights: &[f32; GROUP]) -> (bf16, [u8; GROUP]) {
     let largest = weights
         .iter()
@@ -219,7 +232,7 @@ mod tests {
     use crate::engine::local::cpu::kernels::pack::*;
 
     #[test]
-    fn a_weight_in_steps_is_at_most_half_a_step_off() {
+    fn quantized_weights_are_at_most_half_a_step_off() {
         for size in [1e-30, 1e-3, 1.0, 5e4] {
             let weights: [f32; GROUP] =
                 std::array::from_fn(|at| (at as f32 * 0.7 + size).sin() * size);

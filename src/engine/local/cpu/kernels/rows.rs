@@ -1,30 +1,30 @@
-//! Rows made ready for a product: as they are, rounded to bf16, or in steps of 8 bits.
+//! Prepares rows for a product: unchanged, rounded to bf16, or quantized to 8 bits.
 
 use super::{
     isa::Isa,
+    panel::{ByteRows, GROUP, InputRows},
     team::{share_parts, threads},
-    tile::{ByteRows, GROUP, Rows},
 };
 
-/// Values from which rows are made ready by all threads.
+/// Values from which all threads prepare the rows.
 const SHARED_FROM: usize = 1 << 14;
 
-/// Adding it, 1.5 * 2^23, to a small number leaves no bits after the point, and the number in the
-/// lowest bits.
+/// 1.5 * 2^23: adding it to a small number rounds that to an integer, which is then in the lowest
+/// bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// Memory for rows that are made ready, used by one product after the other.
+/// Buffers for prepared rows, reused by every product.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct Ready {
+pub(in crate::engine) struct PreparedRows {
     short: Vec<u16>,
     steps: Vec<i8>,
     scales: Vec<f32>,
     offsets: Vec<i32>,
 }
 
-impl Ready {
-    /// Rounds `[row][inputs]` to bf16; an odd width is padded by 0.
-    pub(super) fn bf16(&mut self, isa: Isa, rows: &[f32], inputs: usize) -> Rows<'_> {
+impl PreparedRows {
+    /// Rounds `[row][inputs]` to bf16; pads an odd width with 0.
+    pub(super) fn bf16(&mut self, isa: Isa, rows: &[f32], inputs: usize) -> InputRows<'_> {
         let width = inputs.next_multiple_of(2);
         let count = rows.len() / inputs;
         self.short.resize(count * width, 0);
@@ -37,11 +37,11 @@ impl Ready {
             }
         };
         run(rows.len(), parts.zip(rows.chunks(many * inputs)), work);
-        Rows::Bf16(&self.short)
+        InputRows::Bf16(&self.short)
     }
 
-    /// Rounds `[row][inputs]` to steps of a scale for each group, the last padded by 0.
-    pub(super) fn bytes(&mut self, isa: Isa, rows: &[f32], inputs: usize) -> Rows<'_> {
+    /// Quantizes `[row][inputs]` with a scale per group; pads the last group with 0.
+    pub(super) fn bytes(&mut self, isa: Isa, rows: &[f32], inputs: usize) -> InputRows<'_> {
         let (width, groups) = (inputs.next_multiple_of(GROUP), inputs.div_ceil(GROUP));
         let count = rows.len() / inputs;
         self.steps.resize(count * width, 0);
@@ -64,7 +64,7 @@ impl Ready {
             }
         };
         run(rows.len(), parts, work);
-        Rows::Bytes(ByteRows {
+        InputRows::Bytes(ByteRows {
             steps: &self.steps,
             scales: &self.scales,
             offsets: &self.offsets,
@@ -72,7 +72,7 @@ impl Ready {
     }
 }
 
-/// Rows of one piece of work, of which there are a few for each thread.
+/// Rows per piece of work; there are several pieces per thread.
 fn rows_at_once(values: usize, rows: usize) -> usize {
     match values < SHARED_FROM {
         true => rows.max(1),
@@ -89,20 +89,20 @@ fn run<P: Send>(values: usize, parts: impl Iterator<Item = P> + Send, work: impl
 }
 
 compiled! {
-    /// Rounds to the nearest bf16, the even one of two.
+    /// Rounds to the nearest bf16, ties to even.
     fn round(row: &[f32], to: &mut [u16]) {
         for (value, to) in row.iter().zip(to) {
             let bits = value.to_bits();
             let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-            // Rounded up, the payload of a NaN could become that of an infinity.
+            // Rounding up could turn the payload of a NaN into that of infinity.
             *to = if value.is_nan() { 0x7fc0 } else { rounded as u16 };
         }
     }
 }
 
 compiled! {
-    /// Writes a row in steps of a 127th of each group's largest value. Where that is no number,
-    /// neither is the scale.
+    /// Quantizes a row: each group's values are multiples of its largest absolute value / 127. NaN in
+    /// a group makes its scale NaN.
     fn quantize(row: &[f32], steps: &mut [i8], scales: &mut [f32], offsets: &mut [i32]) {
         let steps = steps.as_chunks_mut::<GROUP>().0;
         let places = steps.iter_mut().zip(scales).zip(offsets);
@@ -113,7 +113,7 @@ compiled! {
                 &padded
             });
             let sizes = group.iter().map(|value: &f32| (value.to_bits() & 0x7fff_ffff) as i32);
-            // As integers, the bits of what is no number are the largest.
+            // Compared as integers, the bits of NaN are the largest.
             let largest = f32::from_bits(sizes.fold(0, i32::max) as u32);
             let steps_per_unit = if largest > 1e-36 { 127.0 / largest } else { 0.0 };
             let mut sum = 0i32;
@@ -135,21 +135,21 @@ mod tests {
 
     use crate::engine::local::cpu::kernels::rows::*;
 
-    /// Values of all sizes.
+    /// Values of various magnitudes.
     fn values(count: usize) -> Vec<f32> {
         let value = |at: usize| (at as f32 * 1.37).sin() * 10f32.powi(at as i32 % 9 - 4);
         (0..count).map(value).collect()
     }
 
     #[test]
-    fn bf16_is_rounded_as_half_rounds_and_odd_widths_are_padded() {
+    fn bf16_matches_the_half_crate_and_odd_widths_are_padded() {
         for isa in Isa::available() {
             let mut rows = values(3 * 131);
-            rows[7] = f32::from_bits(0x3f80_8000); // between two, the lower one even
-            rows[8] = f32::from_bits(0x3f81_8000); // the upper one even
+            rows[7] = f32::from_bits(0x3f80_8000); // a tie; the lower neighbour is even
+            rows[8] = f32::from_bits(0x3f81_8000); // a tie; the upper neighbour is even
             rows[9] = f32::INFINITY;
-            let mut ready = Ready::default();
-            let Rows::Bf16(short) = ready.bf16(isa, &rows, 131) else {
+            let mut prepared = PreparedRows::default();
+            let InputRows::Bf16(short) = prepared.bf16(isa, &rows, 131) else {
                 panic!("other rows");
             };
             for (short, row) in short.chunks(132).zip(rows.chunks(131)) {
@@ -157,7 +157,7 @@ mod tests {
                 assert!(short[..131].iter().copied().eq(exact), "{isa:?}");
                 assert_eq!(short[131], 0);
             }
-            let Rows::Bf16(short) = ready.bf16(isa, &[f32::NAN, 1.0], 2) else {
+            let InputRows::Bf16(short) = prepared.bf16(isa, &[f32::NAN, 1.0], 2) else {
                 panic!("other rows");
             };
             assert!(bf16::from_bits(short[0]).is_nan() && short[1] == 0x3f80);
@@ -165,20 +165,20 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_the_nearest_and_the_same_on_every_instruction_set() {
-        // Few rows, and as many as are made ready by all threads.
+    fn quantized_values_are_nearest_and_equal_on_every_instruction_set() {
+        // Few rows, and enough to be prepared by all threads.
         for count in [1, 5, 300] {
             let rows = values(count * 70);
-            let mut plain = Ready::default();
+            let mut plain = PreparedRows::default();
             plain.bytes(Isa::Portable, &rows, 70);
             for isa in Isa::available() {
-                let mut ready = Ready::default();
+                let mut prepared = PreparedRows::default();
                 // Left over from a larger product.
-                ready.bytes(isa, &values(400 * 70), 70);
-                ready.bytes(isa, &rows, 70);
-                assert_eq!(ready.steps, plain.steps, "{isa:?}");
-                assert_eq!(ready.scales, plain.scales);
-                assert_eq!(ready.offsets, plain.offsets);
+                prepared.bytes(isa, &values(400 * 70), 70);
+                prepared.bytes(isa, &rows, 70);
+                assert_eq!(prepared.steps, plain.steps, "{isa:?}");
+                assert_eq!(prepared.scales, plain.scales);
+                assert_eq!(prepared.offsets, plain.offsets);
             }
             for (at, value) in rows.iter().enumerate() {
                 let (row, input) = (at / 70, at % 70);
@@ -199,18 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn zeros_stay_zeros_and_what_is_no_number_stays_none() {
+    fn zeros_stay_zeros_and_nan_stays_nan() {
         for isa in Isa::available() {
             let mut rows = vec![0.0; 96];
             rows[40] = f32::NAN;
             rows[70] = 1e-38;
-            let mut ready = Ready::default();
-            ready.bytes(isa, &rows, 96);
-            assert_eq!(ready.scales[0], 0.0);
-            assert!(ready.scales[1].is_nan());
-            assert!(ready.scales[2] < 1e-38);
-            assert!(ready.steps[..32].iter().all(|step| *step == 0));
-            assert!(ready.steps[64..].iter().all(|step| *step == 0));
+            let mut prepared = PreparedRows::default();
+            prepared.bytes(isa, &rows, 96);
+            assert_eq!(prepared.scales[0], 0.0);
+            assert!(prepared.scales[1].is_nan());
+            assert!(prepared.scales[2] < 1e-38);
+            assert!(prepared.steps[..32].iter().all(|step| *step == 0));
+            assert!(prepared.steps[64..].iter().all(|step| *step == 0));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Threads that compute a step together.
+//! A team of threads that compute a step together.
 //!
-//! A step has some hundred products, each of some ten to some hundred microseconds, so that a
-//! thread must begin within about a microsecond. Hence helpers look for work for a while before
-//! they sleep, and whoever has work never waits for a helper that has not begun.
+//! A step has hundreds of products of about ten to a hundred microseconds each, so a thread must
+//! start within about a microsecond. Hence helpers spin before they sleep, and the caller never
+//! waits for a helper that has not started.
 
 use std::{
     any::Any,
@@ -17,28 +17,28 @@ use std::{
     thread,
 };
 
-/// Looks for work, first in a tight loop, then giving way to other threads, before a helper sleeps:
-/// together some tens of microseconds where nobody else wants the CPU.
+/// How long an idle helper polls for work before it sleeps: first spinning, then yielding, together
+/// some tens of microseconds on an idle CPU.
 const SPINS: usize = 2_000;
 const YIELDS: usize = 100;
 
-/// In [`Team::gate`]: helpers may come in.
+/// In [`Team::gate`]: helpers may enter.
 const OPEN: u64 = 1 << 31;
-/// In [`Team::gate`]: the helpers inside.
+/// In [`Team::gate`]: number of helpers inside.
 const INSIDE: u64 = OPEN - 1;
 
-type Work<'a> = &'a (dyn Fn() + Sync);
+type SharedWork<'a> = &'a (dyn Fn() + Sync);
 
-/// The helpers of this process, one less than there are threads to compute with.
+/// The helpers of this process, one fewer than computing threads.
 static TEAM: Team = Team::new();
 
-/// Computes `0..pieces` on all threads, each with a state of its own from `start`. Every thread
-/// takes a run of neighbours, so that it can fetch from memory what comes next, and then what the
-/// others have not come to. When another thread has the helpers already, or this is one of them,
-/// the caller computes alone.
+/// Computes pieces `0..pieces` on all threads, each with its own state from `start`. Every thread
+/// takes a contiguous range first, so that the hardware prefetches well, and then pieces left in
+/// other threads' ranges. If another thread is using the helpers, or this thread is a helper, the
+/// caller computes alone.
 ///
 /// # Panics
-/// When `work` panicked, on whichever thread.
+/// When `work` panicked on any thread.
 pub(in crate::engine) fn share<S>(
     pieces: usize,
     start: impl Fn() -> S + Sync,
@@ -46,14 +46,14 @@ pub(in crate::engine) fn share<S>(
 ) {
     let threads = threads();
     let first = |thread: usize| (thread * pieces / threads) as u32;
-    let spans: Vec<Span> = (0..threads)
-        .map(|thread| Span::new(first(thread)..first(thread + 1)))
+    let spans: Vec<PieceRange> = (0..threads)
+        .map(|thread| PieceRange::new(first(thread)..first(thread + 1)))
         .collect();
     let next_thread = AtomicUsize::new(0);
     TEAM.run(&|| {
         let mut state = start();
         let own = next_thread.fetch_add(1, Ordering::Relaxed);
-        while let Some(piece) = spans.get(own).and_then(Span::take_first) {
+        while let Some(piece) = spans.get(own).and_then(PieceRange::take_first) {
             work(&mut state, piece);
         }
         for span in &spans {
@@ -64,10 +64,10 @@ pub(in crate::engine) fn share<S>(
     });
 }
 
-/// Pieces that nobody has taken yet: the first in the upper half, the end in the lower.
-struct Span(AtomicU64);
+/// Pieces not taken yet: the first in the upper half, the end in the lower.
+struct PieceRange(AtomicU64);
 
-impl Span {
+impl PieceRange {
     fn new(pieces: Range<u32>) -> Self {
         Self(AtomicU64::new(
             u64::from(pieces.start) << 32 | u64::from(pieces.end),
@@ -84,16 +84,16 @@ impl Span {
         Some((taken as u32 - 1) as usize)
     }
 
-    /// The pieces before one was taken.
-    fn take(&self, rest: impl Fn(u64) -> u64) -> Option<u64> {
-        // Pieces are claimed here; what they are is known to all since the gate opened.
+    /// Takes a piece; returns the range before it.
+    fn take(&self, pause: impl Fn(u64) -> u64) -> Option<u64> {
+        // Only claims pieces; opening the gate has published what they are.
         let order = Ordering::Relaxed;
-        let take = |pieces: u64| ((pieces >> 32) < (pieces & 0xffff_ffff)).then(|| rest(pieces));
+        let take = |pieces: u64| ((pieces >> 32) < (pieces & 0xffff_ffff)).then(|| pause(pieces));
         self.0.fetch_update(order, order, take).ok()
     }
 }
 
-/// As [`share`], for pieces that are lent, such as parts of a slice.
+/// Like [`share`], for borrowed pieces such as parts of a slice.
 ///
 /// # Panics
 /// As [`share`].
@@ -102,7 +102,7 @@ pub(in crate::engine) fn share_parts<P: Send>(
     work: impl Fn(P) + Sync,
 ) {
     let parts = Mutex::new(parts);
-    // A function of its own, so that the lock is free while a part is worked on.
+    // A closure of its own, so that the lock is released before a part is worked on.
     let next = || lock(&parts).next();
     TEAM.run(&|| {
         while let Some(part) = next() {
@@ -111,54 +111,54 @@ pub(in crate::engine) fn share_parts<P: Send>(
     });
 }
 
-/// Threads that compute together, the caller included: as many as rayon has, so that one setting
-/// (`RAYON_NUM_THREADS`, else the CPUs that the process may use) holds for both.
+/// Threads that compute together, the caller included: as many as rayon's, so that one setting
+/// (`RAYON_NUM_THREADS`, else the CPUs available to the process) applies to both.
 pub(in crate::engine) fn threads() -> usize {
     rayon::current_num_threads()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a panic left behind is whole: nothing is changed in two steps.
+    // Consistent after a panic: no update takes two steps.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Work of one caller at a time, done by it and its helpers.
+/// Runs one caller's work at a time, on its thread and the helpers.
 struct Team {
     /// Held by the caller.
     caller: Mutex<()>,
-    /// The number of the work in the upper half; below it [`OPEN`] and the helpers [`INSIDE`].
+    /// The work's number in the upper half; below it [`OPEN`] and the number of helpers [`INSIDE`].
     gate: AtomicU64,
-    /// Set by the caller while the gate is shut and nobody is inside.
-    work: UnsafeCell<Option<Work<'static>>>,
-    /// What a helper panicked with.
+    /// Set by the caller while the gate is closed and no helper is inside.
+    work: UnsafeCell<Option<SharedWork<'static>>>,
+    /// A helper's panic.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleeping: AtomicUsize,
-    bed: Mutex<()>,
+    sleep_lock: Mutex<()>,
     wake: Condvar,
     started: Once,
 }
 
 #[expect(unsafe_code, reason = "the work is in a cell that the gate guards")]
-// SAFETY: `work` is written by the one caller while nobody is inside the gate, and read inside.
+// SAFETY: `work` is written by the only caller while no helper is inside the gate, and read inside.
 unsafe impl Sync for Team {}
 
-/// Shuts the gate and waits for those inside, even when the caller's own part panics.
-struct Shut<'a>(&'a Team);
+/// Closes the gate and waits for the helpers inside, even if the caller's own part panics.
+struct CloseOnDrop<'a>(&'a Team);
 
-impl Drop for Shut<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.gate.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut looks = 0;
+        let mut polls = 0;
         while self.0.gate.load(Ordering::Acquire) & INSIDE > 0 {
-            looks += 1;
-            rest(looks);
+            polls += 1;
+            pause(polls);
         }
     }
 }
 
-/// A moment between two looks.
-fn rest(looks: usize) {
-    if looks < SPINS {
+/// Pauses between two polls.
+fn pause(polls: usize) {
+    if polls < SPINS {
         spin_loop();
     } else {
         thread::yield_now();
@@ -173,41 +173,38 @@ impl Team {
             work: UnsafeCell::new(None),
             panic: Mutex::new(None),
             sleeping: AtomicUsize::new(0),
-            bed: Mutex::new(()),
+            sleep_lock: Mutex::new(()),
             wake: Condvar::new(),
             started: Once::new(),
         }
     }
 
-    /// Runs `work` here and on every helper that is there in time; all have left it on return.
-    #[expect(
-        unsafe_code,
-        reason = "helpers outlive what is lent to them for a moment"
-    )]
-    fn run(&'static self, work: Work<'_>) {
+    /// Runs `work` here and on every helper that arrives in time; all have left it on return.
+    #[expect(unsafe_code, reason = "helpers outlive the work that they borrow")]
+    fn run(&'static self, work: SharedWork<'_>) {
         let caller = match self.caller.try_lock() {
             Ok(caller) => caller,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
             Err(TryLockError::WouldBlock) => return work(),
         };
         self.started.call_once(|| self.start());
-        // SAFETY: only the lifetime changes, and `Shut` keeps this frame until nobody is inside.
-        let lent = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
-        // SAFETY: the gate is shut and nobody is inside, so that nobody reads; `caller` is held, so
-        // that nobody else writes.
+        // SAFETY: only the lifetime changes, and `CloseOnDrop` keeps this frame until no helper is inside.
+        let lent = unsafe { std::mem::transmute::<SharedWork<'_>, SharedWork<'static>>(work) };
+        // SAFETY: the gate is closed and no helper is inside, so nobody reads; `caller` is held, so nobody
+        // else writes.
         unsafe { *self.work.get() = Some(lent) };
-        // The caller's own panic may have come before a helper's was taken.
+        // The caller's own panic may have left a helper's behind.
         *lock(&self.panic) = None;
         let number = (self.gate.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
-        let shut = Shut(self);
+        let close = CloseOnDrop(self);
         self.gate.store(number | OPEN, Ordering::SeqCst);
-        // Either a helper about to sleep sees the open gate, or it is counted here.
+        // A helper about to sleep either sees the open gate or is counted here.
         if self.sleeping.load(Ordering::SeqCst) > 0 {
-            drop(lock(&self.bed));
+            drop(lock(&self.sleep_lock));
             self.wake.notify_all();
         }
         work();
-        drop(shut);
+        drop(close);
         drop(caller);
         if let Some(panic) = lock(&self.panic).take() {
             resume_unwind(panic);
@@ -218,7 +215,7 @@ impl Team {
         for helper in 1..threads() {
             let thread = thread::Builder::new().name(format!("compute-{helper}"));
             if let Err(error) = thread.spawn(|| self.help()) {
-                tracing::warn!("computing on {helper} threads: {error}");
+                tracing::warn!(%error, "cannot start compute thread {helper}; computing on {helper} threads");
                 return;
             }
         }
@@ -228,7 +225,7 @@ impl Team {
         let mut done = 0;
         loop {
             let seen = self.await_work(done);
-            // Fails when another helper came in at the same time, or the gate was shut.
+            // Fails when another helper entered at the same time or the gate was closed.
             let (taken, missed) = (Ordering::Acquire, Ordering::Relaxed);
             let entered = self.gate.compare_exchange(seen, seen + 1, taken, missed);
             if entered.is_ok() {
@@ -241,7 +238,7 @@ impl Team {
 
     #[expect(unsafe_code, reason = "see `Team::work`")]
     fn take_part(&self) {
-        // SAFETY: this thread is inside the gate, so that the caller waits and does not write.
+        // SAFETY: this thread is inside the gate, so the caller waits and does not write.
         let work = unsafe { *self.work.get() };
         let Some(work) = work else { return };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
@@ -249,25 +246,28 @@ impl Team {
         }
     }
 
-    /// The gate, once it is open for other work than that numbered `done`.
+    /// Waits until the gate is open for work other than number `done`; returns the gate.
     fn await_work(&self, done: u64) -> u64 {
-        let look = |order| {
+        let poll = |order| {
             let gate = self.gate.load(order);
             (gate & OPEN > 0 && gate >> 32 != done).then_some(gate)
         };
-        for looks in 0..SPINS + YIELDS {
-            if let Some(gate) = look(Ordering::Relaxed) {
+        for polls in 0..SPINS + YIELDS {
+            if let Some(gate) = poll(Ordering::Relaxed) {
                 return gate;
             }
-            rest(looks);
+            pause(polls);
         }
-        let mut bed = lock(&self.bed);
+        let mut sleep_lock = lock(&self.sleep_lock);
         self.sleeping.fetch_add(1, Ordering::SeqCst);
         let gate = loop {
-            if let Some(gate) = look(Ordering::SeqCst) {
+            if let Some(gate) = poll(Ordering::SeqCst) {
                 break gate;
             }
-            bed = self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner);
+            sleep_lock = self
+                .wake
+                .wait(sleep_lock)
+                .unwrap_or_else(PoisonError::into_inner);
         };
         self.sleeping.fetch_sub(1, Ordering::SeqCst);
         gate
@@ -281,7 +281,7 @@ mod tests {
     use crate::engine::local::cpu::kernels::team::*;
 
     #[test]
-    fn each_piece_is_computed_once_however_many_callers_there_are() {
+    fn concurrent_callers_compute_each_piece_once() {
         thread::scope(|scope| {
             for caller in 0..4 {
                 scope.spawn(move || {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn lent_parts_are_all_written() {
+    fn all_borrowed_parts_are_written() {
         let mut numbers = vec![0; 1_000];
         share_parts(numbers.chunks_mut(7).enumerate(), |(at, part)| {
             part.fill(at)
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_on_any_thread_reaches_the_caller_and_the_next_work_is_done() {
+    fn a_panic_reaches_the_caller_and_later_work_succeeds() {
         for unlucky in 0..20 {
             let panics = |_: &mut (), piece: usize| assert_ne!(piece, unlucky);
             let outcome = catch_unwind(|| share(20, || (), panics));
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn work_within_work_is_done_alone() {
+    fn nested_work_is_computed_alone() {
         let done = AtomicUsize::new(0);
         let inner = |_: &mut (), _| _ = done.fetch_add(1, Ordering::Relaxed);
         share(5, || (), |_, _| share(3, || (), inner));

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on the CPU, one block after the other, so that they can be tested without a GPU.
 //
-// Every thread of a block is a fibre. A fibre runs until it waits at a barrier or a shuffle; then
-// another one, drawn at random, goes on, so that a missing barrier shows as a wrong result. A barrier
-// that some threads of a block or warp never reach ends the program with a message.
+// Every thread of a block is a fibre that runs until it waits at a barrier or a shuffle; then another,
+// chosen at random, continues, so that a missing barrier shows as a wrong result. If some threads of
+// a block or warp never reach a barrier, the program ends with a message.
 #pragma once
 
 #include <cmath>
@@ -54,7 +54,7 @@ inline void wait(decltype(Fibre::state) at) {
     swapcontext(&fibres[current].context, &scheduler);
 }
 
-// Frees the fibres from `from` to `to` when all of them wait at the same kind of barrier.
+// Frees the fibres `from..to` when all of them wait at the same kind of barrier.
 inline bool release(unsigned from, unsigned to, decltype(Fibre::state) at) {
     for (unsigned i = from; i < to; ++i)
         if (fibres[i].state != at) return false;
@@ -121,7 +121,7 @@ inline float __shfl_xor_sync(unsigned, float value, unsigned mask) {
     grid::fibres[own].given = value;
     __syncwarp();
     float taken = grid::fibres[own ^ mask].given;
-    // The next shuffle must not overwrite what others still have to take.
+    // The next shuffle must not overwrite values that other threads have yet to read.
     __syncwarp();
     return taken;
 }

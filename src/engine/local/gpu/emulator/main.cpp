@@ -1,6 +1,6 @@
-// Runs one kernel of paged.cu on the CPU: its name, its numbers and its arrays come in on standard
-// input, each array behind its length in bytes; the array that it wrote goes out on standard output.
-// Built for one set of the macros that paged.cu lists; scripts/cuda-kernel-check does it.
+// Runs one kernel of paged.cu on the CPU. Standard input holds its name, its numbers and its arrays, each
+// array preceded by its length in bytes; the result array is written to standard output. Built for one
+// set of the macros listed in paged.cu, by scripts/cuda-kernel-check.
 #include <algorithm>
 #include <string>
 
@@ -12,7 +12,7 @@ namespace {
 
 void read(void *to, size_t bytes) {
     if (std::fread(to, 1, bytes, stdin) != bytes) {
-        std::fprintf(stderr, "the input ends too early\n");
+        std::fprintf(stderr, "the input is too short\n");
         std::exit(1);
     }
 }
@@ -23,7 +23,7 @@ template <typename T> T number() {
     return value;
 }
 
-// Exactly as long as the input says, so that a sanitizer sees a read or write beyond it.
+// Exactly as long as the input says, so that a sanitizer detects accesses beyond the end.
 template <typename T> std::vector<T> array() {
     std::vector<T> values(number<u32>() / sizeof(T));
     read(values.data(), values.size() * sizeof(T));
@@ -34,7 +34,7 @@ template <typename T> void write(const std::vector<T> &values) {
     std::fwrite(values.data(), sizeof(T), values.size(), stdout);
 }
 
-void run_place() {
+void run_write_kv() {
     auto epsilon = number<float>();
     auto kv_heads = number<u32>();
     auto arena = array<Element>(), qkv = array<Element>();
@@ -42,7 +42,7 @@ void run_place() {
     auto cosines = array<float>(), sines = array<float>(), norm = array<float>();
     const float *norm_or_null = norm.empty() ? nullptr : norm.data();
     grid::launch(slots.size(), 2 * kv_heads, LANES, [&] {
-        place(arena.data(), qkv.data(), slots.data(), positions.data(), cosines.data(), sines.data(), norm_or_null,
+        write_kv(arena.data(), qkv.data(), slots.data(), positions.data(), cosines.data(), sines.data(), norm_or_null,
               epsilon, kv_heads);
     });
     write(arena);
@@ -63,13 +63,13 @@ void run_attend() {
     write(output);
 }
 
-void run_gate() {
+void run_swiglu() {
     auto width = number<u32>();
     auto gate_up = array<Element>();
     std::vector<Element> output(gate_up.size() / 2);
     u32 threads = WARPS * LANES, count = output.size();
     grid::launch((count + threads - 1) / threads, 1, threads,
-                 [&] { gate(output.data(), gate_up.data(), width, count); });
+                 [&] { swiglu(output.data(), gate_up.data(), width, count); });
     write(output);
 }
 
@@ -78,14 +78,14 @@ void run_gate() {
 int main() {
     char name[8] = {};
     read(name, sizeof name);
-    if (std::string(name, 5) == "place")
-        run_place();
+    if (std::string(name, 8) == "write_kv")
+        run_write_kv();
     else if (std::string(name, 6) == "attend")
         run_attend();
-    else if (std::string(name, 4) == "gate")
-        run_gate();
+    else if (std::string(name, 6) == "swiglu")
+        run_swiglu();
     else {
-        std::fprintf(stderr, "there is no kernel of that name\n");
+        std::fprintf(stderr, "unknown kernel\n");
         return 1;
     }
     return 0;

@@ -1,4 +1,4 @@
-//! Products against their definition in f64, and against themselves in other company.
+//! Tests products against their definition in f64 and for independence of the batch.
 
 use half::bf16;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -17,11 +17,11 @@ fn rounded(values: &[f32]) -> Vec<f32> {
 
 fn product(matrix: &Matrix, rows: &[f32]) -> Vec<f32> {
     let mut to = vec![9.0; 3];
-    matrix.apply(rows, &mut Ready::default(), &mut to);
+    matrix.apply(rows, &mut PreparedRows::default(), &mut to);
     to
 }
 
-/// Each output's product in f64, and the sum of its terms' sizes.
+/// Each output's product in f64, and the sum of its terms' absolute values.
 fn exact(weights: &[f32], rows: &[f32], outputs: usize, inputs: usize) -> Vec<(f64, f64)> {
     let pairs = rows
         .chunks(inputs)
@@ -36,7 +36,7 @@ fn exact(weights: &[f32], rows: &[f32], outputs: usize, inputs: usize) -> Vec<(f
     sums.collect()
 }
 
-/// Each kind of storage on each instruction set that this CPU has.
+/// Each storage format on each instruction set of this CPU.
 fn kinds() -> impl Iterator<Item = (Isa, Precision, bool)> {
     Isa::available().into_iter().flat_map(|isa| {
         [
@@ -51,7 +51,7 @@ fn kinds() -> impl Iterator<Item = (Isa, Precision, bool)> {
 const SHAPES: [(usize, usize); 6] = [(1, 1), (5, 7), (32, 64), (33, 31), (100, 96), (64, 130)];
 
 #[test]
-fn is_the_product_in_f64_to_rounding() {
+fn matches_the_product_in_f64() {
     for ((outputs, inputs), (isa, precision, is_short)) in SHAPES
         .into_iter()
         .flat_map(|shape| kinds().map(move |kind| (shape, kind)))
@@ -67,7 +67,7 @@ fn is_the_product_in_f64_to_rounding() {
             Precision::Bf16 => (rounded(&weights), rows.clone()),
             Precision::F32 | Precision::Q8 => (weights, rows.clone()),
         };
-        // In steps of 8 bits a value is at most half a step off, and the largest is 127 steps.
+        // A quantized value is at most half a step off; the largest is 127 steps.
         let (of_size, of_count) = match precision {
             Precision::F32 | Precision::Bf16 => (1e-6, 0.0),
             Precision::Q8 => (1e-6, 1.01 / 127.0),
@@ -88,11 +88,11 @@ fn is_the_product_in_f64_to_rounding() {
 #[test]
 #[expect(
     clippy::print_stdout,
-    reason = "what rounding costs is a figure of the documentation"
+    reason = "the documentation quotes this rounding error"
 )]
-fn a_product_in_bytes_is_about_a_hundredth_off_and_the_same_on_every_instruction_set() {
+fn an_8_bit_product_is_off_by_a_hundredth_and_equal_on_every_instruction_set() {
     let (outputs, inputs) = (100, 576);
-    // Sums of several random numbers, for the bell shape of real weights and rows.
+    // Sums of several random numbers, since real weights and rows are bell-shaped.
     let bell = |count: usize, seed: u64| -> Vec<f32> {
         let numbers = random(6 * count, seed);
         numbers.chunks(6).map(|some| some.iter().sum()).collect()
@@ -125,7 +125,7 @@ fn a_product_in_bytes_is_about_a_hundredth_off_and_the_same_on_every_instruction
 }
 
 #[test]
-fn a_row_is_the_same_beside_any_number_of_others() {
+fn a_row_does_not_depend_on_the_number_of_others() {
     for ((outputs, inputs), (isa, precision, _)) in SHAPES
         .into_iter()
         .chain([(96, 416)])
@@ -150,12 +150,12 @@ fn a_row_is_the_same_beside_any_number_of_others() {
 }
 
 #[test]
-fn weights_that_are_bf16_give_the_bits_of_f32_in_half_the_memory() {
+fn bf16_weights_give_the_bits_of_f32_in_half_the_memory() {
     for isa in Isa::available() {
         let mut weights = rounded(&random(96 * 50, 5));
         let rows = random(5 * 50, 7);
         let short = Matrix::pack_for(isa, &weights, 96, 50, Precision::F32);
-        // One more output, which is not bf16, keeps the others from being packed as such.
+        // One more output, which is not exact in bf16, makes all be stored as f32.
         weights.extend(random(50, 6));
         let long = Matrix::pack_for(isa, &weights, 97, 50, Precision::F32);
         let (found, expected) = (product(&short, &rows), product(&long, &rows));
@@ -169,7 +169,7 @@ fn weights_that_are_bf16_give_the_bits_of_f32_in_half_the_memory() {
 }
 
 #[test]
-fn a_bias_is_added_and_a_product_may_be_added_to_what_is_there() {
+fn a_bias_is_added_and_products_accumulate() {
     for (isa, precision, _) in kinds() {
         let (weights, rows) = (random(70 * 40, 1), random(50 * 40, 2));
         let bias = random(70, 3);
@@ -179,7 +179,7 @@ fn a_bias_is_added_and_a_product_may_be_added_to_what_is_there() {
         let biased = product(&matrix, &rows);
         let mut there = random(50 * 70, 4);
         let before = there.clone();
-        matrix.add(&rows, &mut Ready::default(), &mut there);
+        matrix.add(&rows, &mut PreparedRows::default(), &mut there);
         for at in 0..there.len() {
             assert!((biased[at] - plain[at] - bias[at % 70]).abs() < 1e-5);
             assert_eq!(there[at], before[at] + biased[at]);
@@ -188,7 +188,7 @@ fn a_bias_is_added_and_a_product_may_be_added_to_what_is_there() {
 }
 
 #[test]
-fn gated_is_the_activation_of_two_products() {
+fn gated_matches_the_activation_of_two_products() {
     for (isa, precision, _) in kinds() {
         let pack = |seed| {
             let weights = random(70 * 40, seed);
@@ -198,7 +198,7 @@ fn gated_is_the_activation_of_two_products() {
         let (gate, up) = (pack(1), pack(5));
         let rows = random(53 * 40, 9);
         let mut found = vec![1.0];
-        gated(&gate, &up, &rows, &mut Ready::default(), &mut found);
+        gated(&gate, &up, &rows, &mut PreparedRows::default(), &mut found);
         let mut expected = product(&gate, &rows);
         swiglu(isa, &mut expected, &product(&up, &rows));
         assert!(found == expected, "{isa:?} {precision:?}");

@@ -1,12 +1,14 @@
-//! Tiles in AVX2.
+//! Kernels in AVX2.
 #![expect(
     unsafe_code,
-    reason = "vector instructions load by pointer and need a CPU that has them"
+    reason = "vector instructions load by pointer and require CPU support"
 )]
 
 use std::arch::x86_64::*;
 
-use super::{ByteRows, GROUP, GROUP_BYTES, PANEL, Part as _};
+use crate::engine::local::cpu::kernels::panel::{
+    ByteRows, GROUP, GROUP_BYTES, PANEL, SliceRows as _,
+};
 
 pub(super) fn f32(p: &[f32], rows: &[f32], inputs: usize, to: &mut [[f32; PANEL]]) {
     by_rows!(tile_f32, 6, [1 2 3 4 5 6], p, rows, inputs, to);
@@ -20,7 +22,7 @@ pub(super) fn bytes(p: &[u8], rows: ByteRows<'_>, inputs: usize, to: &mut [[f32;
     by_rows!(tile_bytes, 3, [1 2 3], p, rows, inputs, to);
 }
 
-/// One half of a panel at a time: `M` rows by 16 outputs in 2 M of the 16 registers.
+/// Computes half a panel at a time: `M` rows by 16 outputs in 2 M of the 16 registers.
 #[target_feature(enable = "avx2,fma")]
 fn tile<const M: usize>(
     rows: &[f32],
@@ -102,11 +104,11 @@ unsafe fn tile_bf16<const M: usize>(
     });
 }
 
-/// Half a panel at a time, the sums of integers in 2 M registers.
+/// Computes half a panel at a time, with integer sums in 2 M registers.
 ///
-/// The instruction adds two products in 16 bits and would saturate at twice 255 times 127. So the
-/// steps' signs go to the weights, made signed again: twice 127 times 127 fits, and the sum is the
-/// same as that of unsigned weights and the rows' offsets.
+/// `maddubs` adds two products in 16 bits and would saturate at twice 255 * 127. Hence the weights are
+/// made signed again and get the steps' signs: twice 127 * 127 fits, and the sum equals that of
+/// unsigned weights plus the rows' offsets.
 ///
 /// # Safety
 /// `panel` holds `inputs / 32` groups, `rows` `M` rows of as many.

@@ -1,18 +1,20 @@
-//! Tiles in AVX-512.
+//! Kernels in AVX-512.
 #![expect(
     unsafe_code,
-    reason = "vector instructions load by pointer and need a CPU that has them"
+    reason = "vector instructions load by pointer and require CPU support"
 )]
 
 use std::arch::x86_64::*;
 
-use super::{ByteRows, GROUP, GROUP_BYTES, PANEL, Part as _};
+use crate::engine::local::cpu::kernels::panel::{
+    ByteRows, GROUP, GROUP_BYTES, PANEL, SliceRows as _,
+};
 
-/// How far ahead of its use a panel's memory is asked for, in bytes. Measured: from 1 KiB less comes
-/// in time, from 16 KiB some is gone again.
+/// How far ahead a panel's memory is prefetched, in bytes. Measured: less than 1 KiB arrives too late,
+/// and from 16 KiB on some is evicted before use.
 const AHEAD: usize = 4_096;
 
-/// Asks for the cache line [`AHEAD`] of this one.
+/// Prefetches the cache line [`AHEAD`] of this one.
 #[target_feature(enable = "avx512f")]
 fn fetch_ahead<T>(at: *const T) {
     _mm_prefetch::<_MM_HINT_T1>(at.wrapping_byte_add(AHEAD).cast());
@@ -34,7 +36,7 @@ pub(super) fn bytes(p: &[u8], rows: ByteRows<'_>, inputs: usize, to: &mut [[f32;
     by_rows!(tile_bytes, 6, [1 2 3 4 5 6], p, rows, inputs, to);
 }
 
-/// A tile of `M` rows by 32 outputs in 2 M registers.
+/// Loads a tile of `M` rows by 32 outputs into 2 M registers.
 #[target_feature(enable = "avx512f")]
 fn load<const M: usize>(to: &[[f32; PANEL]; M]) -> [[__m512; 2]; M] {
     // SAFETY: a row of `to` is 32 floats, two vectors.
@@ -149,7 +151,7 @@ unsafe fn tile_pairs<const M: usize>(
     store(sums, to);
 }
 
-/// Twice 2 M registers: sums of integers within a group, and what the groups come to.
+/// Uses 2 M registers each for integer sums within a group and float sums over groups.
 ///
 /// # Safety
 /// `panel` holds `inputs / 32` groups, `rows` `M` rows of as many.
@@ -165,7 +167,7 @@ unsafe fn tile_bytes<const M: usize>(
     let mut sums = load(to);
     for group in 0..groups {
         let scales_at = panel.as_ptr().wrapping_add(group * GROUP_BYTES);
-        // A loop, since a closure given to `array::from_fn` may stay a call and keep `dots` in memory.
+        // A loop, since `array::from_fn` may not inline its closure and then keeps `dots` in memory.
         let mut dots = [[_mm512_setzero_si512(); 2]; M];
         for (row, dots) in dots.iter_mut().enumerate() {
             // SAFETY: `row < M` and `group < groups`.

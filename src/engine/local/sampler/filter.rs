@@ -1,7 +1,7 @@
-//! Which tokens may be drawn, with what weight, and the draw.
+//! Temperature, top-k, top-p and min-p, and the draw.
 //!
-//! The whole vocabulary is never sorted: the few likeliest are found by one pass with a rising
-//! threshold, and the end of a nucleus that is not among them in a bucket of like weights.
+//! Never sorts the whole vocabulary: one pass with a rising threshold finds the few most likely
+//! tokens; where a nucleus is larger than that, its end is found in a bucket of similar weights.
 
 use std::cmp::Ordering;
 
@@ -10,31 +10,31 @@ use crate::{
     job::Sampling,
 };
 
-/// Tokens among which a nucleus is looked for first; peaked distributions need no more.
+/// Number of tokens searched first for a nucleus; peaked distributions need no more.
 const NUCLEUS_FIRST: usize = 128;
-/// Buckets to which a flat distribution's tokens are dealt; the last takes all that is left.
+/// Buckets for the tokens of a flat distribution; the last takes the rest.
 const BUCKETS: usize = 2048;
-/// Of them for each factor e in weight.
+/// Buckets per factor e in weight.
 const BUCKETS_PER_UNIT: f32 = 64.0;
-/// Weights that are summed together before a draw looks at them one by one.
+/// Weights summed as a block before a draw looks at them one by one.
 const BLOCK: usize = 512;
 
-/// Temperature and cuts of one request, as transformers orders them: temperature, top-k, top-p,
+/// Sampling parameters of one request, applied in transformers' order: temperature, top-k, top-p,
 /// min-p.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cuts {
-    /// One over the temperature; finite, so that the likeliest token keeps its weight.
+pub(super) struct SamplingFilter {
+    /// Inverse temperature; finite, so that the most likely token keeps its weight.
     scale: f32,
     top_k: usize,
     top_p: f32,
     min_p: f32,
 }
 
-/// A token with its logit or its weight.
-type Rated<T> = (u32, T);
+/// A token with its logit or weight.
+type TokenScore<T> = (u32, T);
 
-impl Cuts {
-    /// `None` of a greedy request.
+impl SamplingFilter {
+    /// `None` for a greedy request.
     pub(super) fn of(sampling: &Sampling) -> Option<Self> {
         (sampling.temperature > 0.0).then(|| Self {
             scale: sampling.temperature.recip().min(f32::MAX),
@@ -44,7 +44,7 @@ impl Cuts {
         })
     }
 
-    /// Draws a token by its weight; `point` is from 0 to below 1, `highest` the highest logit.
+    /// Draws a token by weight; `point` is in 0..1, `highest` the highest logit.
     pub(super) fn draw(&self, logits: &[f32], highest: f32, point: f64) -> usize {
         let Some(kept) = self.kept(logits, highest) else {
             let mut weights = vec![0.0; logits.len()];
@@ -57,17 +57,17 @@ impl Cuts {
             point -= weight;
             point < 0.0
         });
-        // Rounding may leave the point just beyond the last token.
+        // Rounding may leave the point just past the last token.
         drawn
             .or(kept.last())
             .map_or(0, |(token, _)| *token as usize)
     }
 
-    /// The tokens that the cuts leave, by rising token, with their weights relative to the
-    /// likeliest; `None` when they leave all.
-    pub(super) fn kept(&self, logits: &[f32], highest: f32) -> Option<Vec<Rated<f64>>> {
+    /// The tokens that pass the filter, by ascending id, with weights relative to the most likely;
+    /// `None` when all pass.
+    pub(super) fn kept(&self, logits: &[f32], highest: f32) -> Option<Vec<TokenScore<f64>>> {
         let mut kept = if (1..logits.len()).contains(&self.top_k) {
-            let mut kept = self.weighted(likeliest(logits, self.top_k), highest);
+            let mut kept = self.weighted(most_likely(logits, self.top_k), highest);
             let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
             if self.top_p < 1.0 {
                 let enough = reaching(&kept, total * f64::from(self.top_p));
@@ -77,35 +77,35 @@ impl Cuts {
         } else if self.top_p < 1.0 {
             self.nucleus(logits, highest)
         } else if self.min_p > 0.0 {
-            // One that is left out here weighs less than `min_p` by more than rounding.
+            // Tokens excluded here are below `min_p` by more than rounding.
             let least = highest + (self.min_p.ln() - 1e-3) / self.scale;
-            let rated = (0..).zip(logits.iter().copied());
+            let scored = (0..).zip(logits.iter().copied());
             self.weighted(
-                rated.filter(|(_, logit)| *logit >= least).collect(),
+                scored.filter(|(_, logit)| *logit >= least).collect(),
                 highest,
             )
         } else {
             return None;
         };
-        // What is forbidden has no weight.
+        // Forbidden tokens have no weight.
         kept.retain(|(_, weight)| *weight > 0.0 && *weight >= f64::from(self.min_p));
         kept.sort_unstable_by_key(|(token, _)| *token);
         Some(kept)
     }
 
-    fn weighted(&self, rated: Vec<Rated<f32>>, highest: f32) -> Vec<Rated<f64>> {
+    fn weighted(&self, scored: Vec<TokenScore<f32>>, highest: f32) -> Vec<TokenScore<f64>> {
         let weight = |logit: f32| (f64::from(logit - highest) * f64::from(self.scale)).exp();
-        rated
+        scored
             .into_iter()
             .map(|(token, logit)| (token, weight(logit)))
             .collect()
     }
 
-    /// The smallest set of the likeliest tokens that has the share `top_p` of all.
-    fn nucleus(&self, logits: &[f32], highest: f32) -> Vec<Rated<f64>> {
+    /// The smallest set of most likely tokens with total probability `top_p`.
+    fn nucleus(&self, logits: &[f32], highest: f32) -> Vec<TokenScore<f64>> {
         let total = softmax_sums(Isa::best(), logits, highest, self.scale).weights;
         let target = total * f64::from(self.top_p);
-        let mut first = self.weighted(likeliest(logits, NUCLEUS_FIRST), highest);
+        let mut first = self.weighted(most_likely(logits, NUCLEUS_FIRST), highest);
         if let Some(enough) = reaching(&first, target) {
             first.truncate(enough);
             return first;
@@ -119,21 +119,21 @@ impl Cuts {
         let last = last_of_nucleus(logits, &weights, rank, target);
         (0..)
             .zip(logits.iter().copied())
-            .filter(|rated| likelier(rated, &last).is_le())
+            .filter(|scored| by_likelihood(scored, &last).is_le())
             .map(|(token, _)| (token, f64::from(weights[token as usize])))
             .collect()
     }
 }
 
-/// The unlikeliest of the likeliest tokens whose weights reach the target; `rank` rises as logits
-/// fall. Tokens are dealt to buckets by rank, and only the bucket where the target is reached is
-/// looked at token by token.
+/// The least likely token of the nucleus whose weight reaches the target; `rank` rises as logits
+/// fall. Tokens are sorted into buckets by rank, and only the bucket in which the target is reached
+/// is searched token by token.
 fn last_of_nucleus(
     logits: &[f32],
     weights: &[f32],
     rank: impl Fn(f32) -> usize,
     target: f64,
-) -> Rated<f32> {
+) -> TokenScore<f32> {
     let mut sums = vec![0.0_f64; BUCKETS];
     for (logit, weight) in logits.iter().zip(weights) {
         sums[rank(*logit)] += f64::from(*weight);
@@ -145,14 +145,14 @@ fn last_of_nucleus(
         reached += sums[at];
         at += 1;
     }
-    let rated = (0..).zip(logits.iter().copied());
-    let mut bucket: Vec<Rated<f32>> = rated.filter(|(_, logit)| rank(*logit) == at).collect();
+    let scored = (0..).zip(logits.iter().copied());
+    let mut bucket: Vec<TokenScore<f32>> = scored.filter(|(_, logit)| rank(*logit) == at).collect();
     let mut rest = bucket.as_mut_slice();
-    // What is left of the middle is likelier than what is right of it; halve until one is left.
+    // Tokens left of the middle are more likely than those right of it; bisect.
     while rest.len() > 1 {
         let middle = rest.len() / 2;
-        rest.select_nth_unstable_by(middle, likelier);
-        let weight = |(token, _): &Rated<f32>| f64::from(weights[*token as usize]);
+        rest.select_nth_unstable_by(middle, by_likelihood);
+        let weight = |(token, _): &TokenScore<f32>| f64::from(weights[*token as usize]);
         let left: f64 = rest[..middle].iter().map(weight).sum();
         if reached + left >= target {
             rest = &mut rest[..middle];
@@ -164,8 +164,8 @@ fn last_of_nucleus(
     rest[0]
 }
 
-/// How many of the tokens, the likeliest first, reach the target.
-fn reaching(kept: &[Rated<f64>], target: f64) -> Option<usize> {
+/// How many of the tokens, most likely first, reach the target.
+fn reaching(kept: &[TokenScore<f64>], target: f64) -> Option<usize> {
     let mut reached = 0.0;
     let enough = kept.iter().position(|(_, weight)| {
         reached += weight;
@@ -174,25 +174,25 @@ fn reaching(kept: &[Rated<f64>], target: f64) -> Option<usize> {
     enough.map(|at| at + 1)
 }
 
-/// Ties go to the smaller token, so that a choice is the same everywhere.
-fn likelier<T: PartialOrd>(a: &Rated<T>, b: &Rated<T>) -> Ordering {
+/// Orders by likelihood; ties go to the smaller id, so that choices are reproducible.
+fn by_likelihood<T: PartialOrd>(a: &TokenScore<T>, b: &TokenScore<T>) -> Ordering {
     let by_rate = b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal);
     by_rate.then(a.0.cmp(&b.0))
 }
 
-/// The likeliest tokens with their logits, the likeliest first.
-pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<Rated<f32>> {
+/// The most likely tokens with their logits, in order.
+pub(super) fn most_likely(logits: &[f32], count: usize) -> Vec<TokenScore<f32>> {
     if count == 0 {
         return Vec::new();
     }
     let capacity = (4 * count).max(256).min(logits.len());
-    let mut found: Vec<Rated<f32>> = Vec::with_capacity(capacity);
+    let mut found: Vec<TokenScore<f32>> = Vec::with_capacity(capacity);
     let mut least = f32::NEG_INFINITY;
     for (token, logit) in (0..).zip(logits) {
-        // A later token as likely as the last of those found is not among them.
+        // A later token with the same logit as the last one found does not displace it.
         if *logit > least || found.len() < count {
             if found.len() == capacity && capacity > count {
-                found.select_nth_unstable_by(count - 1, likelier);
+                found.select_nth_unstable_by(count - 1, by_likelihood);
                 found.truncate(count);
                 least = found[count - 1].1;
                 if *logit <= least {
@@ -202,12 +202,12 @@ pub(super) fn likeliest(logits: &[f32], count: usize) -> Vec<Rated<f32>> {
             found.push((token, *logit));
         }
     }
-    found.sort_unstable_by(likelier);
+    found.sort_unstable_by(by_likelihood);
     found.truncate(count);
     found
 }
 
-/// Draws from weights of which none is cut.
+/// Draws from all weights.
 fn draw_of_all(weights: &[f32], point: f64) -> usize {
     let sum = |block: &[f32]| -> f64 { block.iter().copied().map(f64::from).sum() };
     let sums: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
@@ -223,7 +223,7 @@ fn draw_of_all(weights: &[f32], point: f64) -> usize {
         point -= f64::from(*weight);
         point < 0.0
     });
-    // Rounding may leave the point just beyond the last token that has a weight.
+    // Rounding may leave the point just past the last token with weight.
     let drawn = drawn.or(block.iter().rposition(|weight| *weight > 0.0));
     at * BLOCK + drawn.unwrap_or(0)
 }

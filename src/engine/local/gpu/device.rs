@@ -1,4 +1,4 @@
-//! Which device computes.
+//! Selects the device that computes.
 
 use candle_core::{
     Device,
@@ -9,10 +9,10 @@ use crate::config::DeviceKind;
 
 use super::cuda;
 
-/// Opens the device that the setting names; `None` is the CPU with its own decoder.
+/// Opens the configured device; `None` selects the CPU decoder.
 ///
 /// # Errors
-/// One line when a named device was not built in or is not there.
+/// One line when a named device is not supported by this build or not available.
 pub fn open_device(kind: DeviceKind) -> Result<Option<Device>, String> {
     match kind {
         DeviceKind::Cpu => Ok(None),
@@ -20,10 +20,10 @@ pub fn open_device(kind: DeviceKind) -> Result<Option<Device>, String> {
         DeviceKind::Metal if !metal_is_available() => Err(absent("metal")),
         DeviceKind::Cuda => cuda::open()
             .map(Some)
-            .map_err(|error| format!("no CUDA device can be opened: {error}")),
+            .map_err(|error| format!("cannot open a CUDA device: {error}")),
         DeviceKind::Metal => Device::new_metal(0)
             .map(Some)
-            .map_err(|error| format!("no Metal device can be opened: {error}")),
+            .map_err(|error| format!("cannot open a Metal device: {error}")),
         DeviceKind::Auto if cuda_is_available() => Ok(found("CUDA", cuda::open())),
         DeviceKind::Auto if metal_is_available() => Ok(found("Metal", Device::new_metal(0))),
         DeviceKind::Auto => Ok(None),
@@ -36,28 +36,26 @@ fn absent(feature: &str) -> String {
     )
 }
 
-/// A device that is there, or the reason in the log why the CPU computes instead.
+/// The device, or `None` after logging why the CPU is used instead.
 fn found(name: &str, device: candle_core::Result<Device>) -> Option<Device> {
     device
-        .inspect_err(|error| {
-            tracing::warn!("no {name} device can be opened, the CPU computes: {error}")
-        })
+        .inspect_err(|error| tracing::warn!(%error, "cannot open a {name} device; using the CPU"))
         .ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::local::gpu::open::*;
+    use crate::engine::local::gpu::device::*;
 
     #[test]
-    fn the_cpu_needs_no_device_and_what_was_not_built_in_is_said() {
-        assert!(open_device(DeviceKind::Cpu).expect("is there").is_none());
+    fn the_cpu_needs_no_device_and_missing_features_are_reported() {
+        assert!(open_device(DeviceKind::Cpu).expect("available").is_none());
         for (kind, is_built_in) in [
             (DeviceKind::Cuda, cuda_is_available()),
             (DeviceKind::Metal, metal_is_available()),
         ] {
             if !is_built_in {
-                let error = open_device(kind).expect_err("is not built in");
+                let error = open_device(kind).expect_err("not built in");
                 assert!(
                     error.contains(&format!("without the feature `{kind}`")),
                     "{error}"

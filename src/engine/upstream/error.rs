@@ -1,5 +1,4 @@
-//! A server's refusals and failures, sorted by what they say of the server and what the caller does
-//! next.
+//! Classifies a server's errors by what they tell about the server and what the caller does next.
 
 use std::time::Duration;
 
@@ -12,31 +11,31 @@ use serde_json::Value;
 
 use crate::{config::Secret, engine::EngineError};
 
-/// Longest quotation of a server's own message.
+/// Most characters quoted of a server's own message.
 const MESSAGE_CHARS_MAX: usize = 300;
-/// "Site is overloaded", which some hosted APIs say instead of 503.
+/// "Site is overloaded", which some hosted APIs send instead of 503.
 const OVERLOADED: u16 = 529;
 
-/// Why an exchange gave no answer, by what it says of the server.
+/// Why an exchange gave no answer, by what it tells about the server.
 #[derive(Debug, PartialEq)]
-pub(super) enum Refusal {
-    /// It takes no more requests now; the same request may be sent again.
+pub(super) enum ExchangeError {
+    /// The server takes no more requests now; the same request may be sent again.
     Throttled {
         message: String,
         retry_after: Option<Duration>,
     },
-    /// It, or what is before it, took too long.
+    /// The server, or a proxy before it, took too long.
     TimedOut(String),
-    /// There is no connection to it.
-    Lost(String),
-    /// The connection broke before the answer's end.
+    /// The server cannot be connected to.
+    Unreachable(String),
+    /// The connection broke before the answer was complete.
     Broken(String),
-    /// It is there, and this is what it makes of the request.
+    /// The server is up and returned this error.
     Answered(EngineError),
 }
 
-impl Refusal {
-    /// Sorts what went wrong below HTTP. Tells no URL, which may hold a secret.
+impl ExchangeError {
+    /// Classifies a failure below HTTP. Leaves out URLs, which may contain a secret.
     pub(super) fn of_transport(error: &reqwest::Error) -> Self {
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
@@ -47,9 +46,9 @@ impl Refusal {
             detail => format!(": {detail}"),
         };
         if error.is_connect() {
-            Self::Lost(format!("the server cannot be reached{detail}"))
+            Self::Unreachable(format!("cannot connect to the server{detail}"))
         } else if error.is_timeout() {
-            Self::TimedOut(format!("the server does not answer in time{detail}"))
+            Self::TimedOut(format!("the server did not answer in time{detail}"))
         } else {
             Self::Broken(format!("the connection to the server broke{detail}"))
         }
@@ -60,28 +59,28 @@ impl Refusal {
         match self {
             Self::Throttled { message, .. }
             | Self::TimedOut(message)
-            | Self::Lost(message)
+            | Self::Unreachable(message)
             | Self::Broken(message) => message,
             Self::Answered(error) => error.to_string(),
         }
     }
 
-    /// What a caller that does not ask again makes of it.
-    pub(super) fn into_fault(self) -> EngineError {
+    /// The engine's error for a caller that does not retry here.
+    pub(super) fn into_engine_error(self) -> EngineError {
         match self {
             Self::Answered(error) => error,
             Self::Throttled {
                 message,
                 retry_after,
             } => unavailable(message, retry_after),
-            Self::TimedOut(message) | Self::Lost(message) | Self::Broken(message) => {
+            Self::TimedOut(message) | Self::Unreachable(message) | Self::Broken(message) => {
                 unavailable(message, None)
             }
         }
     }
 }
 
-/// What a request hears that is to be tried again later.
+/// The engine's error for a request that should be retried later.
 pub(super) fn unavailable(message: String, retry_after: Option<Duration>) -> EngineError {
     EngineError::Unavailable {
         message,
@@ -90,14 +89,14 @@ pub(super) fn unavailable(message: String, retry_after: Option<Duration>) -> Eng
     }
 }
 
-/// An error as OpenAI writes it, or one of the shapes that others use.
+/// An error body in OpenAI's format or one of the variants that other servers use.
 #[derive(Debug, Default)]
 pub(super) struct ErrorBody {
-    /// A word for programs, or a status as digits.
+    /// An identifier, or a status in digits.
     code: String,
-    /// The kind of error, where it is not the code.
+    /// The type of error, which some servers set instead of the code.
     kind: String,
-    /// The field of the request that is wrong, where it is told.
+    /// The invalid field of the request, if reported.
     param: String,
     message: String,
 }
@@ -115,11 +114,11 @@ impl ErrorBody {
             Value::Number(number) => number.to_string(),
             _ => String::new(),
         };
-        // TGI writes the message as the error itself, FastAPI what it checked as a list.
+        // TGI puts the message into `error` itself, FastAPI a list of failed checks into `detail`.
         let message = match (&value["error"], &value["detail"]) {
             (Value::String(message), _) => message.clone(),
             (_, Value::String(detail)) => detail.clone(),
-            (_, Value::Array(details)) => details.iter().map(told_by_detail).collect(),
+            (_, Value::Array(details)) => details.iter().map(describe_detail).collect(),
             _ => text("message"),
         };
         let kind = text("type");
@@ -143,11 +142,10 @@ impl ErrorBody {
         })
     }
 
-    /// The status that an error within an answer stands for; a failure of the server unless it
-    /// says otherwise.
+    /// The HTTP status that an error inside an answer stands for; 500 unless it tells otherwise.
     pub(super) fn status(&self) -> StatusCode {
-        let told = self.code.parse().ok().map(StatusCode::from_u16);
-        if let Some(Ok(status)) = told
+        let reported = self.code.parse().ok().map(StatusCode::from_u16);
+        if let Some(Ok(status)) = reported
             && (status.is_client_error() || status.is_server_error())
         {
             return status;
@@ -169,83 +167,75 @@ impl ErrorBody {
         }
     }
 
-    /// True when the prompt does not fit the model's context.
+    /// True when the prompt exceeds the model's context.
     fn is_context_too_long(&self) -> bool {
-        // OpenAI has the code; llama.cpp the type; vLLM only the words.
-        let is_told = |word: &String| {
+        // OpenAI sets the code, llama.cpp the type; vLLM has only the message.
+        let is_code = |word: &String| {
             ["context_length_exceeded", "exceed_context_size_error"].contains(&word.as_str())
         };
-        is_told(&self.code)
-            || is_told(&self.kind)
+        is_code(&self.code)
+            || is_code(&self.kind)
             || self.message.contains("maximum context length")
     }
 
-    /// Context length and prompt length, where the message tells them: "maximum context length is
-    /// 4096 tokens. However, … resulted in 5000 tokens", "request has 4999 input tokens".
+    /// Context length and prompt length, if the message contains them: "maximum context length is 4096
+    /// tokens. However, … resulted in 5000 tokens", "request has 4999 input tokens".
     fn context_numbers(&self) -> Option<(usize, usize)> {
         let after = self.message.split("context length is ").nth(1)?;
         let mut numbers = after
             .split(|c: char| !c.is_ascii_digit())
             .filter_map(|digits| digits.parse::<usize>().ok());
         let context_tokens = numbers.next()?;
-        // The largest number told is the whole request, when it is told at all.
+        // The largest number is the whole request, if it is reported at all.
         let tokens = numbers.max()?;
         Some((context_tokens, tokens))
     }
 }
 
-/// Where and what, without the `input`, which quotes the prompt.
-fn told_by_detail(detail: &Value) -> String {
+/// Location and message, without `input`, which quotes the prompt.
+fn describe_detail(detail: &Value) -> String {
     let places = detail["loc"].as_array().into_iter().flatten();
     let places: Vec<&str> = places.filter_map(Value::as_str).collect();
     let what = detail["msg"].as_str().unwrap_or_default();
     format!("{}: {what}. ", places.join("."))
 }
 
-/// What is known where a refusal is sorted.
+/// Context for classifying errors.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sorter<'a> {
+pub(super) struct ErrorClassifier<'a> {
     pub(super) model: &'a str,
-    /// Servers quote a wrong key; we do not.
+    /// Removed from messages: servers quote a wrong key.
     pub(super) api_key: Option<&'a Secret>,
 }
 
-impl Sorter<'_> {
-    /// Sorts an error by its status.
-    pub(super) fn sort(
+impl ErrorClassifier<'_> {
+    /// Classifies an error by its status.
+    pub(super) fn classify(
         self,
         status: StatusCode,
         error: &ErrorBody,
         retry_after: Option<Duration>,
-    ) -> Refusal {
+    ) -> ExchangeError {
         let message = format!(
             "the server answered with status {status}: {}",
             self.quote(&error.message)
         );
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                return Refusal::Throttled {
+        match status.as_u16() {
+            429 | 503 | OVERLOADED => {
+                return ExchangeError::Throttled {
                     message,
                     retry_after,
                 };
             }
-            _ if status.as_u16() == OVERLOADED => {
-                return Refusal::Throttled {
-                    message,
-                    retry_after,
-                };
-            }
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
-                return Refusal::TimedOut(message);
-            }
+            408 | 504 => return ExchangeError::TimedOut(message),
             _ => {}
         }
-        Refusal::Answered(
+        ExchangeError::Answered(
             if status.is_server_error() || status == StatusCode::TOO_EARLY {
                 unavailable(message, retry_after)
             } else if status.is_redirection() {
                 EngineError::Unservable(format!(
-                    "the server answered with status {status}: it moved elsewhere, where prompts are not sent unasked; configure its new URL"
+                    "the server answered with status {status}: it redirects to another origin, where prompts are not sent; configure its new URL"
                 ))
             } else if error.is_context_too_long()
                 && let Some((context_tokens, prompt_tokens)) = error.context_numbers()
@@ -270,7 +260,8 @@ impl Sorter<'_> {
     }
 }
 
-/// Milliseconds as OpenAI and Azure add, else seconds or a date (RFC 9110, section 10.2.3).
+/// Reads the retry delay: milliseconds as OpenAI and Azure send, else seconds or a date (RFC 9110,
+/// section 10.2.3).
 pub(super) fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str| text.parse::<f64>().ok();
@@ -283,7 +274,7 @@ pub(super) fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Dur
     }
     let date = DateTime::parse_from_rfc2822(value).ok()?;
     let left = date.with_timezone(&Utc) - now;
-    // What has passed is no wait.
+    // A date in the past means no delay.
     Some(left.to_std().unwrap_or_default())
 }
 
@@ -296,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_within_an_answer_stands_for_a_status() {
+    fn errors_inside_an_answer_map_to_a_status() {
         for (body, expected) in [
             (r#"{"error":{"code":429,"message":"m"}}"#, 429),
             (r#"{"error":{"code":"503","message":"m"}}"#, 503),
@@ -315,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_named_by_whole_words_and_inputs_are_never_quoted() {
+    fn fields_match_whole_words_and_inputs_are_never_quoted() {
         let refused = error(
             r#"{"detail":[{"loc":["body","stream_options"],"msg":"extra field","input":{"messages":"secret"}}]}"#,
         );
@@ -326,23 +317,23 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_never_quoted() {
+    fn the_api_key_is_never_quoted() {
         let key = Secret::new("sk-test");
-        let sorter = Sorter {
+        let classifier = ErrorClassifier {
             model: "m",
             api_key: Some(&key),
         };
         let refused = error(r#"{"error":{"message":"wrong key sk-test given"}}"#);
-        let refusal = sorter.sort(StatusCode::UNAUTHORIZED, &refused, None);
+        let error = classifier.classify(StatusCode::UNAUTHORIZED, &refused, None);
         let expected = "the server answered with status 401 Unauthorized: wrong key *** given";
         assert_eq!(
-            refusal,
-            Refusal::Answered(EngineError::Unservable(expected.to_owned()))
+            error,
+            ExchangeError::Answered(EngineError::Unservable(expected.to_owned()))
         );
     }
 
     #[test]
-    fn waits_are_read_as_servers_write_them() {
+    fn retry_delays_are_read_in_all_formats() {
         let now = DateTime::parse_from_rfc3339("2015-10-21T07:27:00Z")
             .expect("a date")
             .to_utc();

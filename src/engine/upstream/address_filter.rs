@@ -1,37 +1,22 @@
-//! Which addresses a model server may have: its URL comes from a configuration, but what a name leads to
-//! is for others to say.
+//! Restricts the addresses of model servers: the URL is configured, but DNS decides what its name
+//! resolves to.
 
-use std::{
-    error::Error,
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::config::PrivateAddresses;
 
-/// An address that is not allowed.
-#[derive(Debug)]
-pub(super) struct Forbidden(IpAddr);
-
-impl fmt::Display for Forbidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the server's address {} is not allowed; see private_addresses",
-            self.0
-        )
-    }
-}
-
-impl Error for Forbidden {}
+/// An address that the configuration does not allow.
+#[derive(Debug, thiserror::Error)]
+#[error("the server's address {0} is not allowed; see private_addresses")]
+pub(super) struct ForbiddenAddress(IpAddr);
 
 /// Checks an address.
 ///
 /// # Errors
-/// It is not allowed.
-pub(super) fn check(address: IpAddr, allowed: PrivateAddresses) -> Result<(), Forbidden> {
+/// When it is not allowed.
+pub(super) fn check(address: IpAddr, allowed: PrivateAddresses) -> Result<(), ForbiddenAddress> {
     let address = address.to_canonical();
     let is_forbidden = match allowed {
         PrivateAddresses::All => false,
@@ -39,21 +24,21 @@ pub(super) fn check(address: IpAddr, allowed: PrivateAddresses) -> Result<(), Fo
         PrivateAddresses::None => !is_public(address),
     };
     if is_forbidden {
-        return Err(Forbidden(address));
+        return Err(ForbiddenAddress(address));
     }
     Ok(())
 }
 
-/// Where clouds keep what machines may know of themselves.
+/// True for link-local addresses, where clouds serve instance metadata.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
-        // fe80::/10, and the addresses under which AWS answers over IPv6.
+        // fe80::/10, and the addresses of AWS's metadata service over IPv6.
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[..3] == [0xfd00, 0xec2, 0],
     }
 }
 
-/// True for what the internet routes (RFC 6890 and its registries, the parts that matter here).
+/// True for addresses that are routed on the internet (RFC 6890 and its registries, as relevant here).
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -76,17 +61,17 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
 
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     let first = v6.segments()[0];
-    // Global unicast is 2000::/3; 6to4 and Teredo wrap other addresses, 2001:db8 is for documents.
+    // Global unicast is 2000::/3; 6to4 and Teredo embed other addresses, 2001:db8 is for documentation.
     first & 0xe000 == 0x2000
         && first != 0x2002
         && !(first == 0x2001 && matches!(v6.segments()[1], 0 | 0xdb8))
 }
 
-/// Resolves names as the system does, and leaves out what is not allowed.
+/// Resolves names with the system's resolver and drops addresses that are not allowed.
 #[derive(Debug)]
-pub(super) struct Guarded(pub(super) PrivateAddresses);
+pub(super) struct FilteredResolver(pub(super) PrivateAddresses);
 
-impl Resolve for Guarded {
+impl Resolve for FilteredResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let allowed = self.0;
         Box::pin(async move {
@@ -116,34 +101,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_public_is_refused_as_far_as_it_is_said() {
+    fn private_addresses_are_refused_as_configured() {
         for public in ["1.1.1.1", "93.184.215.14", "2606:4700::1111"] {
             assert!(passes(public, PrivateAddresses::None), "{public}");
         }
-        for private in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "100.64.0.1",
-            "0.0.0.0",
-            "::1",
-            "fc00::1",
-            "::ffff:10.0.0.1",
-            "198.18.0.1",
-            "255.255.255.255",
-            "224.0.0.1",
-            "2002:0a00:0001::1",
-        ] {
+        let private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 100.64.0.1 0.0.0.0 ::1 fc00::1 \
+            ::ffff:10.0.0.1 198.18.0.1 255.255.255.255 224.0.0.1 2002:0a00:0001::1";
+        for private in private.split_whitespace() {
             assert!(!passes(private, PrivateAddresses::None), "{private}");
             assert!(passes(private, PrivateAddresses::Local), "{private}");
         }
-        for metadata in [
-            "169.254.169.254",
-            "fe80::1",
-            "fd00:ec2::254",
-            "::ffff:169.254.169.254",
-        ] {
+        let metadata = "169.254.169.254 fe80::1 fd00:ec2::254 ::ffff:169.254.169.254";
+        for metadata in metadata.split_whitespace() {
             assert!(!passes(metadata, PrivateAddresses::Local), "{metadata}");
             assert!(passes(metadata, PrivateAddresses::All), "{metadata}");
         }

@@ -1,50 +1,49 @@
-//! How much a step may hold, so that no running answer waits longer for its next token than the
-//! latency target says.
+//! Limits the size of a step so that running answers get their next token within the latency target.
 
 use super::cost::{StepCost, StepSize};
 
-/// Prompt tokens that a step computes beside decodes whatever they cost, so that prompts get on.
-pub const PREFILL_TOKENS_MIN: usize = 8;
-/// A target below this many times the cheapest step cannot be met by smaller steps, only by giving
-/// up on batching; so it counts as this much.
+/// Prompt tokens that a step always computes beside decodes, so that prompts make progress.
+pub(crate) const PREFILL_TOKENS_MIN: usize = 8;
+/// A target below this multiple of the cheapest step could be met only by giving up batching, so it
+/// is raised to this multiple.
 const CHEAPEST_STEPS: f64 = 2.0;
-/// Part of the limit that is planned for: what a step is expected to cost is a few percent off.
+/// Fraction of the limit to plan for: predictions are off by a few percent.
 const PLANNED: f64 = 0.9;
 
-/// Turns a latency target and what steps were seen to cost into budgets.
+/// Derives token budgets from a latency target and the observed cost of steps.
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub(crate) struct StepBudget {
     cost: StepCost,
     step_seconds_max: Option<f64>,
 }
 
-impl Pace {
-    /// A pace for steps of up to so many seconds, as far as they hold up decodes; `None` for no limit.
-    pub fn new(step_seconds_max: Option<f64>) -> Self {
+impl StepBudget {
+    /// A budget for steps of at most so many seconds while decodes run; `None` for no limit.
+    pub(crate) fn new(step_seconds_max: Option<f64>) -> Self {
         Self {
             cost: StepCost::default(),
             step_seconds_max,
         }
     }
 
-    /// Takes in what a step took.
-    pub fn observe(&mut self, size: StepSize, seconds: f64) {
+    /// Records a step's duration.
+    pub(crate) fn observe(&mut self, size: StepSize, seconds: f64) {
         self.cost.observe(size, seconds);
     }
 
-    /// Seconds that a step of this size takes; `None` until enough steps were seen.
-    pub fn seconds(&self, size: StepSize) -> Option<f64> {
+    /// Predicted seconds of a step of this size; `None` until enough steps were observed.
+    pub(crate) fn seconds(&self, size: StepSize) -> Option<f64> {
         self.cost.seconds(size)
     }
 
-    /// True when so many decodes fit a step together.
-    pub fn fits(&self, decodes: StepSize) -> bool {
+    /// True when these decodes fit one step.
+    pub(crate) fn fits(&self, decodes: StepSize) -> bool {
         self.is_within(decodes, decodes)
     }
 
-    /// The most tokens, up to `most`, that may follow `from` others in a step that holds `so_far`,
-    /// of which `decodes` are the decodes.
-    pub fn prefill_tokens(
+    /// The number of prompt tokens, up to `most`, that may follow `from` others in a step of size
+    /// `so_far`, of which `decodes` is the decodes' share.
+    pub(crate) fn prefill_tokens(
         &self,
         decodes: StepSize,
         so_far: StepSize,
@@ -55,7 +54,7 @@ impl Pace {
         if decodes.tokens == 0 || fits(most) {
             return most;
         }
-        // A longer part is never cheaper: the border is found by halving.
+        // Cost grows with length, so bisect.
         let (mut fit, mut beyond) = (0, most);
         while beyond - fit > 1 {
             let middle = fit + (beyond - fit) / 2;
@@ -92,17 +91,17 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// A machine that takes 10 ms a step and 1 ms a token.
-    fn pace(step_seconds_max: Option<f64>) -> Pace {
-        let mut pace = Pace::new(step_seconds_max);
+    /// A machine that takes 10 ms per step and 1 ms per token.
+    fn step_budget(step_seconds_max: Option<f64>) -> StepBudget {
+        let mut step_budget = StepBudget::new(step_seconds_max);
         for round in 0..60 {
             let size = StepSize {
                 tokens: 1 + round * 37 % 50,
                 attended: 500 + round * 71 % 400,
             };
-            pace.observe(size, 0.01 + 1e-3 * size.tokens as f64);
+            step_budget.observe(size, 0.01 + 1e-3 * size.tokens as f64);
         }
-        pace
+        step_budget
     }
 
     fn decodes(count: usize) -> StepSize {
@@ -113,41 +112,41 @@ mod tests {
     }
 
     #[test]
-    fn prompts_fill_what_the_target_leaves_beside_decodes() {
-        let pace = pace(Some(0.1));
-        let tokens = pace.prefill_tokens(decodes(30), decodes(30), 0, 512);
+    fn prompts_fill_what_decodes_leave_of_the_target() {
+        let step_budget = step_budget(Some(0.1));
+        let tokens = step_budget.prefill_tokens(decodes(30), decodes(30), 0, 512);
         assert!(
             (42..=52).contains(&tokens),
             "10 + 30 + 50 ms is nine tenths of the target: {tokens}"
         );
-        assert!(pace.prefill_tokens(decodes(60), decodes(60), 0, 512) < 35);
+        assert!(step_budget.prefill_tokens(decodes(60), decodes(60), 0, 512) < 35);
         assert_eq!(
-            pace.prefill_tokens(decodes(0), decodes(0), 0, 512),
+            step_budget.prefill_tokens(decodes(0), decodes(0), 0, 512),
             512,
-            "nobody is held up"
+            "no decode waits"
         );
         assert_eq!(
-            pace.prefill_tokens(decodes(90), decodes(90), 0, 512),
+            step_budget.prefill_tokens(decodes(90), decodes(90), 0, 512),
             PREFILL_TOKENS_MIN
         );
         let second = decodes(90).and(StepSize::of(0, PREFILL_TOKENS_MIN));
-        assert_eq!(pace.prefill_tokens(decodes(90), second, 0, 512), 0);
+        assert_eq!(step_budget.prefill_tokens(decodes(90), second, 0, 512), 0);
     }
 
     #[test]
-    fn a_target_that_no_step_meets_does_not_end_batching() {
-        let pace = pace(Some(0.001));
+    fn an_unreachable_target_does_not_end_batching() {
+        let step_budget = step_budget(Some(0.001));
         assert!(
-            pace.fits(decodes(1)) && pace.fits(decodes(8)),
+            step_budget.fits(decodes(1)) && step_budget.fits(decodes(8)),
             "two cheapest steps are 22 ms"
         );
-        assert!(!pace.fits(decodes(20)));
+        assert!(!step_budget.fits(decodes(20)));
     }
 
     #[test]
-    fn without_a_target_or_without_experience_nothing_is_held_back() {
-        assert!(pace(None).fits(decodes(1_000)));
-        let fresh = Pace::new(Some(0.001));
+    fn without_target_or_observations_nothing_is_limited() {
+        assert!(step_budget(None).fits(decodes(1_000)));
+        let fresh = StepBudget::new(Some(0.001));
         assert!(fresh.fits(decodes(1_000)));
         assert_eq!(fresh.prefill_tokens(decodes(5), decodes(5), 0, 512), 512);
     }

@@ -1,9 +1,6 @@
-//! What engines without a thread of their own share: a bounded number of requests, begun at once.
+//! Bounds the concurrent and waiting requests of engines that have no thread of their own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::Semaphore;
@@ -11,48 +8,37 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{EngineError, Generation};
 
-/// Requests that may wait for each that may run. A worker takes no more from the broker than it
-/// can start, so few ever wait here.
+/// Requests that may wait per running one. A worker takes no more from the broker than it can start,
+/// so few ever wait here.
 pub(super) const WAITING_PER_RUNNING: usize = 4;
 
-/// Places for requests: so many run, so many wait, the next is refused.
+/// Concurrency limit: some requests run, more wait, further ones are rejected.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct RequestSlots {
     running: Arc<Semaphore>,
-    accepted: Arc<AtomicUsize>,
-    accepted_max: usize,
+    /// Running and waiting requests together.
+    accepted: Arc<Semaphore>,
 }
 
-/// Gives a place back when its request is answered or dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Places {
+impl RequestSlots {
     pub(super) fn new(batch_max: usize) -> Self {
         Self {
             running: Arc::new(Semaphore::new(batch_max)),
-            accepted: Arc::default(),
-            accepted_max: batch_max * (1 + WAITING_PER_RUNNING),
+            accepted: Arc::new(Semaphore::new(batch_max * (1 + WAITING_PER_RUNNING))),
         }
     }
 
-    /// Begins the work as soon as its turn comes; dropping the future stops it.
+    /// Runs the work as soon as a running slot is free; dropping the future cancels it.
     pub(super) fn begin(
         &self,
         work: impl Future<Output = Result<Generation, EngineError>> + Send + 'static,
     ) -> BoxFuture<'static, Result<Generation, EngineError>> {
-        let place = Place(self.accepted.clone());
-        if self.accepted.fetch_add(1, Ordering::AcqRel) >= self.accepted_max {
+        let Ok(accepted) = self.accepted.clone().try_acquire_owned() else {
             return std::future::ready(Err(queue_full())).boxed();
-        }
+        };
         let running = self.running.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let _place = place;
+            let _accepted = accepted;
             let _running = running
                 .acquire_owned()
                 .await
@@ -70,10 +56,10 @@ impl Places {
     }
 }
 
-/// What a request hears that finds as many waiting as may.
+/// The error for a request that finds the waiting queue full.
 pub(super) fn queue_full() -> EngineError {
     EngineError::Unavailable {
-        message: "as many requests wait as may".to_owned(),
+        message: "the engine's waiting queue is full".to_owned(),
         retry_after_ms: None,
     }
 }

@@ -1,4 +1,4 @@
-//! One request on its way through the engine: its tokens, its text so far, and when it ends.
+//! One request in the engine: its sampler, its text so far, and when it ends.
 
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
@@ -10,16 +10,16 @@ use crate::{
 };
 
 use super::{
-    sampler::{Choice, NoChoice, Sampler},
-    structured::{Grammar, Progress},
+    sampler::{SampledToken, Sampler, SamplingError},
+    structured::{Grammar, GrammarState},
 };
 
-/// Where an answer goes.
-pub(super) type Reply = oneshot::Sender<Result<Generation, EngineError>>;
+/// Channel for the answer.
+pub(super) type ReplySender = oneshot::Sender<Result<Generation, EngineError>>;
 
-/// An answer as it grows.
+/// Builds an answer token by token.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct AnswerWriter {
     detokenizer: Detokenizer,
     text: String,
     stop: Vec<String>,
@@ -27,11 +27,11 @@ pub(super) struct Writer {
     completion_tokens: usize,
     completion_tokens_max: usize,
     signals: SignalCollector,
-    /// Kept only where they were asked for.
+    /// Kept only if requested.
     logprobs: Option<Vec<TokenLogprob>>,
 }
 
-impl Writer {
+impl AnswerWriter {
     pub(super) fn new(stop: Vec<String>, eos: Vec<u32>, completion_tokens_max: usize) -> Self {
         Self {
             detokenizer: Detokenizer::default(),
@@ -45,44 +45,39 @@ impl Writer {
         }
     }
 
-    /// Keeps the log-probabilities of the tokens to come.
-    fn keep_logprobs(&mut self) {
-        self.logprobs = Some(Vec::new());
-    }
-
-    /// Takes the next token, after which its format stands at `progress`, and tells whether it was
-    /// the last.
+    /// Adds the next token, which leaves the grammar in state `progress`; returns the finish reason if
+    /// it was the last.
     fn push(
         &mut self,
         vocabulary: &Vocabulary,
-        choice: &Choice,
-        progress: Progress,
+        choice: &SampledToken,
+        progress: GrammarState,
     ) -> Result<Option<FinishReason>, PromptError> {
         let token = choice.token;
         self.completion_tokens += 1;
-        self.signals.push(choice.logprob, Some(choice.spread));
+        self.signals.push(choice.logprob, Some(choice.stats));
         let is_eos = self.eos.contains(&token);
-        let is_whole = is_eos || progress == Progress::Whole;
-        let is_last = is_whole
-            || progress == Progress::Stuck
+        let is_complete = is_eos || progress == GrammarState::Complete;
+        let is_last = is_complete
+            || progress == GrammarState::Stuck
             || self.completion_tokens >= self.completion_tokens_max;
         let mut piece = String::new();
         if !is_eos {
             piece = self.detokenizer.push(vocabulary, token)?;
             if let Some(logprobs) = &mut self.logprobs {
-                logprobs.push(told(vocabulary, choice));
+                logprobs.push(token_logprob(vocabulary, choice));
             }
         }
         if is_last {
             piece += &self.detokenizer.finish(vocabulary)?;
         }
-        if self.add(&piece) || is_whole {
+        if self.add(&piece) || is_complete {
             return Ok(Some(FinishReason::Stop));
         }
         Ok(is_last.then_some(FinishReason::Length))
     }
 
-    /// Ends an answer that cannot go on.
+    /// Ends an answer early.
     fn cut_short(&mut self, vocabulary: &Vocabulary) -> Result<FinishReason, PromptError> {
         let piece = self.detokenizer.finish(vocabulary)?;
         Ok(if self.add(&piece) {
@@ -92,7 +87,7 @@ impl Writer {
         })
     }
 
-    /// Adds text and cuts it before the first stop string, which may have begun in earlier pieces.
+    /// Adds text; cuts it before the first stop string, which may have begun in earlier text.
     fn add(&mut self, piece: &str) -> bool {
         let before = self.text.len();
         self.text.push_str(piece);
@@ -111,8 +106,8 @@ impl Writer {
     }
 }
 
-/// A token's log-probability, and those of its alternatives, in words.
-fn told(vocabulary: &Vocabulary, choice: &Choice) -> TokenLogprob {
+/// A token's log-probability and its alternatives', with their text.
+fn token_logprob(vocabulary: &Vocabulary, choice: &SampledToken) -> TokenLogprob {
     let likelihood = |token: u32, logprob: f32| {
         let bytes = vocabulary.token_bytes(token);
         Likelihood {
@@ -130,54 +125,48 @@ fn told(vocabulary: &Vocabulary, choice: &Choice) -> TokenLogprob {
     }
 }
 
-/// What came of a row of logits.
+/// Result of sampling from a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// A token after which more come.
+pub(super) enum NextToken {
+    /// A token; more follow.
     Token(u32),
-    /// The answer is over.
+    /// The answer is finished.
     End(FinishReason),
 }
 
-/// A request that waits or runs; its tokens and blocks are with the scheduler.
+/// A waiting or running request; the scheduler holds its tokens and blocks.
 #[derive(Debug)]
-pub(super) struct Sequence {
+pub(super) struct ActiveRequest {
     prompt_tokens: usize,
-    writer: Writer,
+    writer: AnswerWriter,
     sampler: Sampler,
-    /// Tells what may come next, where the answer must have a form.
+    /// Constrains the answer, if a format was requested.
     grammar: Option<Grammar>,
-    reply: Reply,
+    reply: ReplySender,
     stop: Stop,
     started_at: Option<DateTime<Utc>>,
     first_token_at: Option<DateTime<Utc>>,
 }
 
-impl Sequence {
+impl ActiveRequest {
     pub(super) fn new(
         request: &Generate,
         prompt: &[u32],
-        mut writer: Writer,
-        reply: Reply,
+        mut writer: AnswerWriter,
+        grammar: Option<Grammar>,
+        reply: ReplySender,
     ) -> Self {
-        if request.sampling.logprobs.is_some() {
-            writer.keep_logprobs();
-        }
+        writer.logprobs = request.sampling.logprobs.map(|_| Vec::new());
         Self {
             prompt_tokens: prompt.len(),
             writer,
             sampler: Sampler::new(&request.sampling, request.seed_default, prompt),
-            grammar: None,
+            grammar,
             reply,
-            stop: request.terms.stop.clone(),
+            stop: request.context.stop.clone(),
             started_at: None,
             first_token_at: None,
         }
-    }
-
-    /// Gives the answer a form that it must have.
-    pub(super) fn constrain(&mut self, grammar: Option<Grammar>) {
-        self.grammar = grammar;
     }
 
     /// False when nobody waits for the answer any more.
@@ -185,55 +174,55 @@ impl Sequence {
         !self.reply.is_closed()
     }
 
-    /// True when it is to end with what there is.
+    /// True when it should end with the tokens so far.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.is_requested()
     }
 
-    /// Begins to run; one that was put back began when it ran first.
+    /// Records the start; a preempted request keeps its first one.
     pub(super) fn start(&mut self) {
         self.started_at.get_or_insert_with(Utc::now);
     }
 
-    /// Chooses the next token from a step's logits and tells whether it was the last.
+    /// Samples the next token from a step's logits.
     ///
     /// # Errors
-    /// [`EngineError::Crashed`] when the logits are not finite or cannot become text.
+    /// [`EngineError::Crashed`] when the logits are not finite or cannot be decoded.
     pub(super) fn take(
         &mut self,
         vocabulary: &Vocabulary,
         logits: &[f32],
-    ) -> Result<Taken, EngineError> {
+    ) -> Result<NextToken, EngineError> {
         let crashed = |error: PromptError| EngineError::Crashed(error.to_string());
-        // Nothing allowed at all is a mask without a bit.
+        // An empty mask allows nothing.
         let grammar = self.grammar.as_mut();
         let allowed = grammar.map(|grammar| grammar.allowed().unwrap_or_default());
         let choice = match self.sampler.choose(logits, allowed.as_deref()) {
             Ok(choice) => choice,
-            Err(NoChoice::NothingAllowed) => {
+            Err(SamplingError::NothingAllowed) => {
                 let end = self.writer.cut_short(vocabulary);
-                return end.map(Taken::End).map_err(crashed);
+                return end.map(NextToken::End).map_err(crashed);
             }
-            Err(NoChoice::NotFinite) => {
+            Err(SamplingError::NotFinite) => {
                 return Err(EngineError::Crashed(
-                    "the model gave logits that are not finite".to_owned(),
+                    "the model computed logits that are not finite".to_owned(),
                 ));
             }
         };
         self.first_token_at.get_or_insert_with(Utc::now);
         let progress = match &mut self.grammar {
-            None => Progress::Open,
+            None => GrammarState::Open,
             Some(grammar) => grammar.take(choice.token),
         };
         let end = self.writer.push(vocabulary, &choice, progress);
         Ok(match end.map_err(crashed)? {
-            None => Taken::Token(choice.token),
-            Some(reason) => Taken::End(reason),
+            None => NextToken::Token(choice.token),
+            Some(reason) => NextToken::End(reason),
         })
     }
 
-    /// Hands the answer over; nobody may be there to take it. `prompt_tokens_computed` are those
-    /// that no other sequence had computed before.
+    /// Sends the answer, if the receiver still exists. `prompt_tokens_computed` excludes tokens found
+    /// in the cache.
     pub(super) fn finish(
         self,
         finish_reason: FinishReason,
@@ -268,7 +257,7 @@ impl Sequence {
         }));
     }
 
-    /// Says that there will be no answer.
+    /// Replies with an error.
     pub(super) fn fail(self, error: EngineError) {
         let _ = self.reply.send(Err(error));
     }
@@ -276,15 +265,15 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::local::sequence::*;
-    use crate::{engine::signals::Spread, prompt::Specials};
+    use crate::engine::local::active_request::*;
+    use crate::{engine::signals::DistributionStats, prompt::Specials};
 
     fn vocabulary() -> Vocabulary {
         let json = include_bytes!("../../../tests/fixtures/models/tiny-llama/tokenizer.json");
         Vocabulary::from_json(json).expect("the fixture is a tokenizer")
     }
 
-    /// Writes a text token by token and tells what came of it and after how many tokens.
+    /// Writes a text token by token; returns the answer, its finish reason and its number of tokens.
     fn write(
         text: &str,
         stop: &[&str],
@@ -293,19 +282,19 @@ mod tests {
     ) -> (String, Option<FinishReason>, usize) {
         let vocabulary = vocabulary();
         let stop = stop.iter().map(|stop| (*stop).to_owned()).collect();
-        let mut writer = Writer::new(stop, eos.to_vec(), most);
+        let mut writer = AnswerWriter::new(stop, eos.to_vec(), most);
         let mut end = None;
         for token in vocabulary.encode(text, Specials::Written).expect("encodes") {
-            let choice = Choice {
+            let choice = SampledToken {
                 token,
                 logprob: -0.5,
-                spread: Spread {
+                stats: DistributionStats {
                     entropy: 1.0,
                     margin: 0.1,
                 },
                 alternatives: Vec::new(),
             };
-            let pushed = writer.push(&vocabulary, &choice, Progress::Open);
+            let pushed = writer.push(&vocabulary, &choice, GrammarState::Open);
             end = pushed.expect("decodes");
             if end.is_some() {
                 break;
@@ -315,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_before_a_stop_string_that_crosses_tokens() {
+    fn stop_strings_across_tokens_end_the_answer() {
         let (text, end, tokens) = write("one two xyzzy three", &["wo x", "yzzy"], &[], 100);
         assert_eq!((text.as_str(), end), ("one t", Some(FinishReason::Stop)));
         assert!(tokens < 15, "it stops at once, not at the end: {tokens}");
@@ -324,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_at_an_end_token_and_at_the_limit() {
+    fn end_tokens_and_the_limit_end_the_answer() {
         let (text, end, _) = write("hi<|eot_id|>there", &[], &[2], 100);
         assert_eq!((text.as_str(), end), ("hi", Some(FinishReason::Stop)));
         let (text, end, tokens) = write("qqqqqq", &["never"], &[], 3);
@@ -335,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_character_at_the_limit_is_replaced() {
+    fn a_partial_character_at_the_limit_is_replaced() {
         let (text, end, _) = write("ॐॐॐ", &[], &[], 4);
         assert_eq!(end, Some(FinishReason::Length));
         assert!(

@@ -1,19 +1,19 @@
-//! A sign of life of a thread that computes in steps.
+//! Measures the step that a computing thread is in, so that a watchdog can see it hang.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// Tells how long the step under way has taken.
+/// Reports how long the current step has been running.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(super) struct StepTimer {
     begun: Instant,
-    /// Milliseconds from `begun` to the beginning of the step under way, and one; 0 between steps.
+    /// Milliseconds from `begun` to the start of the current step, plus one; 0 between steps.
     step: AtomicU64,
 }
 
-impl Pulse {
+impl StepTimer {
     pub(super) fn new() -> Self {
         Self {
             begun: Instant::now(),
@@ -21,18 +21,18 @@ impl Pulse {
         }
     }
 
-    /// A step begins.
+    /// Marks the start of a step.
     pub(super) fn begin(&self) {
         let now_ms = self.begun.elapsed().as_millis() as u64;
         self.step.store(now_ms + 1, Ordering::Relaxed);
     }
 
-    /// It has ended.
+    /// Marks its end.
     pub(super) fn end(&self) {
         self.step.store(0, Ordering::Relaxed);
     }
 
-    /// How long the step under way has taken so far; `None` between steps.
+    /// How long the current step has been running; `None` between steps.
     pub(super) fn step(&self) -> Option<Duration> {
         let begun_ms = self.step.load(Ordering::Relaxed).checked_sub(1)?;
         Some(
@@ -48,14 +48,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_step_under_way_takes_time() {
-        let pulse = Pulse::new();
-        assert_eq!(pulse.step(), None);
-        pulse.begin();
+    fn time_is_measured_only_within_a_step() {
+        let timer = StepTimer::new();
+        assert_eq!(timer.step(), None);
+        timer.begin();
         std::thread::sleep(Duration::from_millis(20));
-        let taken = pulse.step().expect("under way");
+        let taken = timer.step().expect("a step is running");
         assert!(taken >= Duration::from_millis(15), "{taken:?}");
-        pulse.end();
-        assert_eq!(pulse.step(), None);
+        timer.end();
+        assert_eq!(timer.step(), None);
     }
 }
