@@ -84,7 +84,7 @@ fn arithmetic(precision: Precision) -> f64 {
     let rows = vec![0.5; ROWS * INPUTS];
     let packed = Packed::new(isa, &[0.3; PANEL * INPUTS], PANEL, INPUTS, precision);
     let mut prepared = PreparedRows::default();
-    let rows = packed.prepared(isa, &rows, INPUTS, &mut prepared);
+    let rows = packed.prepare(isa, &rows, INPUTS, &mut prepared);
     on_all_threads(|| {
         let mut sums = [[0.0; PANEL]; ROWS];
         multiply(isa, packed.panel(0, INPUTS), rows, INPUTS, &mut sums);

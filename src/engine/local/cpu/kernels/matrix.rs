@@ -119,7 +119,7 @@ impl Matrix {
         write: impl Fn(usize, usize, &[f32]) + Sync,
     ) {
         let count = self.count(rows);
-        let rows = self.prepared(rows, prepared);
+        let rows = self.prepare(rows, prepared);
         each_panel(self.panels(), count * self.inputs * PANEL, |panel| {
             let width = PANEL.min(self.outputs - panel * PANEL);
             let mut sums = [[0.0; PANEL]; TILE];
@@ -137,8 +137,8 @@ impl Matrix {
         rows.len() / self.inputs
     }
 
-    fn prepared<'a>(&self, rows: &'a [f32], prepared: &'a mut PreparedRows) -> InputRows<'a> {
-        self.packed.prepared(self.isa, rows, self.inputs, prepared)
+    fn prepare<'a>(&self, rows: &'a [f32], prepared: &'a mut PreparedRows) -> InputRows<'a> {
+        self.packed.prepare(self.isa, rows, self.inputs, prepared)
     }
 
     /// The bias plus the product of a panel with a tile of rows.
@@ -186,7 +186,7 @@ pub(in crate::engine) fn gated(
     let count = gate.count(rows);
     to.resize(count * gate.outputs, 0.0);
     let columns = SharedColumns::new(to, gate.outputs);
-    let rows = gate.prepared(rows, prepared);
+    let rows = gate.prepare(rows, prepared);
     each_panel(gate.panels(), 2 * count * gate.inputs * PANEL, |panel| {
         let width = PANEL.min(gate.outputs - panel * PANEL);
         let (mut gates, mut ups) = ([[0.0; PANEL]; TILE], [[0.0; PANEL]; TILE]);

@@ -124,7 +124,7 @@ impl Packed {
     }
 
     /// Converts rows of `inputs` to the format of these weights.
-    pub(super) fn prepared<'a>(
+    pub(super) fn prepare<'a>(
         &self,
         isa: Isa,
         rows: &'a [f32],
