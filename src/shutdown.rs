@@ -1,6 +1,8 @@
-//! Told once to stop, heard everywhere.
+//! The stop request: made once, seen by every task.
 //!
-//! The first SIGTERM or SIGINT asks every role to drain; a second one ends the process at once.
+//! The first SIGTERM or SIGINT makes every role drain; a second one ends the process at once.
+
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,24 +11,32 @@ use tokio_util::sync::CancellationToken;
 pub struct Shutdown(CancellationToken);
 
 impl Shutdown {
-    /// A request that has not been made.
+    /// A stop that has not been requested.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks everybody to stop. Asking twice is the same as once.
+    /// Requests the stop; requesting it again changes nothing.
     pub fn request(&self) {
         self.0.cancel();
     }
 
-    /// True once asked.
+    /// True once the stop was requested.
     pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Waits until asked.
+    /// Waits until the stop is requested.
     pub async fn requested(&self) {
         self.0.cancelled().await;
+    }
+
+    /// Sleeps; false, at once, when the stop is requested.
+    pub async fn sleep(&self, duration: Duration) -> bool {
+        tokio::select! {
+            () = self.requested() => false,
+            () = tokio::time::sleep(duration) => true,
+        }
     }
 
     /// A stop request of its own that also follows this one.
@@ -43,7 +53,7 @@ impl Shutdown {
         let shutdown = self.clone();
         tokio::spawn(async move {
             signals.next().await;
-            tracing::info!("told to stop: draining; a second signal stops at once");
+            tracing::info!("stop requested: draining; a second signal ends the process at once");
             shutdown.request();
             signals.next().await;
             std::process::exit(130);
@@ -86,7 +96,7 @@ impl Signals {
     }
 
     async fn next(&mut self) {
-        // Without a handler there is no stop but the hard one.
+        // Without a handler the process can only be killed.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -98,7 +108,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn children_follow_their_parent_and_not_the_other_way() {
+    async fn children_follow_their_parent_but_not_each_other() {
         let parent = Shutdown::new();
         let child = parent.child();
         let sibling = parent.child();

@@ -104,11 +104,11 @@ pub(super) async fn redrive_dead(
     let letters = select(&api, &caller, body).await?;
     // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
     // running them twice.
-    let messages = letters
+    let messages: Vec<_> = letters
         .iter()
         .map(|letter| redriven(letter.id, &letter.body))
         .collect();
-    let outcomes = api.broker.publish(messages).await;
+    let outcomes = api.broker.publish(&messages).await;
     let published: Vec<Uuid> = letters
         .iter()
         .zip(outcomes)

@@ -9,15 +9,11 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
-use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::{
     broker::{Publication, wire::KEY_BYTES_MAX},
-    job::{
-        ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, JobState, Priority, Reason,
-        Submission, Tenant,
-    },
+    job::{ChatRequest, Job, JobHead, JobId, JobRecord, JobState, Reason, Submission, Tenant},
     store::{Admission, AdmissionDecision, Admitted, Scope},
 };
 
@@ -63,7 +59,7 @@ impl Api {
             request: submission.request,
         };
         let publication = Publication::to_router(&job);
-        let outcome = self.broker.publish(vec![publication]).await.pop();
+        let outcome = self.broker.publish(&[publication]).await.pop();
         let Some(Err(error)) = outcome else {
             return Ok(record);
         };
@@ -79,13 +75,7 @@ impl Api {
     }
 
     async fn enqueue(&self, head: &JobHead, request: &ChatRequest) -> Result<JobRecord, ApiError> {
-        let canonical = serde_json::to_vec(request).expect("a request has only text keys");
-        let admission = Admission {
-            head: head.clone(),
-            digest: *blake3::hash(&canonical).as_bytes(),
-            request: Some(request.clone()),
-            decision: AdmissionDecision::Queue,
-        };
+        let admission = Admission::new(head.clone(), request.clone(), AdmissionDecision::Queue);
         match self.store.admit(&[admission], Duration::ZERO).await?.pop() {
             Some(Admitted::Known(record) | Admitted::Ended(record)) => Ok(*record),
             Some(Admitted::KeyReused { owner }) => Err(ApiError::new(
@@ -93,7 +83,7 @@ impl Api {
                 "idempotency_key_reused",
                 format!("the idempotency key belongs to job {owner}, whose request differs"),
             )),
-            _ => Ok(queued_record(head)),
+            _ => Ok(JobRecord::new(head, JobState::Queued)),
         }
     }
 }
@@ -211,48 +201,14 @@ fn read_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 }
 
 fn head_of(tenant: Tenant, key: Option<String>, submission: &Submission) -> JobHead {
-    let id = JobId::now();
-    let submitted_at = id.created_at().unwrap_or_else(Utc::now);
+    let head = JobHead::new(tenant);
     let schedule = submission.schedule;
     JobHead {
-        id,
-        tenant,
         key,
         custom_id: submission.custom_id.clone(),
-        batch: None,
-        deadline: schedule.deadline(submitted_at),
+        deadline: schedule.deadline(head.submitted_at),
         not_before: schedule.not_before,
         attempts_max: schedule.attempts_max,
-        reply_to: None,
-        priority: Priority::Normal,
-        redrive_of: None,
-        submitted_at,
-    }
-}
-
-/// The record of a job that was just written as queued.
-fn queued_record(head: &JobHead) -> JobRecord {
-    JobRecord {
-        id: head.id,
-        tenant: head.tenant.clone(),
-        key: head.key.clone(),
-        custom_id: head.custom_id.clone(),
-        batch: head.batch.clone(),
-        state: JobState::Queued,
-        tier: None,
-        score: None,
-        answer: None,
-        source: None,
-        answered_by: None,
-        cosine: None,
-        saved: ContextSavings::default(),
-        reason: None,
-        attempts: 0,
-        confidence: None,
-        escalated: None,
-        reply_to: None,
-        submitted_at: head.submitted_at,
-        started_at: None,
-        finished_at: None,
+        ..head
     }
 }

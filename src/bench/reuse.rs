@@ -135,7 +135,7 @@ async fn ask(fleet: &Fleet, at: usize, kind: &str) -> anyhow::Result<(f64, JobRe
         ..WireMessage::new(body.to_string().into_bytes())
     });
     let begun = Instant::now();
-    for outcome in fleet.broker.publish(vec![message]).await {
+    for outcome in fleet.broker.publish(&[message]).await {
         outcome.context("cannot publish")?;
     }
     let (tenant, keys) = (Tenant::default(), [key]);

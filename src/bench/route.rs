@@ -131,7 +131,7 @@ async fn measure_hop(config: &Config, jobs: usize) -> anyhow::Result<Measured> {
                     )
                 })
                 .unzip();
-            let all_out = broker.publish(messages).await.iter().all(Result::is_ok);
+            let all_out = broker.publish(&messages).await.iter().all(Result::is_ok);
             let acked = broker.ack(ackers).await;
             drop(permit);
             all_out && acked.is_ok_and(|dead| dead == 0)
@@ -206,7 +206,7 @@ async fn fill(broker: &Broker, jobs: usize) -> anyhow::Result<()> {
                 ..WireMessage::new(body.to_string().into_bytes())
             })
         });
-        for outcome in broker.publish(messages.collect()).await {
+        for outcome in broker.publish(&messages.collect::<Vec<_>>()).await {
             outcome.context("cannot fill the queue")?;
         }
     }

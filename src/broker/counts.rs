@@ -1,10 +1,10 @@
-//! Counts what passes, for the metrics.
+//! Counts of messages, for the metrics.
 
 use std::collections::BTreeMap;
 
 use metrics::counter;
 
-use super::{Delivery, PublishError, Target};
+use super::{Delivery, Publication, PublishError, Target};
 use crate::metrics::{DELIVERED, PUBLISHED};
 
 /// Labels of [`crate::metrics::PUBLISHED`].
@@ -24,10 +24,10 @@ fn labels(target: &Target, outcome: &Result<(), PublishError>) -> (&'static str,
 }
 
 /// Counts the outcomes of a batch, by queue.
-pub(super) fn count_published(targets: &[Target], outcomes: &[Result<(), PublishError>]) {
+pub(super) fn count_published(messages: &[Publication], outcomes: &[Result<(), PublishError>]) {
     let mut counts = BTreeMap::new();
-    for (target, outcome) in targets.iter().zip(outcomes) {
-        *counts.entry(labels(target, outcome)).or_insert(0) += 1;
+    for (message, outcome) in messages.iter().zip(outcomes) {
+        *counts.entry(labels(&message.target, outcome)).or_insert(0) += 1;
     }
     for ((queue, outcome), count) in counts {
         counter!(PUBLISHED, "queue" => queue, "outcome" => outcome).increment(count);

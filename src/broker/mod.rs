@@ -2,323 +2,34 @@
 //!
 //! Comes in: messages to publish. Goes out: deliveries, each settled exactly once by its acker.
 //! Two backends pass one contract suite (`tests/contracts/broker`): [`rabbitmq`] for a fleet and
-//! [`embedded`] for one process. A broker never looks into a body and never counts attempts.
+//! [`embedded`] for one process. [`wire`] is the format of job messages, [`publisher`] publishes
+//! until the broker has confirmed and then settles deliveries. A broker never reads a body and never
+//! counts attempts.
 
 mod counts;
+mod delivery;
 pub mod embedded;
+mod error;
+mod message;
 pub mod publisher;
+mod queue;
 pub mod rabbitmq;
 pub mod wire;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use crate::{config::BrokerConfig, shutdown::Shutdown};
 
-use crate::{
-    config::BrokerConfig,
-    job::{Priority, Tier},
-    shutdown::Shutdown,
-};
+use embedded::{EmbeddedBroker, EmbeddedConsumer};
+use rabbitmq::{RabbitBroker, RabbitConsumer};
 
-use embedded::{EmbeddedAcker, EmbeddedBroker, EmbeddedConsumer};
-use rabbitmq::{RabbitAcker, RabbitBroker, RabbitConsumer};
+pub use delivery::{Acker, Delivery, Depth};
+pub use error::{BrokerError, PublishError};
+pub use message::{Envelope, HEADER_DEATH_QUEUE, HEADER_DEATH_REASON, Publication, Target};
+pub use queue::{AffinityQueue, Delay, Queue};
 
-/// How long to wait before a broker that is away is subscribed to again.
+/// Pause before subscribing again to a broker that is away.
 const SUBSCRIBE_WAIT: Duration = Duration::from_millis(500);
-
-/// How long a job rests before it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Delay {
-    /// One second.
-    S1,
-    /// Ten seconds.
-    S10,
-    /// A minute.
-    S60,
-}
-
-impl Delay {
-    /// Its length in milliseconds.
-    pub fn as_millis(self) -> u64 {
-        match self {
-            Self::S1 => 1_000,
-            Self::S10 => 10_000,
-            Self::S60 => 60_000,
-        }
-    }
-}
-
-/// One of a tier's side queues, for jobs that are best run by the worker which holds their beginning.
-/// Their number is fixed, and workers come to them: no queue belongs to a worker, so none can be
-/// left behind with jobs in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AffinityQueue(u8);
-
-impl AffinityQueue {
-    /// Lanes of each tier.
-    pub const COUNT: usize = 8;
-    /// Every affinity queue of a tier, in order.
-    pub const ALL: [Self; Self::COUNT] = {
-        let mut all = [Self(0); Self::COUNT];
-        let mut at = 0;
-        while at < Self::COUNT {
-            all[at] = Self(at as u8);
-            at += 1;
-        }
-        all
-    };
-    const SMALL: [&'static str; Self::COUNT] = [
-        "jobs.small.0",
-        "jobs.small.1",
-        "jobs.small.2",
-        "jobs.small.3",
-        "jobs.small.4",
-        "jobs.small.5",
-        "jobs.small.6",
-        "jobs.small.7",
-    ];
-    const LARGE: [&'static str; Self::COUNT] = [
-        "jobs.large.0",
-        "jobs.large.1",
-        "jobs.large.2",
-        "jobs.large.3",
-        "jobs.large.4",
-        "jobs.large.5",
-        "jobs.large.6",
-        "jobs.large.7",
-    ];
-
-    /// Its position, from 0.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
-/// The queues of a fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Queue {
-    /// Bodies from producers, for the router.
-    In,
-    /// Routed jobs of a tier, for its workers.
-    Tier(Tier),
-    /// Routed jobs of a tier, for the worker that holds their beginnings.
-    Affinity(Tier, AffinityQueue),
-    /// What the broker gave up on: expired, rejected or delivered too often.
-    Dead,
-    /// Routed jobs that rest; when their time is over the broker moves them to [`Queue::In`].
-    Retry(Delay),
-}
-
-impl Queue {
-    /// Every queue.
-    pub const ALL: [Self; 7 + 2 * AffinityQueue::COUNT] = {
-        let mut all = [Self::In; 7 + 2 * AffinityQueue::COUNT];
-        all[1] = Self::Tier(Tier::Small);
-        all[2] = Self::Tier(Tier::Large);
-        all[3] = Self::Dead;
-        all[4] = Self::Retry(Delay::S1);
-        all[5] = Self::Retry(Delay::S10);
-        all[6] = Self::Retry(Delay::S60);
-        let mut at = 0;
-        while at < AffinityQueue::COUNT {
-            all[7 + at] = Self::Affinity(Tier::Small, AffinityQueue::ALL[at]);
-            all[7 + AffinityQueue::COUNT + at] =
-                Self::Affinity(Tier::Large, AffinityQueue::ALL[at]);
-            at += 1;
-        }
-        all
-    };
-
-    /// The queue's name, before the configured prefix is put to it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::In => "jobs.in",
-            Self::Tier(Tier::Small) => "jobs.small",
-            Self::Tier(Tier::Large) => "jobs.large",
-            Self::Affinity(Tier::Small, affinity_queue) => {
-                AffinityQueue::SMALL[affinity_queue.index()]
-            }
-            Self::Affinity(Tier::Large, affinity_queue) => {
-                AffinityQueue::LARGE[affinity_queue.index()]
-            }
-            Self::Dead => "jobs.dead",
-            Self::Retry(Delay::S1) => "jobs.retry.1s",
-            Self::Retry(Delay::S10) => "jobs.retry.10s",
-            Self::Retry(Delay::S60) => "jobs.retry.60s",
-        }
-    }
-
-    /// The tier whose routed jobs it holds, if it does.
-    pub fn tier(self) -> Option<Tier> {
-        match self {
-            Self::Tier(tier) | Self::Affinity(tier, _) => Some(tier),
-            Self::In | Self::Dead | Self::Retry(_) => None,
-        }
-    }
-
-    /// True where messages expire.
-    pub(crate) fn expires(self) -> bool {
-        self == Self::In || self.tier().is_some()
-    }
-}
-
-/// Where a message goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// One of the fleet's queues.
-    Queue(Queue),
-    /// A producer's reply queue, by its full name; a broker that has no such queue answers
-    /// [`PublishError::Unroutable`].
-    Reply(String),
-}
-
-/// What travels beside a body.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Envelope {
-    /// The producer's idempotency key.
-    pub message_id: Option<String>,
-    /// Copied to the reply.
-    pub correlation_id: Option<String>,
-    /// Where the producer wants its answer.
-    pub reply_to: Option<String>,
-    /// How urgently the message is delivered, where the broker knows priorities.
-    pub priority: Priority,
-    /// From this instant the message is dead-lettered instead of delivered. On the wire it is the
-    /// AMQP `expiration`, milliseconds from publishing. Dead letters keep it and do not expire; on
-    /// RabbitMQ neither does a message that has rested in a retry queue.
-    pub expires_at: Option<DateTime<Utc>>,
-    /// In a retry queue, milliseconds to rest there: less than the queue's own time, which is the longest.
-    pub rest_ms: Option<u64>,
-    /// When the producer made the message (AMQP `timestamp`, whole seconds on RabbitMQ).
-    pub timestamp: Option<DateTime<Utc>>,
-    /// Text headers; names of ours begin with `promptyard-`.
-    pub headers: BTreeMap<String, String>,
-}
-
-/// On a message in [`Queue::Dead`]: why the broker gave up (`expired`, `rejected`,
-/// `delivery_limit`, `maxlen`).
-pub const HEADER_DEATH_REASON: &str = "promptyard-death-reason";
-/// On a message in [`Queue::Dead`]: name of the queue it died in, without the prefix.
-pub const HEADER_DEATH_QUEUE: &str = "promptyard-death-queue";
-
-/// A message to publish.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Publication {
-    /// Where it goes.
-    pub target: Target,
-    /// What travels beside the body.
-    pub envelope: Envelope,
-    /// The body, opaque to the broker.
-    pub body: Vec<u8>,
-}
-
-/// Why a message was not published. In every case the message is not in the queue, or is not
-/// known to be there; publishing it again is safe since jobs carry idempotency keys.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// The queue is full: try again later, and tell the producer so.
-    #[error("the queue is full")]
-    Refused,
-    /// There is no such queue, or AMQP cannot say its name or a header's (over 255 bytes).
-    #[error("no queue takes the message")]
-    Unroutable,
-    /// No confirm came in time (a memory or disk alarm on the broker, or a lost connection).
-    #[error("the broker did not confirm within {0} ms")]
-    TimedOut(u64),
-    /// The connection is down and being re-made: try again.
-    #[error("the broker cannot be reached: {0}")]
-    Unreachable(String),
-}
-
-/// Why the broker cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    /// No connection; the message holds no password.
-    #[error("cannot reach the broker at {url}: {message}")]
-    Unreachable {
-        /// The URL, masked.
-        url: String,
-        /// What went wrong.
-        message: String,
-    },
-    /// A queue exists with other arguments than ours.
-    #[error(
-        "queue {queue} exists with other arguments ({message}); delete it or choose another broker.prefix"
-    )]
-    Conflict {
-        /// The queue's full name.
-        queue: String,
-        /// The broker's words.
-        message: String,
-    },
-    /// Another process consumes from this embedded broker.
-    #[error(
-        "{path} is in use by another promptyard process; for several processes use RabbitMQ and Postgres"
-    )]
-    InUse {
-        /// The SQLite file.
-        path: String,
-    },
-    /// The embedded broker's file cannot be used.
-    #[error("cannot use the queue tables in {path}: {message}")]
-    Storage {
-        /// The SQLite file.
-        path: String,
-        /// What went wrong.
-        message: String,
-    },
-    /// The broker was closed by this process.
-    #[error("the broker is closed")]
-    Closed,
-}
-
-/// A message handed to a consumer.
-#[derive(Debug)]
-pub struct Delivery {
-    /// The queue it came from.
-    pub queue: Queue,
-    /// What travels beside the body.
-    pub envelope: Envelope,
-    /// The body.
-    pub body: Vec<u8>,
-    /// True when it may have been delivered before.
-    pub redelivered: bool,
-    /// Settles it.
-    pub acker: Acker,
-}
-
-/// Settles one delivery through [`Broker::ack`], [`Broker::requeue`] or [`Broker::reject`].
-/// One that is dropped leaves its message held until its consumer and the other ackers are gone.
-#[derive(Debug)]
-pub enum Acker {
-    /// Of RabbitMQ.
-    Rabbit(RabbitAcker),
-    /// Of the embedded broker.
-    Embedded(EmbeddedAcker),
-}
-
-impl Acker {
-    /// False when the connection that delivered it is gone: the broker will deliver the message
-    /// again, so work on it now would be done twice.
-    pub fn is_live(&self) -> bool {
-        match self {
-            Self::Rabbit(acker) => acker.is_live(),
-            Self::Embedded(acker) => acker.is_live(),
-        }
-    }
-}
-
-/// How full a queue is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Depth {
-    /// The queue.
-    pub queue: Queue,
-    /// Messages that wait for a consumer.
-    pub ready: u64,
-    /// Consumers subscribed to it. RabbitMQ counts one that has ended until its last message is
-    /// settled; the embedded broker knows only those of this process.
-    pub consumers: u32,
-}
 
 /// A broker of either kind. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
@@ -340,7 +51,7 @@ macro_rules! each {
 }
 
 impl Broker {
-    /// Connects and declares the queues; `embedded_path` is the file the embedded broker lives in.
+    /// Connects and declares the queues; `embedded_path` is the embedded broker's file.
     ///
     /// # Errors
     /// When the broker cannot be reached or has conflicting queues.
@@ -359,7 +70,7 @@ impl Broker {
 
     /// Publishes messages with pipelined confirms and waits for all of them. One outcome for each
     /// message, in order; `Ok` means that the broker has made it durable.
-    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishError>> {
+    pub async fn publish(&self, messages: &[Publication]) -> Vec<Result<(), PublishError>> {
         each!(self, broker => broker.publish(messages).await)
     }
 
@@ -374,8 +85,8 @@ impl Broker {
         })
     }
 
-    /// Subscribes as [`Broker::consume`] does, and waits for a broker that is away. `None` when the stop was
-    /// requested meanwhile.
+    /// Subscribes as [`Broker::consume`] does, waiting for a broker that is away. `None` when the stop
+    /// was requested meanwhile.
     ///
     /// # Errors
     /// When waiting would not help: the broker is closed, or (embedded) another process consumes.
@@ -392,35 +103,34 @@ impl Broker {
                 }
                 outcome => return outcome.map(Some),
             }
-            tokio::select! {
-                () = shutdown.requested() => return Ok(None),
-                () = tokio::time::sleep(SUBSCRIBE_WAIT) => {}
+            if !shutdown.sleep(SUBSCRIBE_WAIT).await {
+                return Ok(None);
             }
         }
     }
 
-    /// Acknowledges deliveries: they are done. Tickets that are not live are passed over, and the
-    /// number of those is returned; their messages will come again.
+    /// Acknowledges deliveries: they are done. Returns the number of ackers that were skipped because
+    /// they are not live; their messages are delivered again.
     ///
     /// # Errors
-    /// When the broker cannot be reached; the messages will come again.
+    /// When the broker cannot be reached; the messages are delivered again.
     pub async fn ack(&self, ackers: Vec<Acker>) -> Result<usize, BrokerError> {
         each!(self, broker => broker.ack(ackers).await)
     }
 
-    /// Puts deliveries back at once, to be delivered again.
+    /// Requeues deliveries at once, to be delivered again.
     ///
     /// # Errors
-    /// When the broker cannot be reached; the messages will come again anyway.
+    /// When the broker cannot be reached; the messages are delivered again anyway.
     pub async fn requeue(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
         each!(self, broker => broker.requeue(ackers).await)
     }
 
-    /// Gives deliveries up: they move to [`Queue::Dead`] with reason `rejected`. What lies there
-    /// already is put back instead.
+    /// Rejects deliveries: they move to [`Queue::Dead`] with reason `rejected`. A delivery from there is
+    /// requeued instead.
     ///
     /// # Errors
-    /// When the broker cannot be reached; the messages will come again.
+    /// When the broker cannot be reached; the messages are delivered again.
     pub async fn reject(&self, ackers: Vec<Acker>) -> Result<(), BrokerError> {
         each!(self, broker => broker.reject(ackers).await)
     }
@@ -443,7 +153,7 @@ impl Broker {
         each!(self, broker => broker.is_connected())
     }
 
-    /// Deletes the queues and the exchange with all they hold.
+    /// Deletes the exchange and the queues with their messages.
     ///
     /// # Errors
     /// When the broker cannot be reached.
@@ -457,7 +167,7 @@ impl Broker {
     }
 }
 
-/// A subscription. Connections that break are re-made behind it, with jittered waits.
+/// A subscription. It reconnects and subscribes again by itself, with jittered pauses.
 #[derive(Debug)]
 pub enum Consumer {
     /// Of RabbitMQ.
@@ -474,8 +184,8 @@ impl Consumer {
         each!(self, consumer => consumer.next_batch(max, linger).await)
     }
 
-    /// Ends the subscription and puts back what was prefetched but never returned.
-    /// Deliveries already returned may still be settled.
+    /// Ends the subscription and requeues what was prefetched but never returned. Deliveries already
+    /// returned may still be settled.
     pub async fn close(self) {
         each!(self, consumer => consumer.close().await)
     }

@@ -68,7 +68,7 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
             }
             if let Some(broker) = &broker {
                 // The database has the outcome, so a reply that cannot be published is not retried.
-                broker.publish(replies).await;
+                broker.publish(&replies).await;
             }
         }
         if cancelled.len() < step {

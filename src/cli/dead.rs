@@ -179,11 +179,11 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
     // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
     // running them twice.
-    let messages = letters
+    let messages: Vec<_> = letters
         .iter()
         .map(|letter| redriven(letter.id, &letter.body))
         .collect();
-    let outcomes = broker.publish(messages).await;
+    let outcomes = broker.publish(&messages).await;
     let mut published = Vec::new();
     let mut failed = 0;
     for (letter, outcome) in letters.iter().zip(outcomes) {

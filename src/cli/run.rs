@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Context;
-use chrono::Utc;
 use clap::Args;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
@@ -25,7 +24,7 @@ use crate::{
         terminal::{eprint_line, print_line},
     },
     fleet::{Fleet, Roles},
-    job::{JobHead, JobId, JobRecord, JobState, Priority, Reason, Tenant, Tier},
+    job::{JobHead, JobRecord, JobState, Reason, Tenant, Tier},
     shutdown::Shutdown,
     store::{Admission, AdmissionDecision, Admitted, Feedback},
     telemetry,
@@ -409,18 +408,9 @@ impl Run {
 fn refusal(line: &Line, reason: Reason) -> Admission {
     Admission {
         head: JobHead {
-            id: JobId::now(),
-            tenant: line.tenant.clone(),
             key: Some(line.key.clone()),
             custom_id: Some(line.custom_id.clone()),
-            batch: None,
-            deadline: None,
-            not_before: None,
-            attempts_max: None,
-            reply_to: None,
-            priority: Priority::Normal,
-            redrive_of: None,
-            submitted_at: Utc::now(),
+            ..JobHead::new(line.tenant.clone())
         },
         request: None,
         digest: line.digest,

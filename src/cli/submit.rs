@@ -71,7 +71,7 @@ pub async fn submit(args: SubmitArgs) -> anyhow::Result<ExitCode> {
             break;
         }
         let (numbers, messages): (Vec<_>, Vec<_>) = chunk.into_iter().unzip();
-        for (number, outcome) in numbers.into_iter().zip(broker.publish(messages).await) {
+        for (number, outcome) in numbers.into_iter().zip(broker.publish(&messages).await) {
             match outcome {
                 Ok(()) => sent += 1,
                 Err(error) => {

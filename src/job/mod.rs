@@ -347,6 +347,27 @@ pub struct JobHead {
     pub submitted_at: DateTime<Utc>,
 }
 
+impl JobHead {
+    /// A job of a tenant, submitted now, with nothing else set.
+    pub fn new(tenant: Tenant) -> Self {
+        let id = JobId::now();
+        Self {
+            id,
+            tenant,
+            key: None,
+            custom_id: None,
+            batch: None,
+            deadline: None,
+            not_before: None,
+            attempts_max: None,
+            reply_to: None,
+            priority: Priority::Normal,
+            redrive_of: None,
+            submitted_at: id.created_at().unwrap_or_else(Utc::now),
+        }
+    }
+}
+
 /// A prompt on its way: its head and the validated request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {

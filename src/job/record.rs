@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{JobId, JobState, Reason, ReplyTo, Tenant, Tier, TokenLogprob};
+use super::{JobHead, JobId, JobState, Reason, ReplyTo, Tenant, Tier, TokenLogprob};
 
 /// Why generation stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +186,33 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
+    /// The record of a job that has not run.
+    pub fn new(head: &JobHead, state: JobState) -> Self {
+        Self {
+            id: head.id,
+            tenant: head.tenant.clone(),
+            key: head.key.clone(),
+            custom_id: head.custom_id.clone(),
+            batch: head.batch.clone(),
+            state,
+            tier: None,
+            score: None,
+            answer: None,
+            source: None,
+            answered_by: None,
+            cosine: None,
+            saved: ContextSavings::default(),
+            reason: None,
+            attempts: 0,
+            confidence: None,
+            escalated: None,
+            reply_to: head.reply_to.clone(),
+            submitted_at: head.submitted_at,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
     /// The HTTP status that tells the job's end, or 202 while it has none.
     pub fn status_code(&self) -> u16 {
         match self.state {

@@ -153,6 +153,13 @@ impl ChatRequest {
         self.model == ModelChoice::Auto && self.options.escalate != Some(false)
     }
 
+    /// The BLAKE3 digest of the request, which tells a repeated submission from a reused
+    /// idempotency key.
+    pub fn digest(&self) -> [u8; 32] {
+        let canonical = serde_json::to_vec(self).expect("a request has no map with non-text keys");
+        *blake3::hash(&canonical).as_bytes()
+    }
+
     /// Writes the request as a body again; parsing it gives an equal request.
     pub fn to_body(&self, tenant: &Tenant) -> Value {
         let mut body = serde_json::json!({

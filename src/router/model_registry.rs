@@ -1,4 +1,4 @@
-//! Which models the fleet serves, as its workers' heartbeats tell it.
+//! Which models the fleet serves, by its workers' heartbeats.
 
 use std::{
     sync::{Arc, RwLock},
@@ -16,7 +16,7 @@ use crate::{
 
 /// Workers unseen for longer no longer count as serving their model.
 const WORKER_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How often the directory is read again.
+/// How often the registry is refreshed.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A snapshot of the served models.
@@ -24,7 +24,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 pub struct ServedModels {
     /// The latest worker first.
     workers: Vec<WorkerRecord>,
-    /// Who takes which affinity queues, small first.
+    /// Which workers consume which affinity queues, small first.
     assignments: [Option<Assignment>; 2],
 }
 
@@ -39,12 +39,12 @@ impl ServedModels {
         }
     }
 
-    /// Who takes which of a tier's affinity queues, where several workers share it.
+    /// Which workers consume which of a tier's affinity queues, where several workers serve it.
     pub fn assignment(&self, tier: Tier) -> Option<&Assignment> {
         self.assignments[usize::from(tier == Tier::Large)].as_ref()
     }
 
-    /// The longest context of a tier in tokens, by its latest worker, where it is known.
+    /// The longest context of a tier in tokens, by its latest worker, where that is known.
     pub fn context_tokens(&self, tier: Tier) -> Option<u32> {
         self.workers
             .iter()
@@ -52,7 +52,7 @@ impl ServedModels {
             .and_then(|worker| worker.context_tokens)
     }
 
-    /// Jobs that a tier's workers run and can run at once, of those seen since an instant.
+    /// Jobs that a tier's workers run, and can run at once, counting workers seen since an instant.
     pub fn places(&self, tier: Tier, since: DateTime<Utc>) -> (u32, u32) {
         self.workers
             .iter()
@@ -93,17 +93,17 @@ pub struct ModelRegistry {
 }
 
 impl ModelRegistry {
-    /// Reads the directory for the first time.
+    /// A registry with the models served now.
     ///
     /// # Errors
-    /// When the ledger cannot be read.
+    /// When the job database cannot be read.
     pub async fn open(store: Store) -> Result<Self, StoreError> {
-        let directory = Self {
+        let registry = Self {
             store,
             models: Arc::default(),
         };
-        directory.refresh().await?;
-        Ok(directory)
+        registry.refresh().await?;
+        Ok(registry)
     }
 
     /// The models served now.
@@ -114,15 +114,11 @@ impl ModelRegistry {
             .clone()
     }
 
-    /// Reads the directory again at intervals until asked to stop.
+    /// Refreshes the registry at intervals until the stop.
     pub async fn keep_fresh(self, shutdown: Shutdown) {
-        loop {
-            tokio::select! {
-                () = shutdown.requested() => return,
-                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
-            }
+        while shutdown.sleep(REFRESH_INTERVAL).await {
             if let Err(error) = self.refresh().await {
-                tracing::warn!(%error, "cannot read which models are served; the last answer stands");
+                tracing::warn!(%error, "cannot read which models are served; the last ones read stay in use");
             }
         }
     }

@@ -265,20 +265,7 @@ mod tests {
     }
 
     fn head() -> JobHead {
-        JobHead {
-            id: JobId::now(),
-            tenant: Tenant::default(),
-            key: None,
-            custom_id: None,
-            batch: None,
-            deadline: None,
-            not_before: None,
-            attempts_max: None,
-            reply_to: None,
-            priority: Default::default(),
-            redrive_of: None,
-            submitted_at: Utc::now(),
-        }
+        JobHead::new(Tenant::default())
     }
 
     fn policy(settings: &[(&str, &str)]) -> Policy {

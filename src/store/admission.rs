@@ -111,6 +111,18 @@ pub struct Admission {
     pub decision: AdmissionDecision,
 }
 
+impl Admission {
+    /// The admission of a job whose request could be read.
+    pub fn new(head: JobHead, request: ChatRequest, decision: AdmissionDecision) -> Self {
+        Self {
+            head,
+            digest: request.digest(),
+            request: Some(request),
+            decision,
+        }
+    }
+}
+
 /// What an admission came to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Admitted {

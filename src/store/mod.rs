@@ -15,6 +15,7 @@ mod effect;
 mod error;
 mod keys;
 mod learning;
+mod outage;
 mod postgres;
 mod row;
 mod rules;
@@ -44,6 +45,7 @@ pub use learning::{
     TierCost,
 };
 
+pub use outage::{Batch, Batches, Written, wait_out};
 pub use semantic::{KnownQuestion, Lookup, NearOutcome, NearQuestion, Recheck, RecheckOutcome};
 
 /// Why the ledger cannot be used.

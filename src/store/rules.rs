@@ -10,8 +10,7 @@ use super::{
     DeferredQueue, Lookup, NearOutcome, NearQuestion, Route, deferral::Extras, row::Row,
 };
 use crate::job::{
-    Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, JobHead, JobId, JobRecord,
-    JobState, Reason, Tier,
+    Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier,
 };
 
 /// An instant `span` after `now`; the latest there is if that is beyond the calendar.
@@ -267,29 +266,17 @@ impl<'a> NewJob<'a> {
     }
 
     pub(super) fn record(&self, now: DateTime<Utc>) -> JobRecord {
-        let head = self.head;
         JobRecord {
-            id: head.id,
-            tenant: head.tenant.clone(),
-            key: head.key.clone(),
-            custom_id: head.custom_id.clone(),
-            batch: head.batch.clone(),
-            state: self.state(),
             tier: self.route().map(|route| route.tier),
             score: self.route().map(|route| route.decision.score),
             answer: self.hit().map(|hit| hit.answer.clone()),
             source: self.source(),
             answered_by: self.hit().map(|hit| hit.leader),
             cosine: self.hit().and_then(|hit| hit.cosine),
-            saved: ContextSavings::default(),
             reason: self.reason().cloned(),
-            attempts: 0,
-            confidence: None,
-            escalated: None,
-            reply_to: head.reply_to.clone(),
-            submitted_at: head.submitted_at.trunc_subsecs(6),
-            started_at: None,
+            submitted_at: self.head.submitted_at.trunc_subsecs(6),
             finished_at: self.finished_at(now),
+            ..JobRecord::new(self.head, self.state())
         }
     }
 }

@@ -1,49 +1,49 @@
-//! In which order waiting jobs are claimed: those that share a prompt prefix together.
+//! The order in which waiting jobs are claimed: jobs that share a prompt prefix go together.
 
 use std::{cmp::Reverse, collections::VecDeque};
 
 use crate::affinity::{PromptPrefix, shared_blocks};
 
-/// Waiting jobs that are looked at for one place.
-const LOOKED_AT_MAX: usize = 64;
-/// Times that a job may be passed over for others that share a prompt prefix.
+/// Waiting jobs that are compared for one place.
+const COMPARED_MAX: usize = 64;
+/// Times that a job may be passed over for jobs that share a prompt prefix.
 const PASSED_OVER_MAX: u32 = 8;
 
-/// What decides when something that waits is taken.
+/// The facts that order a waiting job.
 #[derive(Debug, Default)]
 pub(super) struct OrderKey {
     pub prefix: PromptPrefix,
-    /// Times that others were taken before it though it came first.
+    /// Times that a later job was taken first.
     pub passed_over: u32,
 }
 
-/// What waits for its turn.
+/// A waiting item with its key.
 pub(super) trait Ordered {
-    fn turn(&mut self) -> &mut OrderKey;
+    fn order_key(&mut self) -> &mut OrderKey;
 }
 
-/// Takes `count` out: the first in turn, then those that share most with it, so that a step computes
-/// their prompt prefix once and the cache holds it while they run. Nobody is passed over more than a few
-/// times, and what shares nothing keeps its turn.
+/// Takes `count` items out: the first, then those that share most of its prompt prefix, so that the
+/// prefix is computed once and stays cached while they run. No item is passed over more than
+/// [`PASSED_OVER_MAX`] times, and items that share nothing keep their order.
 pub(super) fn take_together<T: Ordered>(waiting: &mut VecDeque<T>, count: usize) -> Vec<T> {
     let mut taken = Vec::with_capacity(count.min(waiting.len()));
     let Some(mut leader) = waiting.pop_front().filter(|_| count > 0) else {
         return taken;
     };
-    let prefix = leader.turn().prefix.clone();
+    let prefix = leader.order_key().prefix.clone();
     taken.push(leader);
     while taken.len() < count && !waiting.is_empty() {
-        let has_priority = waiting[0].turn().passed_over >= PASSED_OVER_MAX;
+        let must_be_next = waiting[0].order_key().passed_over >= PASSED_OVER_MAX;
         let near = waiting
             .iter_mut()
-            .take(LOOKED_AT_MAX)
-            .map(|one| shared_blocks(&prefix, &one.turn().prefix))
+            .take(COMPARED_MAX)
+            .map(|one| shared_blocks(&prefix, &one.order_key().prefix))
             .enumerate();
         // Of equals the earliest.
         let best = near.max_by_key(|(at, shared)| (*shared, Reverse(*at)));
-        let at = best.filter(|_| !has_priority).map_or(0, |(at, _)| at);
+        let at = best.filter(|_| !must_be_next).map_or(0, |(at, _)| at);
         for passed in waiting.iter_mut().take(at) {
-            passed.turn().passed_over += 1;
+            passed.order_key().passed_over += 1;
         }
         taken.extend(waiting.remove(at));
     }
@@ -58,19 +58,19 @@ mod tests {
 
     struct Job {
         name: usize,
-        turn: OrderKey,
+        key: OrderKey,
     }
 
     impl Ordered for Job {
-        fn turn(&mut self) -> &mut OrderKey {
-            &mut self.turn
+        fn order_key(&mut self) -> &mut OrderKey {
+            &mut self.key
         }
     }
 
     fn queue(prefixes: &[&[u64]]) -> VecDeque<Job> {
         let job = |(name, prefix): (usize, &&[u64])| Job {
             name,
-            turn: OrderKey {
+            key: OrderKey {
                 prefix: prefix.to_vec(),
                 passed_over: 0,
             },
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shares_a_beginning_is_taken_with_the_first() {
+    fn jobs_that_share_a_prefix_are_taken_together() {
         let mut jobs = queue(&[&[1, 2], &[9], &[1, 3], &[], &[1, 2, 4]]);
         assert_eq!(take(&mut jobs, 3), [0, 4, 2]);
         assert_eq!(take(&mut jobs, 9), [1, 3]);
@@ -94,16 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn jobs_that_share_nothing_keep_their_turn() {
+    fn jobs_that_share_nothing_keep_their_order() {
         let mut jobs = queue(&[&[5], &[6], &[], &[7]]);
         assert_eq!(take(&mut jobs, 3), [0, 1, 2]);
     }
 
     proptest! {
-        /// However many share a prompt prefix, the first is taken and nobody is passed over more often than is
-        /// allowed; nobody is lost or taken twice.
+        /// The first job is always taken, none is passed over too often, lost or taken twice.
         #[test]
-        fn nobody_starves(
+        fn no_job_starves(
             jobs in prop::collection::vec(prop::collection::vec(0_u64..3, 0..4), 1..80),
             count in 1_usize..6,
         ) {
@@ -114,7 +113,7 @@ mod tests {
                 let some = take(&mut waiting, count);
                 prop_assert_eq!(some[0], front);
                 prop_assert!(some.len() <= count);
-                prop_assert!(waiting.iter().all(|job| job.turn.passed_over <= PASSED_OVER_MAX));
+                prop_assert!(waiting.iter().all(|job| job.key.passed_over <= PASSED_OVER_MAX));
                 taken.extend(some);
             }
             taken.sort_unstable();

@@ -1,5 +1,5 @@
-//! Attempts that are to end early: their deadline has passed, or the ledger has taken the job away from
-//! them.
+//! Attempts that are stopped early: their job's deadline has passed, it was cancelled, or another
+//! attempt has it.
 
 use std::time::Duration;
 
@@ -12,82 +12,60 @@ use crate::{
     store::{AttemptOutcome, Store},
 };
 
-use super::{disposition::Disposition, run_loop::Running};
+/// How often running attempts are checked.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often running attempts are looked at.
-pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Why an attempt was told to stop.
+/// Why an attempt was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stopped {
     /// The job's deadline passed.
     Late(DateTime<Utc>),
-    /// The job was taken back, or another attempt has it.
-    Withdrawn,
+    /// The job was cancelled, or another attempt has it.
+    Superseded,
 }
 
-/// Tells an attempt to stop whose deadline has passed.
-pub(super) fn stop_late(running: &mut Running, now: DateTime<Utc>) {
-    let deadline = running.routed.job.head.deadline;
-    if let Some(deadline) = deadline.filter(|deadline| *deadline <= now)
-        && running.stopped.is_none()
-    {
-        running.stopped = Some(Stopped::Late(deadline));
-        running.stop.request();
+impl Stopped {
+    /// The outcome of a stopped attempt; the error is an answer that was complete before the
+    /// deadline and counts like any other.
+    pub(super) fn outcome(
+        self,
+        generation: Option<Generation>,
+    ) -> Result<AttemptOutcome, Box<Generation>> {
+        let partial = |generation: Option<Generation>| -> Option<Box<Answer>> {
+            let answer = generation?.answer;
+            (answer.usage.completion_tokens > 0).then(|| Box::new(answer))
+        };
+        match self {
+            Self::Superseded => Ok(AttemptOutcome::superseded(partial(generation).as_deref())),
+            Self::Late(deadline) => match generation {
+                Some(whole) if whole.finished_at <= deadline => Err(Box::new(whole)),
+                generation => {
+                    let reason = Reason::new(
+                        "deadline_passed",
+                        format!("the deadline {deadline} passed while the job ran"),
+                    );
+                    Ok(AttemptOutcome::Expired(reason, partial(generation)))
+                }
+            },
+        }
     }
 }
 
-/// Tells an attempt to stop whose job is its own no more.
-pub(super) fn withdraw(running: &mut Running) {
-    running.stopped = Some(Stopped::Withdrawn);
-    running.stop.request();
-}
-
-/// Asks the ledger, beside the loop, which of the attempts are superseded.
-pub(super) fn ask(store: Store, attempts: Vec<(JobId, u32)>) -> JoinHandle<Vec<(JobId, u32)>> {
+/// Reads, in a task of its own, which of the attempts are superseded.
+pub(super) fn superseded(
+    store: Store,
+    attempts: Vec<(JobId, u32)>,
+) -> JoinHandle<Vec<(JobId, u32)>> {
     tokio::spawn(async move {
         match store.superseded(&attempts).await {
-            Ok(gone) => attempts
+            Ok(jobs) => attempts
                 .into_iter()
-                .filter(|(job, _)| gone.contains(job))
+                .filter(|(job, _)| jobs.contains(job))
                 .collect(),
             Err(error) => {
-                tracing::debug!(%error, "whether running jobs were taken back is not known");
+                tracing::debug!(%error, "cannot read which running jobs were cancelled; trying again");
                 Vec::new()
             }
         }
     })
-}
-
-/// Judges an attempt that was told to stop; an answer that was whole in time is judged as any other.
-pub(super) fn judge_stopped(
-    stopped: Stopped,
-    generation: Option<Generation>,
-) -> Result<(AttemptOutcome, Disposition), Box<Generation>> {
-    let partial = |generation: Option<Generation>| -> Option<Box<Answer>> {
-        let answer = generation?.answer;
-        (answer.usage.completion_tokens > 0).then(|| Box::new(answer))
-    };
-    match stopped {
-        Stopped::Withdrawn => {
-            let written = partial(generation);
-            Ok((
-                AttemptOutcome::superseded(written.as_deref()),
-                Disposition::Done,
-            ))
-        }
-        Stopped::Late(deadline) => match generation {
-            Some(whole) if whole.finished_at <= deadline => Err(Box::new(whole)),
-            generation => {
-                let reason = Reason::new(
-                    "deadline_passed",
-                    format!("the deadline {deadline} passed while the job ran"),
-                );
-                Ok((
-                    AttemptOutcome::Expired(reason, partial(generation)),
-                    Disposition::Done,
-                ))
-            }
-        },
-    }
 }

@@ -1,63 +1,43 @@
-//! Claims: waiting jobs become attempts that are on record, or what else the ledger says of them.
+//! Claims: waiting jobs become recorded attempts, or end as the job database says.
 
 use chrono::Utc;
 
 use crate::{
-    broker::{Publication, publisher},
+    broker::{
+        Publication,
+        publisher::{Handled, publish_and_settle, reject},
+    },
     engine::Stop,
     job::{JobState, Tier},
     metrics::observe_end,
     shutdown::Shutdown,
-    store::{Claim, Claimed},
+    store::{Claim, Claimant, Claimed, Store, StoreError, wait_out},
 };
 
-use super::run_loop::{Running, STORE_RETRY_WAIT, Waiting, WorkerLoop};
+use super::{
+    attempt::Running,
+    run_loop::{Waiting, WorkerLoop},
+};
 
 impl WorkerLoop {
-    /// Claims jobs; false when the ledger is away and the stop was requested.
+    /// Claims jobs; false when the stop was requested while the job database was away.
     pub(super) async fn claim(&mut self, chosen: Vec<Waiting>, shutdown: &Shutdown) -> bool {
-        let mut claims: Vec<_> = chosen
-            .iter()
-            .map(|w| Claim {
-                job: w.routed.job.head.id,
-                redelivered: w.redelivered,
-            })
-            .collect();
-        let outcomes = loop {
-            match self
-                .worker
-                .store
-                .claim(&self.worker.claimant, &claims)
-                .await
-            {
-                Ok(outcomes) => break outcomes,
-                Err(error) if error.is_transient() => {
-                    tracing::warn!(%error, jobs = claims.len(), "jobs wait for the ledger");
-                    // The claim may have been committed before its word was lost. Then the jobs
-                    // run in nobody's hands, and a claim that takes them for another worker's
-                    // would leave them there.
-                    claims.iter_mut().for_each(|claim| claim.redelivered = true);
-                    tokio::select! {
-                        () = shutdown.requested() => {
-                            self.waiting.extend(chosen);
-                            return false;
-                        }
-                        () = tokio::time::sleep(STORE_RETRY_WAIT) => {}
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, jobs = claims.len(), "the ledger refuses a claim; the jobs become dead letters");
-                    let ackers = chosen.into_iter().map(|w| w.acker).collect();
-                    if let Err(error) = self.worker.broker.reject(ackers).await {
-                        tracing::warn!(%error, "not rejected; they will be delivered again");
-                    }
-                    return true;
-                }
+        let outcomes = match try_claim(&self.worker.store, &self.worker.claimant, &chosen, shutdown)
+            .await
+        {
+            Ok(outcomes) => outcomes,
+            Err(error) if error.is_transient() => {
+                self.waiting.extend(chosen);
+                return false;
+            }
+            Err(error) => {
+                tracing::error!(%error, jobs = chosen.len(), "the job database refuses a claim; its jobs become dead letters");
+                let ackers = chosen.into_iter().map(|waiting| waiting.acker).collect();
+                reject(&self.worker.broker, ackers).await;
+                return true;
             }
         };
-        let (mut done, mut replies, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        let mut again = Vec::new();
-        let mut moved = Vec::new();
+        let (mut handled, mut answered, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for (waiting, outcome) in chosen.into_iter().zip(outcomes) {
             match outcome {
                 Claimed::Run {
@@ -66,83 +46,95 @@ impl WorkerLoop {
                     last,
                 } => {
                     let Waiting { routed, acker, .. } = waiting;
-                    let poison_candidate = poison_candidate || routed.poison_candidate;
-                    let claimed_at = Utc::now();
+                    let is_candidate = poison_candidate || routed.poison_candidate;
                     let running = Running {
                         attempt,
-                        last,
-                        claimed_at,
+                        is_last: last,
+                        claimed_at: Utc::now(),
                         routed,
                         acker,
                         stop: Stop::default(),
                         stopped: None,
                         had_company: false,
                     };
-                    if poison_candidate {
+                    if is_candidate {
                         self.poison_candidates.push_back(running)
                     } else {
                         self.start(running)
                     }
                 }
-                Claimed::Busy => done.push(waiting.acker),
-                Claimed::Elsewhere(tier) => moved.push((waiting, tier)),
+                Claimed::Busy => handled.push(Handled::new(waiting.acker, [])),
+                Claimed::Elsewhere(tier) => handled.push(self.moved(waiting, tier)),
                 Claimed::Ended(record) => {
                     observe_end(&record);
-                    replies.extend(Publication::reply(&record));
-                    if waiting.redelivered && record.state == JobState::Succeeded {
-                        again.push((record.id, waiting.acker));
+                    let is_answered = waiting.redelivered && record.state == JobState::Succeeded;
+                    let ended = Handled::new(waiting.acker, Publication::reply(&record));
+                    if is_answered {
+                        answered.push((record.id, ended));
                     } else {
-                        done.push(waiting.acker);
+                        handled.push(ended);
                     }
                 }
                 Claimed::Unknown => unknown.push(waiting.acker),
             }
         }
-        let (ids, ackers): (Vec<_>, Vec<_>) = again.into_iter().unzip();
+        let (ids, mut answered): (Vec<_>, Vec<_>) = answered.into_iter().unzip();
         match self.settler.replies_along(&ids).await {
             Ok(along) => {
-                replies.extend(along);
-                done.extend(ackers);
+                if let Some(first) = answered.first_mut() {
+                    first.messages.extend(along);
+                }
             }
             Err(error) => {
-                tracing::warn!(%error, "replies of jobs that shared an answer wait for the ledger");
-                self.settler.requeue(ackers).await;
+                tracing::warn!(%error, "replies of jobs that shared an answer wait for the job database");
+                answered.iter_mut().for_each(|one| one.requeue = true);
             }
         }
-        publisher::publish_all(&self.worker.broker, replies, &self.give_up).await;
-        self.settler.acknowledge(done).await;
-        self.pass_on(moved).await;
+        handled.extend(answered);
+        let broker = &self.worker.broker;
+        publish_and_settle(broker, handled, &self.give_up).await;
         if !unknown.is_empty() {
             tracing::warn!(
                 jobs = unknown.len(),
-                "jobs that the ledger does not know were rejected"
+                "the job database does not know these jobs; their messages become dead letters"
             );
-            if let Err(error) = self.worker.broker.reject(unknown).await {
-                tracing::warn!(%error, "not rejected; they will be delivered again");
-            }
+            reject(broker, unknown).await;
         }
         true
     }
 
-    /// Publishes jobs whose escalation is committed but whose message is still here: the worker that
-    /// escalated them may have died before it published. A second message does no harm.
-    async fn pass_on(&mut self, moved: Vec<(Waiting, Tier)>) {
-        let publication = |(waiting, tier): &(Waiting, Tier)| {
-            let routed = &waiting.routed;
-            let keeps_lead = routed.pair.is_some() && routed.cache_key == self.own_key(routed);
-            Publication::to_tier(&routed.moved(*tier, keeps_lead))
-        };
-        let messages = moved.iter().map(publication).collect();
-        let published = publisher::publish_all(&self.worker.broker, messages, &self.give_up).await;
-        let (mut done, mut returns) = (Vec::new(), Vec::new());
-        for ((waiting, _), is_out) in moved.into_iter().zip(published) {
-            if is_out {
-                done.push(waiting.acker)
-            } else {
-                returns.push(waiting.acker)
+    /// A job whose escalation is committed but whose message is still here: the worker that escalated
+    /// it may have died before it published. A second message does no harm.
+    fn moved(&self, waiting: Waiting, tier: Tier) -> Handled {
+        let routed = &waiting.routed;
+        let keeps_lead = routed.pair.is_some() && routed.cache_key == self.worker.own_key(routed);
+        let message = Publication::to_tier(&routed.moved(tier, keeps_lead));
+        Handled::new(waiting.acker, [message])
+    }
+}
+
+/// Claims jobs, waiting for a job database that is away.
+async fn try_claim(
+    store: &Store,
+    claimant: &Claimant,
+    chosen: &[Waiting],
+    shutdown: &Shutdown,
+) -> Result<Vec<Claimed>, StoreError> {
+    let mut claims: Vec<_> = chosen
+        .iter()
+        .map(|waiting| Claim {
+            job: waiting.routed.job.head.id,
+            redelivered: waiting.redelivered,
+        })
+        .collect();
+    loop {
+        match store.claim(claimant, &claims).await {
+            // The claim may have been committed. As redelivered ones the jobs are claimed again
+            // instead of being taken for another worker's.
+            Err(error) if wait_out(&error, "claims", shutdown).await => {
+                claims.iter_mut().for_each(|claim| claim.redelivered = true);
             }
+            outcomes => return outcomes,
         }
-        self.settler.acknowledge(done).await;
-        self.settler.requeue(returns).await;
     }
 }

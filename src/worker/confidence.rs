@@ -1,7 +1,7 @@
-//! How sure an answer of the small tier is, and whether that is enough.
+//! The confidence of the small tier's answers, and whether it is enough.
 //!
-//! One that has not the form asked for (`response_format`) is wrong for certain: engines of ours write
-//! nothing else unless they are cut off, servers behind [`upstream`](crate::engine::upstream) may.
+//! An answer that violates the requested `response_format` is wrong for certain. The local engine
+//! writes none unless it is cut off; servers behind [`upstream`](crate::engine::upstream) may.
 
 use chrono::{DateTime, Utc};
 
@@ -11,7 +11,7 @@ use crate::{
     scoring::confidence::Confidence,
 };
 
-/// Judges the small tier's answers by their form and their own log-probabilities.
+/// Rates the small tier's answers by their format and their log-probabilities.
 #[derive(Clone, Debug)]
 pub(super) struct ConfidenceCheck {
     confidence: Confidence,
@@ -28,10 +28,10 @@ impl ConfidenceCheck {
         }
     }
 
-    /// The probability that an answer is right: none when it has not the form asked for; `None` where
+    /// The probability that an answer is right: 0 when it violates the requested format, `None` where
     /// the engine gave no log-probabilities.
-    pub(super) fn confidence(&self, generation: &Generation, asked: &ChatRequest) -> Option<f32> {
-        let format = &asked.sampling.response_format;
+    pub(super) fn confidence(&self, generation: &Generation, request: &ChatRequest) -> Option<f32> {
+        let format = &request.sampling.response_format;
         if !format.is_met_by(&generation.answer.text) {
             return Some(0.0);
         }
@@ -39,9 +39,9 @@ impl ConfidenceCheck {
         Some(self.confidence.of(signals) as f32)
     }
 
-    /// Why an answer of this confidence is not to be the job's, if so. After the deadline nothing
-    /// would be run any more, so the answer at hand is as good as any.
-    pub(super) fn doubt(
+    /// Why an answer of this confidence is escalated, if it is. After the deadline no other attempt
+    /// would run, so the answer stands.
+    pub(super) fn low_confidence(
         &self,
         confidence: Option<f32>,
         routed: &RoutedJob,

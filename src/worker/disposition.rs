@@ -1,4 +1,4 @@
-//! From an engine's outcome to what happens to the job.
+//! The decision on an attempt: from the engine's result to the job's outcome and what follows.
 
 use crate::{
     broker::Delay,
@@ -7,49 +7,47 @@ use crate::{
     store::AttemptOutcome,
 };
 
-/// What follows the commit of a verdict.
+/// What follows the commit of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disposition {
-    /// The job is terminal: reply and acknowledge.
+pub(super) enum Disposition {
+    /// The job is terminal: send the reply and acknowledge.
     Done,
     /// Publish the job to a tier, another one or its own again, then acknowledge.
-    Tier(Tier),
+    ToTier(Tier),
     /// Publish the job to a delay queue, then acknowledge.
-    Rest(Delay),
-    /// Put the message back: another worker takes it.
-    PutBack,
+    RetryAfter(Delay),
+    /// Requeue the message for another worker.
+    Requeue,
 }
 
 /// How an attempt was run.
 #[derive(Clone, Copy, Debug)]
-pub struct AttemptContext {
+pub(super) struct AttemptContext {
     /// Its number, counted from 1.
     pub attempt: u32,
     /// No attempt is left after it.
-    pub last: bool,
-    /// It shared its steps with others, so a crash may be theirs.
-    pub company: bool,
+    pub is_last: bool,
+    /// Another attempt ran at the same time and may be the cause of a crash.
+    pub had_company: bool,
 }
 
-/// Judges an attempt; `doubt` is why an answer is not sure enough to be the job's, which counts where the
-/// large model may take over.
+/// Decides what an attempt came to. `low_confidence` is why its answer should be escalated, which
+/// happens where the large model may take over.
 ///
-/// Faults are of three kinds. Never again: the request is at error. Later: the engine or its server is, and
-/// the job rests. At once: a neighbour may be, and the job, uncounted, goes on to run by itself.
-pub fn judge(
+/// There are three kinds of errors. The request's own end the job. Those of the engine or its server
+/// count as an attempt, and the job is retried after a delay. A crash that another attempt may have
+/// caused does not count, and the job is retried at once, isolated.
+pub(super) fn decide(
     routed: &RoutedJob,
-    AttemptContext {
-        attempt,
-        last,
-        company,
-    }: AttemptContext,
-    outcome: Result<Generation, EngineError>,
-    doubt: Option<Reason>,
+    context: AttemptContext,
+    result: Result<Generation, EngineError>,
+    low_confidence: Option<Reason>,
 ) -> (AttemptOutcome, Disposition) {
-    let error = match outcome {
+    let error = match result {
         Ok(generation) => {
             // With no attempt left the large model could not answer.
-            return match doubt.filter(|_| !last && may_escalate(routed)) {
+            let escalates = !context.is_last && may_escalate(routed);
+            return match low_confidence.filter(|_| escalates) {
                 Some(reason) => escalate(reason, Some(Box::new(generation.answer))),
                 None => (
                     AttemptOutcome::Succeeded(generation.answer),
@@ -62,7 +60,7 @@ pub fn judge(
     let message = error.to_string();
     let (code, retry_after_ms) = match error {
         EngineError::Closed | EngineError::Stopped => {
-            return (AttemptOutcome::Returned, Disposition::PutBack);
+            return (AttemptOutcome::Returned, Disposition::Requeue);
         }
         EngineError::ContextTooLong { .. } => {
             let reason = Reason::new("context_length_exceeded", message);
@@ -81,18 +79,18 @@ pub fn judge(
         EngineError::Crashed(_) => ("engine_crashed", None),
     };
     let reason = Reason::new(code, message);
-    if company && code == "engine_crashed" {
+    if context.had_company && code == "engine_crashed" {
         return (
             AttemptOutcome::RetryIsolated(reason),
-            Disposition::Tier(routed.tier),
+            Disposition::ToTier(routed.tier),
         );
     }
-    if last {
+    if context.is_last {
         (AttemptOutcome::AttemptsExhausted(reason), Disposition::Done)
     } else {
         (
             AttemptOutcome::Retry(reason),
-            Disposition::Rest(delay(attempt, retry_after_ms)),
+            Disposition::RetryAfter(delay(context.attempt, retry_after_ms)),
         )
     }
 }
@@ -106,11 +104,11 @@ fn escalate(reason: Reason, answer: Option<Box<Answer>>) -> (AttemptOutcome, Dis
     let to = Tier::Large;
     (
         AttemptOutcome::Escalate { to, reason, answer },
-        Disposition::Tier(to),
+        Disposition::ToTier(to),
     )
 }
 
-/// Longer after each attempt, and at least what the server asked for as far as the queues go.
+/// Longer after each attempt, and at least as long as the server asked for, up to the longest delay.
 fn delay(attempt: u32, retry_after_ms: Option<u64>) -> Delay {
     let by_attempt = match attempt {
         0 | 1 => Delay::S1,
@@ -131,7 +129,7 @@ mod tests {
 
     use crate::worker::disposition::*;
     use crate::{
-        job::{FinishReason, Job, JobHead, JobId, RequestLimits, Submission, Tenant, Usage},
+        job::{FinishReason, Job, JobHead, RequestLimits, Submission, Tenant, Usage},
         scoring::confidence::Confidence,
         worker::confidence::ConfidenceCheck,
     };
@@ -140,20 +138,7 @@ mod tests {
         let request = Submission::parse(body.as_bytes(), &RequestLimits::default())
             .expect("valid")
             .request;
-        let head = JobHead {
-            id: JobId::now(),
-            tenant: Tenant::default(),
-            key: None,
-            custom_id: None,
-            batch: None,
-            deadline: None,
-            not_before: None,
-            attempts_max: None,
-            reply_to: None,
-            priority: Default::default(),
-            redrive_of: None,
-            submitted_at: Utc::now(),
-        };
+        let head = JobHead::new(Tenant::default());
         RoutedJob {
             job: Job { head, request },
             tier,
@@ -164,11 +149,11 @@ mod tests {
         }
     }
 
-    fn terms(attempt: u32, last: bool) -> AttemptContext {
+    fn context(attempt: u32, is_last: bool) -> AttemptContext {
         AttemptContext {
             attempt,
-            last,
-            company: false,
+            is_last,
+            had_company: false,
         }
     }
 
@@ -181,11 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_prompt_escalates_once_and_only_if_the_router_chose_small() {
+    fn a_prompt_too_long_for_small_escalates_only_if_the_router_chose_small() {
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
         assert_eq!(
-            judge(&auto, terms(1, false), Err(too_long()), None).1,
-            Disposition::Tier(Tier::Large)
+            decide(&auto, context(1, false), Err(too_long()), None).1,
+            Disposition::ToTier(Tier::Large)
         );
         for refused in [
             routed(r#"{"prompt":"a"}"#, Tier::Large),
@@ -195,8 +180,8 @@ mod tests {
                 Tier::Small,
             ),
         ] {
-            let (verdict, next) = judge(&refused, terms(1, false), Err(too_long()), None);
-            assert!(matches!(verdict, AttemptOutcome::Failed(_)), "{verdict:?}");
+            let (outcome, next) = decide(&refused, context(1, false), Err(too_long()), None);
+            assert!(matches!(outcome, AttemptOutcome::Failed(_)), "{outcome:?}");
             assert_eq!(next, Disposition::Done);
         }
     }
@@ -221,24 +206,24 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_answer_escalates_where_the_large_model_may_take_over() {
-        let doubt = || Some(Reason::new("low_confidence", "the answer is not sure"));
+    fn an_answer_of_low_confidence_escalates_where_the_large_model_may_take_over() {
+        let low = || Some(Reason::new("low_confidence", "below the threshold"));
         let auto = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let (verdict, next) = judge(&auto, terms(1, false), Ok(generation()), doubt());
-        assert_eq!(next, Disposition::Tier(Tier::Large));
+        let (outcome, next) = decide(&auto, context(1, false), Ok(generation()), low());
+        assert_eq!(next, Disposition::ToTier(Tier::Large));
         assert!(
-            matches!(&verdict, AttemptOutcome::Escalate { answer: Some(kept), reason, .. }
+            matches!(&outcome, AttemptOutcome::Escalate { answer: Some(kept), reason, .. }
                 if kept.text == "perhaps" && reason.code == "low_confidence"),
-            "{verdict:?}"
+            "{outcome:?}"
         );
         let keeps = [
-            (&auto, true, doubt()),
+            (&auto, true, low()),
             (&auto, false, None),
-            (&routed(r#"{"prompt":"a"}"#, Tier::Large), false, doubt()),
+            (&routed(r#"{"prompt":"a"}"#, Tier::Large), false, low()),
             (
                 &routed(r#"{"prompt":"a","model":"small"}"#, Tier::Small),
                 false,
-                doubt(),
+                low(),
             ),
             (
                 &routed(
@@ -246,13 +231,13 @@ mod tests {
                     Tier::Small,
                 ),
                 false,
-                doubt(),
+                low(),
             ),
         ];
-        for (job, last, doubt) in keeps {
-            let (verdict, next) = judge(job, terms(1, last), Ok(generation()), doubt);
+        for (job, last, low) in keeps {
+            let (outcome, next) = decide(job, context(1, last), Ok(generation()), low);
             assert_eq!(
-                (verdict, next),
+                (outcome, next),
                 (
                     AttemptOutcome::Succeeded(generation().answer),
                     Disposition::Done
@@ -262,25 +247,25 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_the_format_asked_for_is_doubted() {
+    fn an_answer_that_violates_the_requested_format_escalates() {
         let asked = routed(
             r#"{"prompt":"a","response_format":{"type":"json_object"}}"#,
             Tier::Small,
         );
         let next = |text: &str, escalate_below| {
-            let doubter = ConfidenceCheck::new(Confidence::generic(), escalate_below);
+            let check = ConfidenceCheck::new(Confidence::generic(), escalate_below);
             let mut answered = generation();
             answered.answer.text = text.to_owned();
-            let confidence = doubter.confidence(&answered, &asked.job.request);
-            let doubt = doubter.doubt(confidence, &asked, Utc::now());
+            let confidence = check.confidence(&answered, &asked.job.request);
+            let low = check.low_confidence(confidence, &asked, Utc::now());
             (
                 confidence,
-                judge(&asked, terms(1, false), Ok(answered), doubt).1,
+                decide(&asked, context(1, false), Ok(answered), low).1,
             )
         };
         assert_eq!(
             next("perhaps", None),
-            (Some(0.0), Disposition::Tier(Tier::Large))
+            (Some(0.0), Disposition::ToTier(Tier::Large))
         );
         assert_eq!(next(r#"{"a":1}"#, None), (None, Disposition::Done));
         assert_eq!(
@@ -291,55 +276,55 @@ mod tests {
     }
 
     #[test]
-    fn faults_that_pass_are_retried_later_each_time_until_attempts_are_spent() {
+    fn transient_errors_are_retried_with_growing_delays_until_attempts_are_exhausted() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
         let crash = || Err(EngineError::Crashed("out of memory".into()));
         let delays: Vec<_> = (1..=3)
-            .map(|attempt| judge(&job, terms(attempt, false), crash(), None).1)
+            .map(|attempt| decide(&job, context(attempt, false), crash(), None).1)
             .collect();
         assert_eq!(
             delays,
             [
-                Disposition::Rest(Delay::S1),
-                Disposition::Rest(Delay::S10),
-                Disposition::Rest(Delay::S60)
+                Disposition::RetryAfter(Delay::S1),
+                Disposition::RetryAfter(Delay::S10),
+                Disposition::RetryAfter(Delay::S60)
             ]
         );
-        let (verdict, next) = judge(&job, terms(4, true), crash(), None);
-        assert!(matches!(verdict, AttemptOutcome::AttemptsExhausted(_)));
+        let (outcome, next) = decide(&job, context(4, true), crash(), None);
+        assert!(matches!(outcome, AttemptOutcome::AttemptsExhausted(_)));
         assert_eq!(next, Disposition::Done);
         let throttled = EngineError::Unavailable {
             message: "429".into(),
             retry_after_ms: Some(7_000),
         };
         assert_eq!(
-            judge(&job, terms(1, false), Err(throttled), None).1,
-            Disposition::Rest(Delay::S10)
+            decide(&job, context(1, false), Err(throttled), None).1,
+            Disposition::RetryAfter(Delay::S10)
         );
     }
 
     #[test]
-    fn a_crash_in_company_counts_against_nobody() {
+    fn a_crash_beside_other_attempts_does_not_count() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Large);
         for last in [false, true] {
-            let beside = AttemptContext {
-                company: true,
-                ..terms(1, last)
+            let in_company = AttemptContext {
+                had_company: true,
+                ..context(1, last)
             };
             let crash = Err(EngineError::Crashed("panic".into()));
-            let (verdict, next) = judge(&job, beside, crash, None);
+            let (outcome, next) = decide(&job, in_company, crash, None);
             assert!(
-                matches!(verdict, AttemptOutcome::RetryIsolated(_)),
-                "{verdict:?}"
+                matches!(outcome, AttemptOutcome::RetryIsolated(_)),
+                "{outcome:?}"
             );
-            assert_eq!(next, Disposition::Tier(Tier::Large), "at once");
+            assert_eq!(next, Disposition::ToTier(Tier::Large), "at once");
             let away = EngineError::Unavailable {
                 message: "503".into(),
                 retry_after_ms: None,
             };
-            let (verdict, _) = judge(&job, beside, Err(away), None);
+            let (outcome, _) = decide(&job, in_company, Err(away), None);
             assert_eq!(
-                matches!(verdict, AttemptOutcome::AttemptsExhausted(_)),
+                matches!(outcome, AttemptOutcome::AttemptsExhausted(_)),
                 last,
                 "counted"
             );
@@ -347,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_engine_puts_the_job_back_without_charge() {
+    fn a_closed_engine_requeues_the_job_without_counting_the_attempt() {
         let job = routed(r#"{"prompt":"a"}"#, Tier::Small);
-        let closed = judge(&job, terms(1, true), Err(EngineError::Closed), None);
-        assert_eq!(closed, (AttemptOutcome::Returned, Disposition::PutBack));
+        let closed = decide(&job, context(1, true), Err(EngineError::Closed), None);
+        assert_eq!(closed, (AttemptOutcome::Returned, Disposition::Requeue));
     }
 }

@@ -1,4 +1,4 @@
-//! From a claimed job to the engine: what its producer allows to be left out of the prompt is.
+//! From a claimed job to the engine: cleans and prunes the prompt where its producer allows that.
 
 use std::sync::Arc;
 
@@ -11,28 +11,28 @@ use crate::{
     store::Reused,
 };
 
-/// What an engine made of a job.
+/// What an attempt generated.
 #[derive(Debug)]
 pub(super) struct Generated {
-    pub outcome: Result<Generation, EngineError>,
-    /// What was left out of the prompt.
+    pub result: Result<Generation, EngineError>,
+    /// Tokens left out of the prompt.
     pub saved: ContextSavings,
-    /// Another question's answer, if it serves; the outcome is the word that said so.
+    /// A near question's answer that serves; `result` is then the model's yes.
     pub reused: Option<Box<Reused>>,
 }
 
 impl From<Result<Generation, EngineError>> for Generated {
-    fn from(outcome: Result<Generation, EngineError>) -> Self {
+    fn from(result: Result<Generation, EngineError>) -> Self {
         Self {
-            outcome,
+            result,
             saved: ContextSavings::default(),
             reused: None,
         }
     }
 }
 
-/// Starts generating the answer to a job. A job whose context is kept is with the engine at once;
-/// another one first has its context prepared, beside the worker's loop.
+/// Starts generating the answer to a job. A job whose context is kept goes to the engine at once; any
+/// other first has its context prepared, on a blocking thread.
 pub(super) fn generate(
     engine: &Arc<dyn Engine>,
     embedder: Option<&Arc<Embedder>>,
@@ -42,7 +42,7 @@ pub(super) fn generate(
     let request = Generate {
         messages: job.request.messages.clone(),
         sampling: job.request.sampling.clone(),
-        // The same job samples alike however often it is tried.
+        // Every attempt of a job samples with the same seed.
         seed_default: job.head.id.0.as_u64_pair().1,
         context: RequestContext {
             tenant: job.head.tenant.clone(),
@@ -68,16 +68,16 @@ pub(super) fn generate(
             Ok(prepared) => Generated {
                 reused: None,
                 saved: prepared.saved,
-                outcome: engine
+                result: engine
                     .generate(Generate {
                         messages: prepared.messages,
                         ..request
                     })
                     .await,
             },
-            // Leaving out is a saving, never a condition: the prompt goes as it is.
+            // Pruning only saves tokens: without it the whole prompt is sent.
             Err(error) => {
-                tracing::error!(%error, "the context was not prepared; the prompt is sent whole");
+                tracing::error!(%error, "cannot prepare the context; the whole prompt is sent");
                 engine.generate(request).await.into()
             }
         }

@@ -1,12 +1,15 @@
-//! Answers settle: claim → engine → commit → reply → acknowledge, or escalate, or retry.
+//! Jobs get their answers: claim, generate, commit, reply, acknowledge; or escalate, or retry.
 //!
-//! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job once more on
-//! another queue. `run` is the role, `yard` its loop, `claims` how jobs enter it, `candidate` asks whether a near
-//! question's answer serves, `affinity queues` from which
-//! queues beside its tier's, `order` which of them together, `context` what is left out of a prompt, `doubt` tells how sure an answer is, `verdict` is the pure rule from an
-//! engine's outcome to what happens next, `settle` commits in groups. A worker never chooses a tier
-//! for a fresh job.
+//! Comes in: routed jobs of one tier. Goes out: terminal rows and replies, or the job again on another
+//! queue. [`Worker`] is the role and `run_loop` its loop. `claim` records attempts, `batch_order`
+//! chooses jobs that share a prompt prefix, `work_stealing` fetches jobs from affinity queues,
+//! `semantic_check` asks the model whether a near question's answer serves, and `generate` prepares
+//! the prompt. At an attempt's end `attempt` puts together its settlement: `confidence` rates the
+//! answer, `cancellation` handles attempts that were stopped, and `disposition` holds the pure rule
+//! from the engine's result to what follows. `settle` commits in groups. A worker never chooses the
+//! tier of a new job.
 
+mod attempt;
 mod batch_order;
 mod cancellation;
 mod claim;
@@ -19,5 +22,4 @@ mod semantic_check;
 mod settle;
 mod work_stealing;
 
-pub use disposition::{Disposition, judge};
 pub use role::{Worker, WorkerError};

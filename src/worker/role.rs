@@ -1,4 +1,4 @@
-//! The worker as a role: who it is, what it tells the ledger, and its start.
+//! The worker as a role: its model, its heartbeat and its subscription.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,13 +8,12 @@ use crate::{
     engine::{Embedder, Engine},
     job::{ServedModel, Tier},
     scoring::confidence::Confidence,
-    shutdown::Shutdown,
     store::{Claimant, Heartbeat, Store, StoreError},
 };
 
-use super::{confidence::ConfidenceCheck, run_loop::WorkerLoop, settle::Settler};
+use super::confidence::ConfidenceCheck;
 
-/// Why a worker ended before it was told to.
+/// Why a worker ended before the stop was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// It cannot consume.
@@ -29,12 +28,12 @@ pub struct Worker {
     pub(super) store: Store,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) claimant: Claimant,
-    /// Helps pruning to tell what a question needs.
+    /// Rates for pruning which parts of a context a question needs.
     pub(super) embedder: Option<Arc<Embedder>>,
     pub(super) config: WorkerConfig,
-    /// Only of the small tier: its answers may be escalated.
-    pub(super) doubter: Option<ConfidenceCheck>,
-    cache: CacheConfig,
+    /// Set for the small tier, whose answers may be escalated.
+    pub(super) confidence_check: Option<ConfidenceCheck>,
+    pub(super) cache: CacheConfig,
 }
 
 impl Worker {
@@ -62,13 +61,13 @@ impl Worker {
             claimant,
             embedder: None,
             config,
-            doubter: None,
+            confidence_check: None,
             cache,
         }
     }
 
-    /// Lets pruning ask an embedder, too. What is sent then depends on it, so it is part of the
-    /// revision under which answers are reused.
+    /// Prunes contexts with the help of an embedder. The prompts that are sent then depend on it, so it
+    /// becomes part of the revision under which answers are reused.
     pub fn with_embedder(mut self, embedder: Option<Arc<Embedder>>) -> Self {
         if let Some(embedder) = &embedder {
             self.claimant.revision.push('+');
@@ -78,15 +77,15 @@ impl Worker {
         self
     }
 
-    /// Escalates answers that the calibration is not sure of.
+    /// Escalates answers of low confidence.
     #[must_use]
     pub fn with_confidence(mut self, confidence: Confidence) -> Self {
-        let doubter = ConfidenceCheck::new(confidence, self.config.escalate_below);
-        self.doubter = Some(doubter);
+        let check = ConfidenceCheck::new(confidence, self.config.escalate_below);
+        self.confidence_check = Some(check);
         self
     }
 
-    /// What this worker serves.
+    /// The model that this worker serves.
     pub(super) fn served(&self) -> ServedModel {
         ServedModel {
             model: self.claimant.model.clone(),
@@ -94,10 +93,10 @@ impl Worker {
         }
     }
 
-    /// Tells the ledger that this worker is there, so that the router knows its model.
+    /// Registers this worker in the job database, so that the router knows its model.
     ///
     /// # Errors
-    /// When the ledger cannot be written.
+    /// When the job database cannot be written.
     pub async fn announce(&self) -> Result<(), StoreError> {
         self.store.heartbeat(&self.heartbeat(0, false)).await
     }
@@ -117,40 +116,15 @@ impl Worker {
         }
     }
 
-    /// Runs jobs until told to stop; then returns what it has not started and gives what runs up
-    /// to `drain_s` to finish.
-    ///
-    /// # Errors
-    /// When it may not consume; interruptions are waited out.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerError> {
-        // The first heartbeat tells it again.
-        if let Err(error) = self.announce().await {
-            tracing::warn!(%error, "the router does not know this worker yet");
-        }
-        let (queues, prefetch) = self.intake();
-        let subscribed = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
-        let Some(consumer) = subscribed else {
-            return Ok(());
-        };
-        let settler = Settler {
-            broker: self.broker.clone(),
-            store: self.store.clone(),
-            tier: self.claimant.tier,
-            cache_ttl: Duration::from_secs(self.cache.ttl_s),
-        };
-        WorkerLoop::new(self, settler).run(consumer, shutdown).await;
-        Ok(())
-    }
-
-    /// Begins to take the tier's jobs.
+    /// Subscribes to the tier's queue.
     pub(super) async fn consume(&self) -> Result<Consumer, BrokerError> {
         let (queues, prefetch) = self.intake();
         self.broker.consume(&queues, prefetch).await
     }
 
-    /// The queue that is consumed from, and how many messages of it may be here.
-    fn intake(&self) -> ([Queue; 1], u16) {
-        // A consumer's unacknowledged messages are those that run, plus as many again in wait.
+    /// The queue that is consumed from, and its prefetch.
+    pub(super) fn intake(&self) -> ([Queue; 1], u16) {
+        // Unacknowledged messages are the running jobs plus as many waiting ones.
         let batch_max = self.engine.info().batch_max;
         let prefetch = u16::try_from(batch_max * 2).unwrap_or(u16::MAX).max(2);
         ([Queue::Tier(self.claimant.tier)], prefetch)

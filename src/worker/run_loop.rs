@@ -1,48 +1,49 @@
-//! The worker's loop. One task owns everything: deliveries not yet claimed, attempts that run, and
-//! the order in which they end.
+//! The worker's loop. One task owns the state: jobs not yet claimed, attempts that run, and attempts
+//! not yet committed.
 
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use metrics::gauge;
 use tokio::{
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::task::TaskTracker;
 
 use crate::{
     affinity::prefix,
-    broker::{Acker, Consumer, Delivery},
-    cache::cache_key,
+    broker::{
+        Acker, Consumer, Delivery,
+        publisher::{acknowledge, reject, requeue},
+    },
     engine::{EngineError, Stop},
-    job::{CacheKey, JobId, RoutedJob},
+    job::{JobId, RoutedJob},
     metrics::RUNNING,
     shutdown::Shutdown,
-    store::{AttemptOutcome, Settlement},
+    store::AttemptOutcome,
 };
 
 use super::{
+    attempt::{Finished, Running},
     batch_order::{OrderKey, Ordered, take_together},
-    cancellation::{self, Stopped, WATCH_INTERVAL},
-    disposition::{AttemptContext, Disposition, judge},
+    cancellation::{self, CHECK_INTERVAL},
+    disposition::Disposition,
     generate::{self, Generated},
-    role::Worker,
-    semantic_check::Checker,
-    settle::{Finished, Settler},
-    work_stealing::{LOOK_INTERVAL, OwnQueues, StealRound, WorkStealer},
+    role::{Worker, WorkerError},
+    semantic_check::SemanticCheck,
+    settle::Settler,
+    work_stealing::{OwnQueues, ROUND_INTERVAL, StealRound, WorkStealer},
 };
 
-/// Heartbeats within one lease: a lease outlives two that are lost.
-const BEATS_PER_LEASE: u32 = 4;
+/// Heartbeats within one lease: a lease survives two lost ones.
+const HEARTBEATS_PER_LEASE: u32 = 4;
 /// Most attempts committed at once.
 const SETTLE_MAX: usize = 128;
-/// How long to wait before a ledger that failed is asked again.
-pub(super) const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// A routed job that waits for a place in the batch.
 #[derive(Debug)]
@@ -50,32 +51,35 @@ pub(super) struct Waiting {
     pub(super) routed: RoutedJob,
     pub(super) redelivered: bool,
     pub(super) acker: Acker,
-    pub(super) turn: OrderKey,
+    order_key: OrderKey,
 }
 
 impl Ordered for Waiting {
-    fn turn(&mut self) -> &mut OrderKey {
-        &mut self.turn
+    fn order_key(&mut self) -> &mut OrderKey {
+        &mut self.order_key
     }
 }
 
-/// An attempt that runs.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub(super) attempt: u32,
-    pub(super) last: bool,
-    pub(super) claimed_at: DateTime<Utc>,
-    pub(super) routed: RoutedJob,
-    pub(super) acker: Acker,
-    /// Ends it early.
-    pub(super) stop: Stop,
-    /// Why it was, if it was.
-    pub(super) stopped: Option<Stopped>,
-    /// True once another ran beside it: a crash may be that one's doing.
-    pub(super) had_company: bool,
+impl Worker {
+    /// Runs jobs until the stop; then requeues those not started and gives those that run up to
+    /// `drain_s` to finish.
+    ///
+    /// # Errors
+    /// When it may not consume; a broker or job database that is away is waited for.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), WorkerError> {
+        // The heartbeats repeat it.
+        if let Err(error) = self.announce().await {
+            tracing::warn!(%error, "cannot register this worker yet; the next heartbeat tries again");
+        }
+        let (queues, prefetch) = self.intake();
+        let subscribed = self.broker.subscribe(&queues, prefetch, &shutdown).await?;
+        let Some(consumer) = subscribed else {
+            return Ok(());
+        };
+        WorkerLoop::new(self).run(consumer, shutdown).await;
+        Ok(())
+    }
 }
-
-type Outcome = (JobId, u32, Generated);
 
 /// The state of the loop.
 pub(super) struct WorkerLoop {
@@ -85,186 +89,185 @@ pub(super) struct WorkerLoop {
     pub(super) waiting: VecDeque<Waiting>,
     /// Claimed and handed to the engine.
     running: HashMap<JobId, Running>,
-    attempts: FuturesUnordered<BoxFuture<'static, Outcome>>,
+    attempts: FuturesUnordered<BoxFuture<'static, (JobId, Generated)>>,
     /// Ended, not committed.
     finished: Vec<Finished>,
     settle_at: Option<Instant>,
-    /// Claimed, but their earlier attempt vanished or crashed: each runs by itself, and nothing new is
+    /// Claimed, but their earlier attempt vanished or crashed: each runs alone, and nothing new is
     /// claimed while one waits, so that it gets its turn.
     pub(super) poison_candidates: VecDeque<Running>,
-    /// True while a poison candidate runs: nothing joins it.
-    alone: bool,
-    waiting_max: usize,
-    running_max: usize,
-    /// The affinity queues whose jobs this worker runs first of all.
+    /// True while a poison candidate runs.
+    is_isolated: bool,
+    /// Most jobs that run, and most that wait.
+    batch_max: usize,
+    /// The affinity queues assigned to this worker.
     own: OwnQueues,
-    /// A look at the affinity queues that is under way.
-    looking: Option<JoinHandle<StealRound>>,
-    /// A question to the ledger which running jobs were taken back.
-    watching: Option<JoinHandle<Vec<(JobId, u32)>>>,
-    /// True while nothing is consumed, since the engine could not serve it.
+    /// A work-stealing round in progress.
+    steal_round: Option<JoinHandle<StealRound>>,
+    /// A check in progress of which running attempts are superseded.
+    superseded: Option<JoinHandle<Vec<(JobId, u32)>>>,
+    /// True while nothing is consumed, since the engine is not ready.
     is_paused: bool,
-    /// Ends the settlers' patience with a ledger that is away.
+    /// Ends the wait of commits and publications for a job database or broker that is away.
     pub(super) give_up: Shutdown,
     settling: TaskTracker,
 }
 
 impl WorkerLoop {
-    /// An empty yard for a worker.
-    pub(super) fn new(worker: Worker, settler: Settler) -> Self {
-        let batch_max = worker.engine.info().batch_max;
+    fn new(worker: Worker) -> Self {
         Self {
+            settler: Settler {
+                broker: worker.broker.clone(),
+                store: worker.store.clone(),
+                tier: worker.claimant.tier,
+                cache_ttl: Duration::from_secs(worker.cache.ttl_s),
+            },
             waiting: VecDeque::new(),
             running: HashMap::new(),
             attempts: FuturesUnordered::new(),
             finished: Vec::new(),
             settle_at: None,
             poison_candidates: VecDeque::new(),
-            alone: false,
+            is_isolated: false,
+            batch_max: worker.engine.info().batch_max,
             own: OwnQueues::default(),
-            looking: None,
-            watching: None,
+            steal_round: None,
+            superseded: None,
             is_paused: false,
-            waiting_max: batch_max,
-            running_max: batch_max,
             give_up: Shutdown::new(),
             settling: TaskTracker::new(),
-            settler,
             worker,
         }
     }
 
-    /// Works until told to stop, then drains.
-    pub(super) async fn run(mut self, consumer: Consumer, shutdown: Shutdown) {
+    /// Works until the stop, then drains.
+    async fn run(mut self, consumer: Consumer, shutdown: Shutdown) {
         let mut consumer = Some(consumer);
-        let lease = self.worker.claimant.lease;
-        let mut beats = interval(lease / BEATS_PER_LEASE);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looks = interval(LOOK_INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watches = interval(WATCH_INTERVAL);
-        watches.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeats = delayed(self.worker.claimant.lease / HEARTBEATS_PER_LEASE);
+        let mut rounds = delayed(ROUND_INTERVAL);
+        let mut checks = delayed(CHECK_INTERVAL);
         let is_shared = self.worker.broker.is_shared();
         loop {
             self.start_waiting(&shutdown).await;
-            let room = self.waiting_max.saturating_sub(self.waiting.len());
+            let free = self.batch_max.saturating_sub(self.waiting.len());
             let settle_at = self.settle_at;
             tokio::select! {
                 () = shutdown.requested() => break,
-                batch = next_of(&mut consumer, room.max(1)), if room > 0 => {
+                batch = next_of(&mut consumer, free), if free > 0 => {
                     if batch.is_empty() {
                         break;
                     }
                     self.take(batch).await;
                 }
-                batch = next_of(&mut self.own.consumer, room.max(1)), if room > 0 => self.take(batch).await,
-                Some(outcome) = self.attempts.next() => self.end(outcome),
+                batch = next_of(&mut self.own.consumer, free), if free > 0 => self.take(batch).await,
+                Some((id, generated)) = self.attempts.next() => self.end(id, generated),
                 () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {
                     self.commit();
                 }
-                _ = beats.tick() => self.beat(false).await,
-                _ = looks.tick(), if is_shared && self.looking.is_none() && !self.is_paused => self.look(),
-                Some(look) = ended(&mut self.looking) => self.adopt(look).await,
-                _ = watches.tick() => {
-                    self.mind_engine(&mut consumer).await;
-                    self.watch();
+                _ = heartbeats.tick() => self.heartbeat(false).await,
+                _ = rounds.tick(), if is_shared && self.steal_round.is_none() && !self.is_paused => {
+                    self.steal();
                 }
-                Some(gone) = ended(&mut self.watching) => self.withdraw(&gone),
+                Some(round) = ended(&mut self.steal_round) => self.adopt(round).await,
+                _ = checks.tick() => {
+                    self.follow_engine(&mut consumer).await;
+                    self.check_running();
+                }
+                Some(superseded) = ended(&mut self.superseded) => self.supersede(&superseded),
             }
         }
-        self.drain(consumer, &mut beats).await;
+        self.drain(consumer, &mut heartbeats).await;
     }
 
-    /// Stops consuming while the engine could not serve anything, so that others take the jobs, and
-    /// begins again when it can.
-    async fn mind_engine(&mut self, consumer: &mut Option<Consumer>) {
+    /// Stops consuming while the engine is not ready, so that other workers take the jobs, and
+    /// consumes again when it is.
+    async fn follow_engine(&mut self, consumer: &mut Option<Consumer>) {
         let is_ready = self.worker.engine.is_ready();
         if self.is_paused && is_ready {
             match self.worker.consume().await {
                 Ok(open) => {
-                    tracing::info!("the engine is ready: jobs are taken again");
+                    tracing::info!("the engine is ready: consuming again");
                     *consumer = Some(open);
                     self.is_paused = false;
                 }
-                Err(error) => tracing::warn!(%error, "cannot consume yet"),
+                Err(error) => tracing::warn!(%error, "cannot consume; trying again"),
             }
         } else if !self.is_paused && !is_ready {
-            tracing::warn!(
-                "the engine is not ready: no more jobs are taken, waiting ones are put back"
-            );
+            tracing::warn!("the engine is not ready: consuming stops, waiting jobs are requeued");
             self.is_paused = true;
-            let affinity_queues = std::mem::take(&mut self.own).consumer;
-            for open in [consumer.take(), affinity_queues].into_iter().flatten() {
+            let own = std::mem::take(&mut self.own).consumer;
+            for open in [consumer.take(), own].into_iter().flatten() {
                 open.close().await;
             }
-            let waiting = self
-                .waiting
-                .drain(..)
-                .map(|waiting| waiting.acker)
-                .collect();
-            self.settler.requeue(waiting).await;
+            self.requeue_waiting().await;
         }
     }
 
-    /// Stops what is late, and asks the ledger what was taken back.
-    fn watch(&mut self) {
+    async fn requeue_waiting(&mut self) {
+        let ackers = self.waiting.drain(..).map(|waiting| waiting.acker);
+        requeue(&self.worker.broker, ackers.collect()).await;
+    }
+
+    /// Stops late attempts, and starts to read which ones are superseded.
+    fn check_running(&mut self) {
         let now = Utc::now();
-        self.running
-            .values_mut()
-            .for_each(|running| cancellation::stop_late(running, now));
-        if self.watching.is_none() && !self.running.is_empty() {
+        for running in self.running.values_mut() {
+            running.stop_if_late(now);
+        }
+        if self.superseded.is_none() && !self.running.is_empty() {
             let running = self.running.iter();
             let attempts = running
                 .map(|(id, running)| (*id, running.attempt))
                 .collect();
-            self.watching = Some(cancellation::ask(self.worker.store.clone(), attempts));
+            let store = self.worker.store.clone();
+            self.superseded = Some(cancellation::superseded(store, attempts));
         }
     }
 
-    fn withdraw(&mut self, gone: &[(JobId, u32)]) {
-        for (id, attempt) in gone {
+    fn supersede(&mut self, attempts: &[(JobId, u32)]) {
+        for (id, attempt) in attempts {
             if let Some(running) = self.running.get_mut(id)
                 && running.attempt == *attempt
             {
-                cancellation::withdraw(running);
+                running.supersede();
             }
         }
     }
 
-    /// Looks at the affinity queues, beside the loop.
-    fn look(&mut self) {
-        let batch_max = self.running_max;
-        let lookout = WorkStealer {
+    /// Starts a work-stealing round.
+    fn steal(&mut self) {
+        let stealer = WorkStealer {
             broker: self.worker.broker.clone(),
             store: self.worker.store.clone(),
             tier: self.worker.claimant.tier,
             worker: self.worker.claimant.worker.clone(),
-            prefetch: u16::try_from(batch_max.div_ceil(2)).unwrap_or(u16::MAX),
+            prefetch: u16::try_from(self.batch_max.div_ceil(2)).unwrap_or(u16::MAX),
         };
-        let free = batch_max.saturating_sub(self.running.len() + self.waiting.len());
-        let is_idle = free * 2 >= batch_max && self.poison_candidates.is_empty();
-        let own = self.own.affinity_queues.clone();
-        self.looking = Some(tokio::spawn(lookout.look(own, free, is_idle)));
+        let taken = self.running.len() + self.waiting.len();
+        let free = self.batch_max.saturating_sub(taken);
+        let is_idle = free * 2 >= self.batch_max && self.poison_candidates.is_empty();
+        let own = self.own.queues.clone();
+        self.steal_round = Some(tokio::spawn(stealer.round(own, free, is_idle)));
     }
 
-    /// Takes over what a look led to.
-    async fn adopt(&mut self, look: StealRound) {
-        if let Some(own) = look.own {
+    /// Takes over the result of a work-stealing round.
+    async fn adopt(&mut self, round: StealRound) {
+        if let Some(own) = round.own {
             let before = std::mem::replace(&mut self.own, own);
             if let Some(consumer) = before.consumer {
                 consumer.close().await;
             }
         }
-        self.take(look.stolen).await;
+        self.take(round.stolen).await;
     }
 
-    /// Reads deliveries; what is not a routed job dies, what runs here already is adopted.
+    /// Takes deliveries in. A message that is no routed job becomes a dead letter.
     async fn take(&mut self, batch: Vec<Delivery>) {
         let (mut foreign, mut duplicates) = (Vec::new(), Vec::new());
         for delivery in batch {
             match serde_json::from_slice::<RoutedJob>(&delivery.body) {
                 Ok(routed) => duplicates.extend(self.admit(Waiting {
-                    turn: OrderKey {
+                    order_key: OrderKey {
                         prefix: prefix::of(&routed.job.head.tenant, &routed.job.request),
                         passed_over: 0,
                     },
@@ -275,25 +278,23 @@ impl WorkerLoop {
                 Err(_) => foreign.push(delivery.acker),
             }
         }
-        self.settler.acknowledge(duplicates).await;
+        acknowledge(&self.worker.broker, duplicates).await;
         if !foreign.is_empty() {
             tracing::warn!(
                 messages = foreign.len(),
-                "messages that are no routed jobs were rejected"
+                "messages that are no routed jobs become dead letters"
             );
-            if let Err(error) = self.worker.broker.reject(foreign).await {
-                tracing::warn!(%error, "not rejected; they will be delivered again");
-            }
+            reject(&self.worker.broker, foreign).await;
         }
     }
 
-    /// Takes a delivery in; returns the acker of one that is a duplicate of what is here already.
+    /// Takes a job in; returns the acker of a duplicate of a job that is here already.
     fn admit(&mut self, arrival: Waiting) -> Option<Acker> {
         let id = arrival.routed.job.head.id;
         let poison_candidate = self
             .poison_candidates
             .iter_mut()
-            .find(|s| s.routed.job.head.id == id);
+            .find(|candidate| candidate.routed.job.head.id == id);
         let claimed = self
             .running
             .get_mut(&id)
@@ -307,7 +308,7 @@ impl WorkerLoop {
             }
             Some(acker) if acker.is_live() => Some(arrival.acker),
             Some(acker) => {
-                // The connection broke meanwhile: the same message again, with a acker that works.
+                // The connection broke meanwhile: the same message again, with an acker that works.
                 *acker = arrival.acker;
                 None
             }
@@ -316,24 +317,24 @@ impl WorkerLoop {
 
     /// Claims waiting jobs for the free places of the batch and hands them to the engine.
     async fn start_waiting(&mut self, shutdown: &Shutdown) {
-        while !self.alone && !self.is_paused && !shutdown.is_requested() {
+        while !self.is_isolated && !self.is_paused && !shutdown.is_requested() {
             if !self.poison_candidates.is_empty() {
                 if self.running.is_empty()
-                    && let Some(poison_candidate) = self.poison_candidates.pop_front()
+                    && let Some(candidate) = self.poison_candidates.pop_front()
                 {
-                    self.alone = true;
-                    self.start(poison_candidate);
+                    self.is_isolated = true;
+                    self.start(candidate);
                 }
                 return;
             }
-            let free = self.running_max.saturating_sub(self.running.len());
+            let free = self.batch_max.saturating_sub(self.running.len());
             let count = free.min(self.waiting.len());
             if count == 0 {
                 return;
             }
             let chosen: Vec<_> = take_together(&mut self.waiting, count)
                 .into_iter()
-                .filter(|w| w.acker.is_live())
+                .filter(|waiting| waiting.acker.is_live())
                 .collect();
             if !chosen.is_empty() && !self.claim(chosen, shutdown).await {
                 return;
@@ -341,16 +342,17 @@ impl WorkerLoop {
         }
     }
 
+    /// Hands a claimed job to the engine.
     pub(super) fn start(&mut self, mut running: Running) {
         running.had_company = !self.running.is_empty();
         if running.had_company {
             let others = self.running.values_mut();
             others.for_each(|other| other.had_company = true);
         }
-        let (id, attempt) = (running.routed.job.head.id, running.attempt);
+        let id = running.routed.job.head.id;
         let generation = self.generation(&running.routed, running.stop.clone());
         self.attempts
-            .push(Box::pin(async move { (id, attempt, generation.await) }));
+            .push(Box::pin(async move { (id, generation.await) }));
         self.running.insert(id, running);
         self.show_running();
     }
@@ -361,30 +363,30 @@ impl WorkerLoop {
         let Some(candidate) = routed.candidate.clone() else {
             return generate::generate(&engine, embedder.as_ref(), &routed.job, stop);
         };
-        let checker = Checker {
+        let check = SemanticCheck {
             store: self.worker.store.clone(),
             engine: engine.clone(),
             tier: self.worker.claimant.tier,
         };
         let job = routed.job.clone();
         Box::pin(async move {
-            match checker.ask(&job, &candidate).await {
+            match check.reuse(&job, &candidate).await {
                 Some(generated) => generated,
                 None => generate::generate(&engine, embedder.as_ref(), &job, stop).await,
             }
         })
     }
 
-    /// Moves an attempt that ended to those that wait for their commit.
-    fn end(&mut self, (id, attempt, outcome): Outcome) {
+    /// Adds an attempt that ended to the next commit.
+    fn end(&mut self, id: JobId, generated: Generated) {
         let Some(running) = self.running.remove(&id) else {
             return;
         };
         if self.running.is_empty() {
-            self.alone = false;
+            self.is_isolated = false;
         }
         self.show_running();
-        self.finished.push(self.finish(running, attempt, outcome));
+        self.finished.push(self.worker.finish(running, generated));
         if self.finished.len() >= SETTLE_MAX {
             self.commit();
         } else if self.settle_at.is_none() {
@@ -393,99 +395,7 @@ impl WorkerLoop {
         }
     }
 
-    fn finish(
-        &self,
-        mut running: Running,
-        attempt: u32,
-        Generated {
-            outcome,
-            saved,
-            reused,
-        }: Generated,
-    ) -> Finished {
-        let now = Utc::now();
-        let (started_at, first_token_at, finished_at) = match &outcome {
-            Ok(generation) => (
-                generation.started_at,
-                generation.first_token_at,
-                generation.finished_at,
-            ),
-            Err(_) => (running.claimed_at, None, now),
-        };
-        // Whatever shared the step crashed with it; only apart can the innocent show that they are.
-        running.routed.poison_candidate = matches!(outcome, Err(EngineError::Crashed(_)));
-        // The word on a near question is no answer to be judged.
-        let own = outcome.as_ref().ok().filter(|_| reused.is_none());
-        let signals = own.and_then(|answer| answer.signals);
-        let doubter = self.worker.doubter.as_ref();
-        let confidence = doubter.zip(own).and_then(|(doubter, generation)| {
-            doubter.confidence(generation, &running.routed.job.request)
-        });
-        let doubt =
-            doubter.and_then(|doubter| doubter.doubt(confidence, &running.routed, finished_at));
-        let is_reused = reused.is_some();
-        let judge = |outcome| {
-            let terms = AttemptContext {
-                attempt,
-                last: running.last,
-                company: running.had_company,
-            };
-            judge(&running.routed, terms, outcome, doubt.clone())
-        };
-        let (settled, disposition) = match (reused, running.stopped) {
-            (Some(reused), _) => (AttemptOutcome::Reused(reused), Disposition::Done),
-            (None, None) => judge(outcome),
-            (None, Some(_)) if matches!(outcome, Err(EngineError::Closed)) => judge(outcome),
-            (None, Some(stopped)) => cancellation::judge_stopped(stopped, outcome.ok())
-                .unwrap_or_else(|whole| judge(Ok(*whole))),
-        };
-        let own_key = self.own_key(&running.routed);
-        let is_own = running.routed.cache_key == own_key;
-        // An escalated job whose key covers the large model as well goes on leading its entry.
-        let keeps_lead = matches!(settled, AttemptOutcome::Escalate { .. })
-            && is_own
-            && running.routed.pair.is_some();
-        let settlement = Settlement {
-            job: running.routed.job.head.id,
-            attempt: running.attempt,
-            outcome: settled,
-            started_at,
-            first_token_at,
-            finished_at,
-            cache_key: running.routed.cache_key.filter(|_| !keeps_lead),
-            saved,
-            // The entry is for the job's own answer.
-            reusable: is_own && !is_reused,
-            confidence,
-            signals,
-        };
-        if let (Disposition::Tier(tier), AttemptOutcome::Escalate { .. }) =
-            (disposition, &settlement.outcome)
-        {
-            running.routed = running.routed.moved(tier, keeps_lead);
-        }
-        Finished {
-            settlement,
-            disposition,
-            routed: running.routed,
-            acker: running.acker,
-        }
-    }
-
-    /// The key that this worker's answer to a job has.
-    pub(super) fn own_key(&self, routed: &RoutedJob) -> Option<CacheKey> {
-        let served = self.worker.served();
-        let (tenant, request) = (&routed.job.head.tenant, &routed.job.request);
-        match &routed.pair {
-            Some(pair) => {
-                let pair = pair.with(self.worker.claimant.tier, served);
-                cache_key(tenant, &pair.names(), request)
-            }
-            None => cache_key(tenant, &[(&served.model, &served.revision)], request),
-        }
-    }
-
-    /// Commits what has ended, beside the loop.
+    /// Commits the finished attempts in a task of its own.
     fn commit(&mut self) {
         self.settle_at = None;
         let group = std::mem::take(&mut self.finished);
@@ -497,10 +407,10 @@ impl WorkerLoop {
             .spawn(async move { settler.settle(group, &give_up).await });
     }
 
-    async fn beat(&mut self, draining: bool) {
-        let heartbeat = self.worker.heartbeat(self.running.len(), draining);
+    async fn heartbeat(&mut self, is_draining: bool) {
+        let heartbeat = self.worker.heartbeat(self.running.len(), is_draining);
         if let Err(error) = self.worker.store.heartbeat(&heartbeat).await {
-            tracing::warn!(%error, "no heartbeat written; running jobs may be taken over");
+            tracing::warn!(%error, "no heartbeat written; other workers may claim the running jobs");
         }
     }
 
@@ -509,26 +419,26 @@ impl WorkerLoop {
         gauge!(RUNNING, "tier" => tier).set(self.running.len() as f64);
     }
 
-    /// Returns what was not started, lets what runs finish, and puts the rest back uncharged.
-    async fn drain(mut self, consumer: Option<Consumer>, beats: &mut tokio::time::Interval) {
+    /// Requeues jobs that were not started, lets running ones finish, and requeues the rest without
+    /// counting their attempts.
+    async fn drain(mut self, consumer: Option<Consumer>, heartbeats: &mut Interval) {
         if let Some(consumer) = consumer {
             consumer.close().await;
         }
-        if let Some(looking) = self.looking.take()
-            && let Ok(look) = looking.await
+        if let Some(round) = self.steal_round.take()
+            && let Ok(round) = round.await
         {
-            self.adopt(look).await;
+            self.adopt(round).await;
         }
         if let Some(consumer) = self.own.consumer.take() {
             consumer.close().await;
         }
-        let unstarted = self.waiting.drain(..).map(|w| w.acker).collect();
-        self.settler.requeue(unstarted).await;
+        self.requeue_waiting().await;
         let deadline = Instant::now() + Duration::from_secs(self.worker.config.drain_s);
         while !self.running.is_empty() {
             tokio::select! {
-                Some(outcome) = self.attempts.next() => self.end(outcome),
-                _ = beats.tick() => self.beat(true).await,
+                Some((id, generated)) = self.attempts.next() => self.end(id, generated),
+                _ = heartbeats.tick() => self.heartbeat(true).await,
                 () = sleep_until(deadline) => break,
             }
         }
@@ -536,18 +446,20 @@ impl WorkerLoop {
         let running = self.running.drain().map(|(_, running)| running);
         let left: Vec<_> = running.chain(self.poison_candidates.drain(..)).collect();
         if !left.is_empty() {
-            tracing::info!(jobs = left.len(), "running jobs are put back");
+            tracing::info!(
+                jobs = left.len(),
+                "jobs that did not finish within worker.drain_s are requeued"
+            );
         }
         for running in left {
-            let attempt = running.attempt;
-            let finished = self.finish(running, attempt, Err(EngineError::Closed).into());
-            debug_assert_eq!(finished.disposition, Disposition::PutBack);
+            let finished = self.worker.finish(running, Err(EngineError::Closed).into());
+            debug_assert_eq!(finished.follow_up.disposition, Disposition::Requeue);
             debug_assert_eq!(finished.settlement.outcome, AttemptOutcome::Returned);
             self.finished.push(finished);
         }
         self.commit();
         self.settling.close();
-        // The ledger gets one more lease of patience; then the broker delivers the messages again.
+        // The job database gets one more lease; after that the broker delivers the messages again.
         if tokio::time::timeout(self.worker.claimant.lease, self.settling.wait())
             .await
             .is_err()
@@ -555,11 +467,17 @@ impl WorkerLoop {
             self.give_up.request();
             self.settling.wait().await;
         }
-        self.beat(true).await;
+        self.heartbeat(true).await;
     }
 }
 
-/// The next messages of a consumer that there may be; never, without one. One that has ended is let go.
+fn delayed(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// The next messages of a consumer; pending forever without one. A consumer that has ended is dropped.
 async fn next_of(consumer: &mut Option<Consumer>, max: usize) -> Vec<Delivery> {
     let Some(open) = consumer else {
         return std::future::pending().await;
@@ -571,14 +489,14 @@ async fn next_of(consumer: &mut Option<Consumer>, max: usize) -> Vec<Delivery> {
     batch
 }
 
-/// What a task that is under way led to; never, without one.
-async fn ended<T>(under_way: &mut Option<JoinHandle<T>>) -> Option<T> {
-    let Some(task) = under_way else {
+/// The result of a task; pending forever without one.
+async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
+    let Some(running) = task else {
         return std::future::pending().await;
     };
-    let outcome = task.await;
-    *under_way = None;
+    let outcome = running.await;
+    *task = None;
     outcome
-        .inspect_err(|error| tracing::error!(%error, "a look beside the loop crashed"))
+        .inspect_err(|error| tracing::error!(%error, "a background task of the worker crashed; it starts again"))
         .ok()
 }

@@ -1,4 +1,4 @@
-//! Whether another question's answer serves a job: its own model is asked, yes or no.
+//! Asks a job's own model whether a near question's answer serves the job, yes or no.
 
 use std::sync::Arc;
 
@@ -13,41 +13,41 @@ use crate::{
 
 use super::generate::Generated;
 
-/// Tokens that the word may take.
-const WORD_TOKENS_MAX: u32 = 4;
+/// Most tokens of the model's yes or no.
+const REPLY_TOKENS_MAX: u32 = 4;
 
 /// Asks models whether answers serve.
 #[derive(Clone, Debug)]
-pub(super) struct Checker {
+pub(super) struct SemanticCheck {
     pub store: Store,
     pub engine: Arc<dyn Engine>,
     pub tier: Tier,
 }
 
-impl Checker {
-    /// The candidate's answer, if the model says yes and it is still there; any doubt or failure is a
-    /// no, and then the job runs as any other.
-    pub(super) async fn ask(&self, job: &Job, candidate: &Candidate) -> Option<Generated> {
-        let reused = self.decide(job, candidate).await;
+impl SemanticCheck {
+    /// The candidate's answer, if the model says yes and it is still cached. Anything else, failures
+    /// included, is a no, and the job runs as any other.
+    pub(super) async fn reuse(&self, job: &Job, candidate: &Candidate) -> Option<Generated> {
+        let reused = self.try_reuse(job, candidate).await;
         let outcome = if reused.is_some() { "yes" } else { "no" };
         counter!(SEMANTIC_CHECKS, "outcome" => outcome).increment(1);
         reused
     }
 
-    async fn decide(&self, job: &Job, candidate: &Candidate) -> Option<Generated> {
+    async fn try_reuse(&self, job: &Job, candidate: &Candidate) -> Option<Generated> {
         let question = &job.request.messages.last()?.content;
-        let check = self.word_on(job, question, candidate).await?;
+        let check = self.ask(job, question, candidate).await?;
         if !is_yes(&check.answer.text) {
             return None;
         }
         let cached = self.store.cached(candidate.entry).await;
         let (answer, leader) = cached
-            .inspect_err(|error| tracing::warn!(%error, "a near question's answer cannot be read"))
+            .inspect_err(|error| tracing::warn!(%error, "cannot read a near question's answer; the job runs"))
             .ok()??;
         let reason = Reason::new(
             "semantic_reuse",
             format!(
-                "the answer of job {leader} serves: its question has a likeness of {:.3}, and the model says that it asks the same",
+                "the answer of job {leader} serves: its question has a similarity of {:.3}, and the model calls it a paraphrase",
                 candidate.cosine
             ),
         );
@@ -65,13 +65,8 @@ impl Checker {
         })
     }
 
-    /// What the model says; its tokens are counted whatever it is.
-    async fn word_on(
-        &self,
-        job: &Job,
-        question: &str,
-        candidate: &Candidate,
-    ) -> Option<Generation> {
+    /// The model's reply; its tokens are counted whether it is yes or no.
+    async fn ask(&self, job: &Job, question: &str, candidate: &Candidate) -> Option<Generation> {
         let request = Generate {
             messages: vec![Message {
                 role: Role::User,
@@ -79,7 +74,7 @@ impl Checker {
             }],
             sampling: Sampling {
                 temperature: 0.0,
-                max_completion_tokens: WORD_TOKENS_MAX,
+                max_completion_tokens: REPLY_TOKENS_MAX,
                 ..Sampling::default()
             },
             seed_default: 0,
@@ -100,7 +95,7 @@ impl Checker {
     }
 }
 
-/// The instruction stands first, so that it is found in the prefix cache.
+/// The instruction comes first, so that the prefix cache holds it.
 fn prompt(known: &str, asked: &str) -> String {
     format!(
         "Do these two questions ask for exactly the same, so that one answer serves both? Say yes or no, and \
@@ -108,8 +103,8 @@ fn prompt(known: &str, asked: &str) -> String {
     )
 }
 
-fn is_yes(word: &str) -> bool {
-    let first = word.split_whitespace().next().unwrap_or_default();
+fn is_yes(reply: &str) -> bool {
+    let first = reply.split_whitespace().next().unwrap_or_default();
     first
         .trim_matches(|c: char| !c.is_alphanumeric())
         .eq_ignore_ascii_case("yes")
@@ -120,7 +115,7 @@ mod tests {
     use crate::worker::semantic_check::*;
 
     #[test]
-    fn only_a_yes_is_a_yes() {
+    fn only_a_reply_that_begins_with_yes_is_a_yes() {
         for yes in ["yes", " Yes.", "YES, they do", "**yes**"] {
             assert!(is_yes(yes), "{yes}");
         }

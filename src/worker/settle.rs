@@ -1,35 +1,28 @@
-//! Commits attempts in groups: one ledger transaction, then replies and republished jobs, then
-//! the acknowledgements.
+//! Commits attempts in groups: one transaction, then replies and republished jobs, then the
+//! acknowledgements.
 
 use std::time::Duration;
 
 use metrics::{counter, histogram};
 
 use crate::{
-    broker::{Acker, Broker, Publication, publisher::publish_all},
-    job::{JobId, JobRecord, RoutedJob, Tier},
+    broker::{
+        Broker, Publication,
+        publisher::{Handled, publish_and_settle, reject, requeue},
+    },
+    job::{JobId, JobRecord, Tier},
     metrics::{
         ATTEMPTS, COMPLETION_TOKENS, CONFIDENCE, ESCALATIONS, PROMPT_TOKENS,
         PROMPT_TOKENS_COMPUTED, TOKENS_SAVED, observe_end,
     },
     shutdown::Shutdown,
-    store::{AttemptOutcome, Settled, Settlement, Store, StoreError},
+    store::{AttemptOutcome, Batch, Batches, Settled, Settlement, Store, StoreError, Written},
 };
 
-use super::disposition::Disposition;
-
-/// How long to wait before a ledger that failed is asked again.
-const STORE_RETRY_WAIT: Duration = Duration::from_millis(500);
-
-/// An attempt that ended, with what is to follow its commit.
-#[derive(Debug)]
-pub(super) struct Finished {
-    pub settlement: Settlement,
-    pub disposition: Disposition,
-    /// As it is to be published, should it be.
-    pub routed: RoutedJob,
-    pub acker: Acker,
-}
+use super::{
+    attempt::{Finished, FollowUp},
+    disposition::Disposition,
+};
 
 /// Commits groups of finished attempts.
 #[derive(Clone, Debug)]
@@ -41,88 +34,64 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    /// Commits a group and sees its consequences through. `give_up` ends the waiting for a ledger
-    /// or broker that is away; what is then uncommitted is put back, and runs again.
+    /// Commits a group, publishes what follows and settles the deliveries. `give_up` ends the waiting
+    /// for a job database or broker that is away; what is then uncommitted is requeued and runs again.
     pub async fn settle(&self, group: Vec<Finished>, give_up: &Shutdown) {
-        let mut parts = vec![group];
-        // A commit whose word was lost may have happened: its repetition is fenced by itself.
-        let mut in_doubt = false;
-        while let Some(mut part) = parts.pop() {
-            let settlements: Vec<_> = part.iter().map(|one| one.settlement.clone()).collect();
-            match self.store.settle(&settlements, self.cache_ttl).await {
-                Ok(outcomes) => self.follow_up(part, outcomes, in_doubt, give_up).await,
-                Err(error) if error.is_transient() => {
-                    in_doubt = true;
-                    tracing::warn!(%error, jobs = part.len(), "answers wait for the ledger");
-                    tokio::select! {
-                        () = give_up.requested() => self.put_back(part).await,
-                        () = tokio::time::sleep(STORE_RETRY_WAIT) => parts.push(part),
-                    }
+        let group = group.into_iter().map(|one| (one.settlement, one.follow_up));
+        let (items, carried) = group.unzip();
+        let mut batches = Batches::new(Batch { items, carried }, "answers");
+        while let Some(batch) = batches.next() {
+            let result = self.store.settle(&batch.items, self.cache_ttl).await;
+            match batches.record(batch, result, give_up).await {
+                Written::Committed(batch, outcomes) => {
+                    let handled = self.handled(batch, outcomes, batches.in_doubt);
+                    publish_and_settle(&self.broker, handled, give_up).await;
                 }
-                Err(error) if part.len() == 1 => self.abandon(part, &error).await,
-                Err(_) => {
-                    // One settlement that the ledger cannot take must not hold up the others.
-                    let rest = part.split_off(part.len() / 2);
-                    parts.push(rest);
-                    parts.push(part);
+                Written::Refused(one, error) => {
+                    tracing::error!(%error, "the job database refuses an answer; its job becomes a dead letter");
+                    reject(&self.broker, vec![one.acker]).await;
                 }
+                Written::Abandoned(rest) => {
+                    let ackers = rest.into_iter().map(|one| one.acker).collect();
+                    requeue(&self.broker, ackers).await;
+                }
+                Written::Again => {}
             }
         }
     }
 
-    async fn follow_up(
+    fn handled(
         &self,
-        part: Vec<Finished>,
+        batch: Batch<Settlement, FollowUp>,
         outcomes: Vec<Settled>,
         in_doubt: bool,
-        give_up: &Shutdown,
-    ) {
-        let mut messages = Vec::new();
-        let mut owners = Vec::new();
-        let mut put_back = vec![false; part.len()];
-        for (at, (one, outcome)) in part.iter().zip(outcomes).enumerate() {
-            let out = match outcome {
-                Settled::Fenced
-                    if matches!(one.settlement.outcome, AttemptOutcome::Cancelled(..)) =>
-                {
-                    self.count_attempt("cancelled");
-                    Vec::new()
+    ) -> Vec<Handled> {
+        let attempts = batch.items.iter().zip(batch.carried).zip(outcomes);
+        let handled = attempts.map(|((settlement, follow_up), outcome)| match outcome {
+            Settled::Fenced => {
+                let is_cancelled = matches!(settlement.outcome, AttemptOutcome::Cancelled(..));
+                self.count_attempt(if is_cancelled { "cancelled" } else { "fenced" });
+                Handled {
+                    // An earlier try may have committed it. Redelivered, the message finds the
+                    // committed state, and with it the reply or next attempt that is still owed.
+                    requeue: in_doubt && !is_cancelled,
+                    ..Handled::new(follow_up.acker, [])
                 }
-                Settled::Fenced => {
-                    self.count_attempt("fenced");
-                    // Put back, the message finds the committed state: a reply or a next attempt
-                    // that is still owed follows from it.
-                    put_back[at] = in_doubt;
-                    Vec::new()
-                }
-                Settled::Committed { record, shared } => {
-                    self.observe(&one.settlement, &record, &shared);
-                    put_back[at] = one.disposition == Disposition::PutBack;
-                    consequences(one, &record, &shared)
-                }
-            };
-            owners.extend(std::iter::repeat_n(at, out.len()));
-            messages.extend(out);
-        }
-        let published = publish_all(&self.broker, messages, give_up).await;
-        for (owner, is_out) in owners.into_iter().zip(published) {
-            // Unpublished consequences: the message comes again and finds the committed state.
-            put_back[owner] |= !is_out;
-        }
-        let (mut acks, mut returns) = (Vec::new(), Vec::new());
-        for (one, put_back) in part.into_iter().zip(put_back) {
-            if put_back {
-                returns.push(one.acker)
-            } else {
-                acks.push(one.acker)
             }
-        }
-        self.acknowledge(acks).await;
-        self.requeue(returns).await;
+            Settled::Committed { record, shared } => {
+                self.observe(settlement, &record, &shared);
+                Handled {
+                    requeue: follow_up.disposition == Disposition::Requeue,
+                    messages: messages(&follow_up, &record, &shared),
+                    acker: follow_up.acker,
+                }
+            }
+        });
+        handled.collect()
     }
 
-    /// Replies of the jobs that were given these jobs' answers: whoever settled them may have died before
-    /// it published. A second reply does no harm.
+    /// Replies of the jobs that were answered together with these: the worker that settled them may
+    /// have died before it published. A second reply does no harm.
     pub async fn replies_along(&self, jobs: &[JobId]) -> Result<Vec<Publication>, StoreError> {
         if jobs.is_empty() {
             return Ok(Vec::new());
@@ -131,42 +100,9 @@ impl Settler {
         Ok(records.iter().filter_map(Publication::reply).collect())
     }
 
-    pub async fn acknowledge(&self, ackers: Vec<Acker>) {
-        if ackers.is_empty() {
-            return;
-        }
-        if let Err(error) = self.broker.ack(ackers).await {
-            tracing::warn!(%error, "not acknowledged; the messages will be delivered again");
-        }
-    }
-
-    pub async fn requeue(&self, ackers: Vec<Acker>) {
-        if ackers.is_empty() {
-            return;
-        }
-        if let Err(error) = self.broker.requeue(ackers).await {
-            tracing::warn!(%error, "not put back; the broker does so when the connection ends");
-        }
-    }
-
-    async fn put_back(&self, part: Vec<Finished>) {
-        self.requeue(part.into_iter().map(|one| one.acker).collect())
-            .await;
-    }
-
-    /// The ledger refuses a single settlement for good: the message dies, and the router's
-    /// undertaker ends its job.
-    async fn abandon(&self, part: Vec<Finished>, error: &StoreError) {
-        tracing::error!(%error, "the ledger cannot take an answer; the job becomes a dead letter");
-        let ackers = part.into_iter().map(|one| one.acker).collect();
-        if let Err(error) = self.broker.reject(ackers).await {
-            tracing::warn!(%error, "not rejected; the message will be delivered again");
-        }
-    }
-
     fn observe(&self, settlement: &Settlement, record: &JobRecord, shared: &[JobRecord]) {
-        let verdict = &settlement.outcome;
-        self.count_attempt(match verdict {
+        let outcome = &settlement.outcome;
+        self.count_attempt(match outcome {
             AttemptOutcome::Succeeded(_) => "succeeded",
             AttemptOutcome::Reused(_) => "reused",
             AttemptOutcome::Failed(_) | AttemptOutcome::AttemptsExhausted(_) => "failed",
@@ -179,7 +115,7 @@ impl Settler {
         if let Some(confidence) = settlement.confidence {
             histogram!(CONFIDENCE).record(f64::from(confidence));
         }
-        let answer = match verdict {
+        let answer = match outcome {
             AttemptOutcome::Succeeded(answer) => Some(answer),
             AttemptOutcome::Escalate { answer, reason, .. } => {
                 counter!(ESCALATIONS, "reason" => reason.code.clone()).increment(1);
@@ -215,15 +151,15 @@ impl Settler {
     }
 }
 
-/// The messages that a committed settlement calls for.
-fn consequences(one: &Finished, record: &JobRecord, shared: &[JobRecord]) -> Vec<Publication> {
+/// The messages that follow from a committed attempt.
+fn messages(one: &FollowUp, record: &JobRecord, shared: &[JobRecord]) -> Vec<Publication> {
     match one.disposition {
         Disposition::Done => std::iter::once(record)
             .chain(shared)
             .filter_map(Publication::reply)
             .collect(),
-        Disposition::Tier(_) => vec![Publication::to_tier(&one.routed)],
-        Disposition::Rest(delay) => vec![Publication::to_retry(&one.routed, delay)],
-        Disposition::PutBack => Vec::new(),
+        Disposition::ToTier(_) => vec![Publication::to_tier(&one.routed)],
+        Disposition::RetryAfter(delay) => vec![Publication::to_retry(&one.routed, delay)],
+        Disposition::Requeue => Vec::new(),
     }
 }

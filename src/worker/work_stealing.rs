@@ -1,8 +1,9 @@
-//! Lanes: the worker's own, and what it takes from others' while it has nothing to do.
+//! Prefix affinity in a worker: it consumes from the affinity queues assigned to it, and steals from
+//! others while it has free places.
 //!
-//! Once a second, beside the loop, the living workers are read from the ledger, which says what affinity queues
-//! are this worker's ([`Assignment`]), and the affinity queues' depths from the broker. A affinity queue that nobody
-//! consumes from is anybody's; another worker's is left alone as long as this one has work.
+//! Once a second, off the main loop, a round reads the live workers from the job database, which
+//! determine the worker's queues ([`Assignment`]), and the queues' depths from the broker. A queue
+//! without consumers may always be stolen from; another worker's only while this one is idle.
 
 use std::time::Duration;
 
@@ -10,120 +11,124 @@ use metrics::counter;
 
 use crate::{
     affinity::Assignment,
-    broker::{AffinityQueue, Broker, Consumer, Delivery, Queue},
+    broker::{AffinityQueue, Broker, Consumer, Delivery, Depth, Queue},
     job::Tier,
     metrics::STOLEN,
     store::Store,
 };
 
-/// How often the workers and the affinity queues are looked at.
-pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Workers unseen for longer are none.
+/// Time between rounds.
+pub(super) const ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// Workers unseen for longer are ignored.
 const WORKER_AGE: Duration = Duration::from_secs(3600);
-/// How long a delivery from another's affinity queue may take.
+/// Most time to wait for deliveries from another worker's queue.
 const STEAL_WAIT: Duration = Duration::from_millis(500);
 
-/// What a look needs to know.
+/// What a round needs.
 #[derive(Clone, Debug)]
 pub(super) struct WorkStealer {
     pub broker: Broker,
     pub store: Store,
     pub tier: Tier,
     pub worker: String,
-    /// Messages of each own affinity queue that may wait here.
+    /// Unsettled messages that may be held of each own queue.
     pub prefetch: u16,
 }
 
 /// A worker's own affinity queues.
 #[derive(Debug, Default)]
 pub(super) struct OwnQueues {
-    pub affinity_queues: Vec<AffinityQueue>,
+    pub queues: Vec<AffinityQueue>,
     pub consumer: Option<Consumer>,
 }
 
-/// What a look led to.
+/// The result of a round.
 #[derive(Debug)]
 pub(super) struct StealRound {
-    /// The worker's affinity queues, where they are others than before.
+    /// The worker's queues, where they have changed.
     pub own: Option<OwnQueues>,
-    /// Jobs from affinity queues that are not its own.
+    /// Jobs from queues that are not its own.
     pub stolen: Vec<Delivery>,
 }
 
 impl WorkStealer {
-    /// Looks once. `own` are the affinity queues it has; `free` the places that nothing waits for, and
-    /// `is_idle` says that most are.
-    pub(super) async fn look(
+    /// Runs one round. `own` are the queues that the worker has, `free` its places that no job waits
+    /// for; `is_idle` is true when these are most of its places.
+    pub(super) async fn round(
         self,
         own: Vec<AffinityQueue>,
         free: usize,
         is_idle: bool,
     ) -> StealRound {
-        let mut look = StealRound {
+        let mut round = StealRound {
             own: None,
             stolen: Vec::new(),
         };
-        let wanted = match self.store.workers(WORKER_AGE).await {
+        let assigned = match self.store.workers(WORKER_AGE).await {
             Ok(workers) => Assignment::of(&workers, self.tier, chrono::Utc::now())
                 .map(|assignment| assignment.queues_of(&self.worker))
                 .unwrap_or_default(),
             Err(error) => {
-                tracing::debug!(%error, "the other workers are not known; the affinity_queues stay");
+                tracing::debug!(%error, "cannot read the live workers; the affinity queues stay");
                 own.clone()
             }
         };
-        if wanted != own {
-            look.own = self.open(&wanted).await;
+        if assigned != own {
+            round.own = self.open(&assigned).await;
         }
         if free > 0 {
-            look.stolen = self.steal(&wanted, free, is_idle).await;
+            round.stolen = self.steal(&assigned, free, is_idle).await;
         }
-        look
+        round
     }
 
-    async fn open(&self, affinity_queues: &[AffinityQueue]) -> Option<OwnQueues> {
-        if affinity_queues.is_empty() {
+    async fn open(&self, assigned: &[AffinityQueue]) -> Option<OwnQueues> {
+        if assigned.is_empty() {
             return Some(OwnQueues::default());
         }
-        let queues: Vec<Queue> = affinity_queues
+        let queues: Vec<Queue> = assigned
             .iter()
-            .map(|l| Queue::Affinity(self.tier, *l))
+            .map(|queue| Queue::Affinity(self.tier, *queue))
             .collect();
         match self.broker.consume(&queues, self.prefetch).await {
             Ok(consumer) => Some(OwnQueues {
-                affinity_queues: affinity_queues.to_vec(),
+                queues: assigned.to_vec(),
                 consumer: Some(consumer),
             }),
             Err(error) => {
-                tracing::warn!(%error, "affinity_queues cannot be consumed from yet");
+                tracing::warn!(%error, "cannot consume from the affinity queues; trying again");
                 None
             }
         }
     }
 
-    /// Takes jobs from the deepest affinity queue that may be taken from: up to half of what is there from a living
-    /// worker's, all that there is room for from one that nobody consumes from.
+    /// Takes jobs from the deepest queue that may be stolen from: up to half of a live worker's, and as
+    /// many as there are free places from a queue without consumers.
     async fn steal(&self, own: &[AffinityQueue], free: usize, is_idle: bool) -> Vec<Delivery> {
         let Ok(depths) = self.broker.depths().await else {
             return Vec::new();
         };
-        let may_be_taken = |queue: Queue, consumers: u32| match queue {
-            Queue::Affinity(tier, affinity_queue) => {
-                tier == self.tier && !own.contains(&affinity_queue) && (is_idle || consumers == 0)
+        let may_steal = |depth: &Depth| match depth.queue {
+            Queue::Affinity(tier, queue) => {
+                depth.ready > 0
+                    && tier == self.tier
+                    && !own.contains(&queue)
+                    && (is_idle || depth.consumers == 0)
             }
             _ => false,
         };
-        let affinity_queues = depths
+        let Some(deepest) = depths
             .into_iter()
-            .filter(|depth| depth.ready > 0 && may_be_taken(depth.queue, depth.consumers));
-        let Some(deepest) = affinity_queues.max_by_key(|depth| depth.ready) else {
+            .filter(may_steal)
+            .max_by_key(|depth| depth.ready)
+        else {
             return Vec::new();
         };
-        let part = match deepest.consumers {
+        let share = match deepest.consumers {
             0 => deepest.ready,
             _ => deepest.ready.div_ceil(2),
         };
-        let count = usize::try_from(part).unwrap_or(usize::MAX).min(free);
+        let count = usize::try_from(share).unwrap_or(usize::MAX).min(free);
         let prefetch = u16::try_from(count).unwrap_or(u16::MAX);
         let Ok(mut consumer) = self.broker.consume(&[deepest.queue], prefetch).await else {
             return Vec::new();

@@ -11,7 +11,7 @@ use promptyard::{
         Answer, AnswerSource, ContextSavings, FinishReason, Priority, RequestLimits, Tier, Usage,
     },
     router::{
-        intake::{self, IntakeContext},
+        intake::{self, Intake, IntakeContext},
         model_registry::ServedModels,
         policy::Policy,
     },
@@ -239,7 +239,10 @@ impl Asked {
             semantic: None,
             now: Utc::now(),
         };
-        intake::read_body(&envelope, self.body().as_bytes(), context)
+        match intake::read(&envelope, self.body().as_bytes(), context) {
+            Intake::Admit(admission) => *admission,
+            Intake::Forward(_) => panic!("a producer's message is admitted"),
+        }
     }
 }
 

@@ -138,7 +138,7 @@ async fn old_messages_of_escalated_jobs_run_nothing_twice() {
         }));
     }
     let repeat = async |messages: Vec<Publication>| {
-        let published = broker.publish(messages).await;
+        let published = broker.publish(&messages).await;
         assert!(published.iter().all(Result::is_ok), "{published:?}");
     };
     repeat(old.clone()).await;

@@ -98,18 +98,8 @@ pub fn tenant(name: &str) -> Tenant {
 
 pub fn head() -> JobHead {
     JobHead {
-        id: JobId::now(),
-        tenant: Tenant::default(),
-        key: None,
-        custom_id: None,
-        batch: None,
-        deadline: None,
-        not_before: None,
-        attempts_max: None,
-        reply_to: None,
-        priority: Priority::Normal,
-        redrive_of: None,
         submitted_at: now(),
+        ..JobHead::new(Tenant::default())
     }
 }
 

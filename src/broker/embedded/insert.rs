@@ -1,4 +1,4 @@
-//! Publishing into the table while no queue grows past its limit.
+//! Inserts messages unless their queue is full.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,25 +6,24 @@ use chrono::Utc;
 use sqlx::SqliteConnection;
 use tokio::time::Instant;
 
-use super::{
-    super::{Publication, PublishError, Queue, Target},
-    table::Table,
-};
+use crate::broker::{Publication, PublishError, Queue, Target};
+
+use super::table::Table;
 
 /// How long a queue's counted length is trusted while other processes may publish too.
 const COUNT_TRUST: Duration = Duration::from_secs(1);
-/// How long a full queue is taken to be full: counting a million messages for each one that is
-/// refused would keep everybody else waiting.
+/// How long a full queue is taken to be full: counting a million messages for each refused one
+/// would delay every other command.
 const FULL_TRUST: Duration = Duration::from_millis(50);
 
-/// A queue's length as last counted, and with what this process added since.
+/// A queue's length as last counted, plus the messages that this process inserted since.
 #[derive(Clone, Copy)]
 pub(super) struct Length {
     messages: u64,
     counted_at: Instant,
 }
 
-/// Inserts messages while watching how long their queues are.
+/// Inserts messages within the queues' limits.
 pub(super) struct Insert<'a> {
     pub(super) table: &'a Table,
     pub(super) lengths: &'a mut HashMap<Queue, Length>,
@@ -39,7 +38,7 @@ impl Insert<'_> {
     ) -> sqlx::Result<Result<(), PublishError>> {
         let queue = match &message.target {
             Target::Queue(queue) => *queue,
-            // Nobody could consume it: a producer's queue lives on a server.
+            // Reply queues exist only on a server.
             Target::Reply(_) => return Ok(Err(PublishError::Unroutable)),
         };
         let known = self.lengths.get(&queue).copied();

@@ -1,13 +1,13 @@
-//! Queues in a table of a SQLite file, usually the ledger's own.
+//! Queues in a table of a SQLite file, usually the job database's own.
 //!
 //! Comes in: publications of any process that opens the file. Goes out: deliveries to the one
 //! process that consumes from it, which holds an operating-system lock on `<file>.lock` until it
-//! closes the broker or ends, however it ends. What that process had not settled is delivered
-//! again by the next one. One task owns the file (`worker`): it groups what callers want into
-//! few transactions and hands claimed messages to the consumers that asked (`subscription`).
+//! closes the broker or ends, however it ends. Messages that it had not settled are delivered
+//! again by the next one. One task owns the file (`worker`): it groups the callers' commands into
+//! few transactions and hands claimed messages to the waiting consumers (`subscription`).
 //!
-//! There are no reply queues, since nobody could consume them: a reply is always unroutable.
-//! Consumers of another process do not show in the depths.
+//! There are no reply queues, since nothing could consume them: a reply is always unroutable. The
+//! depths do not count consumers of other processes.
 
 mod insert;
 mod subscription;
@@ -41,6 +41,8 @@ use subscription::{Session, Subscription};
 use table::{Row, Table};
 use worker::{COMMANDS_MAX, Command, Reply, Settlement, Worker};
 
+pub use subscription::EmbeddedAcker;
+
 /// How long a statement waits while another connection writes to the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,7 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
-    /// Opens the file, and makes it, its folder and the table where they are missing.
+    /// Opens the file; creates it, its folder and the table where they are missing.
     ///
     /// # Errors
     /// When the file cannot be used.
@@ -100,18 +102,19 @@ impl EmbeddedBroker {
     }
 
     /// See [`super::Broker::publish`].
-    pub async fn publish(&self, messages: Vec<Publication>) -> Vec<Result<(), PublishError>> {
+    pub async fn publish(&self, messages: &[Publication]) -> Vec<Result<(), PublishError>> {
         if messages.is_empty() {
             return Vec::new();
         }
         let started = Instant::now();
-        let targets: Vec<_> = messages.iter().map(|m| m.target.clone()).collect();
-        let answer = self.ask(|reply| Command::Publish(messages, reply)).await;
+        // The task that owns the file outlives a caller that is dropped, so it needs its own copy.
+        let copy = messages.to_vec();
+        let answer = self.ask(|reply| Command::Publish(copy, reply)).await;
         let outcomes = answer.unwrap_or_else(|error| {
-            vec![Err(PublishError::Unreachable(error.to_string())); targets.len()]
+            vec![Err(PublishError::Unreachable(error.to_string())); messages.len()]
         });
         histogram!(PUBLISH_SECONDS).record(started.elapsed().as_secs_f64());
-        count_published(&targets, &outcomes);
+        count_published(messages, &outcomes);
         outcomes
     }
 
@@ -183,7 +186,7 @@ impl EmbeddedBroker {
 
     /// See [`super::Broker::close`]. Afterwards another process may consume.
     pub async fn close(&self) {
-        // Closed already, if there is nobody to ask.
+        // An error means that it is closed already.
         let _ = self.ask(Command::Close).await;
     }
 
@@ -195,7 +198,7 @@ impl EmbeddedBroker {
             .filter_map(|acker| match acker {
                 Acker::Embedded(acker) => Some(acker),
                 Acker::Rabbit(_) => {
-                    tracing::error!("a acker of RabbitMQ was given to the embedded broker");
+                    tracing::error!("an acker of RabbitMQ was given to the embedded broker");
                     None
                 }
             })
@@ -209,7 +212,7 @@ impl EmbeddedBroker {
         }
         let ids = ackers.iter().map(|acker| acker.id).collect();
         match self.ask(|reply| Command::Settle(how, ids, reply)).await {
-            // Closed in between: the messages have been put back.
+            // Closed in between: the messages have been requeued.
             Err(_) => return Ok(given),
             Ok(Err(message)) => return Err(self.storage(message)),
             Ok(Ok(())) => {}
@@ -217,7 +220,7 @@ impl EmbeddedBroker {
         for acker in ackers {
             acker.subscription.settled(acker.place, acker.id);
         }
-        // Consumers at the end of their prefetch have room again.
+        // Consumers that had reached their prefetch may be served again.
         self.session.demand.notify_one();
         Ok(passed_over)
     }
@@ -253,22 +256,6 @@ async fn connect(path: &Path, synchronous: SqliteSynchronous) -> sqlx::Result<Sq
         .busy_timeout(BUSY_TIMEOUT)
         .connect()
         .await
-}
-
-/// Settles one delivery of the embedded broker.
-#[derive(Debug)]
-pub struct EmbeddedAcker {
-    id: i64,
-    /// Place of its queue in the subscription.
-    place: usize,
-    subscription: Arc<Subscription>,
-}
-
-impl EmbeddedAcker {
-    /// False once the broker that delivered it is closed.
-    pub fn is_live(&self) -> bool {
-        !self.subscription.session.ended.is_cancelled()
-    }
 }
 
 /// A subscription to queues of the embedded broker.
@@ -328,7 +315,7 @@ impl EmbeddedConsumer {
     /// See [`super::Consumer::close`].
     pub async fn close(self) {
         self.subscription.close();
-        // A closed broker has put everything back.
+        // A closed broker has requeued everything.
         let _ = ask(&self.commands, Command::Reap).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the consumer and the worker share: demand on one side, messages on the other.
+//! The state that a consumer shares with the task that owns the file.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,52 +11,54 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{super::Queue, table::Row};
+use crate::broker::Queue;
+
+use super::table::Row;
 
 /// One opening of the broker: ackers of an older one are dead.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     /// Cancelled when the broker is closed.
     pub(super) ended: CancellationToken,
-    /// Rings the worker when a consumer wants messages.
+    /// Wakes the worker when a consumer wants messages.
     pub(super) demand: Notify,
 }
 
-/// One consumer's queues and what it holds of them.
+/// One consumer's queues and the messages that it has of them.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) session: Arc<Session>,
     pub(super) queues: Vec<Queue>,
     prefetch: usize,
-    held: Mutex<Held>,
-    /// Rings the consumer when messages have arrived.
+    state: Mutex<State>,
+    /// Wakes the consumer when messages have arrived.
     pub(super) arrived: Notify,
     closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    /// Messages the consumer waits for; stays when its call is dropped half way.
+struct State {
+    /// Messages the consumer waits for; kept when its call is dropped half way.
     wanted: usize,
-    /// Claimed but not returned, with the place of their queue in `queues`.
+    /// Claimed but not returned, with the position of their queue in `queues`.
     buffer: VecDeque<(usize, Row)>,
-    /// Ids of everything claimed and not settled, for each of `queues`.
+    /// Ids of the claimed and unsettled messages of each of `queues`.
     unsettled: Vec<HashSet<i64>>,
-    /// The queue that is asked first next time, so that none starves.
+    /// The queue that is served first next time, so that none starves.
     first: usize,
 }
 
 impl Subscription {
     pub(super) fn new(session: Arc<Session>, queues: &[Queue], prefetch: u16) -> Self {
-        let held = Held {
+        let state = State {
             unsettled: vec![HashSet::new(); queues.len()],
-            ..Held::default()
+            ..State::default()
         };
         Self {
             session,
             queues: queues.to_vec(),
             prefetch: prefetch.max(1).into(),
-            held: Mutex::new(held),
+            state: Mutex::new(state),
             arrived: Notify::new(),
             closed: AtomicBool::new(false),
         }
@@ -64,9 +66,9 @@ impl Subscription {
 
     /// Asks the worker for messages until `max` wait in the buffer.
     pub(super) fn want(&self, max: usize) {
-        let mut held = self.lock();
-        held.wanted = max.saturating_sub(held.buffer.len());
-        if held.wanted > 0 {
+        let mut state = self.lock();
+        state.wanted = max.saturating_sub(state.buffer.len());
+        if state.wanted > 0 {
             self.session.demand.notify_one();
         }
     }
@@ -76,23 +78,23 @@ impl Subscription {
         self.lock().buffer.len()
     }
 
-    /// Takes up to `max` messages out of the buffer and withdraws what was still wanted.
+    /// Takes up to `max` messages out of the buffer and ends the demand.
     pub(super) fn take(&self, max: usize) -> Vec<(usize, Row)> {
-        let mut held = self.lock();
-        held.wanted = 0;
-        let taken = held.buffer.len().min(max);
-        held.buffer.drain(..taken).collect()
+        let mut state = self.lock();
+        state.wanted = 0;
+        let taken = state.buffer.len().min(max);
+        state.buffer.drain(..taken).collect()
     }
 
-    /// Which queue may be claimed from next, and how much. Places already asked are skipped.
+    /// The queue to claim from next, and how many messages; the first `asked` queues are skipped.
     pub(super) fn room(&self, asked: usize) -> Option<(usize, usize)> {
-        let held = self.lock();
-        if held.wanted == 0 || asked == self.queues.len() || self.is_closed() {
+        let state = self.lock();
+        if state.wanted == 0 || asked == self.queues.len() || self.is_closed() {
             return None;
         }
-        let place = (held.first + asked) % self.queues.len();
-        let room = self.prefetch.saturating_sub(held.unsettled[place].len());
-        Some((place, room.min(held.wanted)))
+        let place = (state.first + asked) % self.queues.len();
+        let room = self.prefetch.saturating_sub(state.unsettled[place].len());
+        Some((place, room.min(state.wanted)))
     }
 
     /// Hands claimed messages over.
@@ -100,21 +102,23 @@ impl Subscription {
         if rows.is_empty() {
             return;
         }
-        let mut held = self.lock();
-        held.wanted = held.wanted.saturating_sub(rows.len());
-        held.first = (place + 1) % self.queues.len();
-        held.unsettled[place].extend(rows.iter().map(|row| row.id));
-        held.buffer.extend(rows.into_iter().map(|row| (place, row)));
-        drop(held);
+        let mut state = self.lock();
+        state.wanted = state.wanted.saturating_sub(rows.len());
+        state.first = (place + 1) % self.queues.len();
+        state.unsettled[place].extend(rows.iter().map(|row| row.id));
+        state
+            .buffer
+            .extend(rows.into_iter().map(|row| (place, row)));
+        drop(state);
         self.arrived.notify_one();
     }
 
-    /// Makes room for another message.
+    /// Frees a place of the prefetch.
     pub(super) fn settled(&self, place: usize, id: i64) {
         self.lock().unsettled[place].remove(&id);
     }
 
-    /// Ends the subscription; the worker puts back what was never returned.
+    /// Ends the subscription; the worker requeues what was never returned.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.session.demand.notify_one();
@@ -124,23 +128,39 @@ impl Subscription {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Takes the ids of a closed subscription that go back: what was never returned, and with
-    /// `all` also what nobody can settle any more.
+    /// The ids that a closed subscription requeues: messages never returned, and with `all` also
+    /// those that can no longer be settled.
     pub(super) fn abandon(&self, all: bool) -> Vec<i64> {
-        let mut held = self.lock();
-        let buffer = std::mem::take(&mut held.buffer);
+        let mut state = self.lock();
+        let buffer = std::mem::take(&mut state.buffer);
         let mut ids: Vec<i64> = Vec::with_capacity(buffer.len());
         for (place, row) in buffer {
-            held.unsettled[place].remove(&row.id);
+            state.unsettled[place].remove(&row.id);
             ids.push(row.id);
         }
         if all {
-            ids.extend(held.unsettled.iter_mut().flat_map(HashSet::drain));
+            ids.extend(state.unsettled.iter_mut().flat_map(HashSet::drain));
         }
         ids
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Settles one delivery of the embedded broker.
+#[derive(Debug)]
+pub struct EmbeddedAcker {
+    pub(super) id: i64,
+    /// Position of its queue in the subscription.
+    pub(super) place: usize,
+    pub(super) subscription: Arc<Subscription>,
+}
+
+impl EmbeddedAcker {
+    /// False once the broker that delivered it is closed.
+    pub fn is_live(&self) -> bool {
+        !self.subscription.session.ended.is_cancelled()
     }
 }

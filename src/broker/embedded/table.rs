@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::super::{Envelope, HEADER_DEATH_QUEUE, HEADER_DEATH_REASON, Publication, Queue};
-use crate::job::Priority;
+use crate::{
+    broker::{Envelope, HEADER_DEATH_QUEUE, HEADER_DEATH_REASON, Publication, Queue},
+    job::Priority,
+};
 
 /// A claimed message.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(super) struct Row {
     pub(super) body: Vec<u8>,
 }
 
-/// What the statements need to know of the configuration.
+/// The configuration of the statements.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) prefix: String,
@@ -34,7 +36,7 @@ impl Table {
         json(&queues.iter().map(|q| self.name(*q)).collect::<Vec<_>>())
     }
 
-    /// Makes the table if it is not there.
+    /// Creates the table if it does not exist.
     pub(super) async fn create(connection: &mut SqliteConnection) -> sqlx::Result<()> {
         sqlx::raw_sql(include_str!("schema.sql"))
             .execute(connection)
@@ -144,7 +146,7 @@ impl Table {
         Ok(rows)
     }
 
-    /// The instant up to which a queue's messages count as expired: never, for those that keep.
+    /// The instant up to which a queue's messages count as expired; the minimum where they never do.
     fn expiry_now(&self, queue: Queue) -> i64 {
         if queue.expires() {
             Utc::now().timestamp_millis()
@@ -165,7 +167,7 @@ impl Table {
         Ok(())
     }
 
-    /// Puts claimed messages back, except those delivered too often.
+    /// Requeues claimed messages; those delivered too often become dead letters.
     pub(super) async fn release(
         &self,
         connection: &mut SqliteConnection,
@@ -178,7 +180,7 @@ impl Table {
         .bind(json(&ids))
         .execute(&mut *connection)
         .await?;
-        let tired: Vec<i64> = sqlx::query_scalar(
+        let worn_out: Vec<i64> = sqlx::query_scalar(
             "SELECT id FROM queue_messages
              WHERE id IN (SELECT value FROM json_each(?)) AND deliveries > ?",
         )
@@ -186,11 +188,11 @@ impl Table {
         .bind(self.delivery_limit)
         .fetch_all(&mut *connection)
         .await?;
-        self.keep_dead_letters(connection, &tired, "delivery_limit")
+        self.keep_dead_letters(connection, &worn_out, "delivery_limit")
             .await
     }
 
-    /// Messages that a process held when it ended.
+    /// Messages that were claimed by a process which ended.
     pub(super) async fn claimed(
         &self,
         connection: &mut SqliteConnection,
@@ -204,7 +206,7 @@ impl Table {
         .await
     }
 
-    /// Moves messages to the dead letters; those that are there already stay as they are.
+    /// Moves messages to the dead letters; those that are dead letters already stay unchanged.
     pub(super) async fn keep_dead_letters(
         &self,
         connection: &mut SqliteConnection,
@@ -231,7 +233,7 @@ impl Table {
         Ok(())
     }
 
-    /// Messages that have rested long enough, and messages that have expired.
+    /// Messages whose delay is over, and messages that have expired.
     pub(super) async fn due(
         &self,
         connection: &mut SqliteConnection,

@@ -1,7 +1,7 @@
-//! The task that owns the file: it merges what callers want into few transactions.
+//! The task that owns the file: it merges the callers' commands into few transactions.
 //!
-//! Everything that arrives while one transaction is written goes into the next, so a slow disk
-//! makes larger groups and not a longer line.
+//! Commands that arrive while one transaction is written go into the next, so a slow disk makes
+//! larger groups and not a longer queue.
 
 use std::{
     collections::HashMap,
@@ -17,17 +17,18 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use crate::broker::{BrokerError, Depth, Publication, PublishError, Queue};
+
 use super::{
-    super::{BrokerError, Depth, Publication, PublishError, Queue},
     insert::{Insert, Length},
     subscription::{Session, Subscription},
     table::Table,
 };
 
-/// Commands that wait for the worker; callers beyond wait for room.
+/// Commands that wait for the worker; further callers are blocked.
 pub(super) const COMMANDS_MAX: usize = 256;
-/// How often the file is looked at for messages of other processes, deadlines and delays.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the file is polled for other processes' messages, deadlines and delays.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// What happens to settled messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settlement {
@@ -39,7 +40,7 @@ pub(super) enum Settlement {
 pub(super) type Outcomes = Vec<Result<(), PublishError>>;
 pub(super) type Reply<T> = oneshot::Sender<T>;
 
-/// What callers ask of the worker.
+/// The callers' commands.
 #[derive(Debug)]
 pub(super) enum Command {
     Publish(Vec<Publication>, Reply<Outcomes>),
@@ -47,12 +48,12 @@ pub(super) enum Command {
     Subscribe(Arc<Subscription>, Reply<Result<(), BrokerError>>),
     Depths(Reply<Result<Vec<Depth>, String>>),
     Clear(Reply<Result<(), String>>),
-    /// Answered when closed subscriptions have put back their messages.
+    /// Answered when the messages of closed subscriptions are requeued.
     Reap(Reply<()>),
     Close(Reply<()>),
 }
 
-/// The file and everybody who consumes from it.
+/// The file and the subscriptions to it.
 pub(super) struct Worker {
     pub(super) path: PathBuf,
     pub(super) table: Table,
@@ -70,8 +71,8 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut polls = interval(POLL_INTERVAL);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let session = self.session.clone();
         let mut group = Vec::with_capacity(COMMANDS_MAX);
         let closing = loop {
@@ -80,9 +81,9 @@ impl Worker {
                     break Vec::new();
                 },
                 () = session.demand.notified() => {}
-                _ = look.tick(), if self.lock.is_some() => {
-                    let swept = self.sweep().await;
-                    log("cannot move messages that are due", swept);
+                _ = polls.tick(), if self.lock.is_some() => {
+                    let moved = self.move_due().await;
+                    log("cannot move messages that are due", moved);
                 }
             }
             let closing = self.answer(std::mem::take(&mut group)).await;
@@ -90,18 +91,18 @@ impl Worker {
                 break closing;
             }
             let reaped = self.reap().await;
-            log("cannot put messages back", reaped);
+            log("cannot requeue messages", reaped);
             let served = self.serve().await;
             log("cannot take messages", served);
         };
         self.end().await;
         for reply in closing {
-            // A caller that no longer listens needs no answer; so in all of this file.
+            // A caller that was dropped needs no answer; so in all of this file.
             let _ = reply.send(());
         }
     }
 
-    /// Carries out a group of commands; returns who waits for the end, if anybody does.
+    /// Executes a group of commands; returns the callers that wait for the broker to close.
     async fn answer(&mut self, group: Vec<Command>) -> Vec<Reply<()>> {
         let mut closing = Vec::new();
         let mut writes = Vec::new();
@@ -123,7 +124,7 @@ impl Worker {
         self.write(writes).await;
         if !reaps.is_empty() {
             let reaped = self.reap().await;
-            log("cannot put messages back", reaped);
+            log("cannot requeue messages", reaped);
             for reply in reaps {
                 let _ = reply.send(());
             }
@@ -131,7 +132,7 @@ impl Worker {
         closing
     }
 
-    /// Writes a group in one transaction and tells everybody how it went.
+    /// Writes a group in one transaction and answers its callers.
     async fn write(&mut self, group: Vec<Command>) {
         if group.is_empty() {
             return;
@@ -203,8 +204,8 @@ impl Worker {
         transaction.commit().await
     }
 
-    /// The first subscription takes the file for this process and puts back what an earlier one
-    /// held when it ended.
+    /// The first subscription locks the file for this process and requeues what an earlier process
+    /// had claimed when it ended.
     async fn subscribe(&mut self, subscription: Arc<Subscription>) -> Result<(), BrokerError> {
         if self.lock.is_none() {
             let lock = self.take_lock()?;
@@ -254,8 +255,8 @@ impl Worker {
         transaction.commit().await
     }
 
-    /// Puts back what closed subscriptions were never asked for. When their last acker is gone
-    /// too, nobody can settle the rest any more and that goes back as well.
+    /// Requeues what closed subscriptions never returned. When their last acker is gone too, the
+    /// rest cannot be settled any more and is requeued as well.
     async fn reap(&mut self) -> sqlx::Result<()> {
         let mut ids = Vec::new();
         self.subscriptions.retain(|subscription| {
@@ -269,8 +270,9 @@ impl Worker {
         self.put_back(&ids).await
     }
 
-    /// Moves what is due: out of the retry queues, and expired messages to the dead letters.
-    async fn sweep(&mut self) -> sqlx::Result<()> {
+    /// Moves messages that are due: from the delay queues to the router, and expired ones to the
+    /// dead letters.
+    async fn move_due(&mut self) -> sqlx::Result<()> {
         let (rested, _) = self.table.due(&mut self.quick).await?;
         self.table.wake(&mut self.quick, &rested).await?;
         let (_, expired) = self.table.due(&mut self.quick).await?;
@@ -279,7 +281,7 @@ impl Worker {
             .await
     }
 
-    /// Gives consumers what they want, each queue of each in turn.
+    /// Serves consumers in turn, and the queues of each in turn.
     async fn serve(&mut self) -> sqlx::Result<()> {
         if self.lock.is_none() {
             return Ok(());
@@ -296,7 +298,7 @@ impl Worker {
                 subscription.fill(place, rows);
             }
         }
-        // Who was served last is served first next time.
+        // Rotate, so that another subscription is served first next time.
         if self.subscriptions.len() > 1 {
             self.subscriptions.rotate_left(1);
         }
@@ -317,12 +319,12 @@ impl Worker {
         Ok(depths)
     }
 
-    /// Puts everything back, gives the file up and tells the consumers.
+    /// Requeues everything, closes the file and ends the consumers.
     async fn end(mut self) {
         self.session.ended.cancel();
         if self.lock.is_some() {
             let recovered = self.recover().await;
-            log("cannot put messages back", recovered);
+            log("cannot requeue messages", recovered);
         }
         for connection in [self.durable, self.quick] {
             log("cannot close the file", connection.close().await);
@@ -339,7 +341,7 @@ enum Work {
     Clear,
 }
 
-/// Who waits for a command, and what there is to tell so far.
+/// The caller that waits for a command, and its outcomes so far.
 enum Answer {
     Outcomes(Reply<Outcomes>, Outcomes, usize),
     Done(Reply<Result<(), String>>),
@@ -365,7 +367,7 @@ impl Answer {
     }
 }
 
-/// Logs a error that no caller waits for; the next look tries again.
+/// Logs an error that no caller waits for; the next poll tries again.
 fn log(what: &str, result: sqlx::Result<()>) {
     if let Err(error) = result {
         tracing::error!(%error, "embedded broker: {what}");

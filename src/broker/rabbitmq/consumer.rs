@@ -1,10 +1,10 @@
 //! Consuming: one channel for each queue, subscribed again whenever it ends.
 
-use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use lapin::{
-    Acker as LapinAcker, Channel,
+    Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
@@ -17,47 +17,36 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use crate::broker::{Acker, BrokerError, Delivery, Queue};
+use crate::broker::{Acker, BrokerError, Delivery, Queue, counts::count_delivered};
 
-use super::{Shared, link, properties, put_back, topology::is_not_found};
+use super::{
+    acker::{RabbitAcker, nack},
+    link::{self, Link},
+    properties,
+    topology::{Topology, is_not_found},
+};
 
-/// How long the broker may take to end a subscription.
+/// Most time for the broker to end a subscription.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Settles one delivery of RabbitMQ.
-pub struct RabbitAcker {
-    pub(super) acker: LapinAcker,
-    queue: Queue,
-    /// Keeps the channel open until its last delivery is settled, also after the consumer ended.
-    _channel: Arc<Channel>,
-}
-
-impl RabbitAcker {
-    /// False once the channel that delivered it is gone.
-    pub fn is_live(&self) -> bool {
-        self.acker.usable()
-    }
-
-    /// True for a dead letter: it has nowhere else to go, and a rejection would discard it.
-    pub(super) fn is_dead_letter(&self) -> bool {
-        self.queue == Queue::Dead
-    }
-}
-
-impl fmt::Debug for RabbitAcker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitAcker")
-            .field("live", &self.is_live())
-            .finish_non_exhaustive()
-    }
+/// What subscriptions of one broker share.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) topology: Arc<Topology>,
+    pub(super) link: Link,
+    pub(super) connect_timeout: Duration,
+    pub(super) closed: CancellationToken,
+    /// Ends the tasks that keep the connections when the last clone of the broker and the last
+    /// consumer are dropped without a close.
+    pub(super) _close_with_last_clone: DropGuard,
 }
 
 /// A subscription to queues of RabbitMQ.
 #[derive(Debug)]
 pub struct RabbitConsumer {
-    /// Holds what the broker has sent: never more than the prefetch of every queue.
+    /// Messages that the broker has sent: at most the prefetch of every queue.
     arrived: mpsc::Receiver<Delivery>,
-    /// Of a batch in the making; survives a call that is dropped half way.
+    /// Messages of an incomplete batch; kept when a call is dropped half way.
     pending: VecDeque<Delivery>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -66,7 +55,7 @@ pub struct RabbitConsumer {
 
 impl RabbitConsumer {
     pub(super) async fn open(
-        shared: Arc<Shared>,
+        source: Arc<Source>,
         queues: &[Queue],
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
@@ -74,12 +63,12 @@ impl RabbitConsumer {
         let prefetch = prefetch.max(1);
         let capacity = usize::from(prefetch) * queues.len();
         let (sender, arrived) = mpsc::channel(capacity.max(1));
-        let stop = shared.closed.child_token();
+        let stop = source.closed.child_token();
         let tasks = TaskTracker::new();
         let mut subscriptions = Vec::with_capacity(queues.len());
         for &queue in queues {
             let subscription = Subscription {
-                shared: shared.clone(),
+                source: source.clone(),
                 queue,
                 prefetch,
                 sender: sender.clone(),
@@ -118,12 +107,12 @@ impl RabbitConsumer {
                     Ok(None) | Err(_) => break,
                 }
             }
-            // What arrived before its connection broke will come again.
+            // Messages of a connection that broke are delivered again.
             self.pending.retain(|delivery| delivery.acker.is_live());
             let taken = self.pending.len().min(max);
             if taken > 0 {
                 let batch: Vec<_> = self.pending.drain(..taken).collect();
-                super::super::counts::count_delivered(&batch);
+                count_delivered(&batch);
                 return batch;
             }
         }
@@ -148,9 +137,9 @@ struct Session {
     messages: lapin::Consumer,
 }
 
-/// What a subscription's task needs to subscribe again.
+/// One queue's subscription.
 struct Subscription {
-    shared: Arc<Shared>,
+    source: Arc<Source>,
     queue: Queue,
     prefetch: u16,
     sender: mpsc::Sender<Delivery>,
@@ -159,8 +148,13 @@ struct Subscription {
 
 impl Subscription {
     async fn session(&self) -> Result<Session, BrokerError> {
-        let link = &self.shared.consuming;
-        let connection = link.connection(self.shared.connect_timeout).await?;
+        let Source {
+            topology,
+            link,
+            connect_timeout,
+            ..
+        } = &*self.source;
+        let connection = link.connection(*connect_timeout).await?;
         let subscribe = async {
             let channel = connection.create_channel().await?;
             channel
@@ -168,7 +162,7 @@ impl Subscription {
                 .await?;
             let messages = channel
                 .basic_consume(
-                    self.shared.topology.queue(self.queue),
+                    topology.queue(self.queue),
                     "".into(),
                     BasicConsumeOptions::default(),
                     FieldTable::default(),
@@ -179,27 +173,22 @@ impl Subscription {
                 messages,
             })
         };
-        let error: lapin::Error = match timeout(self.shared.connect_timeout, subscribe).await {
+        let error: lapin::Error = match timeout(*connect_timeout, subscribe).await {
             Ok(Ok(session)) => return Ok(session),
             Ok(Err(error)) => error,
             Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
         };
-        if is_not_found(&error) && !self.shared.topology.is_deleted() {
-            // Somebody deleted the queue under a running fleet; the next attempt will find it.
-            let declared = self.shared.topology.declare(&connection).await;
+        if is_not_found(&error) && !topology.is_deleted() {
+            // The queue was deleted under a running fleet: declare it for the next attempt.
+            let declared = topology.declare(&connection).await;
             if let Err(error) = declared {
-                return Err(
-                    error.into_broker_fault(&|message| BrokerError::Unreachable {
-                        url: self.shared.topology.queue(self.queue).to_string(),
-                        message,
-                    }),
-                );
+                return Err(error.into_broker_error(&|message| link.unreachable(message)));
             }
         }
         Err(link.error(&error))
     }
 
-    /// Forwards messages, and subscribes again when they end, until told to stop.
+    /// Forwards messages, and subscribes again when they end, until the stop.
     async fn run(self, mut session: Session) {
         loop {
             if !self.forward(&mut session).await {
@@ -207,7 +196,7 @@ impl Subscription {
             }
             drop(session);
             let name = self.queue.name();
-            tracing::warn!(queue = name, "the subscription ended, subscribing again");
+            tracing::warn!(queue = name, "the subscription ended; subscribing again");
             let mut waits = link::backoff();
             session = loop {
                 let wait = waits.next().unwrap_or(Duration::from_secs(10));
@@ -220,7 +209,7 @@ impl Subscription {
                     opened = self.session() => match opened {
                         Ok(session) => break session,
                         Err(BrokerError::Closed) => return,
-                        Err(error) => tracing::warn!(queue = name, %error, "cannot subscribe yet"),
+                        Err(error) => tracing::warn!(queue = name, %error, "cannot subscribe; trying again"),
                     }
                 }
             };
@@ -254,7 +243,7 @@ impl Subscription {
     }
 
     fn delivery(&self, message: lapin::message::Delivery, channel: &Arc<Channel>) -> Delivery {
-        let topology = &self.shared.topology;
+        let topology = &self.source.topology;
         Delivery {
             queue: self.queue,
             envelope: properties::envelope(&message.properties, self.queue, |name| {
@@ -262,15 +251,11 @@ impl Subscription {
             }),
             body: message.data,
             redelivered: message.redelivered,
-            acker: Acker::Rabbit(RabbitAcker {
-                acker: message.acker,
-                queue: self.queue,
-                _channel: channel.clone(),
-            }),
+            acker: Acker::Rabbit(RabbitAcker::new(message.acker, self.queue, channel.clone())),
         }
     }
 
-    /// Tells the broker to send no more and puts back what is under way.
+    /// Cancels the subscription and requeues the messages that arrive until the broker confirms that.
     async fn end(&self, mut session: Session) {
         let tag = session.messages.tag();
         let cancel = session
@@ -283,13 +268,24 @@ impl Subscription {
         let drain = async {
             cancel.await?;
             while let Some(message) = session.messages.next().await {
-                // What cannot be put back now returns when the channel closes.
+                // A message that cannot be requeued returns when the channel closes.
                 let _ = message?.acker.nack(requeue).await;
             }
             Ok::<_, lapin::Error>(())
         };
-        // After a reconnection the client may leave the stream open for good; what is in it
-        // returns by itself.
+        // After a reconnection lapin may leave the stream open for good; its messages return when
+        // the channel closes.
         let _ = timeout(CANCEL_TIMEOUT, drain).await;
     }
+}
+
+/// Requeues deliveries that no caller has seen.
+async fn put_back(deliveries: impl IntoIterator<Item = Delivery>) {
+    let ackers = deliveries
+        .into_iter()
+        .filter_map(|delivery| match delivery.acker {
+            Acker::Rabbit(acker) => Some(acker),
+            Acker::Embedded(_) => None,
+        });
+    nack(&ackers.collect::<Vec<_>>(), true).await;
 }

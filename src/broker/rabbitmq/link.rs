@@ -1,4 +1,4 @@
-//! One connection to RabbitMQ that is made again whenever it breaks.
+//! One connection to RabbitMQ, re-established whenever it breaks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +12,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{super::BrokerError, topology::Topology, transport};
+use super::{topology::Topology, transport};
 use crate::{
+    broker::BrokerError,
     config::{BrokerConfig, SecretUrl},
     metrics::RECONNECTED,
 };
@@ -21,9 +22,9 @@ use crate::{
 /// Seconds between heartbeats unless the URL or the server asks for fewer: a silent connection is
 /// given up after two of them.
 const HEARTBEAT_SECONDS: u16 = 20;
-/// How often a connection's state is looked at, besides the events it sends.
+/// How often a connection's state is polled, besides its events.
 const STATE_LOOK: Duration = Duration::from_millis(250);
-/// How long a polite goodbye may take.
+/// Most time for closing a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Waits between attempts: 100 ms to 10 s, each with up to as much again at random so that a
@@ -37,14 +38,14 @@ pub(super) fn backoff() -> ExponentialBackoff {
         .build()
 }
 
-/// What the keeper tells of its connection.
+/// The state of a connection, as its keeper reports it.
 #[derive(Clone, Debug)]
 enum State {
     Up(Arc<Connection>),
     Down(String),
 }
 
-/// Handle of a connection and of the task that keeps it.
+/// A connection and the task that keeps it.
 #[derive(Debug)]
 pub(super) struct Link {
     url: SecretUrl,
@@ -78,7 +79,7 @@ impl Link {
         }
     }
 
-    /// The connection, waiting at most `wait` for a broken one to be re-made.
+    /// The connection, waiting at most `wait` for a broken one to be re-established.
     pub(super) async fn connection(&self, wait: Duration) -> Result<Arc<Connection>, BrokerError> {
         let deadline = Instant::now() + wait;
         let mut state = self.state.clone();
@@ -87,7 +88,7 @@ impl Link {
             if let Some(connection) = self.current() {
                 return Ok(connection);
             }
-            // A connection may break before its keeper has noticed, hence the short looks.
+            // A connection may break before its keeper has noticed, hence the polling.
             let look = deadline.min(Instant::now() + STATE_LOOK);
             match timeout_at(look, state.changed()).await {
                 Ok(Err(_)) => return Err(BrokerError::Closed),
@@ -108,12 +109,12 @@ impl Link {
         self.keeper.wait().await;
     }
 
-    /// What a call that failed on this connection means to the caller.
+    /// The broker error of a call that failed on this connection.
     pub(super) fn error(&self, error: &lapin::Error) -> BrokerError {
         self.unreachable(error.to_string())
     }
 
-    fn unreachable(&self, message: String) -> BrokerError {
+    pub(super) fn unreachable(&self, message: String) -> BrokerError {
         BrokerError::Unreachable {
             url: self.url.masked(),
             message,
@@ -121,7 +122,7 @@ impl Link {
     }
 }
 
-/// All that is needed to connect.
+/// The parameters of a connection.
 struct Dial {
     uri: AMQPUri,
     masked: String,
@@ -173,7 +174,7 @@ impl Dial {
             self.topology
                 .declare(&connection)
                 .await
-                .map_err(|error| error.into_broker_fault(&unreachable))?;
+                .map_err(|error| error.into_broker_error(&unreachable))?;
             Ok(Arc::new(connection))
         };
         match timeout(self.timeout, attempt).await {
@@ -186,7 +187,7 @@ impl Dial {
     }
 }
 
-/// Watches a connection and makes it again, until the broker is closed.
+/// Watches a connection and re-establishes it, until the broker is closed.
 async fn keep(
     dial: Dial,
     mut connection: Arc<Connection>,
@@ -198,7 +199,10 @@ async fn keep(
             () = closed.cancelled() => break,
             () = broken(&connection) => {}
         }
-        tracing::warn!(connection = dial.name, "the connection to RabbitMQ broke");
+        tracing::warn!(
+            connection = dial.name,
+            "the connection to RabbitMQ broke; reconnecting"
+        );
         state.send_replace(State::Down("the connection broke".to_owned()));
         let mut waits = backoff();
         connection = loop {
@@ -210,16 +214,16 @@ async fn keep(
             match dial.connect().await {
                 Ok(connection) => break connection,
                 Err(error) => {
-                    tracing::warn!(connection = dial.name, %error, "RabbitMQ is still away");
+                    tracing::warn!(connection = dial.name, %error, "cannot reconnect to RabbitMQ; trying again");
                     state.send_replace(State::Down(error.to_string()));
                 }
             }
         };
         counter!(RECONNECTED).increment(1);
-        tracing::info!(connection = dial.name, "connected to RabbitMQ again");
+        tracing::info!(connection = dial.name, "reconnected to RabbitMQ");
         state.send_replace(State::Up(connection.clone()));
     }
-    // A server that no longer answers has nothing to lose by our leaving.
+    // A server that does not answer closes the connection after missed heartbeats.
     let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
 }
 

@@ -11,14 +11,14 @@ use crate::{
     job::Priority,
 };
 
-/// Makes a message outlive a restart of the broker.
+/// Delivery mode of messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// Longest `expiration` that RabbitMQ takes; it closes the channel over a longer one.
+/// Longest `expiration` that RabbitMQ accepts; it closes the channel over a longer one.
 const EXPIRATION_MS_MAX: i64 = u32::MAX as i64;
-/// The deadline in milliseconds of Unix time. RabbitMQ takes `expiration` away when it moves a
-/// message to another queue, and says nothing of when it was measured from.
+/// The deadline in milliseconds of Unix time. RabbitMQ strips `expiration` when it dead-letters a
+/// message, and does not record when it was measured from.
 const HEADER_EXPIRES_AT: &str = "promptyard-expires-at";
-/// Where properties travel that are longer than the 255 bytes AMQP gives them.
+/// Header of a message id that is longer than the 255 bytes of AMQP's property.
 const HEADER_MESSAGE_ID: &str = "promptyard-message-id";
 /// As [`HEADER_MESSAGE_ID`].
 const HEADER_CORRELATION_ID: &str = "promptyard-correlation-id";
@@ -62,7 +62,7 @@ pub(super) fn properties(envelope: &Envelope, queue: Option<Queue>) -> Option<Ba
         let at = expires_at.timestamp_millis();
         let value = AMQPValue::LongString(at.to_string().into());
         headers.insert(HEADER_EXPIRES_AT.into(), value);
-        // A dead letter is kept for good, and one that rests must not come back before its time.
+        // A dead letter is kept for good, and a delayed message must not return early.
         let expires = !matches!(queue, Some(Queue::Dead | Queue::Retry(_)));
         let left = at.saturating_sub(Utc::now().timestamp_millis()).max(0);
         if expires && left <= EXPIRATION_MS_MAX {
@@ -104,7 +104,7 @@ pub(super) fn envelope<'a>(
             HEADER_MESSAGE_ID => envelope.message_id = Some(value),
             HEADER_CORRELATION_ID => envelope.correlation_id = Some(value),
             HEADER_REPLY_TO => envelope.reply_to = Some(value),
-            // The broker's own notes on dead-lettering say nothing to the next queue.
+            // The broker's own dead-lettering headers mean nothing in the next queue.
             name if name.starts_with("x-first-death-") || name.starts_with("x-last-death-") => {}
             name => {
                 envelope.headers.insert(name.to_owned(), value);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_broker_is_told_only_deadlines_it_can_keep() {
+    fn expiration_is_set_only_where_the_broker_can_honour_it() {
         let minute = expiration(TimeDelta::minutes(1), Some(Queue::In)).expect("sent");
         assert!((59_000..=60_000).contains(&minute), "{minute}");
         assert_eq!(expiration(TimeDelta::minutes(-1), None), Some(0));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_death_is_told() {
+    fn only_the_latest_death_is_reported() {
         let entry = |reason: &str, queue: &str| {
             let mut table = FieldTable::default();
             table.insert("reason".into(), AMQPValue::LongString(reason.into()));
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(read[HEADER_DEATH_REASON], "rejected");
         assert_eq!(read[HEADER_DEATH_QUEUE], "jobs.in");
         assert_eq!(read.len(), 2);
-        // In any other queue a death is past.
+        // In any other queue deaths are history.
         assert!(envelope(&died, Queue::In, strip).headers.is_empty());
     }
 }

@@ -25,7 +25,7 @@ use super::{link::Link, properties, topology::Topology};
 
 /// Channels kept for the next batch; more than this many batches at once open their own.
 const IDLE_CHANNELS_MAX: usize = 16;
-/// How often a connection that the broker has blocked is looked at.
+/// How often a connection that the broker has blocked is polled.
 const BLOCKED_LOOK: Duration = Duration::from_millis(50);
 
 type Outcome = Result<(), PublishError>;
@@ -44,7 +44,7 @@ pub(super) struct Publisher {
     connect_timeout: Duration,
 }
 
-/// What became of a batch so far.
+/// The state of a batch.
 struct Progress {
     outcomes: Vec<Option<Outcome>>,
     confirms: Vec<(usize, PublisherConfirm)>,
@@ -73,13 +73,12 @@ impl Publisher {
         self.lock_idle().clear();
     }
 
-    pub(super) async fn publish(&self, messages: Vec<Publication>) -> Vec<Outcome> {
+    pub(super) async fn publish(&self, messages: &[Publication]) -> Vec<Outcome> {
         if messages.is_empty() {
             return Vec::new();
         }
         let started = Instant::now();
-        let targets: Vec<_> = messages.iter().map(|m| m.target.clone()).collect();
-        let addresses: Vec<_> = targets.iter().map(|t| self.address(t)).collect();
+        let addresses: Vec<_> = messages.iter().map(|m| self.address(&m.target)).collect();
         let mut progress = Progress {
             outcomes: vec![None; messages.len()],
             confirms: Vec::with_capacity(messages.len()),
@@ -93,24 +92,24 @@ impl Publisher {
                     other => other.to_string(),
                 };
                 let outcomes = vec![Err(PublishError::Unreachable(message)); messages.len()];
-                count_published(&targets, &outcomes);
+                count_published(messages, &outcomes);
                 return outcomes;
             }
         };
         let deadline = Instant::now() + Duration::from_millis(self.publish_timeout_ms);
-        let sending = self.send(&connection, &messages, &addresses, &mut progress);
+        let sending = self.send(&connection, messages, &addresses, &mut progress);
         let missing = match timeout_at(deadline, sending).await {
             Ok(Ok(channel)) => {
                 self.give_back(channel);
                 PublishError::TimedOut(self.publish_timeout_ms)
             }
-            // The channel goes too: its late confirms must not meet the next batch.
+            // The channel is dropped: its late confirms must not be taken for the next batch's.
             Ok(Err(error)) => PublishError::Unreachable(error.to_string()),
             Err(_) => PublishError::TimedOut(self.publish_timeout_ms),
         };
         histogram!(PUBLISH_SECONDS).record(started.elapsed().as_secs_f64());
         let outcomes = progress.finish(&addresses, &missing);
-        count_published(&targets, &outcomes);
+        count_published(messages, &outcomes);
         outcomes
     }
 
@@ -122,7 +121,7 @@ impl Publisher {
         addresses: &[Option<Address>],
         progress: &mut Progress,
     ) -> lapin::Result<Channel> {
-        // What is sent to a blocked connection only piles up in memory.
+        // A blocked connection would only buffer in memory.
         while connection.status().blocked() {
             sleep(BLOCKED_LOOK).await;
         }
@@ -160,7 +159,7 @@ impl Publisher {
         Ok(channel)
     }
 
-    /// Where a message goes; `None` when AMQP cannot say it.
+    /// Exchange and routing key; `None` for a name that is too long for AMQP.
     fn address(&self, target: &Target) -> Option<Address> {
         match target {
             Target::Queue(queue) => Some((self.topology.exchange(), queue.name().into())),
@@ -174,7 +173,7 @@ impl Publisher {
     async fn channel(&self, connection: &Connection) -> lapin::Result<Channel> {
         {
             let mut idle = self.lock_idle();
-            // Those of an older connection are not connected.
+            // Channels of an older connection are not connected.
             idle.retain(|channel| channel.status().connected());
             if let Some(channel) = idle.pop() {
                 return Ok(channel);
@@ -223,7 +222,7 @@ impl Progress {
         }
     }
 
-    /// The outcomes, `missing` for those that nothing is known of.
+    /// The outcomes, `missing` for messages without a confirm.
     fn finish(mut self, addresses: &[Option<Address>], missing: &PublishError) -> Vec<Outcome> {
         for (at, confirm) in std::mem::take(&mut self.confirms) {
             if let Some(Ok(confirmation)) = confirm.now_or_never() {

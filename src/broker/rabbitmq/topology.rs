@@ -1,4 +1,4 @@
-//! The exchange and the queues: names, arguments, declaring, deleting, looking at.
+//! The exchange and the queues: their names, arguments, declaration, deletion and depths.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,14 +11,16 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::super::{BrokerError, Depth, Queue};
-use crate::config::BrokerConfig;
+use crate::{
+    broker::{BrokerError, Depth, Queue},
+    config::BrokerConfig,
+};
 
-/// AMQP's code for a declaration that contradicts what is there.
+/// AMQP's code for declaring what exists with other arguments.
 const PRECONDITION_FAILED: u16 = 406;
-/// AMQP's code for a queue that is not there.
+/// AMQP's code for a queue that does not exist.
 const NOT_FOUND: u16 = 404;
-/// Dead letters are looked at again and again and have nowhere else to go. 4.x takes -1 for "no
+/// Dead letters may be delivered any number of times, since they cannot be dead-lettered. 4.x takes -1 for "no
 /// limit" but 3.x refuses it, so this is the largest number that both take.
 const DEAD_DELIVERY_LIMIT: u32 = i32::MAX as u32;
 
@@ -32,7 +34,7 @@ pub(super) enum DeclareError {
 }
 
 impl DeclareError {
-    pub(super) fn into_broker_fault(
+    pub(super) fn into_broker_error(
         self,
         unreachable: &impl Fn(String) -> BrokerError,
     ) -> BrokerError {
@@ -93,17 +95,17 @@ impl Topology {
         format!("{}{}", self.prefix, queue.name()).into()
     }
 
-    /// A queue's name as others know it, without the prefix.
+    /// A queue's name without the prefix.
     pub(super) fn strip<'a>(&self, name: &'a str) -> &'a str {
         name.strip_prefix(&self.prefix).unwrap_or(name)
     }
 
-    /// True after [`Self::delete`]: what was deleted on purpose is not declared again.
+    /// True after [`Self::delete`]: queues deleted on purpose are not declared again.
     pub(super) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Relaxed)
     }
 
-    /// Declares whatever is missing.
+    /// Declares the exchange and the queues.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), DeclareError> {
         let channel = connection.create_channel().await?;
         let exchange = self.exchange();
@@ -142,7 +144,7 @@ impl Topology {
         Ok(())
     }
 
-    /// At-least-once dead-lettering keeps a letter in its queue until the next one has confirmed
+    /// At-least-once dead-lettering keeps a message in its queue until the next one has confirmed
     /// it, and needs `reject-publish`.
     fn arguments(&self, queue: Queue) -> FieldTable {
         let mut arguments = FieldTable::default();
@@ -192,7 +194,7 @@ impl Topology {
         Ok(depths)
     }
 
-    /// Deletes the queues with all they hold, and the exchange.
+    /// Deletes the exchange and the queues with their messages.
     pub(super) async fn delete(&self, connection: &Connection) -> lapin::Result<()> {
         self.deleted.store(true, Ordering::Relaxed);
         let channel = connection.create_channel().await?;
@@ -221,7 +223,7 @@ fn conflict_of<T>(name: &ShortString, declared: lapin::Result<T>) -> Result<T, D
     })
 }
 
-/// A channel that cannot be closed is gone already.
+/// Closes a channel; one that cannot be closed is closed already.
 async fn close(channel: &Channel) {
     let _ = channel.close(200, "OK".into()).await;
 }

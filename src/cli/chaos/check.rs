@@ -128,31 +128,12 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
-    use crate::job::{ContextSavings, JobId, JobState, Tenant, Tier};
+    use crate::job::{JobHead, JobState, Tenant, Tier};
 
     fn record(attempts: u32) -> JobRecord {
         JobRecord {
-            id: JobId::now(),
-            tenant: Tenant::default(),
-            key: None,
-            custom_id: None,
-            batch: None,
-            state: JobState::Succeeded,
-            tier: None,
-            score: None,
-            answer: None,
-            source: None,
-            answered_by: None,
-            cosine: None,
-            saved: ContextSavings::default(),
-            reason: None,
             attempts,
-            confidence: None,
-            escalated: None,
-            reply_to: None,
-            submitted_at: Utc::now(),
-            started_at: None,
-            finished_at: None,
+            ..JobRecord::new(&JobHead::new(Tenant::default()), JobState::Succeeded)
         }
     }
 

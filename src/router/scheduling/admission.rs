@@ -1,4 +1,4 @@
-//! Whether a job that comes in goes to its tier's queue or is held.
+//! Admission control: whether a new job goes to its tier's queue or is deferred.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,70 +17,72 @@ use crate::{
     store::{CancelledBatch, Deferral, DeferredQueue, TenantLimits},
 };
 
-use super::window::Window;
+use super::window::QueueWindow;
 
-/// What a router knows of the tiers' queues and of tenants; looked at several times a second.
+/// What a router knows of the tiers' queues and of tenants, updated several times a second.
 #[derive(Debug)]
 pub(crate) struct AdmissionControl {
-    /// Smallest window; 0 holds only jobs of tenants that are counted.
+    /// Smallest window; with 0 only jobs of tenants with limits are deferred.
     window_min: u64,
     state: Mutex<State>,
-    /// Reported whenever a job is held.
-    first_held: Notify,
-    /// True while as many jobs are held as may be.
+    /// Notified whenever a job is deferred.
+    deferred: Notify,
+    /// True while `router.deferred_max` jobs are deferred.
     is_full: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tiers: [TierState; 2],
-    terms: HashMap<Tenant, TenantLimits>,
+    limits: HashMap<Tenant, TenantLimits>,
     cancelled: Vec<CancelledBatch>,
 }
 
 #[derive(Debug)]
 struct TierState {
-    window: Window,
-    /// Jobs that may still go to the queue before the next look.
+    window: QueueWindow,
+    /// Jobs that may still go to the queue before the next snapshot.
     credit: u64,
-    /// Jobs that are held, as far as they were counted.
-    held: u32,
-    /// Whose they are: their next ones go behind them.
+    /// Deferred jobs, up to the counting limit.
+    deferred: u32,
+    /// Tenants with deferred jobs: their next ones go behind these.
     tenants: HashSet<Tenant>,
 }
 
 impl Default for TierState {
     fn default() -> Self {
         Self {
-            window: Window::new(0),
+            window: QueueWindow::new(0),
             credit: 0,
-            held: 0,
+            deferred: 0,
             tenants: HashSet::new(),
         }
     }
 }
 
-/// What a look found.
+/// The state of queues and tenants at one poll.
 #[derive(Debug)]
 pub(in crate::router) struct QueueSnapshot {
     /// Jobs that wait in each tier's queues.
     pub ready: [u64; 2],
-    /// Jobs that are held for each tier, as far as they were counted.
-    pub held: [u32; 2],
-    /// Whether this router's last release left no room in each tier's queue.
+    /// Deferred jobs of each tier, up to the counting limit.
+    pub deferred: [u32; 2],
+    /// Whether this router's last release filled each tier's queue.
     pub filled: [bool; 2],
+    /// Tenants with deferred jobs.
     pub tenants: Vec<(DeferredQueue, Tenant)>,
-    pub terms: Vec<TenantLimits>,
-    /// Submissions that were taken back lately.
+    /// Limits of tenants that have any.
+    pub limits: Vec<TenantLimits>,
+    /// Submissions that were cancelled lately.
     pub cancelled: Vec<CancelledBatch>,
 }
 
-fn place(tier: Tier) -> usize {
+fn index(tier: Tier) -> usize {
     usize::from(tier == Tier::Large)
 }
 
-/// What a job counts against its tenant's share and tokens: the prompt as estimated, and the answer as
-/// asked for.
+/// The tokens that a job counts for its tenant's share and limits: its prompt's estimated ones and its
+/// answer's maximum.
 fn tokens(request: &ChatRequest) -> u32 {
     let prompt: usize = request
         .messages
@@ -93,10 +95,10 @@ fn tokens(request: &ChatRequest) -> u32 {
 }
 
 impl AdmissionControl {
-    /// Knows nothing yet: whatever fits the smallest window goes.
+    /// Before the first snapshot jobs go to the queue as far as the smallest window allows.
     pub(crate) fn new(window_min: u64) -> Self {
         let tier = || TierState {
-            window: Window::new(window_min),
+            window: QueueWindow::new(window_min),
             credit: window_min,
             ..TierState::default()
         };
@@ -106,32 +108,32 @@ impl AdmissionControl {
                 tiers: [tier(), tier()],
                 ..State::default()
             }),
-            first_held: Notify::new(),
+            deferred: Notify::new(),
             is_full: AtomicBool::new(false),
         }
     }
 
-    /// True while as many jobs are held as may be.
-    pub(crate) fn is_full(&self) -> bool {
+    /// True while `router.deferred_max` jobs are deferred.
+    pub(in crate::router) fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
 
-    /// Notes whether as many jobs are held as may be; true when that is news.
+    /// Sets [`Self::is_full`]; true when it changed.
     pub(in crate::router) fn set_full(&self, is_full: bool) -> bool {
         self.is_full.swap(is_full, Ordering::Relaxed) != is_full
     }
 
-    /// Waits until a job is held, or returns at once if one was since this was called last.
-    pub(in crate::router) async fn any_held(&self) {
-        self.first_held.notified().await;
+    /// Waits until a job is deferred, or returns at once if one was since the last call.
+    pub(in crate::router) async fn any_deferred(&self) {
+        self.deferred.notified().await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until when a job is held that is not to begin yet.
-    pub(crate) fn until_start(
+    /// The deferral of a job whose start time has not come.
+    pub(in crate::router) fn until_start(
         head: &JobHead,
         request: &ChatRequest,
         now: DateTime<Utc>,
@@ -140,16 +142,17 @@ impl AdmissionControl {
         Some(Deferral::until(start, tokens(request)))
     }
 
-    /// True for a job of a submission that was taken back before it came in.
-    pub(crate) fn is_cancelled(&self, head: &JobHead) -> bool {
+    /// True for a job whose submission was cancelled before the job arrived.
+    pub(in crate::router) fn is_cancelled(&self, head: &JobHead) -> bool {
         if head.batch.is_none() {
             return false;
         }
         self.state().cancelled.iter().any(|batch| batch.means(head))
     }
 
-    /// Whether a job is held until its tenant's turn.
-    pub(crate) fn judge(
+    /// The deferral of a job that must wait for its tenant's turn; `None` for one that goes to its
+    /// tier's queue now.
+    pub(in crate::router) fn deferral(
         &self,
         tier: Tier,
         head: &JobHead,
@@ -157,148 +160,135 @@ impl AdmissionControl {
         now: DateTime<Utc>,
     ) -> Option<Deferral> {
         let mut state = self.state();
-        let is_counted = state
-            .terms
+        let is_limited = state
+            .limits
             .get(&head.tenant)
             .is_some_and(TenantLimits::is_limited);
-        let open = &mut state.tiers[place(tier)];
-        let is_behind = open.tenants.contains(&head.tenant);
-        let is_full = self.window_min > 0 && open.credit == 0;
-        if !(is_counted || is_behind || is_full) {
-            open.credit = open.credit.saturating_sub(1);
+        let queue = &mut state.tiers[index(tier)];
+        let is_behind = queue.tenants.contains(&head.tenant);
+        let is_full = self.window_min > 0 && queue.credit == 0;
+        if !(is_limited || is_behind || is_full) {
+            queue.credit = queue.credit.saturating_sub(1);
             return None;
         }
         if !is_behind {
-            open.tenants.insert(head.tenant.clone());
+            queue.tenants.insert(head.tenant.clone());
         }
         drop(state);
-        self.first_held.notify_one();
+        self.deferred.notify_one();
         Some(Deferral::for_turn(now, head.priority, tokens(request)))
     }
 
-    /// Takes in what a look found; returns the room in each tier's queue.
-    pub(in crate::router) fn observe(&self, sight: QueueSnapshot) -> [u64; 2] {
+    /// Takes a snapshot in; returns how many jobs fit into each tier's queue.
+    pub(in crate::router) fn observe(&self, snapshot: QueueSnapshot) -> [u64; 2] {
         let mut state = self.state();
-        let mut rooms = [0; 2];
+        let mut free = [0; 2];
         for (at, tier) in state.tiers.iter_mut().enumerate() {
-            tier.held = sight.held[at];
+            tier.deferred = snapshot.deferred[at];
             tier.tenants.clear();
-            tier.window.observe(sight.ready[at], sight.filled[at]);
-            rooms[at] = match self.window_min {
+            tier.window.observe(snapshot.ready[at], snapshot.filled[at]);
+            free[at] = match self.window_min {
                 0 => u64::MAX,
-                _ => tier.window.size().saturating_sub(sight.ready[at]),
+                _ => tier.window.size().saturating_sub(snapshot.ready[at]),
             };
-            tier.credit = rooms[at];
+            tier.credit = free[at];
         }
-        for (queue, tenant) in sight.tenants {
+        for (queue, tenant) in snapshot.tenants {
             if let DeferredQueue::Tier(tier) = queue {
-                state.tiers[place(tier)].tenants.insert(tenant);
+                state.tiers[index(tier)].tenants.insert(tenant);
             }
         }
-        state.cancelled = sight.cancelled;
-        state.terms = sight
-            .terms
+        state.cancelled = snapshot.cancelled;
+        state.limits = snapshot
+            .limits
             .into_iter()
-            .map(|terms| (terms.tenant.clone(), terms))
+            .map(|limits| (limits.tenant.clone(), limits))
             .collect();
-        rooms
+        free
     }
 
-    /// What tenants are entitled to, as it was read last.
-    pub(in crate::router) fn terms(&self) -> HashMap<Tenant, TenantLimits> {
-        self.state().terms.clone()
+    /// The tenants' limits in the last snapshot.
+    pub(in crate::router) fn limits(&self) -> HashMap<Tenant, TenantLimits> {
+        self.state().limits.clone()
     }
 
-    /// Jobs that are held for a tier, as far as they were counted.
-    pub(crate) fn deferred(&self, tier: Tier) -> u64 {
-        self.state().tiers[place(tier)].held.into()
+    /// Deferred jobs of a tier, up to the counting limit.
+    pub(in crate::router) fn deferred(&self, tier: Tier) -> u64 {
+        self.state().tiers[index(tier)].deferred.into()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::job::{JobId, Priority, RequestLimits, Submission};
+    use crate::job::{Priority, RequestLimits, Submission};
     use crate::router::scheduling::admission::*;
 
     fn job(tenant: &str) -> (JobHead, ChatRequest) {
         let body = br#"{"prompt":"one two three","max_tokens":20}"#;
-        let head = JobHead {
-            id: JobId::now(),
-            tenant: tenant.parse().expect("a name"),
-            key: None,
-            custom_id: None,
-            batch: None,
-            deadline: None,
-            not_before: None,
-            attempts_max: None,
-            reply_to: None,
-            priority: Priority::Normal,
-            redrive_of: None,
-            submitted_at: Utc::now(),
-        };
+        let head = JobHead::new(tenant.parse().expect("a name"));
         let request = Submission::parse(body, &RequestLimits::default()).expect("valid");
         (head, request.request)
     }
 
-    fn is_deferred(holding: &AdmissionControl, tenant: &str) -> bool {
+    fn is_deferred(admission: &AdmissionControl, tenant: &str) -> bool {
         let (head, request) = job(tenant);
-        holding
-            .judge(Tier::Small, &head, &request, Utc::now())
+        admission
+            .deferral(Tier::Small, &head, &request, Utc::now())
             .is_some()
     }
 
     fn nothing() -> QueueSnapshot {
         QueueSnapshot {
             ready: [0; 2],
-            held: [0; 2],
+            deferred: [0; 2],
             filled: [false; 2],
             tenants: Vec::new(),
-            terms: Vec::new(),
+            limits: Vec::new(),
             cancelled: Vec::new(),
         }
     }
 
     #[test]
-    fn jobs_are_held_once_the_window_is_full_and_behind_their_own() {
-        let holding = AdmissionControl::new(4);
-        let held = (0..6).filter(|_| is_deferred(&holding, "flood")).count();
-        assert_eq!(held, 2);
+    fn jobs_are_deferred_while_the_window_is_full_and_behind_their_tenants_own() {
+        let admission = AdmissionControl::new(4);
+        let deferred = (0..6).filter(|_| is_deferred(&admission, "flood")).count();
+        assert_eq!(deferred, 2);
         let small = (
             DeferredQueue::Tier(Tier::Small),
             "flood".parse().expect("a name"),
         );
-        let rooms = holding.observe(QueueSnapshot {
+        let free = admission.observe(QueueSnapshot {
             ready: [1, 0],
-            held: [2, 0],
+            deferred: [2, 0],
             tenants: vec![small],
             ..nothing()
         });
-        assert_eq!(rooms, [3, 4]);
-        assert!(is_deferred(&holding, "flood"), "behind those that are held");
-        assert!(!is_deferred(&holding, "trickle"), "there is room");
-        holding.observe(nothing());
-        assert!(!is_deferred(&holding, "flood"));
+        assert_eq!(free, [3, 4]);
+        assert!(is_deferred(&admission, "flood"), "behind its deferred jobs");
+        assert!(!is_deferred(&admission, "trickle"), "the window has places");
+        admission.observe(nothing());
+        assert!(!is_deferred(&admission, "flood"));
     }
 
     #[test]
-    fn jobs_of_counted_tenants_are_always_held_and_others_never_without_a_window() {
-        let holding = AdmissionControl::new(0);
-        let mut counted = TenantLimits::of("counted".parse().expect("a name"));
-        counted.running_max = Some(1);
-        holding.observe(QueueSnapshot {
+    fn without_a_window_only_tenants_with_limits_are_deferred() {
+        let admission = AdmissionControl::new(0);
+        let mut limited = TenantLimits::of("limited".parse().expect("a name"));
+        limited.running_max = Some(1);
+        admission.observe(QueueSnapshot {
             ready: [1_000_000; 2],
-            terms: vec![counted],
+            limits: vec![limited],
             ..nothing()
         });
-        assert!(is_deferred(&holding, "counted"));
-        assert!(!is_deferred(&holding, "free"));
+        assert!(is_deferred(&admission, "limited"));
+        assert!(!is_deferred(&admission, "free"));
     }
 
     #[test]
-    fn what_was_taken_back_before_it_came_in_is_known() {
-        let holding = AdmissionControl::new(4);
+    fn a_cancelled_submission_covers_jobs_submitted_before_its_cancellation() {
+        let admission = AdmissionControl::new(4);
         let (mut head, _) = job("a");
-        holding.observe(QueueSnapshot {
+        admission.observe(QueueSnapshot {
             cancelled: vec![CancelledBatch {
                 batch: "b".to_owned(),
                 tenant: Some("a".parse().expect("a name")),
@@ -306,9 +296,12 @@ mod tests {
             }],
             ..nothing()
         });
-        assert!(!holding.is_cancelled(&head), "it is of no submission");
+        assert!(
+            !admission.is_cancelled(&head),
+            "it belongs to no submission"
+        );
         head.batch = Some("b".to_owned());
-        assert!(holding.is_cancelled(&head));
+        assert!(admission.is_cancelled(&head));
         let other = JobHead {
             tenant: "other".parse().expect("a name"),
             ..head.clone()
@@ -317,20 +310,20 @@ mod tests {
             submitted_at: head.submitted_at + chrono::TimeDelta::seconds(1),
             ..head
         };
-        assert!(!holding.is_cancelled(&other) && !holding.is_cancelled(&later));
+        assert!(!admission.is_cancelled(&other) && !admission.is_cancelled(&later));
     }
 
     #[test]
     fn high_priority_counts_as_a_minute_earlier() {
-        let holding = AdmissionControl::new(1);
-        assert!(!is_deferred(&holding, "a"));
+        let admission = AdmissionControl::new(1);
+        assert!(!is_deferred(&admission, "a"));
         let (mut head, request) = job("a");
         let now = Utc::now();
         let rank = |head: &JobHead| {
-            let hold = holding.judge(Tier::Small, head, &request, now);
-            let hold = hold.expect("held");
-            assert_eq!(hold.tokens, 23);
-            hold.rank
+            let deferral = admission.deferral(Tier::Small, head, &request, now);
+            let deferral = deferral.expect("deferred");
+            assert_eq!(deferral.tokens, 23);
+            deferral.rank
         };
         let normal = rank(&head);
         head.priority = Priority::High;

@@ -1,10 +1,10 @@
 //! The order in which tenants' jobs go: start-time fair queueing (Goyal, Vin and Cheng 1996) by tokens,
 //! within each tenant's limits.
 //!
-//! Pure: held jobs in, those that may go out. A job's start tag is the later of the clock and its
-//! tenant's last finish tag; its finish tag lies its tokens, divided by the tenant's weight, after that.
-//! The smallest start tag goes first and sets the clock. So a tenant that was idle is served at once, one
-//! that was not gets its share by weight, and nobody saves up turns.
+//! Pure: deferred jobs in, the jobs to release out. A job's start tag is the later of the clock and its
+//! tenant's last finish tag; its finish tag is its tokens, divided by the tenant's weight, after that.
+//! The smallest start tag goes first and sets the clock. So a tenant that was idle is served at once, a
+//! busy one gets its share by weight, and idle time saves up no credit.
 
 use std::{
     cmp::Reverse,
@@ -34,22 +34,22 @@ impl Ord for Tag {
     }
 }
 
-/// Turns of one tier.
+/// The fair queue of one tier.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct FairQueue {
     clock: f64,
-    /// Finish tags that lie ahead of the clock.
+    /// Finish tags later than the clock.
     ends: HashMap<Tenant, f64>,
 }
 
-/// What a tenant may still send.
+/// What counts against a tenant's limits.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Load {
+pub(super) struct LoadCount {
     pub running: u32,
     pub tokens: u64,
 }
 
-impl From<&TenantLoad> for Load {
+impl From<&TenantLoad> for LoadCount {
     fn from(load: &TenantLoad) -> Self {
         Self {
             running: load.running,
@@ -58,17 +58,17 @@ impl From<&TenantLoad> for Load {
     }
 }
 
-impl Load {
-    /// Counts a job in if its tenant's limits allow it. One that asks for more tokens than a minute has
-    /// goes when nothing else went within the last.
-    fn take(&mut self, terms: Option<&TenantLimits>, tokens: u32) -> bool {
+impl LoadCount {
+    /// Counts a job if its tenant's limits allow it. A job with more tokens than the limit of a minute
+    /// is allowed when the last minute had none.
+    fn take(&mut self, limits: Option<&TenantLimits>, tokens: u32) -> bool {
         let tokens = u64::from(tokens);
-        if let Some(terms) = terms {
-            let is_full = terms.running_max.is_some_and(|most| self.running >= most);
-            let is_spent = terms
+        if let Some(limits) = limits {
+            let is_full = limits.running_max.is_some_and(|most| self.running >= most);
+            let is_over = limits
                 .tokens_per_minute
                 .is_some_and(|most| self.tokens > 0 && self.tokens + tokens > most.into());
-            if is_full || is_spent {
+            if is_full || is_over {
                 return false;
             }
         }
@@ -78,18 +78,18 @@ impl Load {
     }
 }
 
-impl Turns {
-    /// Chooses up to `room` of the held jobs, which come in each tenant's own order, and counts them
-    /// against `loads`.
+impl FairQueue {
+    /// Chooses up to `most` of the deferred jobs, given in each tenant's own order, and counts them in
+    /// `loads`.
     pub(super) fn choose(
         &mut self,
-        held: Vec<DeferredJob>,
-        room: usize,
-        terms: &HashMap<Tenant, TenantLimits>,
-        loads: &mut HashMap<Tenant, Load>,
+        deferred: Vec<DeferredJob>,
+        most: usize,
+        limits: &HashMap<Tenant, TenantLimits>,
+        loads: &mut HashMap<Tenant, LoadCount>,
     ) -> Vec<JobId> {
         let mut waiting: HashMap<Tenant, VecDeque<DeferredJob>> = HashMap::new();
-        for job in held {
+        for job in deferred {
             waiting
                 .entry(job.tenant.clone())
                 .or_default()
@@ -99,21 +99,21 @@ impl Turns {
             .keys()
             .map(|tenant| Reverse((self.start(tenant), tenant.clone())))
             .collect();
-        let mut chosen = Vec::with_capacity(room.min(1024));
-        while chosen.len() < room {
+        let mut chosen = Vec::with_capacity(most.min(1024));
+        while chosen.len() < most {
             let Some(Reverse((start, tenant))) = next.pop() else {
                 break;
             };
             let Some(job) = waiting.get_mut(&tenant).and_then(VecDeque::pop_front) else {
                 continue;
             };
-            let terms = terms.get(&tenant);
+            let limits = limits.get(&tenant);
             let load = loads.entry(tenant.clone()).or_default();
-            if !load.take(terms, job.tokens) {
+            if !load.take(limits, job.tokens) {
                 continue;
             }
             self.clock = start.0;
-            let weight = terms.map_or(1.0, |terms| terms.weight);
+            let weight = limits.map_or(1.0, |limits| limits.weight);
             let end = start.0 + f64::from(job.tokens.max(1)) / weight;
             self.ends.insert(tenant.clone(), end);
             chosen.push(job.job);
@@ -150,10 +150,10 @@ mod tests {
             .collect()
     }
 
-    fn terms(name: &str, change: impl Fn(&mut TenantLimits)) -> (Tenant, TenantLimits) {
-        let mut terms = TenantLimits::of(tenant(name));
-        change(&mut terms);
-        (tenant(name), terms)
+    fn limits(name: &str, change: impl Fn(&mut TenantLimits)) -> (Tenant, TenantLimits) {
+        let mut limits = TenantLimits::of(tenant(name));
+        change(&mut limits);
+        (tenant(name), limits)
     }
 
     fn count(chosen: &[JobId], of: &[DeferredJob]) -> usize {
@@ -161,15 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_goes_before_a_flood_that_has_had_its_share() {
-        let mut turns = Turns::default();
+    fn a_new_tenant_goes_before_a_flood_that_has_had_its_share() {
+        let mut queue = FairQueue::default();
         let flood = jobs("flood", 1000, 100);
         let none = HashMap::new();
-        let first = turns.choose(flood[..500].to_vec(), 400, &none, &mut HashMap::new());
+        let first = queue.choose(flood[..500].to_vec(), 400, &none, &mut HashMap::new());
         assert_eq!(first.len(), 400, "alone it has everything");
         let trickle = jobs("trickle", 2, 100);
-        let held = [&flood[400..], &trickle[..]].concat();
-        let second = turns.choose(held, 4, &none, &mut HashMap::new());
+        let deferred = [&flood[400..], &trickle[..]].concat();
+        let second = queue.choose(deferred, 4, &none, &mut HashMap::new());
         assert_eq!(count(&second, &trickle), 2);
         assert!(
             trickle
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_and_are_no_reason_to_leave_room_unused() {
-        let terms = HashMap::from([
-            terms("few", |terms| terms.running_max = Some(3)),
-            terms("poor", |terms| terms.tokens_per_minute = Some(250)),
-            terms("tiny", |terms| terms.tokens_per_minute = Some(10)),
+    fn limits_hold_and_leave_no_place_unused() {
+        let limits = HashMap::from([
+            limits("few", |limits| limits.running_max = Some(3)),
+            limits("poor", |limits| limits.tokens_per_minute = Some(250)),
+            limits("tiny", |limits| limits.tokens_per_minute = Some(10)),
         ]);
         let (few, poor, tiny) = (
             jobs("few", 9, 1),
@@ -191,56 +191,56 @@ mod tests {
             jobs("tiny", 9, 100),
         );
         let free = jobs("free", 50, 100);
-        let held = [few.clone(), poor.clone(), tiny.clone(), free.clone()].concat();
-        let running = Load {
+        let deferred = [few.clone(), poor.clone(), tiny.clone(), free.clone()].concat();
+        let running = LoadCount {
             running: 1,
             tokens: 0,
         };
         let mut loads = HashMap::from([(tenant("few"), running)]);
-        let chosen = Turns::default().choose(held, 40, &terms, &mut loads);
+        let chosen = FairQueue::default().choose(deferred, 40, &limits, &mut loads);
         assert_eq!(count(&chosen, &few), 2, "one ran already");
         assert_eq!(count(&chosen, &poor), 2, "200 of 250 tokens");
         assert_eq!(
             count(&chosen, &tiny),
             1,
-            "too large for any minute, so alone in one"
+            "over any minute's limit, so alone in one"
         );
-        assert_eq!(count(&chosen, &free), 35, "the rest of the room");
+        assert_eq!(count(&chosen, &free), 35, "the remaining places");
     }
 
     proptest! {
-        /// While both wait, tenants get tokens by weight, whatever their jobs' sizes; each one's own order
-        /// is kept, and all of the room is used.
+        /// While both wait, tenants get tokens by weight, independent of their jobs' sizes; each tenant's
+        /// own order is kept, and every place is used.
         #[test]
         fn shares_follow_weights(
             weight in 1_u32..8,
             sizes in prop::collection::vec((1_u32..400, 1_u32..400), 300),
-            rooms in prop::collection::vec(1_usize..40, 1..12),
+            batches in prop::collection::vec(1_usize..40, 1..12),
         ) {
-            let terms = HashMap::from([terms("b", |terms| terms.weight = weight.into())]);
-            let mut held: HashMap<&str, Vec<DeferredJob>> = HashMap::new();
+            let limits = HashMap::from([limits("b", |limits| limits.weight = weight.into())]);
+            let mut deferred: HashMap<&str, Vec<DeferredJob>> = HashMap::new();
             for (a, b) in sizes {
-                held.entry("a").or_default().extend(jobs("a", 1, a));
-                held.entry("b").or_default().extend(jobs("b", 1, b));
+                deferred.entry("a").or_default().extend(jobs("a", 1, a));
+                deferred.entry("b").or_default().extend(jobs("b", 1, b));
             }
-            let mut turns = Turns::default();
+            let mut queue = FairQueue::default();
             let mut tokens = HashMap::from([("a", 0.0), ("b", 0.0)]);
-            for room in rooms {
-                if held.values().any(|jobs| jobs.len() < 2 * room) {
+            for places in batches {
+                if deferred.values().any(|jobs| jobs.len() < 2 * places) {
                     break;
                 }
-                let offered = [held["a"].clone(), held["b"].clone()].concat();
-                let chosen = turns.choose(offered, room, &terms, &mut HashMap::new());
-                prop_assert_eq!(chosen.len(), room);
-                for (name, jobs) in &mut held {
+                let offered = [deferred["a"].clone(), deferred["b"].clone()].concat();
+                let chosen = queue.choose(offered, places, &limits, &mut HashMap::new());
+                prop_assert_eq!(chosen.len(), places);
+                for (name, jobs) in &mut deferred {
                     let count = count(&chosen, jobs);
                     let taken: Vec<_> = jobs.drain(..count).collect();
                     prop_assert!(taken.iter().all(|job| chosen.contains(&job.job)), "in its order");
                     *tokens.get_mut(name).expect("both") += taken.iter().map(|job| f64::from(job.tokens)).sum::<f64>();
                 }
-                // Never further apart than a largest job of each (theorem 1 of the paper).
-                let apart = tokens["a"] - tokens["b"] / f64::from(weight);
-                prop_assert!(apart.abs() <= 400.0 + 400.0 / f64::from(weight), "{apart}");
+                // They differ by at most a largest job of each (theorem 1 of the paper).
+                let difference = tokens["a"] - tokens["b"] / f64::from(weight);
+                prop_assert!(difference.abs() <= 400.0 + 400.0 / f64::from(weight), "{difference}");
             }
         }
     }

@@ -1,19 +1,19 @@
-//! How many jobs may wait in a tier's queue: as few as keep its workers busy from one look to the next,
-//! since what waits there is before everybody's next job.
+//! How many jobs may wait in a tier's queue: as few as keep its workers busy between two polls, since
+//! they all go before the next job that arrives.
 
 /// Times that the window may grow beyond its smallest size.
 const GROWTH_MAX: u64 = 64;
 
-/// A window that learns from what is left in the queue at each look.
+/// The size of a tier's queue, adapted at each poll to what is left in it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
+pub(super) struct QueueWindow {
     min: u64,
     size: u64,
-    /// Jobs in the queue after the last look, if its release filled it.
+    /// Jobs in the queue after the last poll, if its release filled it.
     filled: u64,
 }
 
-impl Window {
+impl QueueWindow {
     /// A window of at least `min` jobs.
     pub(super) fn new(min: u64) -> Self {
         Self {
@@ -28,21 +28,21 @@ impl Window {
         self.size
     }
 
-    /// Learns that `ready` jobs are in the queue, and whether the last release filled it: where fewer jobs
-    /// may go than there is room for, an empty queue says nothing of the window.
+    /// Adapts to `ready` jobs in the queue. If the last release did not fill it, because fewer jobs were
+    /// ready to go, an empty queue says nothing about the window.
     pub(super) fn observe(&mut self, ready: u64, was_filled: bool) {
         if was_filled && ready < self.size / 4 {
-            // Most of it went since the last look: the workers may run dry before the next.
+            // Most of it was taken since the last poll: the workers may run dry before the next.
             self.size = (self.size * 2).min(self.min * GROWTH_MAX);
         } else if ready > self.size / 2 || !was_filled {
-            // A burst that is over must not leave everybody's next job behind a long queue: down by a
-            // quarter a look, but to no less than twice what went.
-            let went = if was_filled {
+            // After a burst the next jobs must not wait behind a long queue: shrink by a quarter a poll,
+            // but to no less than twice what was taken.
+            let taken = if was_filled {
                 self.filled.saturating_sub(ready)
             } else {
                 0
             };
-            let least = self.min.max(2 * went).min(self.size);
+            let least = self.min.max(2 * taken).min(self.size);
             self.size = (self.size - self.size / 4).max(least);
         }
         self.filled = self.size.max(ready);
@@ -53,15 +53,15 @@ impl Window {
 mod tests {
     use crate::router::scheduling::window::*;
 
-    /// Jobs left in the queue after each look, for workers that take `rate` jobs between looks.
-    fn run(rate: u64) -> (Window, u64) {
-        let mut window = Window::new(64);
+    /// The window after 200 polls, and the polls at which workers ran dry, if they take `rate` jobs between polls.
+    fn run(rate: u64) -> (QueueWindow, u64) {
+        let mut window = QueueWindow::new(64);
         let (mut ready, mut dry) = (0, 0);
-        for look in 0..200 {
+        for poll in 0..200 {
             window.observe(ready, true);
             ready = window.size().max(ready);
-            // The first looks find the size.
-            dry += u64::from(ready < rate && look > 20);
+            // The first polls find the size.
+            dry += u64::from(ready < rate && poll > 20);
             ready = ready.saturating_sub(rate);
         }
         (window, dry)
@@ -77,8 +77,8 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_leaves_no_large_window_behind() {
-        let mut window = Window::new(64);
+    fn the_window_shrinks_after_a_burst() {
+        let mut window = QueueWindow::new(64);
         for _ in 0..10 {
             window.observe(0, true);
         }
@@ -89,12 +89,12 @@ mod tests {
             window.observe(ready, true);
             ready = window.size().max(ready);
         }
-        assert_eq!(window.size(), 64, "though 30 go at each look");
+        assert_eq!(window.size(), 64, "though 30 are taken between polls");
     }
 
     #[test]
-    fn it_shrinks_once_it_is_not_what_holds_jobs_back() {
-        let mut window = Window::new(10);
+    fn the_window_shrinks_while_it_is_not_filled() {
+        let mut window = QueueWindow::new(10);
         for _ in 0..10 {
             window.observe(0, true);
         }

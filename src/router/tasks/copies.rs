@@ -1,44 +1,42 @@
-//! Copies of jobs for learning: ordinary jobs of their own, made while their tier is idle.
+//! Copies of jobs for learning: jobs of their own, made while their tier is idle.
 //!
-//! A copy has no key, reply, batch, deadline or cache entry, so nothing about it can delay or change
-//! what the producer gets. Few are under way at once, and none is made while anything waits for
-//! their tier: the first job that comes finds nearly all of its places free.
+//! A copy has no key, reply queue, batch, deadline or cache entry, so it neither delays nor changes
+//! what the producer gets. Few copies run at once, and none is made while a job waits for their tier:
+//! the next job finds nearly all of its places free.
 
 use std::time::Duration;
 
-use chrono::Utc;
-
 use crate::{
     broker::{Publication, publisher::publish_all},
-    job::{Job, JobHead, JobId, JobState, Priority, Tier},
-    router::{Router, intake, policy::Policy, target::load::TierLoad},
-    shutdown::Shutdown,
+    job::{Job, JobHead, JobId, JobState, Tier},
+    router::{intake, policy::Policy, role::TaskContext, target::load::TierLoad},
     store::{Admission, AdmissionDecision, Admitted, Route, RouteReason, StoreError},
 };
 
-/// A copy that no worker has taken for so long is published again.
-pub(in crate::router) const LOST_AFTER: Duration = Duration::from_secs(120);
-/// Places of the tier for one copy that may be under way.
+/// A copy that no worker has claimed for so long is published again.
+pub(in crate::router) const STUCK_AFTER: Duration = Duration::from_secs(120);
+/// Places of the tier for each copy that may run.
 const PLACES_PER_COPY: u32 = 4;
 
-/// How many more copies may be made for a tier while `open` are under way.
-pub(in crate::router) fn room(load: TierLoad, open: u64) -> usize {
+/// The number of copies that may be made for a tier while `open` have not ended.
+pub(in crate::router) fn allowed(load: TierLoad, open: u64) -> usize {
     let copies_max = u64::from((load.places / PLACES_PER_COPY).max(1));
-    // Signs of life are some seconds old; the queue's depth is not.
+    // Heartbeats are some seconds old; the queue's depth is not.
     let is_idle = load.places > 0 && load.waiting == 0 && load.running <= load.places / 2;
-    let room = if is_idle {
+    let allowed = if is_idle {
         copies_max.saturating_sub(open)
     } else {
         0
     };
-    usize::try_from(room).unwrap_or(usize::MAX)
+    usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// Admits and publishes copies; returns how many of them are new.
+/// Admits and publishes copies; returns the number of new ones.
 pub(in crate::router) async fn make(
-    router: &Router,
+    TaskContext {
+        router, shutdown, ..
+    }: &TaskContext,
     copies: Vec<Admission>,
-    shutdown: &Shutdown,
 ) -> Result<u64, StoreError> {
     if copies.is_empty() {
         return Ok(0);
@@ -47,14 +45,14 @@ pub(in crate::router) async fn make(
     let outcomes = router.store.admit(&copies, lease).await?;
     let mut made = 0;
     let messages: Vec<_> = copies
-        .iter()
+        .into_iter()
         .zip(outcomes)
         .filter(|(_, outcome)| match outcome {
             Admitted::Routed => {
                 made += 1;
                 true
             }
-            // Made before, by this router or another, and never taken.
+            // Made before, by this router or another, and never claimed.
             Admitted::Known(record) => record.state == JobState::Routed,
             _ => false,
         })
@@ -65,50 +63,35 @@ pub(in crate::router) async fn make(
     Ok(made)
 }
 
-/// The copy of a job for a tier. Its id follows from the job's and what it is for, so that two routers
+/// The copy of a job for a tier. Its id derives from the job's and the purpose, so that two routers
 /// make the same one.
 pub(in crate::router) fn copy_of(
-    job: Job,
+    Job { head, request }: Job,
     tier: Tier,
     purpose: &str,
     policy: &Policy,
 ) -> Admission {
-    let first = job.head.id;
+    let first = head.id;
     let head = JobHead {
         id: copy_id(first, purpose),
-        tenant: job.head.tenant,
-        key: None,
-        custom_id: None,
-        batch: None,
-        deadline: None,
-        not_before: None,
-        attempts_max: None,
-        reply_to: None,
-        priority: Priority::Normal,
-        redrive_of: None,
-        submitted_at: Utc::now(),
+        ..JobHead::new(head.tenant)
     };
-    let mut decision = policy.judge(&head, &job.request);
+    let mut decision = policy.judge(&head, &request);
     decision.reason = RouteReason::Shadow;
     decision.shadow_of = Some(first);
-    let canonical = serde_json::to_vec(&job.request).expect("a request has only text keys");
-    Admission {
-        digest: *blake3::hash(&canonical).as_bytes(),
-        head,
-        request: Some(job.request),
-        decision: AdmissionDecision::Route(Route {
-            tier,
-            decision,
-            // Its answer is for learning: it is not given to anybody, and none is taken for it.
-            cache_key: None,
-            pair: None,
-            lookup: None,
-            deferral: None,
-        }),
-    }
+    let route = Route {
+        tier,
+        decision,
+        // Its answer is for learning: it is neither reused nor taken from the cache.
+        cache_key: None,
+        pair: None,
+        lookup: None,
+        deferral: None,
+    };
+    Admission::new(head, request, AdmissionDecision::Route(route))
 }
 
-/// A UUIDv7 of the same instant as the job's, the rest drawn from it.
+/// A UUIDv7 with the job's timestamp; its other bits are a hash of the job's id and the purpose.
 fn copy_id(first: JobId, purpose: &str) -> JobId {
     let mut hasher = blake3::Hasher::new();
     hasher.update(purpose.as_bytes()).update(first.0.as_bytes());
@@ -125,7 +108,7 @@ mod tests {
     use crate::router::tasks::copies::*;
 
     #[test]
-    fn a_copys_id_is_a_uuid7_of_the_jobs_instant_and_always_the_same() {
+    fn a_copys_id_is_a_uuid7_that_derives_from_the_jobs_id() {
         let first = JobId::now();
         let copy = copy_id(first, "shadow");
         assert_eq!(copy.0.get_version_num(), 7);

@@ -1,4 +1,5 @@
-//! What the router does beside its loop, each as a task that ends with the router.
+//! The router's background tasks. Each is a `run` that takes the [`TaskContext`](super::role::TaskContext)
+//! and returns when the stop is requested.
 
 pub(in crate::router) mod copies;
 pub(in crate::router) mod dead_letters;

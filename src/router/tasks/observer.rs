@@ -1,6 +1,7 @@
-//! Tells the policy what it decides by: load every second, targets every two, outcomes every minute.
+//! The observer: updates the policy's load every second, its targets every two, and its outcomes and
+//! weights every minute.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use metrics::{counter, gauge};
@@ -11,62 +12,56 @@ use crate::{
     job::Tier,
     metrics::{ROUTER_SHIFT, SHADOWS},
     router::{
-        Router, learning,
-        model_registry::ModelRegistry,
-        policy::Policy,
+        learning,
+        role::TaskContext,
         target::{isotonic, load::TierLoad},
     },
     scoring::scorer::Scorer,
-    shutdown::Shutdown,
     store::{ScopedTarget, Store, StoreError, TierCost},
 };
 
-/// How often the queues are looked at.
+/// How often the queues' depths are read.
 const LOAD_INTERVAL: Duration = Duration::from_secs(1);
-/// Looks at the queues for one at the costs.
-const LOOKS_PER_COST: u32 = 10;
+/// Reads of the depths for each read of the costs.
+const LOADS_PER_COST: u32 = 10;
 /// Jobs from which costs are measured.
 const COST_JOBS: usize = 2048;
 /// How often targets are read.
 const TARGETS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often outcomes and weights are read.
 const LEARN_INTERVAL: Duration = Duration::from_secs(60);
-/// Decisions of earlier runs that are taken in.
+/// Decisions of earlier runs that the policy starts with.
 pub const PAST_MAX: usize = 4096;
-/// Workers unseen for longer run nothing any more.
+/// Workers unseen for longer are taken for gone.
 const WORKER_AGE: TimeDelta = TimeDelta::seconds(120);
 
-/// What was complained of last, so that each error is reported once.
+/// The errors reported last, so that each is logged once.
 #[derive(Debug, Default)]
 pub(in crate::router) struct Reported {
     /// The version of the stored weights that were refused.
     weights: Option<String>,
     /// Why the targets cannot be read.
     targets: Option<String>,
-    /// That nothing is learned for a quality.
+    /// True once it was logged that nothing is learned for a quality.
     no_copies: bool,
 }
 
-/// Takes in what an earlier run has decided and learned. A ledger that cannot tell is no reason not
-/// to route: the policy then begins anew.
-pub(in crate::router) async fn begin(router: &Router, policy: &Policy) -> Reported {
+/// Reads what earlier runs have decided and learned. If the job database cannot be read, the policy
+/// starts without it.
+pub(in crate::router) async fn begin(context: &TaskContext) -> Reported {
     let mut reported = Reported::default();
-    adopt_weights(router, policy, &mut reported).await;
-    let targets = read_targets(router, &mut reported)
+    adopt_weights(context, &mut reported).await;
+    let targets = read_targets(context, &mut reported)
         .await
         .unwrap_or_default();
-    adopt_targets(router, policy, &targets).await;
-    learn(router, policy, &mut reported).await;
+    adopt_targets(context, &targets).await;
+    learn(context, &mut reported).await;
     reported
 }
 
-/// Observes until asked to stop.
-pub(in crate::router) async fn run(
-    router: Router,
-    (policy, directory): (Arc<Policy>, ModelRegistry),
-    mut reported: Reported,
-    shutdown: Shutdown,
-) {
+/// Keeps the policy up to date.
+pub(in crate::router) async fn run(context: TaskContext, mut reported: Reported) {
+    let policy = &context.policy;
     let mut loads = interval(LOAD_INTERVAL);
     let mut targets = interval(TARGETS_INTERVAL);
     let mut lessons = interval(LEARN_INTERVAL);
@@ -77,28 +72,28 @@ pub(in crate::router) async fn run(
     lessons.reset();
     gauge!(ROUTER_SHIFT).set(0.0);
     counter!(SHADOWS).increment(0);
-    let (mut looks, mut costs) = (0, Vec::new());
+    let (mut reads, mut costs) = (0, Vec::new());
     loop {
         tokio::select! {
-            () = shutdown.requested() => return,
+            () = context.shutdown.requested() => return,
             _ = lessons.tick() => {
-                adopt_weights(&router, &policy, &mut reported).await;
-                learn(&router, &policy, &mut reported).await;
+                adopt_weights(&context, &mut reported).await;
+                learn(&context, &mut reported).await;
             }
             _ = targets.tick() => {
-                if let Some(ledger) = read_targets(&router, &mut reported).await
-                    && !policy.follows(&ledger)
+                if let Some(stored) = read_targets(&context, &mut reported).await
+                    && !policy.follows(&stored)
                 {
-                    adopt_targets(&router, &policy, &ledger).await;
-                    learn(&router, &policy, &mut reported).await;
+                    adopt_targets(&context, &stored).await;
+                    learn(&context, &mut reported).await;
                 }
             }
             _ = loads.tick(), if policy.wants_load() => {
-                if looks % LOOKS_PER_COST == 0 || costs.is_empty() {
-                    read_costs(&router.store, &mut costs).await;
+                if reads % LOADS_PER_COST == 0 || costs.is_empty() {
+                    read_costs(&context.router.store, &mut costs).await;
                 }
-                looks += 1;
-                match tier_loads(&router, &directory, &costs).await {
+                reads += 1;
+                match tier_loads(&context, &costs).await {
                     Ok([small, large]) => {
                         gauge!(ROUTER_SHIFT).set(policy.observe_load(small, large));
                     }
@@ -109,8 +104,8 @@ pub(in crate::router) async fn run(
     }
 }
 
-/// Reads what jobs cost. The last figure stands of a tier that has none among the latest jobs, as one
-/// that is stuck, or slow beside a fast one.
+/// Reads what jobs cost. A tier without a job among the latest, because it is stuck or slow, keeps its
+/// last figure.
 async fn read_costs(store: &Store, costs: &mut Vec<TierCost>) {
     match store.tier_costs(COST_JOBS).await {
         Ok(latest) => {
@@ -118,26 +113,27 @@ async fn read_costs(store: &Store, costs: &mut Vec<TierCost>) {
             costs.extend(latest);
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot read what jobs cost; the last figures stand");
+            tracing::warn!(%error, "cannot read what jobs cost; the last figures stay in use");
         }
     }
 }
 
-/// What waits for each tier, in its queues or held, and what it takes, small first.
+/// Each tier's load, small first: the jobs that wait in its queues or are deferred, and its places.
 pub(in crate::router) async fn tier_loads(
-    router: &Router,
-    directory: &ModelRegistry,
+    TaskContext {
+        router, registry, ..
+    }: &TaskContext,
     costs: &[TierCost],
 ) -> Result<[TierLoad; 2], BrokerError> {
     let depths = router.broker.depths().await?;
-    let models = directory.models();
+    let models = registry.models();
     let since = Utc::now() - WORKER_AGE;
     Ok(Tier::ALL.map(|tier| {
         let (running, places) = models.places(tier, since);
         let queues = depths.iter().filter(|d| d.queue.tier() == Some(tier));
         let cost = costs.iter().find(|cost| cost.tier == tier);
         TierLoad {
-            waiting: queues.map(|depth| depth.ready).sum::<u64>() + router.holding.deferred(tier),
+            waiting: queues.map(|depth| depth.ready).sum::<u64>() + router.admission.deferred(tier),
             running,
             places,
             service_s: cost.map(|cost| cost.seconds_mean),
@@ -145,9 +141,10 @@ pub(in crate::router) async fn tier_loads(
     }))
 }
 
-/// Puts the weights that the ledger calls active in use, unless a file was named. Bytes that are no
-/// weights of this version are refused with one line, and the present model stays.
-async fn adopt_weights(router: &Router, policy: &Policy, reported: &mut Reported) {
+/// Uses the weights that are active in the job database, unless the configuration names a file. Weights
+/// that cannot be read are reported once, and the present ones stay.
+async fn adopt_weights(context: &TaskContext, reported: &mut Reported) {
+    let TaskContext { router, policy, .. } = context;
     if router.config.weights.is_some() {
         return;
     }
@@ -155,7 +152,7 @@ async fn adopt_weights(router: &Router, policy: &Policy, reported: &mut Reported
         Ok(Some(stored)) => stored,
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(%error, "cannot look for promoted weights; the present ones stay");
+            tracing::warn!(%error, "cannot read the promoted weights; the present ones stay");
             return;
         }
     };
@@ -177,9 +174,9 @@ async fn adopt_weights(router: &Router, policy: &Policy, reported: &mut Reported
     }
 }
 
-/// The targets that the ledger holds; `None` when it cannot tell, and what held before stays.
-async fn read_targets(router: &Router, reported: &mut Reported) -> Option<Vec<ScopedTarget>> {
-    match router.store.route_targets().await {
+/// The targets in the job database; `None` when they cannot be read, and the present ones stay.
+async fn read_targets(context: &TaskContext, reported: &mut Reported) -> Option<Vec<ScopedTarget>> {
+    match context.router.store.route_targets().await {
         Ok(targets) => {
             reported.targets = None;
             Some(targets)
@@ -187,10 +184,7 @@ async fn read_targets(router: &Router, reported: &mut Reported) -> Option<Vec<Sc
         Err(error) => {
             let error = error.to_string();
             if reported.targets.as_ref() != Some(&error) {
-                tracing::error!(
-                    error,
-                    "targets of the ledger cannot be read; the present ones stay"
-                );
+                tracing::error!(error, "cannot read the targets; the present ones stay");
                 reported.targets = Some(error);
             }
             None
@@ -198,30 +192,32 @@ async fn read_targets(router: &Router, reported: &mut Reported) -> Option<Vec<Sc
     }
 }
 
-/// Puts the ledger's targets in force. Scopes of which nothing is known begin with decisions of late.
-async fn adopt_targets(router: &Router, policy: &Policy, ledger: &[ScopedTarget]) {
+/// Puts stored targets in force. Scopes without statistics start with those of past decisions.
+async fn adopt_targets(context: &TaskContext, stored: &[ScopedTarget]) {
+    let TaskContext { router, policy, .. } = context;
     let scorer = policy.scorer();
     let past = router.store.past_decisions(scorer.version(), PAST_MAX);
     let past = past.await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "earlier decisions cannot be read; shares begin anew");
+        tracing::warn!(%error, "cannot read past decisions; shares start without them");
         Vec::new()
     });
-    for (scope, target) in policy.set_targets(ledger, &past) {
+    for (scope, target) in policy.set_targets(stored, &past) {
         match target {
-            Some(target) => tracing::info!(%scope, %target, "another target is in force"),
-            None => tracing::info!(%scope, "has no target of its own any more"),
+            Some(target) => tracing::info!(%scope, %target, "a new target is in force"),
+            None => tracing::info!(%scope, "the scope has no target of its own any more"),
         }
     }
 }
 
 /// Reads outcomes for targets that are qualities.
-async fn learn(router: &Router, policy: &Policy, reported: &mut Reported) {
+async fn learn(context: &TaskContext, reported: &mut Reported) {
+    let TaskContext { router, policy, .. } = context;
     if !policy.wants_pairs() {
         return;
     }
     if router.config.shadow_share == 0.0 && !reported.no_copies {
         tracing::warn!(
-            "a quality is asked for, but router.shadow_share is 0: nothing is learned for it"
+            "the target is a quality, but router.shadow_share is 0: nothing is learned for it"
         );
         reported.no_copies = true;
     }
@@ -231,6 +227,6 @@ async fn learn(router: &Router, policy: &Policy, reported: &mut Reported) {
             rows,
             policy.scorer().version(),
         )),
-        Err(error) => tracing::warn!(%error, "cannot read outcomes; thresholds stay"),
+        Err(error) => tracing::warn!(%error, "cannot read outcomes; the thresholds stay"),
     }
 }

@@ -1,4 +1,4 @@
-//! Finds, now and then, what a error left behind, and puts it right.
+//! The rescuer: finds stuck jobs, whose message or worker was lost, and publishes them again.
 
 use std::time::Duration;
 
@@ -9,65 +9,60 @@ use crate::{
     broker::{Publication, Queue, publisher::publish_all},
     job::{JobId, Tier},
     metrics::{RESCUED, observe_end},
-    router::Router,
-    shutdown::Shutdown,
+    router::role::TaskContext,
     store::{Released, RescueRules, Rescued, StoreError},
 };
 
-/// Most jobs put right at once; with so many the next sweep comes at once.
+/// Most jobs rescued by one scan; if it finds so many, the next follows at once.
 const RESCUED_MAX: usize = 512;
-/// Times longer that a job may lie in a queue which is not empty before its message counts as lost:
-/// there it may just be its turn that has not come.
+/// Times longer that a job may be in a queue which is not empty before it counts as stuck: it may just
+/// not have reached the front.
 const BUSY_FACTOR: i32 = 6;
-/// Open jobs that one sweep looks at, of those that may be lost; the next one goes on behind them.
-const LOOKED_AT_MAX: usize = 20_000;
-/// Sweeps within one lead.
-const RESCUES_PER_LEASE: u32 = 3;
-/// What a job that nothing has happened to is looked for, as a part of the time that it is given.
-const LOOKS_PER_LOSS: u64 = 20;
-/// Shortest and longest time between sweeps.
+/// Most open jobs that one scan reads; the next continues after them.
+const SCANNED_MAX: usize = 20_000;
+/// Scans within one lease of the leadership.
+const SCANS_PER_LEASE: u32 = 3;
+/// Scans within `router.stuck_after_s`.
+const SCANS_PER_STUCK_AFTER: u32 = 20;
+/// Shortest and longest time between scans.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
 
-/// Sweeps until asked to stop.
-pub(in crate::router) async fn run(router: Router, shutdown: Shutdown) {
-    let stuck_after = Duration::from_secs(router.config.stuck_after_s);
-    let interval = (stuck_after / LOOKS_PER_LOSS as u32).clamp(INTERVAL_MIN, INTERVAL_MAX);
+/// Rescues stuck jobs.
+pub(in crate::router) async fn run(context: TaskContext) {
+    let stuck_after = Duration::from_secs(context.router.config.stuck_after_s);
+    let interval = (stuck_after / SCANS_PER_STUCK_AFTER).clamp(INTERVAL_MIN, INTERVAL_MAX);
     for what in ["stuck", "expired", "attempt"] {
         counter!(RESCUED, "what" => what).increment(0);
     }
     let (mut wait, mut from) = (interval, None);
-    loop {
-        tokio::select! {
-            () = shutdown.requested() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
+    while context.shutdown.sleep(wait).await {
         wait = interval;
-        match rescue(&router, interval, &mut from, &shutdown).await {
+        match scan(&context, interval, &mut from).await {
             Ok(true) => wait = Duration::ZERO,
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "cannot rescue stuck jobs; retrying"),
+            Err(error) => tracing::warn!(%error, "cannot rescue stuck jobs; trying again"),
         }
     }
 }
 
-/// Sweeps once, from a job on; true when there may be more.
-async fn rescue(
-    router: &Router,
+/// Scans once, from a job on; true when there may be more to rescue.
+async fn scan(
+    context: &TaskContext,
     interval: Duration,
     from: &mut Option<JobId>,
-    shutdown: &Shutdown,
 ) -> Result<bool, StoreError> {
-    let lead = interval * RESCUES_PER_LEASE;
+    let router = &context.router;
+    let lease = interval * SCANS_PER_LEASE;
     if !router
         .store
-        .acquire_leadership("rescuer", &router.name, lead)
+        .acquire_leadership("rescuer", &router.name, lease)
         .await?
     {
         return Ok(false);
     }
     let Ok(depths) = router.broker.depths().await else {
-        // Nothing could be published.
+        // Without the broker nothing could be published.
         return Ok(false);
     };
     let is_empty = |is_meant: &dyn Fn(Queue) -> bool| {
@@ -89,18 +84,18 @@ async fn rescue(
             ],
             limit: RESCUED_MAX,
             from: *from,
-            looked_at_max: LOOKED_AT_MAX,
+            looked_at_max: SCANNED_MAX,
         })
         .await?;
     let is_full = rescued.stuck.len() >= RESCUED_MAX || rescued.expired.len() >= RESCUED_MAX;
     if rescued.stuck.len() < RESCUED_MAX {
         *from = rescued.next;
     }
-    follow_up(router, &rescued, shutdown).await;
+    publish(context, &rescued).await;
     Ok(is_full)
 }
 
-async fn follow_up(router: &Router, rescued: &Rescued, shutdown: &Shutdown) {
+async fn publish(context: &TaskContext, rescued: &Rescued) {
     for (what, count) in [
         ("stuck", rescued.stuck.len() as u64),
         ("expired", rescued.expired.len() as u64),
@@ -109,10 +104,7 @@ async fn follow_up(router: &Router, rescued: &Rescued, shutdown: &Shutdown) {
         counter!(RESCUED, "what" => what).increment(count);
     }
     if !rescued.stuck.is_empty() {
-        tracing::warn!(
-            jobs = rescued.stuck.len(),
-            "jobs whose message seems stuck are published again"
-        );
+        tracing::warn!(jobs = rescued.stuck.len(), "stuck jobs are published again");
     }
     for record in &rescued.expired {
         observe_end(record);
@@ -122,5 +114,6 @@ async fn follow_up(router: &Router, rescued: &Rescued, shutdown: &Shutdown) {
         Released::Tier(routed) => Publication::to_tier(routed),
     });
     let replies = rescued.expired.iter().filter_map(Publication::reply);
-    publish_all(&router.broker, stuck.chain(replies).collect(), shutdown).await;
+    let messages = stuck.chain(replies).collect();
+    publish_all(&context.router.broker, messages, &context.shutdown).await;
 }

@@ -156,7 +156,7 @@ async fn a_second_consuming_broker_is_refused_until_the_first_closes() {
         });
         let mut consumer = consumer.await.expect("the lock is released");
         assert_eq!(take(&mut consumer, 1).await[0].body, b"0");
-        let after = first.publish(vec![message(Queue::In, "late")]).await;
+        let after = first.publish(&[message(Queue::In, "late")]).await;
         assert!(matches!(after[0], Err(PublishError::Unreachable(_))));
         let after = first.consume(&[Queue::In], 1).await;
         assert!(matches!(after, Err(BrokerError::Closed)));
@@ -218,7 +218,7 @@ async fn prefixes_keep_fleets_apart() {
         let other = fleet.connect().await;
         publish(&plain, numbered(Queue::In, 0..2)).await;
         publish(&other, numbered(Queue::In, 7..8)).await;
-        let reply = plain.publish(vec![promptyard::broker::Publication {
+        let reply = plain.publish(&[promptyard::broker::Publication {
             target: Target::Reply("other.jobs.in".to_owned()),
             ..message(Queue::In, "x")
         }]);

@@ -104,7 +104,7 @@ pub fn numbered(queue: Queue, numbers: std::ops::Range<usize>) -> Vec<Publicatio
 }
 
 pub async fn publish(broker: &Broker, messages: Vec<Publication>) {
-    for outcome in broker.publish(messages).await {
+    for outcome in broker.publish(&messages).await {
         outcome.unwrap();
     }
 }
@@ -113,7 +113,11 @@ pub async fn publish(broker: &Broker, messages: Vec<Publication>) {
 pub async fn publish_until_taken(broker: &Broker, message: Publication) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match broker.publish(vec![message.clone()]).await.remove(0) {
+        match broker
+            .publish(std::slice::from_ref(&message))
+            .await
+            .remove(0)
+        {
             Ok(()) => return,
             Err(PublishError::Unroutable | PublishError::Refused) => panic!("not taken"),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),

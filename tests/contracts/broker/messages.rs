@@ -75,10 +75,7 @@ pub async fn a_full_queue_refuses(fleet: &TestBroker) {
     let mut refused = 0;
     // RabbitMQ's limit is a soft one: what is under way when it is reached still gets in.
     for n in 0..200 {
-        match broker
-            .publish(vec![message(Queue::In, n.to_string())])
-            .await[0]
-        {
+        match broker.publish(&[message(Queue::In, n.to_string())]).await[0] {
             Ok(()) => taken.push(n.to_string()),
             Err(PublishError::Refused) => refused += 1,
             ref other => panic!("{other:?}"),
@@ -111,7 +108,7 @@ pub async fn a_reply_without_a_queue_is_unroutable(fleet: &TestBroker) {
         let mut batch = vec![message(Queue::In, "kept"); 8];
         batch[round % 8] = lost(&absent);
         batch[(round + 3) % 8] = lost(&"x".repeat(300));
-        let outcomes = broker.publish(batch).await;
+        let outcomes = broker.publish(&batch).await;
         for (at, outcome) in outcomes.into_iter().enumerate() {
             let expected = if at == round % 8 || at == (round + 3) % 8 {
                 Err(PublishError::Unroutable)

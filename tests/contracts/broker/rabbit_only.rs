@@ -181,7 +181,7 @@ async fn a_deleted_queue_is_declared_and_consumed_again() {
             .await
             .unwrap();
         until("the queue is back", || async {
-            broker.publish(vec![message(Queue::In, "again")]).await[0].is_ok()
+            broker.publish(&[message(Queue::In, "again")]).await[0].is_ok()
         })
         .await;
         let again = take_one(&mut consumer).await;
@@ -243,7 +243,7 @@ async fn calls_fail_while_the_server_is_down_and_recover() {
         proxy.set(Mode::Shut);
         until("it is away", || async { !broker.is_connected() }).await;
         let started = Instant::now();
-        let outcome = broker.publish(vec![message(Queue::In, "lost")]).await;
+        let outcome = broker.publish(&[message(Queue::In, "lost")]).await;
         assert!(
             matches!(outcome[0], Err(PublishError::Unreachable(_))),
             "{outcome:?}"
@@ -276,7 +276,7 @@ async fn a_broker_that_does_not_confirm_times_out() {
         publish(&broker, vec![message(Queue::In, "before")]).await;
         proxy.set(Mode::Silent);
         let started = Instant::now();
-        let outcomes = broker.publish(numbered(Queue::In, 0..3)).await;
+        let outcomes = broker.publish(&numbered(Queue::In, 0..3)).await;
         assert_eq!(outcomes, vec![Err(PublishError::TimedOut(500)); 3]);
         assert!(started.elapsed() < PATIENCE / 3);
         proxy.set(Mode::Open);
@@ -303,7 +303,7 @@ async fn deleted_queues_stay_deleted() {
         broker.delete_queues().await.unwrap();
         assert!(is_quiet(&mut consumer).await);
         assert!(broker.depths().await.is_err());
-        let outcome = broker.publish(vec![message(Queue::In, "x")]).await;
+        let outcome = broker.publish(&[message(Queue::In, "x")]).await;
         assert!(outcome[0].is_err());
         broker.close().await;
     })
