@@ -218,11 +218,12 @@ async fn prefixes_keep_fleets_apart() {
         let other = fleet.connect().await;
         publish(&plain, numbered(Queue::In, 0..2)).await;
         publish(&other, numbered(Queue::In, 7..8)).await;
-        let reply = plain.publish(&[promptyard::broker::Publication {
+        let reply = promptyard::broker::Publication {
             target: Target::Reply("other.jobs.in".to_owned()),
             ..message(Queue::In, "x")
-        }]);
-        assert_eq!(reply.await, [Err(PublishError::Unroutable)]);
+        };
+        let outcomes = plain.publish(&[reply]).await;
+        assert_eq!(outcomes, [Err(PublishError::Unroutable)]);
         let mut consumer = other.consume(&[Queue::In], 8).await.unwrap();
         assert_eq!(texts(&take(&mut consumer, 1).await), ["7"]);
         assert!(is_quiet(&mut consumer).await);
