@@ -203,7 +203,7 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
             train("latin.jsonl"),
             "latin.jsonl: line 2: it is not valid UTF-8",
         ),
-        (train("twice.jsonl"), "line 3: its id is that of line 1"),
+        (train("twice.jsonl"), "line 3: its id is already used on line 1"),
         (
             train("chance.jsonl"),
             "line 1: propensity must be a number above 0 and up to 1, found 0",
@@ -418,7 +418,7 @@ fn worse_weights_are_not_written() {
     write("carts", carts.concat());
     let (code, out, err) = train(&["lots", "carts"], &[]);
     assert!(
-        out.contains("was fitted to 160 of the 310 prompts: compared on the others"),
+        out.contains("was fitted to 160 of the 310 prompts; comparing on the others"),
         "{out}{err}"
     );
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
