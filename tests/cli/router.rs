@@ -203,7 +203,10 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
             train("latin.jsonl"),
             "latin.jsonl: line 2: it is not valid UTF-8",
         ),
-        (train("twice.jsonl"), "line 3: its id is already used on line 1"),
+        (
+            train("twice.jsonl"),
+            "line 3: its id is already used on line 1",
+        ),
         (
             train("chance.jsonl"),
             "line 1: propensity must be a number above 0 and up to 1, found 0",
