@@ -68,11 +68,6 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// True for a pool without blocks.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
-    }
-
     /// Blocks that no sequence uses.
     pub(crate) fn available(&self) -> usize {
         self.blank.len() + self.cached
