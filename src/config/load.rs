@@ -4,7 +4,10 @@ use std::{fmt, fs, path::Path};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, setting::Given};
+use super::{
+    sections::Config,
+    setting::{RawValue, Section as _},
+};
 
 /// One error of the configuration, with the place where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +67,7 @@ impl Config {
         }
         config.apply_environment(variables, &mut errors);
         for (flag, path, value) in &overrides.entries {
-            if let Err(message) = config.apply_path(path, &Given::Text(value)) {
+            if let Err(message) = config.apply_path(path, &RawValue::Text(value)) {
                 errors.push(ConfigError {
                     place: flag.clone(),
                     message,
@@ -108,7 +111,7 @@ impl Config {
                 continue;
             };
             for (field, value) in fields {
-                if let Err(message) = section.set(field.get_ref(), &Given::Toml(value.get_ref())) {
+                if let Err(message) = section.set(field.get_ref(), &RawValue::Toml(value.get_ref())) {
                     let path = format!("{}.{}", name.get_ref(), field.get_ref());
                     tell(field.span().start, format!("{path}: {message}"));
                 }
@@ -138,13 +141,13 @@ impl Config {
         for (variable, value) in variables {
             let of_file = variable.strip_suffix("_FILE").and_then(Self::path_of);
             let outcome = match (Self::path_of(&variable), of_file) {
-                (Some((section, field)), _) => self.apply(section, &field, &Given::Text(&value)),
+                (Some((section, field)), _) => self.apply(section, &field, &RawValue::Text(&value)),
                 (None, Some((section, field))) => fs::read_to_string(&value)
                     .map_err(|error| format!("cannot read {value}: {error}"))
                     .and_then(|text| {
                         // Editors and secret stores end files with a line break.
                         let text = text.trim_end_matches(['\r', '\n']);
-                        self.apply(section, &field, &Given::Text(text))
+                        self.apply(section, &field, &RawValue::Text(text))
                     }),
                 (None, None) => {
                     Err("no such setting; `promptyard config show` lists them".to_owned())
@@ -171,14 +174,14 @@ impl Config {
         })
     }
 
-    fn apply_path(&mut self, path: &str, given: &Given<'_>) -> Result<(), String> {
+    fn apply_path(&mut self, path: &str, raw: &RawValue<'_>) -> Result<(), String> {
         let Some((section, field)) = path.split_once('.') else {
             return Err(format!("expected section.field=value, found {path:?}"));
         };
-        self.apply(section, field, given)
+        self.apply(section, field, raw)
     }
 
-    fn apply(&mut self, section: &str, field: &str, given: &Given<'_>) -> Result<(), String> {
+    fn apply(&mut self, section: &str, field: &str, raw: &RawValue<'_>) -> Result<(), String> {
         self.section_mut(section)
             .ok_or_else(|| {
                 format!(
@@ -186,7 +189,7 @@ impl Config {
                     Self::SECTIONS.join(", ")
                 )
             })?
-            .set(field, given)
+            .set(field, raw)
             .map_err(|message| format!("{section}.{field}: {message}"))
     }
 }

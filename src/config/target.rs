@@ -6,13 +6,8 @@ use toml::de::DeValue;
 
 use crate::job::{Options, Tenant};
 
-use super::{
-    RouterConfig,
-    setting::{Given, Setting},
-};
+use super::setting::{RawValue, Setting};
 
-/// `router.load_shift_max` of a fleet that does not set it.
-const LOAD_SHIFT_DEFAULT: f64 = 0.1;
 /// Longest latency that can be asked for.
 const LATENCY_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -92,19 +87,12 @@ fn span(text: &str) -> Option<Duration> {
 }
 
 impl Setting for RouteTarget {
-    fn read(given: &Given<'_>) -> Option<Self> {
-        String::read(given)?.parse().ok()
+    fn read(raw: &RawValue<'_>) -> Option<Self> {
+        String::read(raw)?.parse().ok()
     }
 
     fn show(&self) -> Option<String> {
         self.to_string().show()
-    }
-}
-
-impl RouterConfig {
-    /// The largest share of the jobs that a back-log may move, 0 to 0.5.
-    pub fn load_shift_max(&self) -> f64 {
-        self.load_shift_max.unwrap_or(LOAD_SHIFT_DEFAULT)
     }
 }
 
@@ -186,9 +174,9 @@ impl RouteTargets {
 }
 
 impl Setting for RouteTargets {
-    fn read(given: &Given<'_>) -> Option<Self> {
-        match given {
-            Given::Toml(DeValue::Table(table)) => {
+    fn read(raw: &RawValue<'_>) -> Option<Self> {
+        match raw {
+            RawValue::Toml(DeValue::Table(table)) => {
                 let pairs: Option<Vec<_>> = table
                     .iter()
                     .map(|(scope, target)| match target.get_ref() {
@@ -200,8 +188,8 @@ impl Setting for RouteTargets {
                     .collect();
                 Self::collect(pairs?.into_iter())
             }
-            Given::Toml(_) => None,
-            Given::Text(text) => {
+            RawValue::Toml(_) => None,
+            RawValue::Text(text) => {
                 let pairs: Option<Vec<_>> = text
                     .split(',')
                     .filter(|pair| !pair.trim().is_empty())
@@ -258,7 +246,7 @@ mod tests {
         let targets = targets.expect("targets");
         let shown = format!("targets = {}", targets.show().expect("set"));
         let table = toml::de::DeTable::parse(&shown).expect("TOML");
-        let read = RouteTargets::read(&Given::Toml(table.get_ref()["targets"].get_ref()));
+        let read = RouteTargets::read(&RawValue::Toml(table.get_ref()["targets"].get_ref()));
         assert_eq!(read, Some(targets), "{shown}");
     }
 
@@ -301,7 +289,7 @@ mod tests {
             "tag:a",
             "tag:a=share:200%",
         ] {
-            assert_eq!(RouteTargets::read(&Given::Text(text)), None, "{text}");
+            assert_eq!(RouteTargets::read(&RawValue::Text(text)), None, "{text}");
         }
     }
 }

@@ -1,14 +1,18 @@
-//! The fields of a chat-completions body, each checked with words a person can act on.
+//! Reads the fields of a chat-completions body; each error says what to change.
 
+pub(super) mod fields;
 mod sampling;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::fields::{Fields, unknown_field, wrong_type, wrong_value};
 use super::{
-    Reason, Schedule, Tenant,
+    identity::Tenant,
     request::{ChatRequest, Message, ModelChoice, Options, RequestLimits, Role},
+    schedule::Schedule,
+    state::Reason,
 };
 
 /// Fields that OpenAI clients send and that do not change an answer here.
@@ -22,18 +26,8 @@ const IGNORED_FIELDS: [&str; 7] = [
     "parallel_tool_calls",
 ];
 
-/// A body's fields, taken out one by one; whatever is left is unknown.
-pub(super) struct Fields {
-    object: Map<String, Value>,
-}
-
 impl Fields {
-    /// The fields of a body.
-    pub(super) fn of(object: Map<String, Value>) -> Self {
-        Self { object }
-    }
-
-    /// Reads every field; the tenant also when another field is at error.
+    /// Reads every field; the tenant also when another field is invalid.
     pub(super) fn read(
         &mut self,
         limits: &RequestLimits,
@@ -66,11 +60,6 @@ impl Fields {
             options,
         };
         Ok((request, schedule))
-    }
-
-    /// Takes a field; `null` counts as absent, as OpenAI's clients mean it.
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.object.remove(name).filter(|value| !value.is_null())
     }
 
     fn extension(&mut self, tenant: &mut Option<Tenant>) -> Result<(Options, Schedule), Reason> {
@@ -325,44 +314,4 @@ fn join_text_parts(field: &str, parts: Vec<Value>) -> Result<String, Reason> {
         }
     }
     Ok(text)
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
-pub(super) fn wrong_type(field: &str, expected: &str, found: &Value) -> Reason {
-    Reason::new(
-        "invalid_type",
-        format!("{field}: expected {expected}, found {}", type_name(found)),
-    )
-}
-
-/// Quotes numbers and booleans; a string may hold prompt text, so only its type is told.
-pub(super) fn wrong_value(field: &str, expected: &str, found: &Value) -> Reason {
-    let found = match found {
-        Value::Number(number) => number.to_string(),
-        Value::Bool(boolean) => boolean.to_string(),
-        other => type_name(other).to_owned(),
-    };
-    Reason::new(
-        "invalid_value",
-        format!("{field}: expected {expected}, found {found}"),
-    )
-}
-
-pub(super) fn unknown_field(field: &str, known: &str) -> Reason {
-    // A name is the producer's own text: keep it short.
-    let shown: String = field.chars().take(64).collect();
-    Reason::new(
-        "unknown_field",
-        format!("unknown field {shown:?}; known are {known}"),
-    )
 }

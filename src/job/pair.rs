@@ -1,10 +1,10 @@
-//! The two models that may both have a word in one job.
+//! The two models of a job that may be escalated.
 
 use serde::{Deserialize, Serialize};
 
-use super::Tier;
+use super::state::Tier;
 
-/// A served model, exactly: equal ones give equal greedy answers.
+/// A served model; equal names and revisions give equal greedy answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedModel {
     /// The served model's name.
@@ -13,18 +13,18 @@ pub struct ServedModel {
     pub revision: String,
 }
 
-/// The models between which a job may be escalated, as the router knew them. The answer that is
-/// reused for such a job is the final one, so its cache key covers both.
+/// The models between which a job may be escalated, as the router knew them. Its reused answer may
+/// come from either, so its cache key covers both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelPair {
-    /// The one that answers first.
+    /// The model that answers first.
     pub small: ServedModel,
-    /// The one that takes over.
+    /// The model that takes over.
     pub large: ServedModel,
 }
 
 impl ModelPair {
-    /// The pair with `served` in a tier's place.
+    /// The pair with one tier's model replaced.
     #[must_use]
     pub fn with(&self, tier: Tier, served: ServedModel) -> Self {
         let mut pair = self.clone();

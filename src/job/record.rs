@@ -1,16 +1,22 @@
-//! What the ledger knows of a job, and the OpenAI batch output line it becomes.
-
-use std::str::FromStr;
+//! A job as the database has it, and the OpenAI batch output line it becomes.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{JobHead, JobId, JobState, Reason, ReplyTo, Tenant, Tier, TokenLogprob};
+use super::{
+    envelope::{JobHead, ReplyTo},
+    identity::{JobId, Tenant},
+    logprobs::TokenLogprob,
+    names::unknown_name,
+    state::{JobState, Reason, Tier},
+};
 
 /// Why generation stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(strum::EnumString, strum::IntoStaticStr, strum::VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<FinishReason>)]
 pub enum FinishReason {
     /// End-of-sequence token or a stop string.
     Stop,
@@ -21,22 +27,7 @@ pub enum FinishReason {
 impl FinishReason {
     /// OpenAI's name for it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
-impl FromStr for FinishReason {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "stop" => Ok(Self::Stop),
-            "length" => Ok(Self::Length),
-            _ => Err(format!("unknown finish reason {name:?}")),
-        }
+        self.into()
     }
 }
 
@@ -60,18 +51,18 @@ impl Usage {
     }
 }
 
-/// Prompt tokens that were not sent, by what left them out; estimates, since what was not sent never
-/// met the model's tokenizer.
+/// Prompt tokens that were not sent, by the step that removed them; estimates, since the model's
+/// tokenizer never counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContextSavings {
-    /// By clean-up that loses nothing.
+    /// Removed by lossless clean-up.
     pub cleaned_tokens: u32,
-    /// By dropping what the question does not need.
+    /// Removed by pruning.
     pub pruned_tokens: u32,
 }
 
 impl ContextSavings {
-    /// True when nothing was left out.
+    /// True when nothing was removed.
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }
@@ -84,7 +75,7 @@ pub struct Answer {
     pub text: String,
     /// Why generation stopped.
     pub finish_reason: FinishReason,
-    /// Tokens it took.
+    /// Tokens used.
     pub usage: Usage,
     /// The served model's name.
     pub model: String,
@@ -98,9 +89,11 @@ pub struct Answer {
     pub logprobs: Option<Vec<TokenLogprob>>,
 }
 
-/// How a job came by its answer.
+/// Where a job's answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(strum::EnumString, strum::IntoStaticStr, strum::VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<AnswerSource>)]
 pub enum AnswerSource {
     /// A model ran for this job.
     Computed,
@@ -108,34 +101,18 @@ pub enum AnswerSource {
     Cache,
     /// An identical job was in flight; its answer served both.
     Shared,
-    /// An earlier job that asked the same in other words, and allowed by the request.
+    /// The answer to a paraphrase of the question, which the request allows.
     Semantic,
 }
 
 impl AnswerSource {
     /// The name used in SQL, JSON and metrics.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Computed => "computed",
-            Self::Cache => "cache",
-            Self::Shared => "shared",
-            Self::Semantic => "semantic",
-        }
+        self.into()
     }
 }
 
-impl FromStr for AnswerSource {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Computed, Self::Cache, Self::Shared, Self::Semantic]
-            .into_iter()
-            .find(|source| source.as_str() == name)
-            .ok_or_else(|| format!("unknown answer source {name:?}"))
-    }
-}
-
-/// A job as the ledger holds it, without its prompt.
+/// A job as the database has it, without its prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobRecord {
     /// The job's identity.
@@ -156,28 +133,27 @@ pub struct JobRecord {
     pub score: Option<f64>,
     /// The answer, once succeeded.
     pub answer: Option<Answer>,
-    /// How the answer was come by.
+    /// Where the answer came from.
     pub source: Option<AnswerSource>,
-    /// The job that computed it, where that is another one.
+    /// The job that computed the answer, where that is another one.
     pub answered_by: Option<JobId>,
-    /// NearQuestion of the question to the one that was answered, where the source is semantic.
+    /// Cosine similarity to the question that was answered, where the source is semantic.
     pub cosine: Option<f32>,
-    /// What was left out of the prompt that its last attempt sent.
+    /// What its last attempt removed from the prompt.
     pub saved: ContextSavings,
-    /// Why there is no answer, once terminal without one; or why there is none of the large model,
-    /// where an escalated one serves instead.
+    /// Why there is no answer, once terminal without one; or why the large model gave none, where
+    /// the small model's serves instead.
     pub reason: Option<Reason>,
     /// Attempts begun.
     pub attempts: u32,
-    /// Calibrated probability that the small model's answer is right, where it was judged; also
-    /// when the large one took over.
+    /// Calibrated probability that the small model's answer is right, where it was computed; kept
+    /// when the large model took over.
     pub confidence: Option<f32>,
-    /// Tokens of the attempts that were escalated, set once there was one. They were computed
-    /// besides those of the answer.
+    /// Tokens of escalated attempts, if there was one; they are not part of the answer's usage.
     pub escalated: Option<Usage>,
     /// Where the producer wants its answer.
     pub reply_to: Option<ReplyTo>,
-    /// When the producer handed the job over.
+    /// When the producer submitted the job.
     pub submitted_at: DateTime<Utc>,
     /// When its last attempt began.
     pub started_at: Option<DateTime<Utc>>,
@@ -186,7 +162,7 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// The record of a job that has not run.
+    /// The record of a job in a state, with nothing known beyond its head.
     pub fn new(head: &JobHead, state: JobState) -> Self {
         Self {
             id: head.id,
@@ -213,7 +189,7 @@ impl JobRecord {
         }
     }
 
-    /// The HTTP status that tells the job's end, or 202 while it has none.
+    /// The HTTP status of the job's outcome, or 202 while it has none.
     pub fn status_code(&self) -> u16 {
         match self.state {
             JobState::Queued | JobState::Routed | JobState::Running => 202,
@@ -294,7 +270,7 @@ impl JobRecord {
         })
     }
 
-    /// What only promptyard knows of the job: `GET /v1/jobs/{id}` and the `promptyard` field.
+    /// The fields that OpenAI's API does not have: `GET /v1/jobs/{id}` and the `promptyard` field.
     pub fn to_extension(&self) -> Value {
         let millis = |a: DateTime<Utc>, b: DateTime<Utc>| (b - a).num_milliseconds().max(0);
         json!({

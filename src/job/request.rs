@@ -1,17 +1,18 @@
-//! A validated request: all that can change an answer, and nothing else.
+//! A validated request: everything that can change an answer, and nothing else.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Sampling, Tenant};
+use super::{identity::Tenant, sampling::Sampling};
 
-/// Who speaks in a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The author of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Role {
     /// Instructions; OpenAI's `developer` is read as this.
     System,
-    /// The person asking.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -20,20 +21,16 @@ pub enum Role {
 impl Role {
     /// The name that chat templates expect.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
+        self.into()
     }
 }
 
 /// One turn of the conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
+    /// Its author.
     pub role: Role,
-    /// What is said; text parts are joined.
+    /// Its text; text parts are joined.
     pub content: String,
 }
 
@@ -84,7 +81,7 @@ pub enum CacheMode {
     /// Those of identical requests.
     #[default]
     Exact,
-    /// Those of requests that mean the same, too; served as `exact` until semantic reuse exists.
+    /// Those of identical requests and of paraphrases; `exact` where the router has no encoder.
     Semantic,
 }
 
@@ -95,9 +92,9 @@ pub enum ContextMode {
     /// Nothing.
     #[default]
     Keep,
-    /// Clean-up that loses nothing: HTML to text, JSON without padding, noise, repetitions.
+    /// Lossless clean-up: HTML to text, JSON without whitespace, boilerplate and repetitions removed.
     Lossless,
-    /// That, and then leaving out paragraphs that the last question does not need.
+    /// Lossless clean-up, then dropping paragraphs that the last question does not need.
     Prune,
 }
 
@@ -110,10 +107,10 @@ pub struct Options {
     /// What may be done to the context.
     #[serde(default)]
     pub context: ContextMode,
-    /// Whether the small model's answer may be passed on to the large one; the fleet's rule if absent.
+    /// Whether a job may be escalated from the small to the large model; the fleet's rule if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalate: Option<bool>,
-    /// The producer's own words for the kind of job, for the router and for analysis.
+    /// The producer's labels for the kind of job, used by the router and for analysis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
 }
@@ -124,17 +121,17 @@ impl Options {
     /// Longest tag, in bytes.
     pub const TAG_BYTES_MAX: usize = 64;
 
-    /// True for what may be a tag: letters, digits and `. _ - : /` of ASCII.
+    /// True for a valid tag: ASCII letters, digits and `. _ - : /`.
     pub fn is_tag(text: &str) -> bool {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:/".contains(&b);
         (1..=Self::TAG_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
     }
 }
 
-/// A validated request: all that can change the answer, and nothing else.
+/// A validated request: everything that can change the answer, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChatRequest {
-    /// The model asked for.
+    /// The requested model.
     #[serde(default)]
     pub model: ModelChoice,
     /// The conversation; the last turn is to be answered. Never empty.
@@ -147,12 +144,6 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// True when the large model may take over from the small one: the producer left the choice to
-    /// the router and did not forbid it.
-    pub fn may_escalate(&self) -> bool {
-        self.model == ModelChoice::Auto && self.options.escalate != Some(false)
-    }
-
     /// The BLAKE3 digest of the request, which tells a repeated submission from a reused
     /// idempotency key.
     pub fn digest(&self) -> [u8; 32] {
@@ -160,7 +151,13 @@ impl ChatRequest {
         *blake3::hash(&canonical).as_bytes()
     }
 
-    /// Writes the request as a body again; parsing it gives an equal request.
+    /// True when the large model may take over from the small one: the producer left the choice to
+    /// the router and did not forbid it.
+    pub fn may_escalate(&self) -> bool {
+        self.model == ModelChoice::Auto && self.options.escalate != Some(false)
+    }
+
+    /// The request as a body; parsing it gives an equal request.
     pub fn to_body(&self, tenant: &Tenant) -> Value {
         let mut body = serde_json::json!({
             "model": self.model.as_str(),

@@ -3,13 +3,14 @@
 //! A body is parsed once, at the rim, into [`Submission`]; every error becomes a [`Rejection`] that
 //! names the field, what was expected and what came, and never quotes prompt text.
 
-use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 
 use super::{
-    Reason, Tenant,
-    body::{Fields, unknown_field, wrong_type, wrong_value},
+    body::fields::{Fields, unknown_field, wrong_type, wrong_value},
+    identity::Tenant,
     request::{ChatRequest, RequestLimits},
+    schedule::Schedule,
+    state::Reason,
 };
 
 /// A body that cannot become a job, with as much of its envelope as could be read.
@@ -21,30 +22,6 @@ pub struct Rejection {
     pub custom_id: Option<String>,
     /// The tenant, if it could be read.
     pub tenant: Option<Tenant>,
-}
-
-/// When a job is to be done and how often it may be tried, as its body says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Schedule {
-    /// Time allowed from submission, in milliseconds.
-    pub deadline_ms: Option<u64>,
-    /// Not before this instant.
-    pub not_before: Option<DateTime<Utc>>,
-    /// Attempts that are allowed.
-    pub attempts_max: Option<u32>,
-}
-
-impl Schedule {
-    /// Longest time ahead in milliseconds: a year, so that adding it to the present never overflows.
-    pub const AHEAD_MS_MAX: u64 = 365 * 24 * 3600 * 1000;
-    /// Most attempts that a producer may allow.
-    pub const ATTEMPTS_MAX: u32 = 100;
-
-    /// The deadline of a job that was submitted then.
-    pub fn deadline(&self, submitted_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let ms = i64::try_from(self.deadline_ms?).ok()?;
-        submitted_at.checked_add_signed(TimeDelta::try_milliseconds(ms)?)
-    }
 }
 
 /// What a producer's body says, before it has an identity.
@@ -133,7 +110,7 @@ impl Submission {
         } else {
             (None, object)
         };
-        let mut fields = Fields::of(body);
+        let mut fields = Fields { object: body };
         let mut tenant = None;
         match fields.read(limits, &mut tenant) {
             Ok((request, schedule)) => Ok(Self {

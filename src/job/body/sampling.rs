@@ -1,14 +1,18 @@
-//! The fields that say how tokens are chosen and what form the answer must have.
+//! The sampling fields, and the answer's format.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Fields, unknown_field, wrong_type, wrong_value};
-use crate::job::{NamedSchema, Reason, RequestLimits, ResponseFormat, Sampling};
+use super::fields::{Fields, unknown_field, wrong_type, wrong_value};
+use crate::job::{
+    request::RequestLimits,
+    sampling::{NamedSchema, ResponseFormat, Sampling},
+    state::Reason,
+};
 
-/// Largest repetition penalty; transformers and vLLM name no limit, but beyond this every
-/// repetition is out of the question.
+/// Largest repetition penalty; transformers and vLLM name no limit, but beyond this
+/// nothing is ever repeated.
 const REPETITION_PENALTY_MAX: f64 = 10.0;
 
 impl Fields {
@@ -19,7 +23,7 @@ impl Fields {
             temperature: self.number("temperature", "a number from 0 to 2", default, |t| {
                 (0.0..=2.0).contains(&t)
             })?,
-            // As f32 it must not become 0, of which no token has a share.
+            // It must not round to 0 as f32: that would keep no token.
             top_p: self.number("top_p", "a number above 0, up to 1", 1.0, |p| {
                 p as f32 > 0.0 && p <= 1.0
             })?,
@@ -37,7 +41,7 @@ impl Fields {
                 "repetition_penalty",
                 &format!("a number above 0, up to {REPETITION_PENALTY_MAX}"),
                 1.0,
-                // As f32 it must not become 0, by which nothing can be divided.
+                // It must not round to 0 as f32: logits are divided by it.
                 |p| p as f32 > 0.0 && p <= REPETITION_PENALTY_MAX,
             )?,
             presence_penalty: self.number(
@@ -55,7 +59,7 @@ impl Fields {
             logit_bias: self.logit_bias()?,
             seed: match self.take("seed") {
                 None => None,
-                // Negative seeds are legal with OpenAI; their bits serve as well as any.
+                // OpenAI allows negative seeds; their bits serve as the seed.
                 Some(value) => Some(
                     value
                         .as_u64()
@@ -249,7 +253,7 @@ impl Fields {
             Some(Value::Bool(strict)) => Some(strict),
             Some(other) => return Err(wrong_type(&field("strict"), "true or false", &other)),
         };
-        // Words for the model, which no engine here shows it.
+        // A hint for the model; no engine here passes it on.
         inner.take("description");
         match inner.object.keys().next() {
             Some(name) => Err(unknown_field(
