@@ -253,15 +253,13 @@ fn streamed(vocabulary: &Vocabulary, tokens: &[u32]) -> String {
 /// any body under a header that fits it.
 pub fn router_weights(bytes: &[u8]) {
     check_weights(bytes);
-    for format in [1_u32, 2] {
-        let mut headed = b"PYGAIN\r\n".to_vec();
-        headed.extend(format.to_le_bytes());
-        headed.extend(Scorer::features_version().to_le_bytes());
-        headed.extend((bytes.len() as u64).to_le_bytes());
-        headed.extend(blake3::hash(bytes).as_bytes());
-        headed.extend(bytes);
-        check_weights(&headed);
-    }
+    let mut headed = b"PYGAIN\r\n".to_vec();
+    headed.extend(3_u32.to_le_bytes());
+    headed.extend(Scorer::features_version().to_le_bytes());
+    headed.extend((bytes.len() as u64).to_le_bytes());
+    headed.extend(blake3::hash(bytes).as_bytes());
+    headed.extend(bytes);
+    check_weights(&headed);
 }
 
 static FEATURES: LazyLock<[Features; 2]> = LazyLock::new(|| {

@@ -24,7 +24,7 @@ use crate::{
     fleet,
     job::{ChatRequest, Submission, Tier},
     scoring::{
-        cascade::{self, Bound, Case, NEVER, Point, Shot},
+        cascade::{self, Bound, LabelledJob, NEVER, Point, Shot},
         confidence::fit::{auc, calibration_error},
         features::Features,
         scorer::Scorer,
@@ -88,11 +88,11 @@ pub(super) async fn bench_cascade(args: CascadeArgs) -> anyhow::Result<ExitCode>
         (None, Some(small), Some(large)) => large as f64 / small as f64,
         _ => return Err(UsageError("--cost-ratio: expected a number above 0".to_owned()).into()),
     };
-    let cases: Vec<Case> = marked
+    let cases: Vec<LabelledJob> = marked
         .iter()
         .zip(&weights)
         .zip(small.iter().zip(&large))
-        .map(|((line, weight), (small, large))| Case {
+        .map(|((line, weight), (small, large))| LabelledJob {
             weight: *weight,
             score: scorer.score(&Features::of(&line.request)).gain,
             confidence: match small {
@@ -248,7 +248,7 @@ struct CascadeReport {
 
 impl CascadeReport {
     fn of(
-        cases: &[Case],
+        cases: &[LabelledJob],
         within: f64,
         (threshold, escalate_below): (f64, f64),
         ratio: f64,

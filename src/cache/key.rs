@@ -1,4 +1,4 @@
-//! The canonical key of a request: everything that can change its answer, and nothing else.
+//! The cache key of a request: a digest of everything that can change its answer.
 
 use blake3::Hasher;
 
@@ -10,19 +10,18 @@ use crate::{
 
 /// Raised whenever the layout below changes, so that old entries are never misread.
 const LAYOUT: &[u8] = b"promptyard-cache-2";
-/// The same for what surrounds a question.
+/// The same for the layout of scopes.
 const SCOPE_LAYOUT: &[u8] = b"promptyard-scope-1";
 
-/// Makes the key under which an answer may be reused, or `None` when the request forbids it
-/// (`cache: off`) or its answer is left to chance (a temperature without a seed).
+/// The key under which an answer may be reused, or `None` when the request forbids it (`cache: off`) or
+/// its answer is random (a temperature without a seed).
 ///
-/// `models` are the names and revisions of those whose answer it may be: one, or small and large
-/// where the large one may take over. The second kind of key stands for the final answer, so it
-/// never meets the key of a request for the small model itself.
+/// `models` are the names and revisions of the models that may answer: one, or small and large where
+/// the job may be escalated. A key over two models differs from the key of a request for either.
 ///
-/// With temperature 0 the sampling parameters that cannot matter (top-p, top-k, min-p, seed) are
-/// left out, and the order of stop strings always is. Log-probabilities are part of what is
-/// answered, so an answer without them is never given to a request that asks for them.
+/// With temperature 0 the key leaves out sampling parameters without effect (top-p, top-k, min-p,
+/// seed); it never depends on the order of stop strings. Log-probabilities are part of the key, so that
+/// an answer without them is never given to a request for them.
 pub fn cache_key(
     tenant: &Tenant,
     models: &[(&str, &str)],
@@ -59,7 +58,7 @@ pub fn cache_key(
         hasher.update(&sampling.top_k.to_le_bytes());
         hasher.update(&sampling.seed.unwrap_or_default().to_le_bytes());
     }
-    // What may be done to the context changes what is sent.
+    // The context mode changes the prompt that is sent.
     if request.options.context != ContextMode::Keep {
         hasher.update(&[request.options.context as u8, CONTEXT_RULES]);
     }
@@ -67,9 +66,9 @@ pub fn cache_key(
     Some(CacheKey(*hasher.finalize().as_bytes()))
 }
 
-/// The question of a request that may be answered by what another question was answered: it allows
-/// that, asks one thing in one turn (a system message may stand before it), its answer may be reused at all, and
-/// it is short enough for the guards: to embed a longer one would be for nothing.
+/// The question of a request that may reuse a similar question's answer: the request allows it, is one
+/// user turn (a system message may come first), has a reusable answer, and is short enough for the
+/// guards, which reject longer ones.
 pub fn question_of(request: &ChatRequest) -> Option<&str> {
     let (last, before) = request.messages.split_last()?;
     let is_single = last.role == Role::User && before.iter().all(|m| m.role == Role::System);
@@ -79,8 +78,8 @@ pub fn question_of(request: &ChatRequest) -> Option<&str> {
     (is_single && is_open && (1..=WORDS_MAX).contains(&words)).then_some(last.content.as_str())
 }
 
-/// All that two requests must agree in beside the question before one's answer may serve the other: a
-/// key over everything else, and the encoder by which their likeness is told.
+/// A digest of what two requests must agree in, besides the question, before one's answer may serve the
+/// other: everything else in the cache key, and the encoder that computes their similarity.
 pub fn scope_key(
     tenant: &Tenant,
     models: &[(&str, &str)],
@@ -97,7 +96,7 @@ pub fn scope_key(
     Some(*hasher.finalize().as_bytes())
 }
 
-/// Adds what most requests leave at its neutral value, and nothing for those that do.
+/// Adds the parameters that most requests leave at a neutral value, and nothing if all are neutral.
 fn put_optional(hasher: &mut Hasher, sampling: &Sampling) {
     let mut asked = Sampling {
         temperature: 0.0,
@@ -114,13 +113,13 @@ fn put_optional(hasher: &mut Hasher, sampling: &Sampling) {
     if asked == Sampling::default() {
         return;
     }
-    // Neither a temperature (this is no number) nor a context mode begins so.
+    // No temperature (this is NaN) and no context mode begins with these bytes.
     hasher.update(&u32::MAX.to_le_bytes());
     let json = serde_json::to_vec(&asked).expect("a request's fields are representable in JSON");
     put(hasher, &json);
 }
 
-/// Length first, so that no two sequences of fields run into the same bytes.
+/// Writes the length first, so that different sequences of fields never give the same bytes.
 fn put(hasher: &mut Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_change_the_answer_does_not_change_the_key() {
+    fn parameters_without_effect_do_not_change_the_key() {
         let base = key(r#"{"prompt":"a","temperature":0,"stop":["x","y"]}"#);
         assert!(base.is_some());
         for same in [
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_change_the_answer_changes_the_key() {
+    fn parameters_with_effect_change_the_key() {
         let base = r#"{"prompt":"a","temperature":1,"seed":1}"#;
         for other in [
             r#"{"prompt":"b","temperature":1,"seed":1}"#,
@@ -184,9 +183,8 @@ mod tests {
         }
     }
 
-    /// Two requests that differ only in one of the newer fields have keys of their own, greedy too.
     #[test]
-    fn penalties_log_probabilities_and_formats_tell_greedy_requests_apart() {
+    fn penalties_logprobs_and_formats_change_greedy_keys() {
         let schema = |schema: &str| {
             format!(
                 r#""response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}"#
@@ -215,9 +213,8 @@ mod tests {
         assert_eq!(keys.len(), fields.len());
     }
 
-    /// The key of a request without newer fields is what it always was: entries outlive updates.
     #[test]
-    fn old_keys_are_kept() {
+    fn keys_are_stable_across_versions() {
         for (body, expected) in [
             (
                 r#"{"prompt":"a","temperature":0,"stop":["x","y"]}"#,
@@ -233,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_final_answer_of_two_models_has_a_key_of_its_own() {
+    fn a_key_over_two_models_differs_from_either_models_key() {
         let request = request(r#"{"prompt":"a"}"#);
         let key = |models: &[(&str, &str)]| cache_key(&Tenant::default(), models, &request);
         let pair = key(&[("s", "1"), ("l", "1")]);
@@ -249,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_short_questions_of_one_turn_that_allow_it_are_looked_up() {
+    fn only_short_single_turn_questions_are_looked_up() {
         let allowed = r#"{"prompt":"why?","promptyard":{"cache":"semantic"}}"#;
         assert_eq!(question_of(&request(allowed)), Some("why?"));
         let long = format!(
@@ -267,9 +264,8 @@ mod tests {
         }
     }
 
-    /// A scope agrees where everything but the question does, and nowhere else.
     #[test]
-    fn scopes_are_everything_but_the_question() {
+    fn a_scope_covers_everything_but_the_question() {
         let scope = |body: &str, revision: &str, embedder: &str| {
             let tenant = Tenant::default();
             scope_key(&tenant, &[("m", revision)], &request(body), embedder)
@@ -292,14 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn chance_and_off_are_never_reused() {
+    fn random_answers_and_cache_off_have_no_key() {
         assert_eq!(key(r#"{"prompt":"a","temperature":0.7}"#), None);
         assert_eq!(key(r#"{"prompt":"a","promptyard":{"cache":"off"}}"#), None);
     }
 
     proptest! {
-        /// Fields of any content never run together: equal keys mean equal tenant, model,
-        /// revision and conversation.
+        /// Equal keys mean equal tenant, model, revision and conversation.
         #[test]
         fn keys_separate_tenants_models_revisions_and_turns(
             a in ("[a-z]{1,3}", "[ab]{0,2}", "[ab]{0,2}", prop::collection::vec("[ab]{1,2}", 1..3)),

@@ -1,9 +1,9 @@
-//! Answers are reused.
+//! Reuse of answers.
 //!
 //! Comes in: a request and the model that would serve it. Goes out: the key under which an equal
-//! request finds its answer ([`key`]). The entries themselves, with single flight, rest in the
-//! ledger. A key never decides by likeness: only requests that must be answered alike share one.
-//! [`semantic`] finds and judges questions that ask the same in other words, for requests that allow it.
+//! request finds its answer ([`key`]). The entries themselves and single flight are in the
+//! database. Only requests that must be answered alike share a key; similarity never decides. [`semantic`]
+//! finds paraphrases, for requests that allow it.
 
 pub mod key;
 pub mod semantic;

@@ -4,10 +4,7 @@ use std::{fmt, fs, path::Path};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{
-    sections::Config,
-    setting::{RawValue, Section as _},
-};
+use super::{sections::Config, setting::RawValue};
 
 /// One error of the configuration, with the place where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +108,8 @@ impl Config {
                 continue;
             };
             for (field, value) in fields {
-                if let Err(message) = section.set(field.get_ref(), &RawValue::Toml(value.get_ref())) {
+                if let Err(message) = section.set(field.get_ref(), &RawValue::Toml(value.get_ref()))
+                {
                     let path = format!("{}.{}", name.get_ref(), field.get_ref());
                     tell(field.span().start, format!("{path}: {message}"));
                 }

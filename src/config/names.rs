@@ -27,8 +27,9 @@ named_setting!(
 );
 
 /// Which non-public addresses a model server may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::EnumString, strum::VariantNames,
+)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<PrivateAddresses>)]
 pub enum PrivateAddresses {
     /// None.
@@ -40,8 +41,9 @@ pub enum PrivateAddresses {
 }
 
 /// The device of the in-process engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::EnumString, strum::VariantNames,
+)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<DeviceKind>)]
 pub enum DeviceKind {
     /// A GPU if this binary supports one and it is present, else the CPU.
@@ -55,8 +57,9 @@ pub enum DeviceKind {
 }
 
 /// Number format of the in-process engine's matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::EnumString, strum::VariantNames,
+)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<WeightKind>)]
 pub enum WeightKind {
     /// f32; weights that are bf16 in the checkpoint stay bf16 in memory, without loss.
@@ -72,8 +75,9 @@ pub enum WeightKind {
 }
 
 /// Which requests may share the keys and values of a prompt prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::EnumString, strum::VariantNames,
+)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<PrefixSharing>)]
 pub enum PrefixSharing {
     /// None: every prompt is computed from its first token.
@@ -86,8 +90,9 @@ pub enum PrefixSharing {
 }
 
 /// The format of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::EnumString, strum::VariantNames,
+)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<LogFormat>)]
 pub enum LogFormat {
     /// For people.

@@ -5,7 +5,7 @@ mod sampling;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use self::fields::{Fields, unknown_field, wrong_type, wrong_value};
 use super::{
@@ -220,7 +220,7 @@ impl Fields {
         Ok(messages)
     }
 
-    /// Accepts the neutral value of what this version does not do, and refuses any other.
+    /// Accepts only the neutral value of unsupported parameters.
     fn refuse_unsupported(&mut self) -> Result<(), Reason> {
         type IsNeutral = fn(&Value) -> bool;
         let neutral: [(&str, IsNeutral); 4] = [
@@ -243,7 +243,7 @@ impl Fields {
     }
 }
 
-/// Reads when a job may begin.
+/// Reads a job's earliest start.
 fn read_start(text: &str) -> Option<DateTime<Utc>> {
     let at = DateTime::parse_from_rfc3339(text).ok()?.to_utc();
     let most = TimeDelta::milliseconds(Schedule::AHEAD_MS_MAX as i64);

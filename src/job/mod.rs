@@ -18,7 +18,7 @@ pub mod signals;
 mod state;
 pub mod submission;
 
-pub use envelope::{Candidate, CacheKey, Job, JobHead, Priority, ReplyTo, RoutedJob};
+pub use envelope::{CacheKey, Candidate, Job, JobHead, Priority, ReplyTo, RoutedJob};
 pub use identity::{JobId, Tenant};
 pub use logprobs::{Likelihood, TokenLogprob};
 pub(crate) use names::unknown_name;

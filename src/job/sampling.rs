@@ -7,43 +7,43 @@ use serde_json::{Map, Value};
 
 /// How tokens are chosen. The default is greedy, with one token at most.
 ///
-/// A field that stands at its neutral value is left out when written, so that a request reads the
-/// same, and has the same digest, as before the field existed.
+/// A field at its neutral value is not serialized, so that a request has the same digest as before the
+/// field existed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0 is greedy; up to 2.
     pub temperature: f32,
     /// Nucleus: the smallest set of tokens whose probability reaches this; 0 < p ≤ 1.
     pub top_p: f32,
-    /// Keep only this many of the likeliest tokens; 0 keeps all.
+    /// Keeps only this many of the most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep only tokens that are at least this share as likely as the likeliest; 0 keeps all.
+    /// Keeps only tokens with at least this share of the highest probability; 0 keeps all.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub min_p: f32,
-    /// Divides the positive and multiplies the negative logits of tokens that stand in the prompt
-    /// or the answer (Keskar et al., 2019); 1 is none.
+    /// Divides positive and multiplies negative logits of tokens in the prompt or the answer (Keskar et
+    /// al., 2019); 1 has no effect.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub repetition_penalty: f32,
-    /// Taken once from the logit of every token that stands in the answer; -2 to 2.
+    /// Subtracted once from the logit of every token in the answer; -2 to 2.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub presence_penalty: f32,
-    /// Taken from a token's logit for each time that it stands in the answer; -2 to 2.
+    /// Subtracted from a token's logit for each occurrence in the answer; -2 to 2.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens; -100 to 100.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Makes sampling repeatable.
+    /// Makes sampling reproducible.
     pub seed: Option<u64>,
     /// Generation ends before the first of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// Most tokens to generate.
     pub max_completion_tokens: u32,
-    /// Tells each token's log-probability, and those of so many of the likeliest tokens beside it.
+    /// Returns each token's log-probability and those of this many alternatives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<u8>,
-    /// What the answer must look like.
+    /// The answer's format.
     #[serde(default, skip_serializing_if = "ResponseFormat::is_text")]
     pub response_format: ResponseFormat,
 }
@@ -51,7 +51,7 @@ pub struct Sampling {
 impl Sampling {
     /// Most entries of `logit_bias`.
     pub const LOGIT_BIAS_MAX: usize = 1024;
-    /// Most alternatives told beside a token.
+    /// Most alternatives of a token.
     pub const TOP_LOGPROBS_MAX: u8 = 20;
 
     /// True when the same request always gets the same answer, so that an answer may be reused.
@@ -59,7 +59,7 @@ impl Sampling {
         self.temperature == 0.0 || self.seed.is_some()
     }
 
-    /// Adds the fields that stand at no neutral value to a body.
+    /// Adds the fields that are not neutral to a body.
     pub(super) fn write_optional(&self, body: &mut Value) {
         for (name, value, neutral) in [
             ("min_p", self.min_p, 0.0),
@@ -111,7 +111,7 @@ impl Default for Sampling {
     }
 }
 
-/// What an answer must look like, as OpenAI's API writes it.
+/// An answer's format, as in OpenAI's API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ResponseFormat {
@@ -128,13 +128,13 @@ pub enum ResponseFormat {
 }
 
 impl ResponseFormat {
-    /// True when nothing is asked of the answer's form.
+    /// True when any text is allowed.
     pub fn is_text(&self) -> bool {
         *self == Self::Text
     }
 
-    /// True when an answer has this form as far as reading it tells: one JSON value where a schema is
-    /// asked for, an object where any is. Whether it obeys the schema is for whoever writes it to see to.
+    /// True when an answer can be parsed: as an object for `json_object`, as any JSON value for a schema.
+    /// It does not check the schema, which the engine enforces.
     pub fn is_met_by(&self, answer: &str) -> bool {
         match self {
             Self::Text => true,
@@ -152,11 +152,11 @@ impl ResponseFormat {
 /// A JSON schema with the name its producer gave it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NamedSchema {
-    /// The producer's name for it.
+    /// The producer's name for the schema.
     pub name: String,
     /// The schema; the order of its properties is the order in which they are written.
     pub schema: Value,
-    /// OpenAI's `strict`, for servers that ask for it; an engine of ours always obeys the schema.
+    /// OpenAI's `strict`, passed on to model servers; the in-process engine always enforces the schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_met_by_what_can_be_read_as_it() {
+    fn a_format_is_met_by_answers_that_parse() {
         let schema = ResponseFormat::JsonSchema {
             json_schema: NamedSchema {
                 name: "n".to_owned(),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neutral_is_not_written_and_old_requests_are_read() {
+    fn neutral_fields_are_not_serialized_and_old_requests_parse() {
         let old =
             r#"{"temperature":0.5,"top_p":1.0,"top_k":0,"seed":null,"max_completion_tokens":9}"#;
         let read: Sampling = serde_json::from_str(old).expect("a request of before");

@@ -2,14 +2,14 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// When a job is to be done and how often it may be tried, as its body says.
+/// The deadline, start and attempts that a body allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
     /// Time allowed from submission, in milliseconds.
     pub deadline_ms: Option<u64>,
-    /// Not before this instant.
+    /// Earliest start.
     pub not_before: Option<DateTime<Utc>>,
-    /// Attempts that are allowed.
+    /// Most attempts.
     pub attempts_max: Option<u32>,
 }
 
@@ -19,7 +19,7 @@ impl Schedule {
     /// Most attempts that a producer may allow.
     pub const ATTEMPTS_MAX: u32 = 100;
 
-    /// The deadline of a job that was submitted then.
+    /// The deadline of a job submitted at an instant.
     pub fn deadline(&self, submitted_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let ms = i64::try_from(self.deadline_ms?).ok()?;
         submitted_at.checked_add_signed(TimeDelta::try_milliseconds(ms)?)

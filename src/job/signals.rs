@@ -1,10 +1,10 @@
-//! What an answer's own tokens tell about how right it may be.
+//! Signals of an answer's tokens, from which its confidence is computed.
 
 use serde::{Deserialize, Serialize};
 
-/// Figures over the generated tokens of one answer, the end-of-sequence token included where the
-/// engine counts it. Log-probabilities are natural logarithms of the model's own probabilities,
-/// before temperature and cuts, so they are never above 0.
+/// Statistics over the generated tokens of one answer, the end-of-sequence token included where the
+/// engine counts it. Log-probabilities are natural logarithms of the model's probabilities before
+/// temperature and truncation (top-p, top-k, min-p), so they are never above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Signals {
     /// Tokens generated; never 0.
@@ -19,7 +19,7 @@ pub struct Signals {
     pub p50_logprob: f32,
     /// The first token's log-probability.
     pub first_logprob: f32,
-    /// What only an engine that sees whole distributions can tell.
+    /// Statistics that only an engine with whole distributions provides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distribution: Option<DistributionSignals>,
     /// True when the answer was cut off by its token limit or the context's end.
@@ -27,13 +27,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// The signals as the ledger and files of labelled rows hold them.
+    /// The signals as stored in the database and in files of labelled answers.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers and flags are representable in JSON")
     }
 }
 
-/// Figures over the next-token distributions from which the tokens were chosen.
+/// Statistics over the next-token distributions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistributionSignals {
     /// Mean entropy in nats.

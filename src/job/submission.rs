@@ -1,7 +1,7 @@
 //! The job contract: OpenAI chat-completions bodies, `{"prompt": …}`, and OpenAI batch lines.
 //!
-//! A body is parsed once, at the rim, into [`Submission`]; every error becomes a [`Rejection`] that
-//! names the field, what was expected and what came, and never quotes prompt text.
+//! A body is parsed once, on entry, into a [`Submission`]; every error becomes a [`Rejection`] that names
+//! the field, what was expected and what was found, and never quotes prompt text.
 
 use serde_json::{Map, Value};
 
@@ -13,7 +13,7 @@ use super::{
     state::Reason,
 };
 
-/// A body that cannot become a job, with as much of its envelope as could be read.
+/// A body that cannot become a job, with the parts of its envelope that could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// What is wrong and where.
@@ -24,14 +24,14 @@ pub struct Rejection {
     pub tenant: Option<Tenant>,
 }
 
-/// What a producer's body says, before it has an identity.
+/// A parsed body, before it has an identity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     /// The line's own name (batch lines only).
     pub custom_id: Option<String>,
-    /// Whose job it is, if the body says so.
+    /// The tenant, if the body names one.
     pub tenant: Option<Tenant>,
-    /// When it is to be done.
+    /// Deadline, start and attempts.
     pub schedule: Schedule,
     /// The request.
     pub request: ChatRequest,
@@ -41,7 +41,7 @@ impl Submission {
     /// Reads a body: chat completion, `{"prompt": …}` or a batch line.
     ///
     /// # Errors
-    /// A [`Rejection`] that names the first field at error, what was expected and what came.
+    /// A [`Rejection`] that names the first invalid field, what was expected and what was found.
     pub fn parse(body: &[u8], limits: &RequestLimits) -> Result<Self, Rejection> {
         let bare = |reason| Rejection {
             reason,
@@ -83,7 +83,7 @@ impl Submission {
         Self::from_object(object, limits)
     }
 
-    /// Makes a submission of a plain-text prompt.
+    /// A submission of a plain-text prompt.
     ///
     /// # Errors
     /// A [`Rejection`] when the text is blank.
@@ -131,7 +131,7 @@ impl Submission {
 /// Longest `custom_id`, in bytes.
 const CUSTOM_ID_BYTES_MAX: usize = 512;
 
-/// Takes a batch line apart: its name, if readable, and its body or what is wrong with the line.
+/// Splits a batch line into its name, if readable, and its body or an error.
 fn unwrap_batch_line(
     mut line: Map<String, Value>,
 ) -> (Option<String>, Result<Map<String, Value>, Reason>) {
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_survives_being_written_and_read_again() {
+    fn a_request_round_trips() {
         let body = r#"{"model":"large","messages":[{"role":"user","content":"hi"}],"temperature":0.7,"top_p":0.9,
             "top_k":40,"seed":18446744073709551615,"stop":["a"],"max_tokens":9,"promptyard":{"cache":"off","tenant":"t","tags":["a","b:1"]}}"#;
         let read = parse(body).expect("valid");
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_generation_survives_being_written_and_read_again() {
+    fn every_sampling_field_round_trips() {
         let body = r#"{"prompt":"a","temperature":0.5,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,
             "frequency_penalty":2,"logit_bias":{"50256":-100,"7":0.25,"8":0},"logprobs":true,"top_logprobs":3,
             "response_format":{"type":"json_schema","json_schema":{"name":"reply","strict":true,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_a_schema_are_the_same_however_often_they_are_read() {
+    fn numbers_of_a_schema_round_trip() {
         let schema = r#"{"maximum":6.934698245112694e+276}"#;
         let read = parse(&format!(
             r#"{{"prompt":"a","response_format":{{"type":"json_schema","json_schema":{{"name":"n","schema":{schema}}}}}}}"#
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn names_each_fault() {
+    fn each_error_names_its_field() {
         for (body, expected) in [
             ("{", "invalid_json"),
             ("[]", "invalid_type"),
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_name_of_a_rejected_line_and_never_quotes_its_text() {
+    fn a_rejection_keeps_the_custom_id_and_quotes_no_text() {
         let secret = "the patient's name";
         let body =
             format!(r#"{{"custom_id":"row-9","body":{{"prompt":"a","temperature":"{secret}"}}}}"#);

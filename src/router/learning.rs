@@ -1,11 +1,10 @@
-//! Outcomes in the ledger, made into labels.
+//! Training labels from the outcomes in the database.
 //!
-//! Rows are not a fair sample of the jobs: a few of small's sure answers were drawn for a copy, and
-//! all of its doubted ones were escalated. Each row therefore carries the probability with which it
-//! became one, and [`crate::scoring::samples`] weighs it by that: drawn jobs stand for those that were not
-//! drawn, escalated ones for themselves. What nobody says a probability of is not weighed: feedback
-//! tells how good an answer was, not whether the job is a row. Jobs that never had a chance, such as
-//! those sent straight to large where nothing is explored, no weight can speak for.
+//! Rows are a biased sample of the jobs: a few of small's confident answers were drawn for a copy on
+//! large, and all its low-confidence ones were escalated. Each row therefore carries the probability of
+//! its selection, and [`crate::scoring::samples`] weighs it by the inverse: drawn jobs represent those
+//! not drawn, escalated ones themselves. Feedback changes labels, never weights. Jobs that cannot be
+//! selected, such as those sent straight to large without exploration, are not represented.
 
 use serde_json::{Value, json};
 
@@ -14,26 +13,26 @@ use crate::{
     store::{PairRow, Store, StoreError},
 };
 
-use super::target::{KnownPair, isotonic::Pair};
+use super::target::{ScopedObservation, isotonic::Observation};
 
-/// Most labelled rows that are read from a ledger, the latest.
+/// Most labelled rows read from the database, the latest.
 pub const ROWS_MAX: usize = 100_000;
 
-/// A prompt with what each tier made of it: what the router is fitted to.
+/// A prompt with both tiers' outcomes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledRow {
-    /// The job it was.
+    /// The job.
     pub job: JobId,
-    /// Whose.
+    /// Its tenant.
     pub tenant: Tenant,
-    /// What was asked.
+    /// Its request.
     pub request: ChatRequest,
-    /// How good small's answer was, 0 to 1.
+    /// Quality of small's answer, 0 to 1.
     pub small: f64,
-    /// How good large's answer was, 0 to 1.
+    /// Quality of large's answer, 0 to 1.
     pub large: f64,
-    /// Probability with which the job became a row: that of going to small, times that of being drawn
-    /// for a copy; an escalated job needed no copy.
+    /// Probability with which the job was selected: that of going to small, times that of being drawn for
+    /// a copy unless it was escalated.
     pub propensity: f64,
 }
 
@@ -41,7 +40,7 @@ impl LabelledRow {
     /// The row as a line of a file of labelled prompts: the tenant is the set, the job's first tag the
     /// domain.
     pub fn to_line(&self) -> Value {
-        let asked = self
+        let question = self
             .request
             .messages
             .iter()
@@ -52,7 +51,7 @@ impl LabelledRow {
             "set": self.tenant,
             "domain": tags.first().map_or("all", String::as_str),
             "tags": tags,
-            "prompt": asked.map(|turn| turn.content.as_str()).unwrap_or_default(),
+            "prompt": question.map(|turn| turn.content.as_str()).unwrap_or_default(),
             "weak_score": self.small,
             "strong_score": self.large,
             "propensity": self.propensity,
@@ -60,10 +59,10 @@ impl LabelledRow {
     }
 }
 
-/// Reads the jobs of which both tiers' outcomes are known, the latest first.
+/// Reads the jobs with both tiers' outcomes, latest first.
 ///
 /// # Errors
-/// When the ledger cannot be read.
+/// When the database cannot be read.
 pub async fn labelled_rows(store: &Store) -> Result<Vec<LabelledRow>, StoreError> {
     let rows = store.pairs(ROWS_MAX, true).await?;
     Ok(rows
@@ -82,16 +81,14 @@ pub async fn labelled_rows(store: &Store) -> Result<Vec<LabelledRow>, StoreError
         .collect())
 }
 
-/// From this feedback score on an answer counts as right.
+/// Least feedback score of a right answer.
 const RIGHT: f64 = 0.5;
 
-/// How good each tier's answer to a pair was, 0 to 1: (small, large).
+/// The quality of each tier's answer, 0 to 1: (small, large).
 ///
-/// What was said about an answer counts first. Where nothing was said, answers that agree are worth
-/// the same, and where they differ large is taken to be right: it is the better model, and which of
-/// the two is right was not asked. Small's answer is then wrong, unless it was called right by
-/// somebody; one that a mark against an expected answer called right leaves large, which said
-/// something else, wrong.
+/// Feedback counts first. Without feedback, agreeing answers have the same quality; of differing ones
+/// large, the better model, counts as right and small as wrong. If small's answer equals an expected
+/// answer, a differing answer of large is wrong.
 pub fn outcomes(row: &PairRow) -> (f64, f64) {
     match (row.small_feedback, row.large_feedback) {
         (Some(small), Some(large)) => (small, large),
@@ -105,21 +102,21 @@ pub fn outcomes(row: &PairRow) -> (f64, f64) {
     }
 }
 
-/// The pairs that tell a threshold of `scorer`: those that it scored itself.
-pub fn calibration_pairs(rows: Vec<PairRow>, scorer: &str) -> Vec<KnownPair> {
+/// The observations for calibrating thresholds of `scorer`: the rows that it scored itself.
+pub fn calibration_pairs(rows: Vec<PairRow>, scorer: &str) -> Vec<ScopedObservation> {
     rows.into_iter()
         .filter(|row| row.scorer.as_deref() == Some(scorer))
         .filter_map(|row| {
             let (small, large) = outcomes(&row);
-            let pair = Pair {
+            let observation = Observation {
                 score: row.score?,
                 small,
                 large,
             };
-            Some(KnownPair {
+            Some(ScopedObservation {
                 tenant: row.tenant.to_string(),
                 tags: row.tags,
-                pair,
+                observation,
             })
         })
         .collect()
@@ -131,7 +128,7 @@ mod tests {
     use crate::router::learning::*;
 
     #[test]
-    fn what_was_said_counts_before_agreement() {
+    fn feedback_counts_before_agreement() {
         let row = |agrees, small_feedback, is_exact, large_feedback| PairRow {
             job: JobId::now(),
             tenant: Tenant::default(),

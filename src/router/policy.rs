@@ -1,5 +1,5 @@
-//! From a score to a tier: the producer's word first, then hard rules, then the threshold that the
-//! target, load and chance make.
+//! Chooses the tier: the producer's choice first, then hard rules, then the score's threshold, set by
+//! target, load and exploration.
 
 use std::sync::{Mutex, MutexGuard, RwLock};
 
@@ -13,13 +13,13 @@ use crate::{
 use super::{
     model_registry::ServedModels,
     target::{
-        self, Calibrations, KnownPair,
+        self, Calibrations, ScopedObservation,
         load::{LoadShift, TierLoad},
     },
 };
 
-/// Bytes of a token, on average: prompts of most languages and code lie near it, and what is judged
-/// too short here escalates when the small model's own tokenizer says so.
+/// Mean bytes of a token, for most languages and code. A prompt that is underestimated here escalates
+/// once the small model's tokenizer has counted it.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// How a router decides; shared by its batches.
@@ -59,38 +59,37 @@ impl Policy {
         scorer.clone()
     }
 
-    /// Puts another scorer in use. What was learned of the traffic is forgotten with the old one,
-    /// whose scores meant something else.
+    /// Replaces the scorer. The traffic windows are cleared, since they hold the old one's scores.
     pub fn promote(&self, scorer: Scorer) {
         *self.scorer.write().expect("nobody panics while holding it") = scorer;
         self.state().calibrations.forget();
     }
 
-    /// True when these targets of the ledger, before those of the configuration, are what holds.
-    pub fn follows(&self, ledger: &[ScopedTarget]) -> bool {
-        let wanted = target::in_force(&self.config, ledger);
+    /// True when the targets in force are these of the database over those of the configuration.
+    pub fn follows(&self, stored: &[ScopedTarget]) -> bool {
+        let wanted = target::in_force(&self.config, stored);
         self.state().calibrations.targets().eq(wanted)
     }
 
-    /// Puts the targets of the ledger in force, before those of the configuration. A new scope begins
-    /// with what `past` tells of its jobs. Returns what changed: see [`Calibrations::retarget`].
+    /// Puts the database's targets in force, over those of the configuration. `past` decisions fill the
+    /// windows of new scopes. Returns what changed: see [`Calibrations::retarget`].
     pub fn set_targets(
         &self,
-        ledger: &[ScopedTarget],
+        stored: &[ScopedTarget],
         past: &[PastDecision],
     ) -> Vec<(TargetScope, Option<RouteTarget>)> {
         let calibrations = &mut self.state().calibrations;
-        let changed = calibrations.retarget(target::in_force(&self.config, ledger));
+        let changed = calibrations.retarget(target::in_force(&self.config, stored));
         calibrations.remember(past);
         changed
     }
 
-    /// True when load has a say.
+    /// True when load affects routing.
     pub fn wants_load(&self) -> bool {
         self.config.load_shift_max() > 0.0 || self.state().calibrations.want_load()
     }
 
-    /// Learns what waits for each tier and what its jobs take. Returns the shift that follows.
+    /// Records each tier's load. Returns the resulting shift.
     pub fn observe_load(&self, small: TierLoad, large: TierLoad) -> f64 {
         let state = &mut *self.state();
         state.calibrations.observe_load(large);
@@ -104,9 +103,9 @@ impl Policy {
         self.state().calibrations.want_pairs()
     }
 
-    /// Learns the jobs of which both tiers' outcomes are known.
-    pub fn observe_pairs(&self, pairs: &[KnownPair]) {
-        self.state().calibrations.observe_pairs(pairs);
+    /// Replaces the jobs with both tiers' outcomes.
+    pub fn observe_pairs(&self, observations: &[ScopedObservation]) {
+        self.state().calibrations.observe_pairs(observations);
     }
 
     /// Chooses the tier of a request.
@@ -119,7 +118,7 @@ impl Policy {
         request: &ChatRequest,
         models: &ServedModels,
     ) -> Result<(Tier, Decision), Reason> {
-        let mut decision = self.judge(head, request);
+        let mut decision = self.score(head, request);
         let tier = match &request.model {
             ModelChoice::Small => Tier::Small,
             ModelChoice::Large => Tier::Large,
@@ -139,8 +138,8 @@ impl Policy {
         Ok((tier, decision))
     }
 
-    /// Scores a request under the present thresholds, without a choice and without learning from it.
-    pub fn judge(&self, head: &JobHead, request: &ChatRequest) -> Decision {
+    /// Scores a request under the present thresholds, without choosing a tier or recording the score.
+    pub fn score(&self, head: &JobHead, request: &ChatRequest) -> Decision {
         let features = Features::of(request);
         let scorer = self.scorer();
         let score = scorer.score(&features).gain;
@@ -167,8 +166,8 @@ impl Policy {
         }
     }
 
-    /// Chooses by score, load and chance. Chance is drawn from the job's id, so that a message that
-    /// comes twice is decided alike.
+    /// Chooses by score, load and exploration. Random draws depend on the job's id, so that a redelivered
+    /// message gets the same decision.
     fn choose(&self, job: JobId, decision: &mut Decision) -> Tier {
         let by_score = tier_at(decision.score, decision.threshold_base);
         let mut tier = tier_at(decision.score, decision.threshold);
@@ -204,14 +203,14 @@ fn tier_at(score: f64, threshold: f64) -> Tier {
     }
 }
 
-/// A number from 0 to below 1 that depends on the job and the purpose alone.
+/// A uniform number from 0 to below 1, determined by the job and the purpose.
 fn draw(job: JobId, purpose: &str) -> f64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(purpose.as_bytes()).update(job.0.as_bytes());
     let digest = hasher.finalize();
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&digest.as_bytes()[..8]);
-    // The upper 53 bits are what a double can hold.
+    // A double holds 53 bits.
     (u64::from_le_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
 }
 
@@ -232,7 +231,7 @@ fn named(name: &str, models: &ServedModels) -> Result<Tier, Reason> {
     })
 }
 
-/// True when the prompt is likely beyond the small model's context, and the large one takes more.
+/// True when the prompt likely exceeds the small model's context and the large one has a longer one.
 fn is_too_long_for_small(request: &ChatRequest, models: &ServedModels) -> bool {
     let Some(small) = models.context_tokens(Tier::Small) else {
         return false;

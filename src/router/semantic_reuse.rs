@@ -1,9 +1,9 @@
-//! Questions that ask the same in other words are given each other's answers, where requests allow it.
+//! Semantic reuse: a paraphrase is given the answer to an earlier question, where its request allows it.
 //!
-//! Comes in: admissions whose requests ask for semantic reuse. Goes out: the same, each with its
-//! embedding and with the nearest question that has an answer, judged ([`Reuse::consult`]). The
-//! ledger keeps the questions; this process holds those with an answer in an index, which it
-//! brings up to date at short intervals. Any failure is a miss: the job then runs as any other.
+//! Comes in: admissions that request semantic reuse. Goes out: the same, each with its embedding and the
+//! nearest answered question ([`Reuse::consult`]). The database stores the questions; this process
+//! indexes the answered ones and refreshes its index at short intervals. Any failure is a miss: the job
+//! then runs as usual.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use metrics::{counter, gauge, histogram};
 use tokio::time::Instant;
 
 use crate::{
-    cache::semantic::{Encoder, Index, Question, compare},
+    cache::semantic::{Encoder, IndexedQuestion, QuestionIndex, compare},
     config::CacheConfig,
     engine::Embedder,
     job::JobId,
@@ -28,31 +28,31 @@ use crate::{
     },
 };
 
-/// How often new answers are looked for.
+/// How often the index is refreshed.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(250);
-/// A row may become visible so much later than its time says: clocks differ and commits take a while.
+/// How much later than its timestamp a row may become visible: clocks differ, and commits take time.
 const OVERLAP: TimeDelta = TimeDelta::seconds(10);
-/// How often all of them are read again, so that what the ledger has removed goes here as well.
+/// How often the index is rebuilt, so that removed questions disappear.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(600);
-/// Near questions that are judged, the nearest first.
+/// Most near questions that are compared, nearest first.
 const NEAR_MAX: usize = 8;
-/// NearQuestion below which a question is not worth a word in the ledger.
+/// Least cosine of a near question that is recorded in the database.
 const NEAR_COSINE_MIN: f32 = 0.7;
-/// Texts that are embedded at once.
+/// Most texts embedded in one call.
 const TEXTS_TOGETHER: usize = 64;
 
-/// Finds, for questions that come in, those that ask the same.
+/// Finds paraphrases of incoming questions.
 #[derive(Debug)]
 pub(super) struct Reuse {
     pub(super) encoder: Arc<dyn Encoder>,
     config: CacheConfig,
-    index: RwLock<Index>,
+    index: RwLock<QuestionIndex>,
 }
 
 impl Reuse {
-    /// Nothing is known before the first [`Reuse::keep_fresh`].
+    /// The index is empty before the first [`Reuse::keep_fresh`].
     pub(super) fn new(encoder: Arc<dyn Encoder>, config: CacheConfig) -> Self {
-        let index = RwLock::new(Index::new(encoder.width(), config.questions_max));
+        let index = RwLock::new(QuestionIndex::new(encoder.width(), config.questions_max));
         Self {
             encoder,
             config,
@@ -60,12 +60,12 @@ impl Reuse {
         }
     }
 
-    /// Revision of the encoder, and the likeness that questions must have.
-    pub(super) fn asked(&self) -> (&str, f32) {
+    /// Revision of the encoder, and the least similarity of paraphrases.
+    pub(super) fn encoder_and_cosine_min(&self) -> (&str, f32) {
         (self.encoder.revision(), self.config.cosine_min as f32)
     }
 
-    /// Looks up the questions of these admissions. Takes the time of embedding them.
+    /// Embeds the questions of these admissions and looks them up.
     pub(super) async fn consult(
         self: &Arc<Self>,
         mut admissions: Vec<Admission>,
@@ -82,12 +82,12 @@ impl Reuse {
             Ok(Err(error)) => {
                 tracing::warn!(
                     error,
-                    "questions are not embedded; they are answered as others"
+                    "cannot embed questions; their jobs run without semantic reuse"
                 );
                 HashMap::new()
             }
             Err(error) => {
-                tracing::error!(%error, "the encoder crashed; questions are answered as others");
+                tracing::error!(%error, "the encoder crashed; jobs run without semantic reuse");
                 HashMap::new()
             }
         };
@@ -100,7 +100,7 @@ impl Reuse {
             let outcome = match vectors.get(&lookup.question) {
                 Some(vector) => {
                     lookup.embedding.clone_from(vector);
-                    lookup.nearest = self.judge(&index, lookup, id, Utc::now());
+                    lookup.nearest = self.nearest(&index, lookup, id, Utc::now());
                     match &lookup.nearest {
                         Some(NearQuestion {
                             outcome: NearOutcome::Miss(veto),
@@ -131,10 +131,10 @@ impl Reuse {
         Ok(vectors)
     }
 
-    /// The nearest question whose answer serves, or else the nearest one and why its answer does not.
-    fn judge(
+    /// The nearest question whose answer may be reused, or else the nearest one and why it may not.
+    fn nearest(
         &self,
-        index: &Index,
+        index: &QuestionIndex,
         lookup: &Lookup,
         job: JobId,
         now: DateTime<Utc>,
@@ -169,14 +169,14 @@ impl Reuse {
         nearest
     }
 
-    /// Whether a job's hit is run again: drawn from its id, so that a message that comes twice is
-    /// decided alike.
+    /// Whether a job's hit is rechecked: drawn from its id, so that a redelivered message gets the same
+    /// decision.
     fn draws(&self, job: JobId) -> bool {
         let (high, low) = job.0.as_u64_pair();
         Random::new(high ^ low.rotate_left(32)).unit() < self.config.recheck_share
     }
 
-    /// Takes in what has changed in the ledger, at intervals, until asked to stop.
+    /// Refreshes the index from the database at intervals, until shutdown.
     pub(super) async fn keep_fresh(self: Arc<Self>, store: Store, shutdown: Shutdown) {
         let mut since = DateTime::<Utc>::UNIX_EPOCH;
         let mut reloaded = Instant::now();
@@ -191,7 +191,7 @@ impl Reuse {
             {
                 Ok(known) => since = self.take(known, since),
                 Err(error) => {
-                    tracing::warn!(%error, "new answers are not known yet; questions are judged by the known ones");
+                    tracing::warn!(%error, "cannot refresh the index of answered questions; lookups use the present one");
                 }
             }
             tokio::select! {
@@ -201,21 +201,24 @@ impl Reuse {
         }
     }
 
-    /// Puts questions into the index; all of them into an empty one when they are all there are. Returns
-    /// the instant from which the next ones are to be read.
+    /// Adds questions to the index, or replaces the index if `since` is the epoch. Returns the instant
+    /// from which to read next.
     fn take(&self, known: Vec<KnownQuestion>, since: DateTime<Utc>) -> DateTime<Utc> {
         let latest = known.iter().map(|question| question.changed_at).max();
         let mut fresh = None;
-        let mut held;
-        let index: &mut Index = if since == DateTime::<Utc>::UNIX_EPOCH {
-            fresh.insert(Index::new(self.encoder.width(), self.config.questions_max))
+        let mut present;
+        let index: &mut QuestionIndex = if since == DateTime::<Utc>::UNIX_EPOCH {
+            fresh.insert(QuestionIndex::new(
+                self.encoder.width(),
+                self.config.questions_max,
+            ))
         } else {
-            held = self.index.write().expect("nobody panics while holding it");
-            &mut held
+            present = self.index.write().expect("nobody panics while holding it");
+            &mut present
         };
-        // The latest come first, and are to stay the longest.
+        // The latest come first and must be evicted last.
         for known in known.into_iter().rev() {
-            let question = Question {
+            let question = IndexedQuestion {
                 entry: known.entry,
                 text: known.question.into(),
                 cosine_min: known.cosine_min,
@@ -245,8 +248,8 @@ impl Encoder for Embedder {
     }
 }
 
-/// Whether an admission asks for semantic reuse.
-pub(super) fn asks(admission: &Admission) -> bool {
+/// Whether an admission requests semantic reuse.
+pub(super) fn requests_reuse(admission: &Admission) -> bool {
     matches!(&admission.decision, AdmissionDecision::Route(route) if route.lookup.is_some())
 }
 

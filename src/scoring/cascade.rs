@@ -1,7 +1,7 @@
-//! Quality against cost: what a threshold before generation and one after it come to on jobs that
-//! both models have answered.
+//! Quality against cost of a routing threshold and an escalation threshold, on jobs that both models
+//! have answered.
 //!
-//! Pure arithmetic over recorded answers, so every point of a curve is judged on the same ones.
+//! Pure arithmetic over recorded answers, so every point of a curve is evaluated on the same ones.
 
 use serde::Serialize;
 
@@ -10,17 +10,17 @@ const STEPS_MAX: usize = 100;
 
 /// A job that both models have answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Case {
-    /// Its share in the traffic; shares need not add up to anything.
+pub struct LabelledJob {
+    /// Its weight in the traffic; weights need no particular sum.
     pub weight: f64,
     /// The router's score, 0 to 1, higher for large.
     pub score: f64,
-    /// How sure the small model's answer is; `None` where that cannot be told, which keeps it, and
+    /// Confidence in the small model's answer; `None` where it is unknown, which keeps the answer, and
     /// below 0 where there is no answer.
     pub confidence: Option<f64>,
-    /// Whether each model's answer is right, and what it cost.
+    /// The small model's answer.
     pub small: Shot,
-    /// The large model's.
+    /// The large model's answer.
     pub large: Shot,
 }
 
@@ -29,29 +29,29 @@ pub struct Case {
 pub struct Shot {
     /// Whether it is right.
     pub right: bool,
-    /// What it cost, in the same unit everywhere.
+    /// Its cost, in any fixed unit.
     pub cost: f64,
 }
 
-/// What a pair of thresholds comes to.
+/// Quality and cost of a pair of thresholds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Point {
-    /// Jobs of this score and more go to the large model at once; above 1 none does.
+    /// Jobs from this score on go directly to the large model; above 1 none does.
     pub threshold: f64,
-    /// Answers of less confidence than this go on to it; 0 for none.
+    /// Answers of lower confidence are escalated to it; 0 for none.
     pub escalate_below: f64,
     /// Share of the jobs that end with a right answer.
     pub accuracy: f64,
     /// Mean cost of a job, as a share of what the large model alone costs.
     pub cost: f64,
-    /// Share of the jobs that go to the large model at once.
+    /// Share of the jobs that go directly to the large model.
     pub direct: f64,
     /// Share of the jobs whose small answer is escalated.
     pub escalated: f64,
 }
 
-/// What two thresholds come to.
-pub fn at(cases: &[Case], threshold: f64, escalate_below: f64) -> Point {
+/// Evaluates two thresholds.
+pub fn at(cases: &[LabelledJob], threshold: f64, escalate_below: f64) -> Point {
     let (mut total, mut always_large) = (0.0, 0.0);
     let (mut right, mut cost, mut direct, mut escalated) = (0.0, 0.0, 0.0, 0.0);
     for case in cases {
@@ -85,29 +85,32 @@ pub fn at(cases: &[Case], threshold: f64, escalate_below: f64) -> Point {
 /// A threshold above every score.
 pub const NEVER: f64 = 1.1;
 
-/// The curve of a threshold before generation alone, from always small to always large.
-pub fn before_generation(cases: &[Case]) -> Vec<Point> {
+/// The curve of the routing threshold alone, from always small to always large.
+pub fn before_generation(cases: &[LabelledJob]) -> Vec<Point> {
     let scores = steps(cases.iter().map(|case| case.score));
     let thresholds = [NEVER].into_iter().chain(scores.into_iter().rev());
     thresholds.map(|step| at(cases, step, 0.0)).collect()
 }
 
-/// The curve of a threshold after it alone, from always small to always both.
-pub fn after_generation(cases: &[Case]) -> Vec<Point> {
-    let doubts = doubts(cases);
-    doubts.iter().map(|step| at(cases, NEVER, *step)).collect()
+/// The curve of the escalation threshold alone, from always small to always both.
+pub fn after_generation(cases: &[LabelledJob]) -> Vec<Point> {
+    let confidences = confidences(cases);
+    confidences
+        .iter()
+        .map(|step| at(cases, NEVER, *step))
+        .collect()
 }
 
-/// The best that both thresholds together can do: points by rising cost, each more accurate than
-/// all cheaper ones.
-pub fn both(cases: &[Case]) -> Vec<Point> {
+/// The Pareto front of both thresholds: points by rising cost, each more accurate than all cheaper
+/// ones.
+pub fn both(cases: &[LabelledJob]) -> Vec<Point> {
     let scores = steps(cases.iter().map(|case| case.score));
-    let doubts = doubts(cases);
+    let confidences = confidences(cases);
     let mut points: Vec<Point> = [NEVER]
         .into_iter()
         .chain(scores)
-        .flat_map(|score| doubts.iter().map(move |doubt| (score, *doubt)))
-        .map(|(score, doubt)| at(cases, score, doubt))
+        .flat_map(|score| confidences.iter().map(move |level| (score, *level)))
+        .map(|(score, level)| at(cases, score, level))
         .collect();
     points.sort_by(|a, b| {
         a.cost
@@ -123,13 +126,13 @@ pub fn both(cases: &[Case]) -> Vec<Point> {
     points
 }
 
-/// The cheapest of the points that are at least so accurate.
+/// The cheapest point of at least this accuracy.
 pub fn cheapest(points: &[Point], accuracy_min: f64) -> Option<Point> {
     let enough = points.iter().filter(|point| point.accuracy >= accuracy_min);
     enough.min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()
 }
 
-/// The least that any policy can cost.
+/// The lower bound on the cost of any policy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bound {
     /// Mean cost of a job, as a share of what the large model alone costs.
@@ -140,33 +143,32 @@ pub struct Bound {
     pub direct: f64,
 }
 
-/// The least cost at which any policy can be so accurate, however well it chooses; `None` when none
-/// can.
+/// The least cost at which any policy can reach an accuracy; `None` when none can.
 ///
-/// It knows both answers before it chooses, and so pays for one model only: the cheaper one, unless
-/// that is wrong and the other right. A knapsack, of which its fractional form is asked: the cheapest
-/// corrections first, and of the last one the part that is needed, as by a policy that draws lots.
-pub fn oracle(cases: &[Case], accuracy_min: f64) -> Option<Bound> {
+/// An oracle that knows both answers pays for one model only: the cheaper one, unless that is wrong and
+/// the other right. This is a fractional knapsack: the cheapest corrections first, and the needed part
+/// of the last one, as by a randomised policy.
+pub fn oracle(cases: &[LabelledJob], accuracy_min: f64) -> Option<Bound> {
     let share = |is: bool| f64::from(u8::from(is));
     let (mut total, mut always_large) = (0.0, 0.0);
     let (mut right, mut cost, mut direct) = (0.0, 0.0, 0.0);
-    // What a correction costs, what it weighs, and how it moves the share of large.
+    // Each correction's extra cost, weight, and change of the share of large.
     let mut corrections = Vec::new();
     for case in cases {
         let weight = case.weight;
         total += weight;
         always_large += weight * case.large.cost;
         let takes_large = case.large.cost < case.small.cost;
-        let (cheap, dear) = match takes_large {
+        let (cheap, costly) = match takes_large {
             true => (case.large, case.small),
             false => (case.small, case.large),
         };
         right += weight * share(cheap.right);
         cost += weight * cheap.cost;
         direct += weight * share(takes_large);
-        if dear.right && !cheap.right {
+        if costly.right && !cheap.right {
             let to_large = share(!takes_large) - share(takes_large);
-            corrections.push((dear.cost - cheap.cost, weight, to_large));
+            corrections.push((costly.cost - cheap.cost, weight, to_large));
         }
     }
     corrections.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -180,7 +182,7 @@ pub fn oracle(cases: &[Case], accuracy_min: f64) -> Option<Bound> {
         cost += part * more;
         direct += part * to_large;
     }
-    // What is missing by rounding alone is not missing.
+    // The tolerance absorbs rounding.
     (right >= enough - 1e-9 * total).then_some(Bound {
         cost: cost / always_large,
         accuracy: right / total,
@@ -188,13 +190,13 @@ pub fn oracle(cases: &[Case], accuracy_min: f64) -> Option<Bound> {
     })
 }
 
-fn doubts(cases: &[Case]) -> Vec<f64> {
+fn confidences(cases: &[LabelledJob]) -> Vec<f64> {
     let sure = cases.iter().filter_map(|case| case.confidence);
     let above_all = steps(sure).into_iter().chain([NEVER]);
     [0.0].into_iter().chain(above_all).collect()
 }
 
-/// Different values, rising, thinned out evenly.
+/// Distinct values, rising, thinned out evenly.
 fn steps(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
@@ -212,8 +214,8 @@ fn steps(values: impl Iterator<Item = f64>) -> Vec<f64> {
 mod tests {
     use crate::scoring::cascade::*;
 
-    fn case(score: f64, confidence: f64, small: bool, large: bool) -> Case {
-        Case {
+    fn case(score: f64, confidence: f64, small: bool, large: bool) -> LabelledJob {
+        LabelledJob {
             weight: 1.0,
             score,
             confidence: Some(confidence),
@@ -228,8 +230,9 @@ mod tests {
         }
     }
 
-    /// Two that small can do, one that it doubts rightly, one that it gets wrong and is sure of.
-    fn cases() -> [Case; 4] {
+    /// Two that small answers, one that it fails with low confidence, one that it fails with high
+    /// confidence.
+    fn cases() -> [LabelledJob; 4] {
         [
             case(0.1, 0.9, true, true),
             case(0.2, 0.95, true, false),
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn points_are_counted_by_hand() {
+    fn points_match_a_hand_count() {
         let cases = cases();
         let small = at(&cases, NEVER, 0.0);
         assert_eq!((small.accuracy, small.cost), (0.5, 0.25));
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_kept_and_what_failed_goes_on() {
+    fn unknown_confidence_is_kept_and_failures_are_escalated() {
         let mut cases = cases();
         cases[2].confidence = None;
         assert_eq!(at(&cases, NEVER, NEVER).escalated, 0.75);
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_run_between_their_ends_and_both_is_nowhere_worse() {
+    fn both_thresholds_are_never_worse_than_one() {
         let mut cases = Vec::new();
         for at in 0..400 {
             let (a, b) = (
@@ -300,7 +303,7 @@ mod tests {
         assert_eq!(cheapest(&both, 1.1), None);
     }
 
-    /// Every choice of a model for each case is tried.
+    /// Tries every assignment of models to jobs.
     #[test]
     fn no_choice_beats_the_oracle() {
         let mut cases = Vec::new();

@@ -1,29 +1,30 @@
-//! Fits and judges in one go, on prompts held out: by chance, by domain, or by set.
+//! Cross-validation: scores prompts with weights fitted to the other folds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    evaluate::Judged,
+    evaluate::ScoredPrompt,
     random::Random,
-    train::{self, Recipe, Sample, TrainError},
+    sample::Sample,
+    train::{self, Recipe, TrainError},
     weights::Weights,
 };
 
 /// What is held out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// One prompt in so many, each once; equal prompts stay together.
+    /// This many random folds; equal prompts stay together.
     Folds(u64),
-    /// Whole domains: each set's in up to eight groups, or each alone when there are no more.
+    /// Whole domains: each set's are spread over up to eight groups.
     Domains,
     /// Whole sets.
     Sets,
 }
 
-/// Groups into which a set's domains are put at most.
+/// Most groups of a set's domains.
 const DOMAIN_GROUPS_MAX: usize = 8;
 
-/// The fold of each sample. The same seed gives the same folds, whatever the samples' order.
+/// The fold of each sample. The same seed gives the same folds, in any order of the samples.
 pub fn folds(samples: &[&Sample], split: Split, seed: u64) -> Vec<u64> {
     match split {
         Split::Folds(count) => samples
@@ -59,13 +60,13 @@ pub fn folds(samples: &[&Sample], split: Split, seed: u64) -> Vec<u64> {
     }
 }
 
-/// Scores samples with weights that were fitted to them or to others.
-pub fn judge(weights: &Weights, samples: &[&Sample]) -> Vec<Judged> {
+/// Scores samples with given weights.
+pub fn score_samples(weights: &Weights, samples: &[&Sample]) -> Vec<ScoredPrompt> {
     samples
         .iter()
         .map(|sample| {
             let gain = weights.parts(&sample.features).gain();
-            Judged {
+            ScoredPrompt {
                 score: weights.rank(gain),
                 expected: Some(gain),
                 weak: sample.weak,
@@ -79,15 +80,15 @@ pub fn judge(weights: &Weights, samples: &[&Sample]) -> Vec<Judged> {
 /// Scores every sample with weights fitted to the other folds.
 ///
 /// # Errors
-/// When a fold's other samples cannot be fitted to.
+/// When the samples outside a fold cannot be fitted to.
 pub fn cross_validate(
     samples: &[&Sample],
     split: Split,
     seed: u64,
     recipe: &Recipe,
-) -> Result<Vec<Judged>, TrainError> {
+) -> Result<Vec<ScoredPrompt>, TrainError> {
     let folds = folds(samples, split, seed);
-    let mut judged = vec![None; samples.len()];
+    let mut scored = vec![None; samples.len()];
     for fold in folds.iter().copied().collect::<BTreeSet<_>>() {
         let of = |is_held_out: bool| -> Vec<usize> {
             let all = 0..samples.len();
@@ -101,9 +102,12 @@ pub fn cross_validate(
         let pick =
             |places: &[usize]| -> Vec<&Sample> { places.iter().map(|at| samples[*at]).collect() };
         let weights = train::train(&pick(&kept), recipe)?;
-        for (at, one) in held_out.iter().zip(judge(&weights, &pick(&held_out))) {
-            judged[*at] = Some(one);
+        for (at, one) in held_out
+            .iter()
+            .zip(score_samples(&weights, &pick(&held_out)))
+        {
+            scored[*at] = Some(one);
         }
     }
-    Ok(judged.into_iter().flatten().collect())
+    Ok(scored.into_iter().flatten().collect())
 }

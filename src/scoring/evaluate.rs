@@ -1,26 +1,26 @@
-//! How good a router's ranking is.
+//! Measures a router's ranking.
 //!
 //! APGR and CPT as RouteLLM's evaluation computes them (Ong et al., 2024): thresholds at the
 //! deciles of the scores, the trapezoid area under quality over share of large, and the
 //! interpolated share at which a part of the gap is recovered. The `exact` figures take every
-//! distinct score as a threshold and cross ties by a straight line, as random order within them
-//! would. One scale for both: 0 at the small model's level, 1 at the large one's. Prompts count by
-//! their weight, so that rows whose labels were collected by chance speak for those not collected.
+//! distinct score as a threshold and interpolate linearly within ties, as the mean over random orders
+//! would. Both scale from 0, the small model's level, to 1, the large one's. Prompts count by their
+//! weight, so that sampled rows represent those not sampled.
 
 use std::cmp::Ordering;
 
 /// A scored prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Judged {
+pub struct ScoredPrompt {
     /// The router's score; higher for large.
     pub score: f64,
-    /// The gain the router expected, if it says one.
+    /// The gain the router expected, if it predicts one.
     pub expected: Option<f64>,
     /// The small model's score, 0 to 1.
     pub weak: f64,
     /// The large model's score, 0 to 1.
     pub strong: f64,
-    /// How much the prompt counts; above 0.
+    /// The prompt's weight; above 0.
     pub weight: f64,
 }
 
@@ -35,16 +35,16 @@ pub struct Curve {
     pub cpt80: f64,
 }
 
-/// How a router does on a set of prompts.
+/// Measures of a ranking on a set of prompts.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct RankingReport {
     /// Prompts.
     pub prompts: usize,
-    /// Percentage that the small model gets right.
+    /// Percentage of right answers of the small model.
     pub weak: f64,
-    /// Percentage that the large model gets right.
+    /// Percentage of right answers of the large model.
     pub strong: f64,
-    /// At the deciles, as RouteLLM; not a number when all scores are one.
+    /// At the deciles, as RouteLLM; NaN when all scores are equal.
     pub deciles: Curve,
     /// At every score.
     pub exact: Curve,
@@ -53,69 +53,71 @@ pub struct Report {
     pub auc_helps: f64,
     /// Probability that a prompt which the small model fails scores above one which it does not.
     pub auc_small_fails: f64,
-    /// Mean distance of the expected from the observed gain over ten bins of as many prompts.
+    /// Mean distance of the expected from the observed gain over ten bins of equally many prompts.
     pub calibration_error: Option<f64>,
-    /// Scores below which 0, 10, 25, 50, 75, 90 and 100 % of the prompts lie.
+    /// Quantiles of the scores at [`DISTRIBUTION`].
     pub distribution: [f64; 7],
     /// Distinct scores.
     pub distinct: usize,
 }
 
-/// Shares of [`Report::distribution`].
+/// Shares of [`RankingReport::distribution`].
 pub const DISTRIBUTION: [f64; 7] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
 
-/// Why scores cannot be judged.
+/// Why scores cannot be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvaluateError {
-    /// There is nothing to judge.
+    /// There are no prompts.
     #[error("there are no labelled prompts")]
     Empty,
-    /// No ranking can recover a gap that is not there.
-    #[error("the large model is nowhere better in sum: there is no gap to recover")]
+    /// The large model is not better: there is no gap to recover.
+    #[error(
+        "the large model is not better than the small one on these prompts: there is no gap to recover"
+    )]
     NoGap,
 }
 
-/// Judges scores.
+/// Evaluates a ranking.
 ///
 /// # Errors
-/// When there are none, or the large model is not better in sum.
-pub fn evaluate(judged: &[Judged]) -> Result<Report, EvaluateError> {
-    if judged.is_empty() {
+/// When there are no prompts, or the large model is not better in sum.
+pub fn evaluate(scored: &[ScoredPrompt]) -> Result<RankingReport, EvaluateError> {
+    if scored.is_empty() {
         return Err(EvaluateError::Empty);
     }
-    if sum(judged, gain) <= 0.0 {
+    if sum(scored, gain) <= 0.0 {
         return Err(EvaluateError::NoGap);
     }
-    let scores = places(judged);
+    let scores = places(scored);
     let distribution = DISTRIBUTION.map(|share| quantile(&scores, share));
-    let percent = |of: fn(&Judged) -> f64| 100.0 * sum(judged, of) / sum(judged, |_| 1.0);
-    Ok(Report {
-        prompts: judged.len(),
+    let percent = |of: fn(&ScoredPrompt) -> f64| 100.0 * sum(scored, of) / sum(scored, |_| 1.0);
+    Ok(RankingReport {
+        prompts: scored.len(),
         weak: percent(|one| one.weak),
         strong: percent(|one| one.strong),
-        deciles: deciles(judged, &scores),
-        exact: exact(judged),
-        auc_helps: auc(judged, |one| one.strong > one.weak),
-        auc_small_fails: auc(judged, |one| one.weak < 0.5),
-        calibration_error: calibration_error(judged),
+        deciles: deciles(scored, &scores),
+        exact: exact(scored),
+        auc_helps: auc(scored, |one| one.strong > one.weak),
+        auc_small_fails: auc(scored, |one| one.weak < 0.5),
+        calibration_error: calibration_error(scored),
         distribution,
         distinct: scores.chunk_by(|a, b| a.0 == b.0).count(),
     })
 }
 
-fn gain(one: &Judged) -> f64 {
+fn gain(one: &ScoredPrompt) -> f64 {
     one.strong - one.weak
 }
 
 /// The weighted sum of something.
-fn sum(judged: &[Judged], of: impl Fn(&Judged) -> f64) -> f64 {
-    judged.iter().map(|one| one.weight * of(one)).sum()
+fn sum(scored: &[ScoredPrompt], of: impl Fn(&ScoredPrompt) -> f64) -> f64 {
+    scored.iter().map(|one| one.weight * of(one)).sum()
 }
 
-/// Ascending scores with their places, which lie half of both weights apart: 0, 1, 2 and so on where
-/// all weights are one.
-fn places(judged: &[Judged]) -> Vec<(f64, f64)> {
-    let mut order: Vec<(f64, f64)> = judged.iter().map(|one| (one.score, one.weight)).collect();
+/// Ascending scores with their positions; neighbours are half of both weights apart, so that positions
+/// are 0, 1, 2, … where all weights are one.
+fn places(scored: &[ScoredPrompt]) -> Vec<(f64, f64)> {
+    let mut order: Vec<(f64, f64)> = scored.iter().map(|one| (one.score, one.weight)).collect();
     order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let (mut place, mut before) = (0.0, None);
     for (_, weight) in &mut order {
@@ -136,20 +138,20 @@ fn quantile(places: &[(f64, f64)], share: f64) -> f64 {
     }
 }
 
-/// RouteLLM's figures.
-fn deciles(judged: &[Judged], places: &[(f64, f64)]) -> Curve {
+/// The curve at the deciles, as RouteLLM computes it.
+fn deciles(scored: &[ScoredPrompt], places: &[(f64, f64)]) -> Curve {
     let mut edges: Vec<f64> = (0..=10)
         .map(|decile| quantile(places, f64::from(decile) / 10.0))
         .collect();
     edges.dedup();
-    let (weak, total) = (sum(judged, |one| one.weak), sum(judged, gain));
-    let prompts = sum(judged, |_| 1.0);
+    let (weak, total) = (sum(scored, |one| one.weak), sum(scored, gain));
+    let prompts = sum(scored, |_| 1.0);
     let mut points: Vec<(f64, f64)> = Vec::with_capacity(edges.len());
     for (at, edge) in edges.iter().enumerate() {
         // The last threshold sends nothing to large.
         let is_last = at + 1 == edges.len();
         let (mut large, mut quality) = (0.0, 0.0);
-        for one in judged {
+        for one in scored {
             let to_large = if is_last {
                 one.score > *edge
             } else {
@@ -176,11 +178,11 @@ fn deciles(judged: &[Judged], places: &[(f64, f64)]) -> Curve {
     }
 }
 
-/// Figures without bins.
-fn exact(judged: &[Judged]) -> Curve {
-    let mut order: Vec<&Judged> = judged.iter().collect();
+/// The curve at every score.
+fn exact(scored: &[ScoredPrompt]) -> Curve {
+    let mut order: Vec<&ScoredPrompt> = scored.iter().collect();
     order.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let (total, prompts) = (sum(judged, gain), sum(judged, |_| 1.0));
+    let (total, prompts) = (sum(scored, gain), sum(scored, |_| 1.0));
     let mut points = vec![(0.0, 0.0)];
     let (mut large, mut recovered) = (0.0, 0.0);
     for (at, one) in order.iter().enumerate() {
@@ -191,7 +193,7 @@ fn exact(judged: &[Judged]) -> Curve {
         }
     }
     let reach = |goal: f64| {
-        // The last point reaches all of the gap, but for rounding.
+        // The last point reaches the whole gap, up to rounding.
         let at = points.iter().position(|point| point.1 >= goal);
         let at = at.unwrap_or(points.len() - 1).max(1);
         let ((x0, y0), (x1, y1)) = (points[at - 1], points[at]);
@@ -212,8 +214,8 @@ fn area(points: &[(f64, f64)]) -> f64 {
         .sum()
 }
 
-/// The x at which the curve has a height: numpy's `interp` on (y, x), its binary search included,
-/// since the curve need not rise everywhere.
+/// The x at which the curve reaches a height: numpy's `interp` on (y, x), with the same binary search,
+/// since the curve need not be monotone.
 fn interpolate(points: &[(f64, f64)], height: f64) -> f64 {
     let above = points.partition_point(|point| point.1 <= height);
     if above == 0 {
@@ -227,8 +229,8 @@ fn interpolate(points: &[(f64, f64)], height: f64) -> f64 {
 }
 
 /// Area under the receiver operating characteristic, ties counting half.
-fn auc(judged: &[Judged], is_positive: impl Fn(&Judged) -> bool) -> f64 {
-    let mut order: Vec<&Judged> = judged.iter().collect();
+fn auc(scored: &[ScoredPrompt], is_positive: impl Fn(&ScoredPrompt) -> bool) -> f64 {
+    let mut order: Vec<&ScoredPrompt> = scored.iter().collect();
     order.sort_by(|a, b| a.score.total_cmp(&b.score));
     let (mut below, mut wins, mut positives) = (0.0, 0.0, 0.0);
     for tied in order.chunk_by(|a, b| a.score.total_cmp(&b.score) == Ordering::Equal) {
@@ -250,9 +252,9 @@ fn auc(judged: &[Judged], is_positive: impl Fn(&Judged) -> bool) -> f64 {
 /// Bins of the calibration error.
 const CALIBRATION_BINS: usize = 10;
 
-fn calibration_error(judged: &[Judged]) -> Option<f64> {
-    // How far each is off, by its expected gain.
-    let mut off: Vec<(f64, f64)> = judged
+fn calibration_error(scored: &[ScoredPrompt]) -> Option<f64> {
+    // Each prompt's weighted error, by its expected gain.
+    let mut off: Vec<(f64, f64)> = scored
         .iter()
         .map(|one| Some((one.expected?, one.weight * (one.expected? - gain(one)))))
         .collect::<Option<_>>()?;
@@ -260,7 +262,7 @@ fn calibration_error(judged: &[Judged]) -> Option<f64> {
     let size = off.len().div_ceil(CALIBRATION_BINS);
     let bins = off.chunks(size);
     let bins = bins.map(|bin| bin.iter().map(|(_, off)| off).sum::<f64>().abs());
-    Some(bins.sum::<f64>() / sum(judged, |_| 1.0))
+    Some(bins.sum::<f64>() / sum(scored, |_| 1.0))
 }
 
 #[cfg(test)]
@@ -268,14 +270,14 @@ mod tests {
     use crate::scoring::evaluate::*;
     use crate::scoring::random::Random;
 
-    fn some(seed: u64, prompts: usize, levels: f64) -> Vec<Judged> {
+    fn some(seed: u64, prompts: usize, levels: f64) -> Vec<ScoredPrompt> {
         let mut random = Random::new(seed);
         (0..prompts)
             .map(|_| {
                 let hardness = random.unit();
                 let right =
                     |chance: f64, random: &mut Random| f64::from(u8::from(random.unit() < chance));
-                Judged {
+                ScoredPrompt {
                     score: ((0.6 * hardness + 0.4 * random.unit()) * levels).floor() / levels,
                     expected: Some(hardness - 0.5),
                     weak: right(0.9 - 0.7 * hardness, &mut random),
@@ -286,23 +288,23 @@ mod tests {
             .collect()
     }
 
-    /// Every threshold tried by hand, every pair compared.
+    /// Tries every threshold and compares every pair.
     #[test]
     fn agrees_with_brute_force() {
         for (seed, levels) in [(1, 1e9), (2, 7.0), (3, 40.0)] {
-            let judged = some(seed, 300, levels);
-            let report = evaluate(&judged).expect("there is a gap");
-            let count = judged.len() as f64;
-            let weak: f64 = judged.iter().map(|one| one.weak).sum::<f64>() / count;
-            let strong: f64 = judged.iter().map(|one| one.strong).sum::<f64>() / count;
-            let mut levels: Vec<f64> = judged.iter().map(|one| one.score).collect();
+            let scored = some(seed, 300, levels);
+            let report = evaluate(&scored).expect("there is a gap");
+            let count = scored.len() as f64;
+            let weak: f64 = scored.iter().map(|one| one.weak).sum::<f64>() / count;
+            let strong: f64 = scored.iter().map(|one| one.strong).sum::<f64>() / count;
+            let mut levels: Vec<f64> = scored.iter().map(|one| one.score).collect();
             levels.sort_by(|a, b| b.total_cmp(a));
             levels.dedup();
             let mut last = (0.0, 0.0);
             let (mut sum, mut half) = (0.0, None);
             for level in levels {
-                let share = judged.iter().filter(|one| one.score >= level).count() as f64 / count;
-                let quality = judged
+                let share = scored.iter().filter(|one| one.score >= level).count() as f64 / count;
+                let quality = scored
                     .iter()
                     .map(|one| {
                         if one.score >= level {
@@ -323,8 +325,8 @@ mod tests {
             assert!((report.exact.apgr - sum).abs() < 1e-9);
             assert!((report.exact.cpt50 - 100.0 * half.expect("reached")).abs() < 1e-9);
             let (mut wins, mut pairs) = (0.0, 0.0);
-            for a in judged.iter().filter(|one| one.strong > one.weak) {
-                for b in judged.iter().filter(|one| one.strong <= one.weak) {
+            for a in scored.iter().filter(|one| one.strong > one.weak) {
+                for b in scored.iter().filter(|one| one.strong <= one.weak) {
                     pairs += 1.0;
                     wins += f64::from(u8::from(a.score > b.score))
                         + 0.5 * f64::from(u8::from(a.score == b.score));
@@ -334,18 +336,17 @@ mod tests {
         }
     }
 
-    /// A prompt of weight three counts as three of them do.
     #[test]
-    fn weights_are_as_many_prompts() {
-        let mut judged = some(6, 400, 40.0);
-        for (at, one) in judged.iter_mut().enumerate() {
+    fn a_weight_of_three_equals_three_prompts() {
+        let mut scored = some(6, 400, 40.0);
+        for (at, one) in scored.iter_mut().enumerate() {
             one.weight = [1.0, 1.0, 3.0][at % 3];
         }
-        let many: Vec<Judged> = judged
+        let many: Vec<ScoredPrompt> = scored
             .iter()
             .flat_map(|one| {
                 vec![
-                    Judged {
+                    ScoredPrompt {
                         weight: 1.0,
                         ..*one
                     };
@@ -354,11 +355,11 @@ mod tests {
             })
             .collect();
         let (weighted, many) = (
-            evaluate(&judged).expect("gap"),
+            evaluate(&scored).expect("gap"),
             evaluate(&many).expect("gap"),
         );
-        let of = |report: &Report| {
-            let Report { exact, .. } = report;
+        let of = |report: &RankingReport| {
+            let RankingReport { exact, .. } = report;
             [
                 report.weak,
                 report.strong,
@@ -379,25 +380,25 @@ mod tests {
 
     #[test]
     fn perfect_random_and_constant_scores() {
-        let mut judged = some(4, 2_000, 1e9);
-        for one in &mut judged {
+        let mut scored = some(4, 2_000, 1e9);
+        for one in &mut scored {
             one.score = one.strong - one.weak;
         }
-        let perfect = evaluate(&judged).expect("gap");
+        let perfect = evaluate(&scored).expect("gap");
         assert!(perfect.exact.apgr > 0.75 && perfect.exact.cpt80 < 50.0);
-        for one in &mut judged {
+        for one in &mut scored {
             one.score = 0.25;
         }
-        let constant = evaluate(&judged).expect("gap");
+        let constant = evaluate(&scored).expect("gap");
         assert!((constant.exact.apgr - 0.5).abs() < 1e-9 && constant.deciles.apgr.is_nan());
         assert!((constant.exact.cpt50 - 50.0).abs() < 1e-6);
         assert_eq!(constant.auc_helps, 0.5);
     }
 
     #[test]
-    fn nothing_to_judge_is_a_fault() {
+    fn an_empty_set_or_no_gap_is_an_error() {
         assert_eq!(evaluate(&[]), Err(EvaluateError::Empty));
-        let equal = Judged {
+        let equal = ScoredPrompt {
             score: 0.0,
             expected: None,
             weak: 1.0,

@@ -4,9 +4,10 @@
 //! fitted weights. Pure: nothing here reads a queue, a database or the clock.
 //!
 //! [`features`] reads a prompt; [`scorer`] applies fitted [`weights`] ([`words`] by hash, [`trees`] on
-//! counts, length for the rest) that [`codec`] reads and writes. [`samples`] are labelled prompts;
-//! [`train`] fits weights to them ([`ridge`], [`trees`]); [`cross_validation`] holds prompts out,
-//! [`evaluate`] measures the ranking, and [`record`] keeps how weights were made and evaluated.
+//! counts, length for the rest) that [`codec`] reads and writes. A [`sample`] is a labelled prompt
+//! ([`samples`] reads them); [`train`] fits weights to them ([`ridge`], [`trees`]); [`cross_validation`]
+//! scores held-out prompts, [`evaluate`] measures the ranking, and [`record`] stores how weights were
+//! trained and evaluated.
 //! [`confidence`] calibrates the probability that an answer is right; [`cascade`] computes what
 //! escalation thresholds cost and gain.
 
@@ -20,6 +21,7 @@ mod prior;
 pub mod random;
 pub mod record;
 pub mod ridge;
+pub mod sample;
 pub mod samples;
 pub mod scorer;
 pub mod train;

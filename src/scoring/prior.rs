@@ -1,10 +1,10 @@
-//! What holds of prompts of which little is known: means, and the slope over length.
+//! The terms for unfamiliar prompts: means, and the slope over length.
 
 use std::collections::BTreeMap;
 
-use super::train::Sample;
+use super::sample::Sample;
 
-/// The weighted mean of something over samples.
+/// The weighted mean of a value over samples.
 pub fn mean(samples: &[&Sample], of: impl Fn(&Sample) -> f64) -> f64 {
     let weight: f64 = samples.iter().map(|sample| sample.weight).sum();
     let sum: f64 = samples
@@ -14,20 +14,20 @@ pub fn mean(samples: &[&Sample], of: impl Fn(&Sample) -> f64) -> f64 {
     sum / weight
 }
 
-/// Mean gains of sets and of shapes.
+/// Mean gains and difficulties of sets.
 pub struct SetMeans<'a> {
-    /// Of the gain, by set.
+    /// Mean gain, by set.
     pub gain: BTreeMap<&'a str, f64>,
-    /// Of the difficulty, by set.
+    /// Mean difficulty, by set.
     pub difficulty: BTreeMap<&'a str, f64>,
-    /// Of all sets, each counting once.
+    /// Mean of the sets' mean gains.
     pub overall: f64,
-    /// By number of choices, less the overall mean.
+    /// Mean gain by number of choices, less the overall mean.
     pub shapes: [f32; 3],
 }
 
 impl<'a> SetMeans<'a> {
-    /// Takes the means of samples.
+    /// Computes the means of samples.
     pub fn of(samples: &[&'a Sample]) -> Self {
         let by_set = |of: fn(&Sample) -> f64| {
             let mut sums: BTreeMap<&'a str, (f64, f64)> = BTreeMap::new();
@@ -58,11 +58,11 @@ impl<'a> SetMeans<'a> {
     }
 }
 
-/// Prompts with as many choices up to which words and trees are not believed, and from which they
-/// are: fewer tell more about where they come from than about their shape.
+/// Number of prompts with as many choices up to which words and trees do not count, and from which they
+/// count fully: fewer prompts say more about their set than about their answer shape.
 const SUPPORT: [f32; 2] = [100.0, 200.0];
 
-/// How far the samples know prompts of each number of choices.
+/// How well the samples cover prompts of each number of choices, 0 to 1.
 pub fn support(samples: &[&Sample]) -> [f32; 3] {
     let mut counts = [0.0_f32; 3];
     for sample in samples {
@@ -72,10 +72,10 @@ pub fn support(samples: &[&Sample]) -> [f32; 3] {
     counts.map(|count| ((count - low) / (high - low)).clamp(0.0, 1.0))
 }
 
-/// Samples' worth of the overall mean in each shape's.
+/// Samples at the overall mean that are added to each number of choices.
 const SHAPE_PENALTY: f64 = 20.0;
 
-/// Least gain for a unit of the length's logarithm: where nothing is known, longer is harder.
+/// Least gain for a unit of the length's logarithm: of unfamiliar prompts, longer ones are harder.
 const LENGTH_SLOPE_MIN: f64 = 0.01;
 
 /// Slope of the gain over the length's logarithm, the mean of the sets' slopes, and the mean

@@ -1,4 +1,4 @@
-//! Random numbers that are the same on every machine and with every version of every library.
+//! Reproducible random numbers: the same on every machine, independent of library versions.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ impl Random {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Puts a list into random order (Fisher and Yates).
+    /// Shuffles a list (Fisher and Yates).
     pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for at in (1..list.len()).rev() {
             let other = (self.unit() * (at + 1) as f64) as usize;

@@ -1,108 +1,108 @@
-//! What weights were fitted to and how they did beside those in use, kept in their file: `router
-//! promote` goes by it, and later weights are compared on prompts that these have not seen.
+//! How weights were trained and evaluated, stored in their file. `router promote` decides by it, and
+//! later weights are compared on prompts that these were not fitted to.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    evaluate::{EvaluateError, Judged, evaluate},
+    evaluate::{EvaluateError, ScoredPrompt, evaluate},
+    sample::Sample,
     samples,
-    train::Sample,
 };
 
-/// What stands for ranking by length alone where weights are named.
+/// Stands for ranking by length alone where a version of weights is named.
 pub const LENGTH: &str = "length";
 
-/// What was held out while the new weights were judged.
+/// What was held out for the evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeldOut {
     /// Whole domains.
     Domains,
-    /// Prompts by chance, where there was only one domain.
+    /// Random prompts, where there was only one domain.
     Folds,
 }
 
-/// Exact APGRs of one set's prompts; .5 is chance.
+/// Exact APGRs on one set's prompts; .5 is random.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Comparison {
-    /// Prompts that were compared on.
+pub struct SetComparison {
+    /// Prompts of the comparison.
     pub prompts: u64,
-    /// Of the new weights, on prompts that were held out.
+    /// Of the new weights, on held-out prompts.
     pub new: f64,
-    /// Of the present ones.
+    /// Of the present weights.
     pub present: f64,
 }
 
-/// How weights were made and judged.
+/// How weights were trained and evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
-    /// Prompts that they are fitted to.
+pub struct TrainingRecord {
+    /// Prompts that they were fitted to.
     pub prompts: u64,
     /// Seed of folds and trees.
     pub seed: u64,
     /// What was held out.
     pub held_out: HeldOut,
-    /// What they were compared with: the version of the weights in use then, or [`LENGTH`].
+    /// The version of the weights they were compared with, or [`LENGTH`].
     pub against: String,
-    /// By set, those in which there was something to compare.
-    pub sets: BTreeMap<String, Comparison>,
-    /// [`print_of`] each of the prompts that they are fitted to, ascending.
+    /// Comparisons by set; sets without one are missing.
+    pub sets: BTreeMap<String, SetComparison>,
+    /// The [`fingerprint`] of each prompt that they were fitted to, ascending.
     #[serde(skip)]
     pub seen: Vec<u32>,
 }
 
-/// Tells a prompt from others; one in 4 billion is taken for another.
-pub fn print_of(sample: &Sample) -> u32 {
+/// A hash of the prompt; two prompts collide with probability 2⁻³².
+pub fn fingerprint(sample: &Sample) -> u32 {
     sample.group as u32
 }
 
-impl Record {
-    /// True when the mean over the sets fell short of that of what they were compared with, or nothing
-    /// could be compared.
+impl TrainingRecord {
+    /// True when the mean over the sets is below that of the present weights, or nothing could be
+    /// compared.
     pub fn has_lost(&self) -> bool {
-        let sum = |of: fn(&Comparison) -> f64| -> f64 { self.sets.values().map(of).sum() };
+        let sum = |of: fn(&SetComparison) -> f64| -> f64 { self.sets.values().map(of).sum() };
         self.sets.is_empty() || sum(|set| set.new) < sum(|set| set.present)
     }
 
-    /// True when the weights are fitted to this prompt, among others.
+    /// True when the weights were fitted to this prompt.
     pub fn has_seen(&self, sample: &Sample) -> bool {
-        self.seen.binary_search(&print_of(sample)).is_ok()
+        self.seen.binary_search(&fingerprint(sample)).is_ok()
     }
 }
 
-/// The prints of samples as a record keeps them.
-pub fn prints(samples: &[&Sample]) -> Vec<u32> {
-    let mut seen: Vec<u32> = samples.iter().map(|sample| print_of(sample)).collect();
+/// The fingerprints of samples as a record keeps them.
+pub fn fingerprints(samples: &[&Sample]) -> Vec<u32> {
+    let mut seen: Vec<u32> = samples.iter().map(|sample| fingerprint(sample)).collect();
     seen.sort_unstable();
     seen.dedup();
     seen
 }
 
-/// Compares two judgements of the same samples, set by set, on those for which `counts` is true; sets
-/// without any are not among the outcomes.
+/// Compares two scorings of the same samples, set by set, on the samples for which `counts` is true.
+/// Sets without any are left out.
 pub fn compare(
     samples: &[&Sample],
-    fresh: &[Judged],
-    present: &[Judged],
+    fresh: &[ScoredPrompt],
+    present: &[ScoredPrompt],
     counts: impl Fn(&Sample) -> bool,
-) -> BTreeMap<String, Result<Comparison, EvaluateError>> {
+) -> BTreeMap<String, Result<SetComparison, EvaluateError>> {
     let mut outcomes = BTreeMap::new();
     for (set, mut places) in samples::by(samples, |sample| sample.set.clone()) {
         places.retain(|at| counts(samples[*at]));
         if places.is_empty() {
             continue;
         }
-        let apgr = |judged: &[Judged]| {
-            let own: Vec<_> = places.iter().map(|at| judged[*at]).collect();
+        let apgr = |scored: &[ScoredPrompt]| {
+            let own: Vec<_> = places.iter().map(|at| scored[*at]).collect();
             evaluate(&own).map(|report| report.exact.apgr)
         };
         let outcome = apgr(fresh).and_then(|new| {
             let present = apgr(present)?;
-            Ok(Comparison {
+            Ok(SetComparison {
                 prompts: places.len() as u64,
                 new,
                 present,
@@ -117,20 +117,20 @@ pub fn compare(
 pub(crate) mod tests {
     use super::*;
     use crate::scoring::{
-        cross_validation::judge,
+        cross_validation::score_samples,
         train::tests::{fitted, samples},
     };
 
-    pub(crate) fn record(sets: &[(&str, f64, f64)]) -> Record {
+    pub(crate) fn record(sets: &[(&str, f64, f64)]) -> TrainingRecord {
         let compared = |&(set, new, present): &(&str, f64, f64)| {
-            let compared = Comparison {
+            let compared = SetComparison {
                 prompts: 9,
                 new,
                 present,
             };
             (set.to_owned(), compared)
         };
-        Record {
+        TrainingRecord {
             prompts: 320,
             seed: 5,
             held_out: HeldOut::Domains,
@@ -153,19 +153,19 @@ pub(crate) mod tests {
         let samples = samples();
         let all: Vec<&Sample> = samples.iter().collect();
         let weights = fitted(1);
-        let judged = judge(&weights, &all);
-        let mut backwards = judged.clone();
+        let scored = score_samples(&weights, &all);
+        let mut backwards = scored.clone();
         for one in &mut backwards {
             one.score = 1.0 - one.score;
         }
-        let of_one = compare(&all, &judged, &backwards, |sample| sample.set == "one");
+        let of_one = compare(&all, &scored, &backwards, |sample| sample.set == "one");
         let [(set, Ok(outcome))] = &of_one.into_iter().collect::<Vec<_>>()[..] else {
             panic!("one set only")
         };
         assert_eq!((set.as_str(), outcome.prompts), ("one", 160));
         assert!(outcome.new > 0.6 && (outcome.new + outcome.present - 1.0).abs() < 1e-9);
-        let half = Record {
-            seen: prints(&all[..160]),
+        let half = TrainingRecord {
+            seen: fingerprints(&all[..160]),
             ..record(&[])
         };
         assert!(all[..160].iter().all(|sample| half.has_seen(sample)));

@@ -1,14 +1,14 @@
 //! Ridge regression on sparse binary columns, by conjugate gradients.
 
-/// Targets that are fitted at once.
+/// Targets that are fitted together: gain and difficulty.
 pub const HEADS: usize = 2;
 
-/// A number for each head.
+/// A number for each target.
 pub type Heads = [f64; HEADS];
 
-/// A sparse matrix by columns. An entry's value is its row's scale, or 1 in a plain column.
+/// A sparse matrix in column order. An entry's value is its row's scale, or 1 in a plain column.
 #[derive(Clone, Debug)]
-pub struct Columns {
+pub struct SparseMatrix {
     /// Scale of each row.
     pub scales: Vec<f64>,
     /// End of each column's entries in `rows`.
@@ -19,7 +19,7 @@ pub struct Columns {
     pub plain: Vec<bool>,
 }
 
-impl Columns {
+impl SparseMatrix {
     fn column(&self, at: usize) -> &[u32] {
         let start = if at == 0 { 0 } else { self.ends[at - 1] };
         &self.rows[start..self.ends[at]]
@@ -45,7 +45,7 @@ impl Columns {
         product
     }
 
-    /// The transposed product with a vector of one entry for each row, `shift` added to.
+    /// The transposed product with a vector of one entry for each row, column by column.
     fn transposed_times(&self, vector: &[Heads], mut add_to: impl FnMut(usize, Heads)) {
         let scaled: Vec<Heads> = vector
             .iter()
@@ -69,13 +69,13 @@ fn add(to: &mut Heads, value: &Heads) {
     }
 }
 
-/// Steps after which the solution changes no ranking any more.
+/// Most steps; more do not change the ranking.
 const STEPS_MAX: usize = 30;
-/// Reduction of the squared residual that is enough.
+/// Relative squared residual at which the iteration stops.
 const TOLERANCE: f64 = 1e-6;
 
 /// Minimises `Σ weight (row · w − target)² + penalty |w|²` for each head; returns `w`.
-pub fn fit(columns: &Columns, targets: &[Heads], weights: &[f64], penalty: f64) -> Vec<Heads> {
+pub fn fit(columns: &SparseMatrix, targets: &[Heads], weights: &[f64], penalty: f64) -> Vec<Heads> {
     let count = columns.ends.len();
     let weighted = |vector: &[Heads]| -> Vec<Heads> {
         let pairs = vector.iter().zip(weights);
@@ -114,7 +114,7 @@ pub fn fit(columns: &Columns, targets: &[Heads], weights: &[f64], penalty: f64) 
     solution
 }
 
-/// A head that is solved exactly moves no more.
+/// 0 for a target that is solved exactly.
 fn ratio(above: f64, below: f64) -> f64 {
     if below > 0.0 { above / below } else { 0.0 }
 }
@@ -134,7 +134,7 @@ mod tests {
     /// The normal equations, solved by elimination, are the reference.
     #[test]
     fn agrees_with_the_normal_equations() {
-        let columns = Columns {
+        let columns = SparseMatrix {
             scales: vec![0.5, 1.0, 0.7, 2.0],
             ends: vec![2, 5, 7],
             rows: vec![0, 2, 1, 2, 3, 0, 3],

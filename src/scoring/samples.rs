@@ -1,59 +1,57 @@
-//! Labelled prompts as lines of JSON, and how much each counts.
+//! Labelled prompts as lines of JSON, and their weights.
 //!
-//! A row whose labels were collected with a probability stands for all the rows that were not: it
-//! counts one over that probability (Horvitz and Thompson, 1952), and what is fitted to such rows is
-//! what would be fitted to all. [`level`] then scales a source's weights to a mean of one, so that
-//! penalties mean the same whatever the probabilities were.
+//! A row whose labels were collected with a known probability weighs one over it (Horvitz and Thompson,
+//! 1952), so that a fit to such rows estimates the fit to all. [`level`] then scales a source's weights
+//! to a mean of one, so that penalties do not depend on the probabilities.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{features::Features, train::Sample};
+use super::{features::Features, sample::Sample};
 
-/// Why a line is no sample. The message is one line and quotes no prompt.
+/// Why a line is not a sample. The message is one line and quotes no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
-    /// It is no object with the fields wanted.
+    /// It is not an object with the required fields.
     #[error(
         "line {line}: expected an object with a string prompt and numbers weak_score and strong_score: {what}"
     )]
     Malformed {
         /// The line, from 1.
         line: usize,
-        /// What the parser says.
+        /// What is wrong.
         what: String,
     },
-    /// A score lies outside 0 to 1, or is no number at all.
+    /// A score is not a number from 0 to 1.
     #[error("line {line}: {field} must be a number from 0 to 1, found {found}")]
     Score {
         /// The line, from 1.
         line: usize,
         /// The field.
         field: &'static str,
-        /// What came.
+        /// The value found.
         found: String,
     },
-    /// The propensity is no probability.
+    /// The propensity is not a probability.
     #[error("line {line}: propensity must be a number above 0 and up to 1, found {found}")]
     Propensity {
         /// The line, from 1.
         line: usize,
-        /// What came.
+        /// The value found.
         found: String,
     },
 }
 
-/// Labels that were collected with less than this probability count as if it had been this: a few
-/// rows of great weight would decide everything. It costs some bias where exploration is rarer.
+/// Smaller propensities count as this one, so that a few rows of great weight do not dominate. It costs
+/// some bias where exploration is rarer.
 pub const PROPENSITY_MIN: f64 = 0.01;
 
-/// Reads a sample of a line: `prompt`, `weak_score`, `strong_score`, and if it has them `set`,
-/// `domain`, `tags` and `propensity`, the probability with which its labels were collected (1 if it
-/// does not say).
+/// Reads a sample from a line: `prompt`, `weak_score`, `strong_score`, and optionally `set`, `domain`,
+/// `tags` and `propensity`, the probability with which its labels were collected (default 1).
 ///
 /// # Errors
-/// When the line is malformed, a score lies outside 0 to 1, or the propensity is no probability.
+/// When the line is malformed, a score is not from 0 to 1, or the propensity is not a probability.
 pub fn read(line: usize, text: &str) -> Result<Sample, SampleError> {
     let malformed = |what: String| SampleError::Malformed { line, what };
     let row = parse(text).ok_or_else(|| malformed("it is not valid JSON".to_owned()))?;
@@ -107,7 +105,7 @@ pub fn read(line: usize, text: &str) -> Result<Sample, SampleError> {
     })
 }
 
-/// The tags of a row, if it has any; `None` when they are no list of strings.
+/// The tags of a row, if any; `None` when they are not a list of strings.
 fn tags(row: &Map<String, Value>) -> Option<Vec<&str>> {
     match row.get("tags") {
         None => Some(Vec::new()),
@@ -115,8 +113,8 @@ fn tags(row: &Map<String, Value>) -> Option<Vec<&str>> {
     }
 }
 
-/// Reads JSON, and what Python's writer takes for it: its bare words become strings, so that the
-/// field can be named in which they stand.
+/// Reads JSON, and the `NaN` and `Infinity` that Python writes: they become strings, so that the error
+/// can name their field.
 fn parse(text: &str) -> Option<Value> {
     if let Ok(value) = serde_json::from_str(text) {
         return Some(value);
@@ -131,7 +129,7 @@ fn parse(text: &str) -> Option<Value> {
             .copied();
         let taken = match bare {
             Some(word) => word.len(),
-            // What an escape stands before is no end.
+            // An escaped quote does not end a string.
             None if is_string && next == '\\' => {
                 1 + rest[1..].chars().next().map_or(0, char::len_utf8)
             }
@@ -148,8 +146,8 @@ fn parse(text: &str) -> Option<Value> {
     serde_json::from_str(&quoted).ok()
 }
 
-/// A value as an error shows it: numbers and single words whole, of the rest the kind, since it may
-/// be a prompt.
+/// A value for error messages: numbers and single words in full, only the type of others, which may be
+/// prompts.
 fn short(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
@@ -161,8 +159,8 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// Scales the weights of one source's samples to a mean of one. So a ledger's rows, of which each
-/// stands for many, do not outweigh those of another source.
+/// Scales the weights of one source's samples to a mean of one, so that a database's sampled rows do not
+/// outweigh those of another source.
 pub fn level(samples: &mut [Sample]) {
     let sum: f64 = samples.iter().map(|sample| sample.weight).sum();
     let mean = sum / samples.len() as f64;
@@ -171,13 +169,13 @@ pub fn level(samples: &mut [Sample]) {
     }
 }
 
-/// How many samples of equal weight tell as much as these (Kish, 1965).
+/// The effective sample size: as many samples of equal weight give the same precision (Kish, 1965).
 pub fn effective(samples: &[Sample]) -> f64 {
     let sum = |of: fn(f64) -> f64| -> f64 { samples.iter().map(|one| of(one.weight)).sum() };
     sum(|weight| weight).powi(2) / sum(|weight| weight * weight)
 }
 
-/// The places of samples in groups of one name, by name.
+/// The positions of samples, grouped by name.
 pub fn by(samples: &[&Sample], name: impl Fn(&Sample) -> String) -> BTreeMap<String, Vec<usize>> {
     let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (at, sample) in samples.iter().enumerate() {
@@ -190,15 +188,15 @@ pub fn by(samples: &[&Sample], name: impl Fn(&Sample) -> String) -> BTreeMap<Str
 mod tests {
     use crate::scoring::samples::*;
     use crate::scoring::{
-        cross_validation::judge,
-        evaluate::{Report, evaluate},
+        cross_validation::score_samples,
+        evaluate::{RankingReport, evaluate},
         random::Random,
         train::{Recipe, train},
         trees::Growth,
     };
 
     #[test]
-    fn names_the_line_and_the_field_and_quotes_no_prompt() {
+    fn errors_name_the_line_and_the_field_and_quote_no_prompt() {
         let good = r#"{"prompt": "secret", "weak_score": 0, "strong_score": 1}"#;
         let sample = read(1, good).expect("valid");
         assert_eq!(
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_may_speak_of_what_is_no_number() {
+    fn a_prompt_may_contain_nan() {
         let line =
             r#"{"prompt": "why: NaN, \"x\": Infinity?", "weak_score": 0, "strong_score": 1}"#;
         let plain = Features::of_text("why: NaN, \"x\": Infinity?");
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn rare_labels_count_more_up_to_a_bound() {
+    fn rarer_labels_weigh_more_up_to_a_bound() {
         let row = |propensity: &str| {
             let line = format!(
                 r#"{{"prompt": "p", "weak_score": 0, "strong_score": 1, "propensity": {propensity}}}"#
@@ -288,16 +286,16 @@ mod tests {
         assert_eq!(effective(&samples[..2]), 2.0);
     }
 
-    /// What a prompt begins with, how often small fails on it, and the probability with which the
-    /// router gave it to small.
+    /// A prompt's first word, how often small fails on it, and the probability that the router sends it to
+    /// small.
     const KINDS: [(&str, f64, f64); 3] = [
         ("multiply", 0.6, 0.5),
         ("describe", 0.35, 1.0),
         ("name", 0.1, 1.0),
     ];
 
-    /// Every job of a fleet with both answers, and the probability with which the ledger learns them:
-    /// that of going to small, times that of being copied unless the answer was doubted.
+    /// Jobs with both answers, and the probability that their labels are collected: that of going to
+    /// small, times that of being copied unless the answer has low confidence.
     fn fleet(random: &mut Random) -> Vec<(Sample, f64)> {
         let words = ["apple", "river", "stone", "cloud", "train", "paper"];
         let job = |at: usize, random: &mut Random| {
@@ -315,8 +313,8 @@ mod tests {
         (0..6_000).map(|at| job(at, random)).collect()
     }
 
-    /// What is learned from samples: the expected gain of each kind, and the judgement of a scorer.
-    fn learned(samples: &[Sample]) -> ([f64; 3], Report) {
+    /// The expected gain of each kind after training on samples, and the evaluation.
+    fn learned(samples: &[Sample]) -> ([f64; 3], RankingReport) {
         let growth = Growth {
             trees: 10,
             rate: 0.1,
@@ -345,14 +343,14 @@ mod tests {
                 .sum::<f64>()
                 / 2.0
         };
-        let report = evaluate(&judge(&weights, &all)).expect("a gap");
+        let report = evaluate(&score_samples(&weights, &all)).expect("a gap");
         (KINDS.map(|(kind, ..)| gain(kind)), report)
     }
 
-    /// Rows collected with unequal probabilities teach what all jobs would, and without their weights
-    /// they do not.
+    /// Training on rows sampled with unequal probabilities gives the gains of all jobs, and does not
+    /// without their weights.
     #[test]
-    fn weighted_rows_teach_what_complete_data_does() {
+    fn weighted_rows_train_as_complete_data_does() {
         let mut random = Random::new(21);
         let jobs = fleet(&mut random);
         let complete: Vec<Sample> = jobs
@@ -382,7 +380,7 @@ mod tests {
         assert!(off(&weighted) < 0.1, "{weighted:?} {truth:?}");
         assert!(off(&naive) > 0.15, "{naive:?} {truth:?}");
         // Points, but for the area under the curve.
-        let apart = |a: &Report| {
+        let apart = |a: &RankingReport| {
             [
                 a.weak - whole.weak,
                 100.0 * (a.auc_small_fails - whole.auc_small_fails),

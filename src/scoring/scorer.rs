@@ -1,7 +1,7 @@
 //! A score for each prompt: how much it would gain from the large model.
 //!
 //! Comes in: [`Features`]. Goes out: a [`Score`]. The weights are fitted by
-//! [`train`](crate::scoring::train); `models/router/README.md` tells on what, and how they do.
+//! [`train`](crate::scoring::train); see `models/router/README.md` for the data and results.
 
 use std::{
     path::Path,
@@ -16,7 +16,7 @@ use super::{
 
 pub use super::codec::ScorerError;
 
-/// What the weights think of a prompt.
+/// A prompt's score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
     /// How much the large model would help, as a rank among the training prompts: 0 to 1, higher
@@ -26,12 +26,12 @@ pub struct Score {
     pub expected_gain: f64,
     /// Probability that the small model's answer is wrong, 0 to 1.
     pub small_fails: f64,
-    /// Share of the words and runs of words that the weights know, 0 to 1, less where they are few; where it
-    /// is low, length decides.
+    /// Share of the words and runs of words that the weights know, 0 to 1, lower for short prompts; where
+    /// it is low, length decides.
     pub familiarity: f64,
 }
 
-/// Fitted weights, shared and never changed.
+/// Fitted weights, shared and immutable.
 #[derive(Clone, Debug)]
 pub struct Scorer {
     weights: Arc<Weights>,
@@ -89,7 +89,7 @@ impl Scorer {
         &self.weights
     }
 
-    /// Name and version, kept with every decision: the features' version and the weights' hash.
+    /// The version stored with every decision: the features' version and the weights' hash.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -111,11 +111,11 @@ impl Scorer {
         }
     }
 
-    /// What moved the expected gain, the strongest first; the shares add up to it.
+    /// Contributions to the expected gain, largest first; they add up to it.
     ///
-    /// Counts go by their names in [`Counts::NAMES`]. `words` and `tags` are the sums over all of
-    /// them, `difficulty` and `word trees` what trees made of the words, `length (unfamiliar)` what
-    /// length decided, `base` the rest.
+    /// Counts have their names in [`Counts::NAMES`]. `words` and `tags` are the sums of their weights,
+    /// `words' difficulty` the trees' use of the words, `length (unfamiliar)` the length term, `base` the
+    /// rest.
     pub fn explain(&self, features: &Features) -> Vec<(String, f64)> {
         let parts = self.weights.parts(features);
         let (inputs, trees) = self.weights.explain_trees(features, &parts);
@@ -150,17 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn where_words_are_unknown_the_longer_prompt_scores_higher() {
+    fn longer_unfamiliar_prompts_score_higher() {
         let short = of("zqx vwk jjq");
         let long = of(&"zqxa vwkb jjqc bbxz qqwv ".repeat(40));
         assert!(short.familiarity < 0.2 && long.familiarity < 0.2);
         assert!(long.gain > short.gain);
     }
 
-    /// One known word is no familiar prompt, and what is short and unknown is easy unless it goes on with a
-    /// conversation.
+    /// A short unfamiliar prompt scores low, unless it is a reply in a long conversation.
     #[test]
-    fn few_words_score_low_unless_much_was_said_before() {
+    fn short_prompts_score_low_unless_they_are_replies() {
         let of_turns = |turns: &[(&str, &str)]| {
             let messages = turns
                 .iter()
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_that_training_did_not_know_change_nothing() {
+    fn unknown_tags_change_nothing() {
         let features = Features::of_text("Why is the sky blue?");
         let tagged = features.clone().with_tags(["never seen in training"]);
         let scorer = Scorer::bundled();
@@ -211,9 +210,8 @@ mod tests {
             prop_assert!((sum - score.expected_gain).abs() < 1e-6);
         }
 
-        /// A higher expected gain is a higher score, however extreme.
         #[test]
-        fn ranks_as_the_gain_does(a in -2.0..2.0_f64, b in -2.0..2.0_f64) {
+        fn rank_is_monotone_in_the_gain(a in -2.0..2.0_f64, b in -2.0..2.0_f64) {
             let weights = Scorer::bundled();
             let (low, high) = (a.min(b), a.max(b));
             let ranks = (weights.weights().rank(low), weights.weights().rank(high));

@@ -1,50 +1,19 @@
 //! Fits the scorer: word weights by ridge regression, trees on counts, length for the rest.
 //!
-//! The target is the *gain*, the large model's score less the small one's, each set's mean taken
-//! out: fitting "the small one fails" ranks prompts highly on which the large one fails too.
+//! The target is the *gain*, the large model's score less the small one's, minus each set's mean.
+//! Fitting "the small model fails" would rank prompts highly on which the large one fails, too.
 
 use super::{
-    features::Features,
     prior::{SetMeans, length, mean, support},
     random::Random,
     ridge::Heads,
+    sample::Sample,
     trees::{self, Binned, Growth},
     weights::{Weights, inputs},
-    words::{Corpus, Said},
+    words::{Corpus, WordScores},
 };
 
-/// A prompt with both models' scores.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// The prompt as the scorer sees it.
-    pub features: Features,
-    /// The small model's score, 0 to 1.
-    pub weak: f64,
-    /// The large model's score, 0 to 1.
-    pub strong: f64,
-    /// The set (benchmark, ledger) it comes from; means of sets are taken out.
-    pub set: String,
-    /// Its domain within the set, for leaving whole domains out.
-    pub domain: String,
-    /// Hash of the prompt: equal prompts stay on one side of every split.
-    pub group: u64,
-    /// How much it counts; 1, or one over the probability that its labels were collected.
-    pub weight: f64,
-}
-
-impl Sample {
-    /// The large model's score less the small one's.
-    pub fn gain(&self) -> f64 {
-        self.strong - self.weak
-    }
-
-    /// How far both models fall short on average, 0 to 1.
-    pub fn difficulty(&self) -> f64 {
-        1.0 - f64::midpoint(self.strong, self.weak)
-    }
-}
-
-/// The recipe's numbers; the defaults are those of the bundled weights.
+/// Hyperparameters; the defaults are those of the bundled weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     /// Seed of everything random.
@@ -53,19 +22,19 @@ pub struct Recipe {
     pub cells: usize,
     /// Ridge penalty of the word weights.
     pub penalty: f64,
-    /// Fewest training prompts that a known word stands in.
+    /// Fewest training prompts with a known word.
     pub prompts_min: usize,
-    /// How much of the words' answer is believed.
+    /// Factor on the words' prediction.
     pub words_share: f32,
-    /// How much of the trees' answer is believed.
+    /// Factor on the trees' prediction.
     pub trees_share: f32,
     /// Growth of the trees for the gain.
     pub growth: Growth,
     /// Growth of the trees for the small model's failure.
     pub fails_growth: Growth,
-    /// Parts into which the prompts fall when words are judged on prompts they were not fitted to.
+    /// Folds for the words' predictions on held-out prompts.
     pub folds: u64,
-    /// Familiarity up to which only length counts, and from which it does not.
+    /// Familiarity up to which only length counts, and from which it does not count.
     pub familiar: [f32; 2],
 }
 
@@ -102,19 +71,21 @@ impl Default for Recipe {
     }
 }
 
-/// Why samples cannot be fitted to. The present model stays.
+/// Why samples cannot be fitted to. The present weights stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrainError {
     /// There are too few.
-    #[error("{0} labelled prompts are too few to fit to; give at least {SAMPLES_MIN}")]
+    #[error("{0} labelled prompts are too few to fit to; at least {SAMPLES_MIN} are needed")]
     TooFew(usize),
-    /// A label or a weight is not a number in its range.
-    #[error("labelled prompt {0} has a score that is no number from 0 to 1, or no positive weight")]
+    /// A label or a weight is out of range.
+    #[error(
+        "labelled prompt {0} has a score that is not a number from 0 to 1, or a weight that is not positive"
+    )]
     Label(usize),
-    /// Every prompt has the same label.
-    #[error("the large model gains the same on every prompt: there is nothing to tell apart")]
+    /// Every prompt has the same gain.
+    #[error("the large model gains the same on every prompt: there is nothing to rank")]
     OneClass,
-    /// Nothing is left when a group is held out.
+    /// Nothing is left to fit to when a group is held out.
     #[error("there is only one group: nothing is left to fit to when it is held out")]
     OneGroup,
 }
@@ -199,25 +170,25 @@ fn fit(samples: &[&Sample], recipe: &Recipe) -> Weights {
         record: None,
     };
     let gains = samples.iter().zip(unseen).map(|(sample, words)| {
-        let said = Said {
+        let scores = WordScores {
             words,
             ..fitted.table.read(&sample.features)
         };
-        let gain = fitted.parts_of(&sample.features, &said).gain() as f32;
+        let gain = fitted.parts_of(&sample.features, &scores).gain() as f32;
         (gain, sample.weight)
     });
     fitted.knots = knots(gains.collect());
     fitted
 }
 
-/// Most knots of the ranks.
+/// Most quantiles for ranking.
 const KNOTS_MAX: usize = 199;
 
-/// Values between which equal shares of all weight lie, strictly rising.
+/// Quantiles that divide the total weight evenly, strictly rising.
 fn knots(mut gains: Vec<(f32, f64)>) -> Vec<f32> {
     gains.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let count = KNOTS_MAX.min(gains.len());
-    // How far each lies above the lowest: half of both weights from the one before.
+    // Each gain's distance above the lowest; neighbours are half of both weights apart.
     let mut heights = vec![0.0];
     for pair in gains.windows(2) {
         heights.push(heights[heights.len() - 1] + f64::midpoint(pair[0].1, pair[1].1));
@@ -233,7 +204,7 @@ fn knots(mut gains: Vec<(f32, f64)>) -> Vec<f32> {
     knots
 }
 
-/// What word weights say of prompts that they were not fitted to.
+/// Predictions of word weights for held-out prompts.
 fn unseen_words(
     samples: &[&Sample],
     corpus: &Corpus,
@@ -255,11 +226,11 @@ fn unseen_words(
                 }
             })
             .collect();
-        // Tags are told apart only when the table is read; here they go with the words.
-        let (_, said) = corpus.fit(targets, &kept, recipe.penalty);
+        // Tags count as words here; they are separated only when the table is read.
+        let (_, predictions) = corpus.fit(targets, &kept, recipe.penalty);
         for (at, sample) in samples.iter().enumerate() {
             if fold(sample) == held_out {
-                unseen[at] = said[at];
+                unseen[at] = predictions[at];
             }
         }
     }
@@ -275,6 +246,7 @@ pub(super) mod tests {
         codec,
         cross_validation::{Split, cross_validate, folds},
         evaluate::evaluate,
+        features::Features,
     };
 
     /// Small enough for a test.
@@ -297,8 +269,8 @@ pub(super) mod tests {
         }
     }
 
-    /// Prompts of two sets with four domains each. The large model helps where a word of sums
-    /// stands, and hardly elsewhere; length says nothing.
+    /// Prompts of two sets with four domains each. The large model helps on prompts with "multiply";
+    /// length has no effect.
     pub(crate) fn samples() -> Vec<Sample> {
         let mut random = Random::new(11);
         let words = [
@@ -341,12 +313,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn ranks_prompts_that_it_has_not_seen() {
+    fn ranks_held_out_prompts() {
         let samples = samples();
         let all: Vec<&Sample> = samples.iter().collect();
         for split in [Split::Folds(4), Split::Domains, Split::Sets] {
-            let judged = cross_validate(&all, split, 0, &recipe(1)).expect("sound");
-            let report = evaluate(&judged).expect("gap");
+            let scored = cross_validate(&all, split, 0, &recipe(1)).expect("sound");
+            let report = evaluate(&scored).expect("gap");
             assert!(report.exact.apgr > 0.65, "{split:?}: {}", report.exact.apgr);
             assert!(report.auc_small_fails > 0.8, "{split:?}");
         }
@@ -376,7 +348,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bad_labels_are_one_clear_fault() {
+    fn bad_labels_are_errors() {
         let error = |change: fn(&mut Vec<Sample>)| {
             let mut samples = samples();
             change(&mut samples);
@@ -390,7 +362,6 @@ pub(super) mod tests {
         assert_eq!(one_class, TrainError::OneClass);
     }
 
-    /// Tags tell apart what words cannot.
     #[test]
     fn learns_from_the_callers_tags() {
         let mut samples = samples();

@@ -1,28 +1,30 @@
 //! A small ensemble of regression trees, boosted on the squared error.
 //!
 //! Splits are found on histograms, best leaf first, as LightGBM does (Ke et al., 2017). Each node
-//! keeps its own value, so that a prediction divides exactly among the features on its way.
+//! keeps its own value, so that a prediction splits exactly among the features on its path.
+
+use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 
-/// A tree's node. A leaf names no feature.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A tree's node.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Index of the feature, or [`LEAF`].
     pub feature: u16,
     /// Index of the left child; the right one follows it. Values up to the threshold go left.
     pub left: u16,
-    /// Where the node divides.
+    /// The threshold of the split.
     pub threshold: f32,
-    /// What the tree says here.
+    /// The prediction here.
     pub value: f32,
 }
 
-/// Feature of a node that divides no further.
+/// The feature of a leaf.
 pub const LEAF: u16 = u16::MAX;
 
 /// A sum of trees.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Forest {
     /// Each tree's nodes, the root first.
     pub trees: Vec<Vec<Node>>,
@@ -41,7 +43,7 @@ impl Forest {
         leaves.sum()
     }
 
-    /// Adds what each feature did to the sum; what the roots say goes to `base`.
+    /// Adds each feature's contribution to `shares`, and the roots' values to `base`.
     pub fn explain(&self, values: &[f32], scale: f64, shares: &mut [f64], base: &mut f64) {
         for tree in &self.trees {
             let mut node = tree[0];
@@ -66,7 +68,7 @@ fn child(node: &Node, values: &[f32]) -> usize {
 pub struct Growth {
     /// Trees.
     pub trees: usize,
-    /// Share of each tree's answer that is kept.
+    /// Learning rate: the factor on each tree's prediction.
     pub rate: f64,
     /// Most leaves of a tree.
     pub leaves: usize,
@@ -76,24 +78,24 @@ pub struct Growth {
     pub feature_share: f64,
     /// Share of rows that a tree sees.
     pub row_share: f64,
-    /// Rows' worth of zero in each leaf.
+    /// Penalty: as many rows with target 0 are added to each leaf.
     pub penalty: f64,
 }
 
 /// Most bins of a feature.
 const BINS_MAX: usize = 48;
 
-/// The rows' features, each cut into bins.
+/// The rows' features, binned.
 #[derive(Debug)]
 pub struct Binned {
-    /// Upper ends of a feature's bins but the last.
+    /// Upper edges of a feature's bins, without the last.
     edges: Vec<Vec<f32>>,
     /// Bin of each row, feature by feature.
     bins: Vec<Vec<u8>>,
 }
 
 impl Binned {
-    /// Cuts features at quantiles of the rows.
+    /// Bins each feature at quantiles of the rows.
     pub fn of(rows: &[&[f32]]) -> Self {
         let features = rows.first().map_or(0, |row| row.len());
         let (mut edges, mut bins) = (Vec::new(), Vec::new());
@@ -133,14 +135,14 @@ pub fn grow(
         let rows = (0..targets.len() as u32)
             .filter(|_| random.unit() < growth.row_share)
             .collect();
-        let task = Task {
+        let grower = TreeGrower {
             binned,
             residuals: &residuals,
             weights,
             growth,
             features: &order,
         };
-        let (tree, cuts) = task.tree(rows);
+        let (tree, cuts) = grower.tree(rows);
         for (row, residual) in residuals.iter_mut().enumerate() {
             let mut at = 0;
             while tree[at].feature != LEAF {
@@ -154,8 +156,8 @@ pub fn grow(
     forest
 }
 
-/// One tree's task.
-struct Task<'a> {
+/// Grows one tree.
+struct TreeGrower<'a> {
     binned: &'a Binned,
     residuals: &'a [f64],
     weights: &'a [f64],
@@ -172,7 +174,7 @@ struct Cut {
     bin: u8,
 }
 
-impl Task<'_> {
+impl TreeGrower<'_> {
     /// Grows a tree; returns its nodes and the bin at which each divides.
     fn tree(&self, rows: Vec<u32>) -> (Vec<Node>, Vec<u8>) {
         let mut nodes = vec![self.leaf(&rows)];

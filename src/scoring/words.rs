@@ -1,74 +1,76 @@
 //! Weights of words and runs of words, looked up by hash.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    features::{Features, Gram, Shape},
-    ridge::{self, Columns, HEADS, Heads},
+    features::{AnswerShape, Features, Gram},
+    ridge::{self, HEADS, Heads, SparseMatrix},
 };
 
-/// The views in which a word's weight is kept: for all prompts, for those with as many choices,
-/// and for those whose choices are figures as well.
+/// A word has three weights: for all prompts, for prompts with this number of choices, and for those
+/// whose choices are also mostly figures.
 const VIEWS: usize = 3;
 
-/// The view whose known share is the prompt's familiarity.
+/// The view by which words count as known.
 const FAMILIAR_VIEW: usize = 1;
 
-/// Runs that count as unknown beside a prompt's own: a known word or two are no familiar prompt.
+/// Unknown runs added to a prompt's own: one or two known words do not make it familiar.
 const UNKNOWN_RUNS: f64 = 3.0;
 
-/// Cells in a row where a word may lie.
+/// Consecutive cells in which a word may be stored.
 const PROBES: usize = 4;
 
 /// A word's weights. An empty cell has the print 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
-    /// Eight bits of the hash that do not choose the cell; never 0 for a word.
+    /// Eight bits of the hash that tell colliding words apart; never 0 for a word.
     pub print: u8,
-    /// Steps of each head.
+    /// Quantised weight of each head.
     pub steps: [i8; HEADS],
 }
 
 /// Word weights by hash.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Table {
-    /// What a step of one is worth, for each head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WordTable {
+    /// Value of one quantisation step, for each head.
     pub scales: [f32; HEADS],
     /// `2^n` cells.
     pub cells: Vec<Cell>,
 }
 
-/// What a prompt's words say.
+/// Sums of a prompt's word weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Said {
+pub struct WordScores {
     /// Sum of the words' weights, over the square root of their number.
     pub words: Heads,
     /// Sum of the tags' weights.
     pub tags: Heads,
-    /// Share of the words and runs that are known for this shape of answer, 0 to 1; less where they are
-    /// few.
+    /// Share of the words and runs that are known for this answer shape, 0 to 1; lower for short
+    /// prompts.
     pub familiarity: f64,
 }
 
-impl Table {
-    /// Looks a prompt's words and tags up.
-    pub fn read(&self, features: &Features) -> Said {
-        let mut said = Said::default();
+impl WordTable {
+    /// Looks up a prompt's words and tags.
+    pub fn read(&self, features: &Features) -> WordScores {
+        let mut scores = WordScores::default();
         let mut known = 0_usize;
         for gram in &features.grams {
             let (weights, is_known) = self.weights(*gram, features.shape);
-            add(&mut said.words, weights);
+            add(&mut scores.words, weights);
             known += usize::from(is_known);
         }
         for tag in &features.tags {
-            add(&mut said.tags, self.weights(*tag, features.shape).0);
+            add(&mut scores.tags, self.weights(*tag, features.shape).0);
         }
         let count = features.grams.len().max(1) as f64;
-        said.words = said.words.map(|sum| sum / count.sqrt());
-        said.familiarity = known as f64 / (count + UNKNOWN_RUNS);
-        said
+        scores.words = scores.words.map(|sum| sum / count.sqrt());
+        scores.familiarity = known as f64 / (count + UNKNOWN_RUNS);
+        scores
     }
 
-    /// A gram's weights over all views, and whether it is known for this shape.
-    pub fn weights(&self, gram: Gram, shape: Shape) -> (Heads, bool) {
+    /// A gram's weights, summed over all views, and whether it is known for this shape.
+    pub fn weights(&self, gram: Gram, shape: AnswerShape) -> (Heads, bool) {
         let (mut sum, mut is_known) = ([0.0; HEADS], false);
         for (view, key) in keys(gram, shape).into_iter().enumerate() {
             if let Some(cell) = self.find(key) {
@@ -92,7 +94,7 @@ impl Table {
 }
 
 /// The keys of a gram, one for each view.
-fn keys(gram: Gram, shape: Shape) -> [u32; VIEWS] {
+fn keys(gram: Gram, shape: AnswerShape) -> [u32; VIEWS] {
     let salts = [
         0,
         1 + u32::from(shape.choices),
@@ -109,27 +111,27 @@ fn keys(gram: Gram, shape: Shape) -> [u32; VIEWS] {
 /// First cell and print of a key.
 fn place(key: u32, cells: usize) -> (usize, u8) {
     let print = (key >> 24) as u8;
-    // The upper bits make the print, all bits the place.
+    // The upper bits are the print; all bits choose the cell.
     let mixed = key.wrapping_mul(0xc2b2_ae35);
     ((mixed ^ mixed >> 15) as usize & (cells - 1), print.max(1))
 }
 
-/// The words of training prompts: which stands in which.
+/// Which words occur in which training prompts.
 #[derive(Debug)]
 pub struct Corpus {
-    columns: Columns,
+    columns: SparseMatrix,
     /// Key of each column.
     keys: Vec<u32>,
 }
 
 impl Corpus {
-    /// Reads training prompts; words that stand in fewer than `prompts_min` are left out.
+    /// Reads training prompts; words that occur in fewer than `prompts_min` are dropped.
     pub fn of<'a>(prompts: impl Iterator<Item = &'a Features> + Clone, prompts_min: usize) -> Self {
         let scales = prompts
             .clone()
             .map(|features| 1.0 / (features.grams.len().max(1) as f64).sqrt())
             .collect();
-        // A pair is a key and a row; tags have keys of their own and are marked by the row's top bit.
+        // A pair is a key and a row; the row's top bit marks a tag.
         let mut pairs = Vec::new();
         for (row, features) in prompts.enumerate() {
             let row = row as u64;
@@ -141,7 +143,7 @@ impl Corpus {
             }
         }
         pairs.sort_unstable();
-        let mut columns = Columns {
+        let mut columns = SparseMatrix {
             scales,
             ends: Vec::new(),
             rows: Vec::new(),
@@ -160,7 +162,7 @@ impl Corpus {
         Self { columns, keys }
     }
 
-    /// Fits weights to targets; also returns what they say of each prompt, tags included.
+    /// Fits weights to targets; returns them and their prediction for each prompt, tags included.
     pub fn fit(
         &self,
         targets: &[Heads],
@@ -168,19 +170,19 @@ impl Corpus {
         penalty: f64,
     ) -> (Vec<Heads>, Vec<Heads>) {
         let solution = ridge::fit(&self.columns, targets, weights, penalty);
-        let said = self.columns.times(&solution);
-        (solution, said)
+        let predictions = self.columns.times(&solution);
+        (solution, predictions)
     }
 
     /// Writes fitted weights into a table of `cells` (a power of two), frequent words first.
-    pub fn table(&self, solution: &[Heads], cells: usize) -> Table {
+    pub fn table(&self, solution: &[Heads], cells: usize) -> WordTable {
         let scales = [0, 1].map(|head| {
             let largest = solution
                 .iter()
                 .fold(0.0_f64, |max, w| max.max(w[head].abs()));
             (largest / 127.0).max(f64::from(f32::MIN_POSITIVE)) as f32
         });
-        let mut table = Table {
+        let mut table = WordTable {
             scales,
             cells: vec![Cell::default(); cells],
         };
@@ -226,9 +228,8 @@ fn add(to: &mut Heads, value: Heads) {
 mod tests {
     use crate::scoring::words::*;
 
-    /// What the table says is what was fitted, but for the rounding to a byte.
     #[test]
-    fn the_table_says_what_was_fitted() {
+    fn the_table_holds_the_fitted_weights_up_to_rounding() {
         let prompts: Vec<Features> = (0..60)
             .map(|at| {
                 let tag = ["a", "b"][at % 2];

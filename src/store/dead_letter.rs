@@ -53,7 +53,8 @@ pub struct DeadFilter {
 }
 
 /// What was done with a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum DeadResolution {
     /// Published again as a new job.
     Redriven,
@@ -64,9 +65,6 @@ pub enum DeadResolution {
 impl DeadResolution {
     /// The name used in SQL.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Redriven => "redriven",
-            Self::Discarded => "discarded",
-        }
+        self.into()
     }
 }

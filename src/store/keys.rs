@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use rand::Rng as _;
 use uuid::Uuid;
 
-use crate::{config::Secret, job::Tenant};
+use crate::{
+    config::Secret,
+    job::{Tenant, unknown_name},
+};
 
 /// What a key begins with, so that people and scanners know one when they see it.
 const PREFIX: &str = "pyk_";
@@ -14,7 +17,19 @@ const PREFIX: &str = "pyk_";
 const KEY_BYTES: usize = 32;
 
 /// What a key allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantNames,
+)]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<Scope>)]
 pub enum Scope {
     /// Submitting jobs and taking them back.
     Submit,
@@ -30,11 +45,7 @@ impl Scope {
 
     /// The name used in SQL, JSON and flags.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Submit => "submit",
-            Self::Read => "read",
-            Self::Admin => "admin",
-        }
+        self.into()
     }
 }
 
@@ -65,13 +76,8 @@ impl FromStr for Scopes {
     type Err = String;
 
     fn from_str(list: &str) -> Result<Self, Self::Err> {
-        let read = |name: &str| {
-            let found = Scope::ALL
-                .into_iter()
-                .find(|scope| scope.as_str() == name.trim());
-            found.ok_or_else(|| format!("expected submit, read or admin, found {name:?}"))
-        };
-        let mut scopes = list.split(',').map(read).collect::<Result<Vec<_>, _>>()?;
+        let names = list.split(',').map(str::trim);
+        let mut scopes = names.map(str::parse).collect::<Result<Vec<Scope>, _>>()?;
         scopes.sort();
         scopes.dedup();
         Ok(Self(scopes))

@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// Why a job went to its tier.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum RouteReason {
     /// Its score and the base threshold.
     #[default]
@@ -29,14 +30,7 @@ pub enum RouteReason {
 impl RouteReason {
     /// The name used in SQL.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Score => "score",
-            Self::Load => "load",
-            Self::Explore => "explore",
-            Self::Rule => "rule",
-            Self::Producer => "producer",
-            Self::Shadow => "shadow",
-        }
+        self.into()
     }
 }
 

@@ -1,6 +1,6 @@
-//! Words that turn a question into its contrary.
+//! Pairs of words with opposite meanings.
 
-/// Pairs of opposites; either may stand for the other in a question that asks the contrary.
+/// Opposites: a question with one of them is no paraphrase of a question with the other.
 pub const ANTONYMS: &[(&str, &str)] = &[
     ("accept", "reject"),
     ("add", "remove"),

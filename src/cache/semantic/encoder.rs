@@ -1,18 +1,18 @@
-//! What makes vectors of texts.
+//! The interface of sentence encoders.
 
 use std::fmt::Debug;
 
-/// An encoder of sentences. Equal revisions give equal vectors.
+/// A sentence encoder. Equal revisions give equal vectors.
 pub trait Encoder: Debug + Send + Sync {
     /// Digest of everything that its vectors depend on.
     fn revision(&self) -> &str;
 
-    /// Values of a vector.
+    /// Length of a vector.
     fn width(&self) -> usize;
 
     /// One unit vector for each text, in order.
     ///
     /// # Errors
-    /// What went wrong; then there is none for any of them.
+    /// What failed; then no text has a vector.
     fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String>;
 }

@@ -1,8 +1,8 @@
-//! What two questions must agree in before one's answer may serve the other.
+//! Differences between two questions that forbid reusing one's answer for the other.
 //!
-//! Embeddings barely see a number, a "not" or two names that change places. Each guard looks for
-//! one such difference and forbids reuse when it finds, or cannot rule out, one. They read English;
-//! for other languages only the guards on numbers, names and words apply, and those forbid more.
+//! Embeddings hardly change with a number, a "not" or two swapped names. Each guard looks for one such
+//! difference and forbids reuse when it finds one or cannot rule it out. They read English; for other
+//! languages only the guards on numbers, names and words apply, and forbid more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,14 @@ use super::{
 };
 use crate::prompt::prune::words::{Word, words};
 
-/// Most content words that only one of the two questions has.
+/// Most content words that only one of two paraphrases has.
 const EXTRA_WORDS_MAX: usize = 1;
-/// Longest question that is compared, in words; longer ones say too much.
+/// Longest question that is compared, in words; longer ones differ in too many ways.
 pub const WORDS_MAX: usize = 60;
 
 /// Why an answer is not reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Veto {
     /// The cosine is below the threshold.
     Cosine,
@@ -34,19 +35,19 @@ pub enum Veto {
     Unit,
     /// Days, months or times differ.
     Date,
-    /// One denies and the other does not.
+    /// Only one is negated.
     Negation,
-    /// A word stands against its contrary.
+    /// A word in one is the opposite of a word in the other.
     Antonym,
-    /// A name is in one only.
+    /// Only one has a name.
     Entity,
-    /// They ask for different things (who, when, how many).
+    /// Their question words differ (who, when, how many).
     QuestionWord,
-    /// Something outside of the question is meant ("this", "below", "he").
+    /// One refers to something outside of the question ("this", "below", "he").
     Deictic,
     /// The same words in another order.
     WordOrder,
-    /// A word was exchanged or added, and nothing says that it means the same.
+    /// A word was replaced or added, and is no known synonym or filler.
     Words,
     /// They could not be compared.
     Failure,
@@ -55,28 +56,15 @@ pub enum Veto {
 impl Veto {
     /// The name used on the command line.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cosine => "cosine",
-            Self::Number => "number",
-            Self::Unit => "unit",
-            Self::Date => "date",
-            Self::Negation => "negation",
-            Self::Antonym => "antonym",
-            Self::Entity => "entity",
-            Self::QuestionWord => "question_word",
-            Self::Deictic => "deictic",
-            Self::WordOrder => "word_order",
-            Self::Words => "words",
-            Self::Failure => "failure",
-        }
+        self.into()
     }
 }
 
-/// Whether two questions differ in what a guard looks at.
-type Check = fn(&Question, &Question) -> bool;
+/// True when a guard finds its difference between two questions.
+type Guard = fn(&ParsedQuestion, &ParsedQuestion) -> bool;
 
-/// The guards, in the order in which they are asked.
-const GUARDS: [(Veto, Check); 10] = [
+/// The guards, in the order in which they run.
+const GUARDS: [(Veto, Guard); 10] = [
     (Veto::Number, |a, b| a.numbers != b.numbers),
     (Veto::Unit, |a, b| a.units != b.units),
     (Veto::Date, |a, b| a.dates != b.dates),
@@ -91,27 +79,27 @@ const GUARDS: [(Veto, Check); 10] = [
     (Veto::Words, differs),
 ];
 
-/// The first guard that forbids to answer `b` with what was answered to `a`; symmetric.
+/// The first guard that forbids reuse between `a` and `b`; symmetric.
 pub fn veto(a: &str, b: &str) -> Option<Veto> {
     first_veto(a, b, |_| true)
 }
 
-/// The first of these guards that finds a difference.
+/// The first of the given guards that finds its difference.
 pub(super) fn veto_by(guards: &[Veto], a: &str, b: &str) -> Option<Veto> {
     first_veto(a, b, |veto| guards.contains(&veto))
 }
 
-fn first_veto(a: &str, b: &str, is_asked: impl Fn(Veto) -> bool) -> Option<Veto> {
-    let (a, b) = (Question::read(a), Question::read(b));
+fn first_veto(a: &str, b: &str, is_used: impl Fn(Veto) -> bool) -> Option<Veto> {
+    let (a, b) = (ParsedQuestion::read(a), ParsedQuestion::read(b));
     GUARDS
         .into_iter()
-        .find(|(veto, differs)| is_asked(*veto) && differs(&a, &b))
+        .find(|(veto, differs)| is_used(*veto) && differs(&a, &b))
         .map(|(veto, _)| veto)
 }
 
-/// A question, read once.
+/// A tokenized question.
 #[derive(Debug)]
-struct Question {
+struct ParsedQuestion {
     /// Lower case, without punctuation.
     tokens: Vec<String>,
     /// Stems of content words, in order.
@@ -125,7 +113,7 @@ struct Question {
     points: bool,
 }
 
-impl Question {
+impl ParsedQuestion {
     fn read(text: &str) -> Self {
         let text = text.replace('’', "'");
         let tokens = tokens(&text);
@@ -154,7 +142,7 @@ impl Question {
         }
     }
 
-    /// True when `other` has a name that is nowhere in this question.
+    /// True when `other` has a name that this question lacks.
     fn lacks_name(&self, other: &Self) -> bool {
         other.names.iter().any(|name| {
             !self.tokens.contains(name)
@@ -165,7 +153,7 @@ impl Question {
         })
     }
 
-    /// Tokens that this question has more often than the other.
+    /// Tokens that occur more often in this question than in the other.
     fn only(&self, other: &Self) -> Vec<&String> {
         let count =
             |tokens: &[String], token: &String| tokens.iter().filter(|t| *t == token).count();
@@ -174,7 +162,7 @@ impl Question {
     }
 }
 
-/// Words, numbers and signs of money and percent, in lower case.
+/// Words, numbers, currency and percent signs, in lower case.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut word = String::new();
@@ -187,7 +175,7 @@ fn tokens(text: &str) -> Vec<String> {
             && (character == '\''
                 || word.ends_with(|c: char| c.is_ascii_digit())
                 || character == '.');
-        // A number and the unit that is written against it are two tokens.
+        // A number and a unit without a space between are two tokens.
         let splits = character.is_alphabetic() && word.ends_with(|c: char| c.is_ascii_digit())
             || character.is_ascii_digit() && word.ends_with(char::is_alphabetic) && word.len() == 1;
         if splits && !word.starts_with(char::is_alphabetic) {
@@ -232,7 +220,7 @@ fn unit(token: &str) -> Option<&'static str> {
         .map(|names| names[0])
 }
 
-/// Numbers, sorted; `1,000` and `1000` are one, `1.0` and `1` are not.
+/// Numbers, sorted; `1,000` equals `1000`, `1.0` does not equal `1`.
 fn numbers(tokens: &[String]) -> Vec<String> {
     let mut numbers: Vec<String> = tokens
         .iter()
@@ -244,21 +232,20 @@ fn numbers(tokens: &[String]) -> Vec<String> {
                 return Some(ordinal.unwrap_or(token).to_owned());
             }
             let known = NUMBERS.iter().find(|(word, _)| word == token);
-            // A unit's name may be a number's too ("second"): the guard on units sees it.
+            // A unit may also be a number word ("second"); the guard on units handles it.
             known
                 .filter(|_| unit(token).is_none())
                 .map(|(_, number)| number.to_string())
         })
-        // "One" is an article as often as a number.
+        // "One" is as often an article as a number.
         .filter(|number| number != "1")
         .collect();
     numbers.sort_unstable();
     numbers
 }
 
-/// Words that begin with a capital, or have one inside, and say something; in lower case. A sentence's
-/// first word is among them: it may be a name. So is what stands in capitals alone (IT, US, WHO), unless
-/// all of the text does.
+/// Content words with a capital letter, in lower case. A sentence's first word is included, since it may
+/// be a name; so are function words in capitals (IT, US, WHO), unless the whole text is in capitals.
 fn names(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let shouts = !text.contains(char::is_lowercase);
@@ -277,7 +264,7 @@ fn names(text: &str) -> BTreeSet<String> {
     names
 }
 
-/// What is asked for, as one word for each.
+/// The question words, normalised.
 fn asks(tokens: &[String]) -> BTreeSet<&'static str> {
     let mut asks = BTreeSet::new();
     for (at, token) in tokens.iter().enumerate() {
@@ -310,9 +297,9 @@ fn asks(tokens: &[String]) -> BTreeSet<&'static str> {
     asks
 }
 
-/// True when a word stands against itself with a prefix that denies it.
-fn negates(a: &Question, b: &Question) -> bool {
-    let denied = |plain: &Question, other: &Question| {
+/// True when a word in one occurs with a negating prefix in the other.
+fn negates(a: &ParsedQuestion, b: &ParsedQuestion) -> bool {
+    let denied = |plain: &ParsedQuestion, other: &ParsedQuestion| {
         other.only(plain).into_iter().any(|word| {
             NEGATING_PREFIXES.iter().any(|prefix| {
                 word.strip_prefix(prefix).is_some_and(|rest| {
@@ -324,7 +311,7 @@ fn negates(a: &Question, b: &Question) -> bool {
     denied(a, b) || denied(b, a)
 }
 
-fn opposes(a: &Question, b: &Question) -> bool {
+fn opposes(a: &ParsedQuestion, b: &ParsedQuestion) -> bool {
     let (only_a, only_b) = (a.only(b), b.only(a));
     let holds = |list: &[&String], word: &str| {
         let stem = words(word).pop().map(|word| word.stem);
@@ -336,26 +323,26 @@ fn opposes(a: &Question, b: &Question) -> bool {
     })
 }
 
-/// The words that both have stand in another order; words that say "from", "to" or "by" count, too.
-fn reorders(a: &Question, b: &Question) -> bool {
-    let common = |own: &Question, other: &Question| -> Vec<String> {
+/// True when the common words come in another order; prepositions such as "from", "to" and "by" count.
+fn reorders(a: &ParsedQuestion, b: &ParsedQuestion) -> bool {
+    let common = |own: &ParsedQuestion, other: &ParsedQuestion| -> Vec<String> {
         let stays =
             |token: &&String| !ORDER_FREE.contains(&token.as_str()) && other.tokens.contains(token);
         own.tokens.iter().filter(stays).cloned().collect()
     };
-    let stems = |own: &Question, other: &Question| -> Vec<String> {
+    let stems = |own: &ParsedQuestion, other: &ParsedQuestion| -> Vec<String> {
         let stays = |stem: &&String| other.content.contains(stem);
         own.content.iter().filter(stays).cloned().collect()
     };
     common(a, b) != common(b, a) || stems(a, b) != stems(b, a)
 }
 
-/// Content words were exchanged or added, and nothing says that they mean the same.
-fn differs(a: &Question, b: &Question) -> bool {
+/// True when content words were replaced or added that are no known synonyms or fillers.
+fn differs(a: &ParsedQuestion, b: &ParsedQuestion) -> bool {
     if a.tokens.len() > WORDS_MAX || b.tokens.len() > WORDS_MAX {
         return a.tokens != b.tokens;
     }
-    let unmatched = |own: &Question, other: &Question| -> Vec<String> {
+    let unmatched = |own: &ParsedQuestion, other: &ParsedQuestion| -> Vec<String> {
         let is_known = |stem: &&String| {
             other
                 .content
@@ -371,13 +358,13 @@ fn differs(a: &Question, b: &Question) -> bool {
     let (of_a, of_b) = (unmatched(a, b), unmatched(b, a));
     !of_a.is_empty() && !of_b.is_empty()
         || of_a.len().max(of_b.len()) > EXTRA_WORDS_MAX
-        // A word that has a contrary turns the question, also where it only stands beside the others.
-        || of_a.iter().chain(&of_b).any(|stem| has_contrary(stem))
+        // An added word that has an opposite changes the question, too.
+        || of_a.iter().chain(&of_b).any(|stem| has_antonym(stem))
         || (a.content.is_empty() || b.content.is_empty()) && a.tokens != b.tokens
 }
 
-/// True for the stem of a word that has a contrary.
-fn has_contrary(stem: &str) -> bool {
+/// True for the stem of a word that has an opposite.
+fn has_antonym(stem: &str) -> bool {
     static STEMS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         let listed = ANTONYMS.iter().flat_map(|(one, other)| [*one, *other]);
         listed
@@ -387,7 +374,7 @@ fn has_contrary(stem: &str) -> bool {
     STEMS.contains(stem)
 }
 
-/// Forms of one word: a shared beginning that leaves little over.
+/// True for forms of one word: they share all but a few last letters.
 fn kin(a: &str, b: &str) -> bool {
     let shared = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     shared >= 4 && shared + 3 >= a.len().max(b.len())

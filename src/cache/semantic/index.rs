@@ -1,7 +1,6 @@
-//! Questions with answers, in this process, found by likeness.
+//! An in-memory index of answered questions by similarity.
 //!
-//! A search compares the whole scope: vectors of a scope lie end to end, so that it is one pass over
-//! memory and no approximation decides who is found.
+//! A search is exact: it compares a whole scope, whose vectors are contiguous, in one pass over memory.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,51 +11,51 @@ use chrono::{DateTime, Utc};
 
 use crate::job::CacheKey;
 
-/// All that two requests must agree in beside the question.
-pub type Scope = [u8; 32];
+/// Digest of everything besides the question that two requests must agree in.
+pub type QuestionScope = [u8; 32];
 
-/// A question with an answer.
+/// An answered question.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Question {
+pub struct IndexedQuestion {
     /// The cache entry that holds the answer.
     pub entry: CacheKey,
-    /// What was asked.
+    /// Its text.
     pub text: Arc<str>,
-    /// NearQuestion that others must have to it.
+    /// Least cosine similarity of questions that may reuse the answer.
     pub cosine_min: f32,
-    /// From then on the answer is not reused.
+    /// When the answer may no longer be reused.
     pub expires_at: DateTime<Utc>,
 }
 
-/// The questions of one scope; vectors lie end to end in the order of the questions.
+/// The questions of one scope, and their vectors in the same order.
 #[derive(Debug, Default)]
-struct Shelf {
-    questions: Vec<Question>,
+struct ScopeQuestions {
+    questions: Vec<IndexedQuestion>,
     vectors: Vec<f32>,
 }
 
-/// An index over at most a fixed number of questions; the longest known give way.
+/// An index of a bounded number of questions; the oldest are evicted first.
 #[derive(Debug)]
-pub struct Index {
+pub struct QuestionIndex {
     width: usize,
     capacity: usize,
-    shelves: HashMap<Scope, Shelf>,
-    /// Where an entry lies, and its turn to give way.
-    places: HashMap<CacheKey, (Scope, usize, u64)>,
+    scopes: HashMap<QuestionScope, ScopeQuestions>,
+    /// Each entry's scope, position in it, and sequence number.
+    places: HashMap<CacheKey, (QuestionScope, usize, u64)>,
     by_age: BTreeSet<(u64, [u8; 32])>,
-    next_turn: u64,
+    next_number: u64,
 }
 
-impl Index {
+impl QuestionIndex {
     /// An empty index over vectors of `width` values, for at most `capacity` questions.
     pub fn new(width: usize, capacity: usize) -> Self {
         Self {
             width,
             capacity,
-            shelves: HashMap::new(),
+            scopes: HashMap::new(),
             places: HashMap::new(),
             by_age: BTreeSet::new(),
-            next_turn: 0,
+            next_number: 0,
         }
     }
 
@@ -70,9 +69,9 @@ impl Index {
         self.places.is_empty()
     }
 
-    /// Puts a question in, in place of an earlier word about its entry. One whose vector has another
-    /// width is passed over.
-    pub fn put(&mut self, scope: Scope, question: Question, vector: &[f32]) {
+    /// Adds a question, replacing an earlier one of the same entry. A vector of another length is
+    /// ignored.
+    pub fn put(&mut self, scope: QuestionScope, question: IndexedQuestion, vector: &[f32]) {
         if vector.len() != self.width || self.capacity == 0 {
             return;
         }
@@ -83,62 +82,62 @@ impl Index {
             };
             self.remove(CacheKey(oldest));
         }
-        let turn = self.next_turn;
-        self.next_turn += 1;
-        let shelf = self.shelves.entry(scope).or_default();
-        let place = (scope, shelf.questions.len(), turn);
+        let number = self.next_number;
+        self.next_number += 1;
+        let questions = self.scopes.entry(scope).or_default();
+        let place = (scope, questions.questions.len(), number);
         self.places.insert(question.entry, place);
-        self.by_age.insert((turn, question.entry.0));
-        shelf.questions.push(question);
-        shelf.vectors.extend_from_slice(vector);
+        self.by_age.insert((number, question.entry.0));
+        questions.questions.push(question);
+        questions.vectors.extend_from_slice(vector);
     }
 
-    /// Takes an entry out, if it is there.
+    /// Removes an entry, if it is there.
     pub fn remove(&mut self, entry: CacheKey) {
-        let Some((scope, at, turn)) = self.places.remove(&entry) else {
+        let Some((scope, at, number)) = self.places.remove(&entry) else {
             return;
         };
-        self.by_age.remove(&(turn, entry.0));
-        let Some(shelf) = self.shelves.get_mut(&scope) else {
+        self.by_age.remove(&(number, entry.0));
+        let Some(own) = self.scopes.get_mut(&scope) else {
             return;
         };
-        // The last one takes its place.
-        shelf.questions.swap_remove(at);
-        let (width, end) = (self.width, shelf.vectors.len() - self.width);
-        shelf.vectors.copy_within(end.., at * width);
-        shelf.vectors.truncate(end);
-        match shelf.questions.get(at) {
+        // The last question moves into its place.
+        own.questions.swap_remove(at);
+        let (width, end) = (self.width, own.vectors.len() - self.width);
+        own.vectors.copy_within(end.., at * width);
+        own.vectors.truncate(end);
+        match own.questions.get(at) {
             Some(moved) => {
                 if let Some(place) = self.places.get_mut(&moved.entry) {
                     place.1 = at;
                 }
             }
-            None if shelf.questions.is_empty() => {
-                self.shelves.remove(&scope);
+            None if own.questions.is_empty() => {
+                self.scopes.remove(&scope);
             }
             None => {}
         }
     }
 
-    /// The questions of a scope that are nearest to a vector and whose answers may be reused, the
-    /// nearest first: at most `count`, none below `cosine_min`.
+    /// The questions of a scope that are nearest to a vector and not expired, nearest first: at most
+    /// `count`, none below `cosine_min`.
     pub fn nearest(
         &self,
-        scope: &Scope,
+        scope: &QuestionScope,
         vector: &[f32],
         (count, cosine_min): (usize, f32),
         now: DateTime<Utc>,
-    ) -> Vec<(&Question, f32)> {
-        let Some(shelf) = self.shelves.get(scope) else {
+    ) -> Vec<(&IndexedQuestion, f32)> {
+        let Some(own) = self.scopes.get(scope) else {
             return Vec::new();
         };
         if vector.len() != self.width {
             return Vec::new();
         }
-        let mut near: Vec<(&Question, f32)> = shelf
+        let mut near: Vec<(&IndexedQuestion, f32)> = own
             .vectors
             .chunks_exact(self.width)
-            .zip(&shelf.questions)
+            .zip(&own.questions)
             .map(|(other, question)| (question, dot(vector, other)))
             .filter(|(question, cosine)| *cosine >= cosine_min && question.expires_at > now)
             .collect();
@@ -148,7 +147,7 @@ impl Index {
     }
 }
 
-/// Sixteen sums side by side, which the compiler turns into vector instructions.
+/// The dot product, as sixteen sums that the compiler vectorises.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_parts, a_rest) = a.as_chunks::<16>();
     let (b_parts, b_rest) = b.as_chunks::<16>();
@@ -169,8 +168,8 @@ mod tests {
 
     use super::*;
 
-    fn question(entry: u8, lives_s: i64) -> Question {
-        Question {
+    fn question(entry: u8, lives_s: i64) -> IndexedQuestion {
+        IndexedQuestion {
             entry: CacheKey([entry; 32]),
             text: format!("question {entry}").into(),
             cosine_min: 0.9,
@@ -180,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_nearest_of_its_own_scope_come_first_and_what_has_expired_does_not() {
-        let mut index = Index::new(2, 8);
+        let mut index = QuestionIndex::new(2, 8);
         index.put([1; 32], question(1, 60), &[1.0, 0.0]);
         index.put([1; 32], question(2, 60), &[0.8, 0.6]);
         index.put([1; 32], question(3, -1), &[1.0, 0.0]);
@@ -198,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_longest_known_give_way_and_a_word_told_again_counts_as_new() {
-        let mut index = Index::new(1, 2);
+        let mut index = QuestionIndex::new(1, 2);
         index.put([1; 32], question(1, 60), &[1.0]);
         index.put([1; 32], question(2, 60), &[1.0]);
         index.put([1; 32], question(1, 60), &[1.0]);
@@ -213,7 +212,7 @@ mod tests {
         /// Whatever is put in, told again and taken out: a search finds what a plain list would.
         #[test]
         fn finds_what_a_list_would(steps in prop::collection::vec((0_u8..12, 0_u8..3, -4_i8..=4, any::<bool>()), 1..60)) {
-            let mut index = Index::new(3, 64);
+            let mut index = QuestionIndex::new(3, 64);
             let mut list: Vec<(u8, u8, [f32; 3])> = Vec::new();
             for (entry, scope, value, goes) in steps {
                 list.retain(|(known, ..)| *known != entry);

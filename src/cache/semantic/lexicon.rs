@@ -1,6 +1,6 @@
-//! Words whose exchange changes, or does not change, what a question asks.
+//! Word lists of the guards.
 
-/// Words that say the same in a question; each row is one sense.
+/// Synonyms; each row is one sense.
 pub const SYNONYMS: &[&[&str]] = &[
     &[
         "way",
@@ -63,7 +63,7 @@ pub const SYNONYMS: &[&[&str]] = &[
     &["speak", "talk"],
 ];
 
-/// Units and what they are written as; the first is the unit's name.
+/// Units and their spellings; the first is the unit's name.
 pub const UNITS: &[&[&str]] = &[
     &[
         "mm",
@@ -141,7 +141,7 @@ pub const UNITS: &[&[&str]] = &[
     &["byte", "bytes"],
 ];
 
-/// Words that deny.
+/// Negations.
 pub const NEGATIONS: &[&str] = &[
     "aint",
     "cannot",
@@ -181,12 +181,12 @@ pub const NEGATIONS: &[&str] = &[
     "wouldnt",
 ];
 
-/// Beginnings that turn a word into its contrary.
+/// Prefixes that negate a word.
 pub const NEGATING_PREFIXES: &[&str] = &[
     "un", "in", "im", "il", "ir", "dis", "non", "anti", "de", "mis",
 ];
 
-/// Words that point to something outside of the question.
+/// Words that refer to something outside of the question.
 pub const DEICTICS: &[&str] = &[
     "above",
     "aforementioned",
@@ -316,13 +316,13 @@ pub const NUMBERS: &[(&str, u64)] = &[
     ("couple", 2),
 ];
 
-/// Stems of words that may be added to a question without asking for something else.
+/// Stems of words that may be added to a question without changing it.
 pub const FILLERS: &[&str] = &[
     "actual", "also", "anyon", "best", "ever", "exact", "just", "lik", "peopl", "person", "pleas",
     "possibl", "quora", "real", "someon", "step", "sug", "tell", "thing", "tip", "way",
 ];
 
-/// Words whose place in a question says nothing.
+/// Words whose position in a question does not matter.
 pub const ORDER_FREE: &[&str] = &[
     "a", "also", "am", "an", "and", "are", "be", "been", "can", "could", "did", "do", "does",
     "for", "had", "has", "have", "how", "i", "if", "in", "is", "it", "me", "my", "of", "on", "one",

@@ -17,7 +17,7 @@ use crate::{
         output::replace_file,
         terminal::{eprint_line, print_line},
     },
-    scoring::confidence::fit::{LabelledAnswer, Report, fit},
+    scoring::confidence::fit::{LabelledAnswer, FitReport, fit},
 };
 
 /// Fit the small model's confidence to answers known to be right or wrong
@@ -87,7 +87,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<LabelledAnswer>> {
     Ok(rows)
 }
 
-fn to_text(report: &Report) -> String {
+fn to_text(report: &FitReport) -> String {
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let kept_right = report.kept_right.map_or("none".to_owned(), percent);
     [

@@ -10,9 +10,10 @@ use crate::{
     console::terminal::print_line,
     scoring::{
         cross_validation::{self, Split},
-        evaluate::{self, DISTRIBUTION, EvaluateError, Judged, Report},
+        evaluate::{self, DISTRIBUTION, EvaluateError, ScoredPrompt, RankingReport},
         samples,
-        train::{Recipe, Sample},
+        sample::Sample,
+        train::Recipe,
     },
 };
 
@@ -81,7 +82,7 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let judged = match split {
         Some(split) => cross_validation::cross_validate(&all, split, args.seed, &Recipe::default())
             .context("with part of the prompts held out")?,
-        None => cross_validation::judge(args.weights.open()?.weights(), &all),
+        None => cross_validation::score_samples(args.weights.open()?.weights(), &all),
     };
     let groups = samples::by(&all, |sample| match args.by {
         By::All => "all".to_owned(),
@@ -110,10 +111,10 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let mut last_error = None;
     let mut evaluated = 0;
     for (name, places) in groups {
-        let rows: Vec<Judged> = places.iter().map(|at| judged[*at]).collect();
-        let by_length: Vec<Judged> = places
+        let rows: Vec<ScoredPrompt> = places.iter().map(|at| judged[*at]).collect();
+        let by_length: Vec<ScoredPrompt> = places
             .iter()
-            .map(|at| Judged {
+            .map(|at| ScoredPrompt {
                 score: f64::from(all[*at].features.counts.length),
                 ..judged[*at]
             })
@@ -144,8 +145,8 @@ pub async fn evaluate(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn show(name: &str, report: &Report, length: &Report) -> anyhow::Result<()> {
-    let Report { deciles, exact, .. } = report;
+fn show(name: &str, report: &RankingReport, length: &RankingReport) -> anyhow::Result<()> {
+    let RankingReport { deciles, exact, .. } = report;
     print_line(&format!(
         "{name:<32} {:>6} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4} {:>6.2} {:>6.2}  {:>6.4}  {:>6} {:>6} {:>6}",
         report.prompts,
@@ -182,8 +183,8 @@ fn figure(value: f64) -> String {
     }
 }
 
-fn as_json(name: &str, report: &Report, length: &Report) -> Value {
-    let Report { deciles, exact, .. } = report;
+fn as_json(name: &str, report: &RankingReport, length: &RankingReport) -> Value {
+    let RankingReport { deciles, exact, .. } = report;
     json!({
         "name": name, "n": report.prompts, "weak": report.weak, "strong": report.strong,
         "apgr": deciles.apgr, "cpt50": deciles.cpt50, "cpt80": deciles.cpt80,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     console::jsonl::{Ids, each_text},
-    scoring::{samples, train::Sample},
+    scoring::{samples, sample::Sample},
     store::StoredWeights,
 };
 

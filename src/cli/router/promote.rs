@@ -13,7 +13,7 @@ use crate::{
         terminal::print_line,
     },
     scoring::{
-        record::{LENGTH, Record},
+        record::{LENGTH, TrainingRecord},
         scorer::Scorer,
     },
     store::{Store, StoredWeights},
@@ -84,7 +84,7 @@ async fn keep(
 }
 
 /// Why weights may not replace the active ones, if so.
-fn objection(record: Option<&Record>, present: &str) -> Option<String> {
+fn objection(record: Option<&TrainingRecord>, present: &str) -> Option<String> {
     let Some(record) = record else {
         return Some("it has no record of an evaluation; train it again".to_owned());
     };
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn only_weights_that_beat_the_active_ones_are_promoted() {
         let compared = |against: &str, new, present| {
-            let record = Record {
+            let record = TrainingRecord {
                 against: against.to_owned(),
                 ..record(&[("a", new, present)])
             };

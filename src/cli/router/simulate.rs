@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     config::{Overrides, RouteTarget},
     console::{options::Common, terminal::print_line},
-    router::target::{Calibrations, KnownPair, isotonic::Pair},
+    router::target::{Calibrations, ScopedObservation, isotonic::Observation},
     scoring::{features::Features, scorer::Scorer},
 };
 
@@ -109,10 +109,10 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         let mut pairs = Vec::new();
         for row in fitted {
             calibrations.at(scope).remember(row.score);
-            pairs.extend(row.labels.map(|(small, large)| KnownPair {
+            pairs.extend(row.labels.map(|(small, large)| ScopedObservation {
                 tenant: "default".to_owned(),
                 tags: Vec::new(),
-                pair: Pair {
+                observation: Observation {
                     score: row.score,
                     small,
                     large,

@@ -17,11 +17,12 @@ use crate::{
     scoring::{
         codec,
         cross_validation::{self, Split},
-        evaluate::Judged,
-        record::{self, HeldOut, LENGTH, Record},
+        evaluate::ScoredPrompt,
+        record::{self, HeldOut, LENGTH, TrainingRecord},
         samples,
         scorer::Scorer,
-        train::{self, Recipe, Sample},
+        sample::Sample,
+        train::{self, Recipe},
     },
 };
 
@@ -112,7 +113,7 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Evaluates the recipe's weights against the current ones and prints the result of each set.
-fn compare(all: &[&Sample], recipe: &Recipe, current: &Current) -> anyhow::Result<Record> {
+fn compare(all: &[&Sample], recipe: &Recipe, current: &Current) -> anyhow::Result<TrainingRecord> {
     let domains = samples::by(all, |sample| format!("{}/{}", sample.set, sample.domain)).len();
     let (held_out, split, manner) = if domains > 1 {
         (HeldOut::Domains, Split::Domains, "domains left out")
@@ -134,13 +135,13 @@ fn compare(all: &[&Sample], recipe: &Recipe, current: &Current) -> anyhow::Resul
         ))?;
     }
     let is_fair = |sample: &Sample| !current.has_seen(sample);
-    let mut record = Record {
+    let mut record = TrainingRecord {
         prompts: all.len() as u64,
         seed: recipe.seed,
         held_out,
         against: current.version().to_owned(),
         sets: BTreeMap::new(),
-        seen: record::prints(all),
+        seen: record::fingerprints(all),
     };
     for (set, outcome) in record::compare(all, &fresh, &current.judge(all), is_fair) {
         match outcome {
@@ -211,11 +212,11 @@ impl Current {
         }
     }
 
-    fn judge(&self, samples: &[&Sample]) -> Vec<Judged> {
+    fn judge(&self, samples: &[&Sample]) -> Vec<ScoredPrompt> {
         match self {
-            Self::Weights(scorer) => cross_validation::judge(scorer.weights(), samples),
+            Self::Weights(scorer) => cross_validation::score_samples(scorer.weights(), samples),
             Self::Length => {
-                let judged = samples.iter().map(|sample| Judged {
+                let judged = samples.iter().map(|sample| ScoredPrompt {
                     score: f64::from(sample.features.counts.length),
                     expected: None,
                     weak: sample.weak,

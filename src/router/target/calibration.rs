@@ -1,49 +1,49 @@
-//! One target turned into thresholds: what it knows of the traffic, and how load moves what it gives.
+//! Computes a target's thresholds from observed traffic, outcomes and load.
 
 use crate::config::RouteTarget;
 
 use super::{
-    isotonic::{Pair, TRAFFIC_MIN, quality_threshold},
+    isotonic::{Observation, TRAFFIC_MIN, quality_threshold},
     load::{LatencyShare, TierLoad},
-    quantile::{ShareLevel, Window},
+    quantile::{ScoreWindow, ShareLevel},
 };
 
-/// The thresholds that hold for a job.
+/// The thresholds for a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
-    /// What the target alone gives.
+    /// Without load.
     pub base: f64,
-    /// What holds, load counted in.
+    /// Under the present load.
     pub effective: f64,
 }
 
-/// What a target needs to know of the traffic to become a threshold.
+/// The state from which a target's threshold is computed.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     target: RouteTarget,
     fallback: f64,
-    window: Window,
+    window: ScoreWindow,
     level: ShareLevel,
     latency: LatencyShare,
-    /// The threshold that keeps the quality, once enough pairs tell it.
+    /// The threshold that keeps the quality, once there are enough observations.
     quality: Option<f64>,
 }
 
 impl Calibration {
-    /// One that knows nothing; `fallback` holds where nothing else is known.
+    /// An empty calibration; `fallback` is its threshold until there is data.
     pub fn new(target: RouteTarget, fallback: f64) -> Self {
         Self {
             target,
             fallback,
-            window: Window::default(),
+            window: ScoreWindow::default(),
             level: ShareLevel::default(),
             latency: LatencyShare::default(),
             quality: None,
         }
     }
 
-    /// Takes another target over. What is known of the traffic stays; what was learned of the way to
-    /// the old target goes. A latency begins at the share that was delivered before.
+    /// Changes the target. The traffic window stays; corrections towards the old target are dropped. A
+    /// latency target starts from the share delivered before.
     pub fn retarget(&mut self, target: RouteTarget) {
         let delivered = self.window.level_of(self.thresholds(0.0).base);
         let earlier = std::mem::replace(self, Self::new(target, self.fallback));
@@ -61,17 +61,17 @@ impl Calibration {
         }
     }
 
-    /// What is to be delivered.
+    /// The target.
     pub fn target(&self) -> RouteTarget {
         self.target
     }
 
-    /// True while it knows nothing of the traffic.
+    /// True while the traffic window is empty.
     pub fn is_new(&self) -> bool {
         self.window.is_empty()
     }
 
-    /// The share that is to be delivered now, where the target comes to one.
+    /// The share of large that the target implies now, if any.
     fn share(&self) -> Option<f64> {
         match self.target {
             RouteTarget::Share(share) => Some(share),
@@ -80,7 +80,7 @@ impl Calibration {
         }
     }
 
-    /// The thresholds under a shift by load.
+    /// The thresholds under a load shift.
     pub fn thresholds(&self, shift: f64) -> Thresholds {
         let base = match self.target {
             RouteTarget::Threshold => self.fallback,
@@ -97,9 +97,9 @@ impl Calibration {
         }
     }
 
-    /// The threshold moved by a share of the jobs, and by no more than half of what goes to large, so
-    /// that a small share does not vanish or multiply. All to large and all to small stay what they are,
-    /// a quality is not lowered, and a latency has load in it already.
+    /// The threshold moved by a share of the jobs, and by at most half of the share of large, so that a
+    /// small share neither vanishes nor multiplies. All-large and all-small never move, a quality is not
+    /// lowered, and a latency target already accounts for load.
     fn shifted(&self, base: f64, shift: f64) -> Option<f64> {
         let shift = match self.target {
             RouteTarget::Quality(_) => shift.min(0.0),
@@ -115,12 +115,12 @@ impl Calibration {
         self.window.threshold(level + shift.clamp(-most, most))
     }
 
-    /// Takes the score of an earlier run in.
+    /// Adds a score of an earlier run.
     pub fn remember(&mut self, score: f64) {
         self.window.push(score);
     }
 
-    /// Learns a score and on which side of the base threshold it fell.
+    /// Records a score and the side of the base threshold on which it fell.
     pub fn observe(&mut self, score: f64, is_large: bool) {
         if let Some(share) = self.share() {
             self.level.observe(is_large, share);
@@ -128,20 +128,20 @@ impl Calibration {
         self.window.push(score);
     }
 
-    /// Learns the present load of large.
+    /// Records the present load of large.
     pub fn observe_load(&mut self, large: TierLoad) {
         if let RouteTarget::Latency(target) = self.target {
             self.latency.observe(large, target);
         }
     }
 
-    /// Learns the jobs of which both tiers' outcomes are known: a threshold that keeps a quality is
-    /// calibrated anew, by those of this scope once they tell enough, by everybody's until then.
-    pub fn observe_pairs(&mut self, own: &[Pair], all: &[Pair]) {
+    /// Recalibrates a quality threshold: from this scope's observations once there are enough, from all
+    /// until then.
+    pub fn observe_pairs(&mut self, own: &[Observation], all: &[Observation]) {
         if let RouteTarget::Quality(quality) = self.target {
             let traffic = self.window.sorted();
-            let told_by = |pairs| quality_threshold(pairs, quality, traffic);
-            self.quality = told_by(own).or_else(|| told_by(all));
+            let from = |observations| quality_threshold(observations, quality, traffic);
+            self.quality = from(own).or_else(|| from(all));
         }
     }
 }
@@ -152,16 +152,15 @@ mod tests {
 
     use crate::router::target::calibration::*;
 
-    /// One for a target that has seen evenly spread scores.
+    /// A calibration with evenly spread scores.
     fn calibration(target: &str) -> Calibration {
         let mut calibration = Calibration::new(target.parse().expect("a target"), 0.4);
         (0..200).for_each(|score| calibration.remember(f64::from(score) / 200.0));
         calibration
     }
 
-    /// What a latency allows holds from the next job on, not once misses have moved the level there.
     #[test]
-    fn a_latency_follows_its_share_at_once() {
+    fn a_latency_share_applies_to_the_next_job() {
         let mut calibration = calibration("latency:2s");
         assert!((calibration.thresholds(0.0).base - 0.5).abs() < 0.01);
         let swamped = TierLoad {
@@ -176,10 +175,10 @@ mod tests {
         assert!((share - cut).abs() < 0.01, "{share}");
     }
 
-    /// Load moves at most the share it is given and half of what goes to large, never what is absolute,
-    /// a quality only upwards, and not what follows it anyway.
+    /// Load moves at most its share and half of the share of large; never absolute targets, a quality only
+    /// upwards, and a latency not at all.
     #[test]
-    fn load_moves_what_may_be_moved() {
+    fn load_moves_each_kind_of_target_within_its_limits() {
         for (target, base, towards_small, towards_large) in [
             ("threshold:0.4", 0.4, 0.5, 0.3),
             ("threshold:0", 0.0, 0.0, 0.0),
@@ -202,10 +201,9 @@ mod tests {
         assert_eq!(none.thresholds(0.1), none.thresholds(-0.1));
     }
 
-    /// A share that was asked for holds while there is no back-log, and again after one; meanwhile load
-    /// moves it, no further than it may.
+    /// A share holds before and after a backlog; during it load moves it by at most the limit.
     #[test]
-    fn a_share_holds_before_and_after_a_back_log() {
+    fn a_share_holds_before_and_after_a_backlog() {
         let mut rng = StdRng::seed_from_u64(7);
         let mut calibration = Calibration::new(RouteTarget::Share(0.3), 0.5);
         let mut deliver = |shift: f64| {

@@ -1,34 +1,34 @@
-//! A quality turned into a threshold: isotonic regression of the observed gain on the score, with a
-//! confidence bound on what is lost.
+//! The threshold for a quality target: isotonic regression of the observed gain on the score, with a
+//! confidence bound on the loss.
 
 use std::ops::Range;
 
-/// Pairs below which no threshold is calibrated.
+/// Fewest observations for a threshold.
 pub const PAIRS_MIN: usize = 100;
-/// Most pairs that are looked at, the latest.
+/// Most observations used, the latest.
 pub const PAIRS_MAX: usize = 10_000;
-/// Scores below which the traffic is not known.
+/// Fewest scores that describe the traffic.
 pub const TRAFFIC_MIN: usize = 32;
-/// Most groups of pairs, which are the candidates for the threshold.
+/// Most groups of observations; each gives one candidate threshold.
 const GROUPS_MAX: usize = 64;
-/// Fewest pairs of a group but for the last one.
+/// Fewest observations of a group, except the last.
 const GROUP_MIN: usize = 10;
 /// One-sided 95 % of the normal distribution.
 const Z: f64 = 1.645;
 
-/// A job of which both tiers' outcomes are known.
+/// A job with both tiers' outcomes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pair {
+pub struct Observation {
     /// The router's score.
     pub score: f64,
-    /// How good small's answer was, 0 to 1.
+    /// Quality of small's answer, 0 to 1.
     pub small: f64,
-    /// How good large's answer was, 0 to 1.
+    /// Quality of large's answer, 0 to 1.
     pub large: f64,
 }
 
-/// The non-decreasing sequence nearest to `values` in squares (pool adjacent violators; Ayer et
-/// al. 1955). One value a point, in the same order.
+/// The non-decreasing sequence nearest to `values` in least squares (pool adjacent violators; Ayer et
+/// al. 1955), one value for each.
 pub fn isotonic(values: &[f64]) -> Vec<f64> {
     // Blocks of equal value: (sum, count).
     let mut blocks: Vec<(f64, usize)> = Vec::with_capacity(values.len());
@@ -48,24 +48,22 @@ pub fn isotonic(values: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// The largest threshold under which, with 95 % confidence, at least `quality` (0 to 1) of what the
-/// large model alone would reach is kept.
+/// The largest threshold that, with 95 % confidence, keeps at least `quality` (0 to 1) of the large
+/// model's quality.
 ///
-/// `traffic` are scores of the jobs that come, by rising size; fewer than [`TRAFFIC_MIN`] tell nothing,
-/// and the pairs then stand for them. What a job loses on small is its expected gain by [`isotonic`].
-/// Pairs are no even sample of the traffic, since they come from jobs that small answered under the
-/// thresholds of their time: groups of neighbouring scores weigh as much as the traffic between
-/// their ends. The upper bound on the loss adds one lost job to those seen, so that a few pairs without
-/// a loss do not prove that there is none. Candidates are tried from the lowest on and the first that
-/// fails ends the search, which keeps the confidence for the one that is chosen (fixed-sequence
-/// testing). Beyond the largest score of a pair nothing is known, and everything there stays on large.
+/// `traffic` are the traffic's scores, ascending; with fewer than [`TRAFFIC_MIN`] the observations are
+/// used instead. A job's loss on small is its expected gain by [`isotonic`]. Observations are a biased
+/// sample of the traffic, since they come from jobs that small answered under earlier thresholds:
+/// groups of neighbouring scores are weighted by the traffic in their range. The upper bound on the
+/// loss adds one lost job, so that a few observations without a loss do not prove that there is none.
+/// Candidates are tried in ascending order until one fails, which keeps the confidence level
+/// (fixed-sequence testing). Scores above the largest observed one stay on large.
 ///
-/// `None` while there are fewer than [`PAIRS_MIN`] pairs, or too few to prove the quality even if none of
-/// them lost anything: all jobs would go to large, and no pair would ever come after. `None` as well
-/// where large never was right. A quality that not even [`PAIRS_MAX`] pairs can prove leaves
-/// everything on large.
-pub fn quality_threshold(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Option<f64> {
-    let mut pairs: Vec<&Pair> = pairs
+/// `None` with fewer than [`PAIRS_MIN`] observations, or too few to prove the quality even without a
+/// loss: all jobs would go to large, which yields no further observations. `None` as well if large is
+/// never right. A quality that not even [`PAIRS_MAX`] observations can prove sends everything to large.
+pub fn quality_threshold(pairs: &[Observation], quality: f64, traffic: &[f64]) -> Option<f64> {
+    let mut pairs: Vec<&Observation> = pairs
         .iter()
         .filter(|pair| pair.score.is_finite() && pair.small.is_finite() && pair.large.is_finite())
         .collect();
@@ -90,7 +88,7 @@ pub fn quality_threshold(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Optio
         pairs.iter().map(|pair| pair.large).sum::<f64>() / pairs.len() as f64
     };
     let allowed = (1.0 - quality) * large_mean;
-    // So many pairs without a loss have an upper bound, by `Sums::loss_at_most`, of what is allowed.
+    // This many observations without a loss give an upper bound (`Sums::loss_at_most`) of `allowed`.
     let needed = (1.0 + Z) / allowed;
     if needed > PAIRS_MAX as f64 {
         return Some(0.0);
@@ -114,12 +112,12 @@ pub fn quality_threshold(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Optio
     Some(chosen)
 }
 
-/// Pairs of neighbouring scores, equal ones together.
+/// Observations of neighbouring scores; equal scores share a group.
 struct Group {
     pairs: Range<usize>,
-    /// Part of the traffic from the group before to this one's largest score, 0 to 1.
+    /// Share of the traffic above the previous group, up to this one's largest score, 0 to 1.
     weight: f64,
-    /// The threshold below which this group is the last.
+    /// The threshold just above this group.
     threshold: f64,
 }
 
@@ -129,8 +127,8 @@ impl Group {
     }
 }
 
-/// The pairs, by rising score, in groups.
-fn groups(pairs: &[&Pair], traffic: &[f64]) -> Vec<Group> {
+/// The observations in groups, by rising score.
+fn groups(pairs: &[&Observation], traffic: &[f64]) -> Vec<Group> {
     let size = GROUP_MIN.max(pairs.len() / GROUPS_MAX);
     let mut groups: Vec<Group> = Vec::new();
     let (mut from, mut below_before) = (0, 0.0);
@@ -153,7 +151,7 @@ fn groups(pairs: &[&Pair], traffic: &[f64]) -> Vec<Group> {
     groups
 }
 
-/// Weighted sums over the pairs below a candidate.
+/// Weighted sums over the observations below a candidate.
 #[derive(Default)]
 struct Sums {
     weight: f64,
@@ -214,7 +212,7 @@ mod tests {
     }
 
     /// Pairs whose chance of gain is the score to a power: easy ones lose nothing on small.
-    fn world(seed: u64, count: usize) -> Vec<Pair> {
+    fn world(seed: u64, count: usize) -> Vec<Observation> {
         let mut rng = StdRng::seed_from_u64(seed);
         (0..count)
             .map(|_| {
@@ -223,7 +221,7 @@ mod tests {
                     |chance: f64, rng: &mut StdRng| f64::from(u8::from(rng.random_bool(chance)));
                 let large = is_right(0.9, &mut rng);
                 let small = large * is_right(1.0 - score.powi(2) * 0.6, &mut rng);
-                Pair {
+                Observation {
                     score,
                     small,
                     large,
@@ -240,7 +238,7 @@ mod tests {
     /// What is kept of large's quality on fresh pairs.
     fn kept(threshold: f64, seed: u64) -> f64 {
         let fresh = world(seed + 1000, 20_000);
-        let by_route = |pair: &Pair| {
+        let by_route = |pair: &Observation| {
             if pair.score >= threshold {
                 pair.large
             } else {
@@ -282,7 +280,7 @@ mod tests {
     }
 
     /// The threshold by its definition: every candidate's weights and bound from the beginning.
-    fn by_definition(pairs: &[Pair], quality: f64, traffic: &[f64]) -> Option<f64> {
+    fn by_definition(pairs: &[Observation], quality: f64, traffic: &[f64]) -> Option<f64> {
         let mut pairs = pairs.to_vec();
         pairs.sort_by(|a, b| a.score.total_cmp(&b.score));
         let gains: Vec<f64> = pairs.iter().map(|pair| pair.large - pair.small).collect();
@@ -345,9 +343,9 @@ mod tests {
             traffic in prop::collection::vec(0u8..60, 32..200),
             quality in 0.5f64..0.99,
         ) {
-            let pairs: Vec<Pair> = pairs
+            let pairs: Vec<Observation> = pairs
                 .into_iter()
-                .map(|(score, small, large)| Pair {
+                .map(|(score, small, large)| Observation {
                     score: f64::from(score) / 60.0,
                     small: f64::from(u8::from(u32::from(small) * 60 > u32::from(score) * 8)),
                     large: f64::from(u8::from(large > 0)),
@@ -367,7 +365,7 @@ mod tests {
         // Even if none of so few lost anything, too little is known for some qualities; for others so many
         // will never be known.
         let flawless = vec![
-            Pair {
+            Observation {
                 score: 0.5,
                 small: 1.0,
                 large: 1.0
@@ -380,7 +378,7 @@ mod tests {
         assert_eq!((threshold(0.9999), threshold(1.0)), (Some(0.0), Some(0.0)));
         assert_eq!(quality_threshold(&[], 1.0, &[]), Some(0.0));
         let useless = vec![
-            Pair {
+            Observation {
                 score: 0.5,
                 small: 0.0,
                 large: 0.0
@@ -392,9 +390,9 @@ mod tests {
         broken[7].small = f64::NAN;
         assert!(quality_threshold(&broken, 0.9, &[]).is_some());
         // All small answers wrong, all large ones right: nothing may go to small.
-        let hard: Vec<Pair> = world(3, 300)
+        let hard: Vec<Observation> = world(3, 300)
             .into_iter()
-            .map(|pair| Pair {
+            .map(|pair| Observation {
                 small: 0.0,
                 large: 1.0,
                 ..pair

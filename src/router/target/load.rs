@@ -1,42 +1,41 @@
-//! How load moves the threshold: what waits for each tier, what its jobs cost, and a shift that
-//! follows without swinging.
+//! How load moves the threshold: each tier's backlog, and a shift that follows it without oscillating.
 
 use std::time::Duration;
 
-/// How much of a new reading enters the smoothed one; readings come every second.
+/// Weight of a new reading in the moving average; readings come every second.
 const SMOOTHING: f64 = 0.3;
-/// Play of the hysteresis, as a part of the shift: within it the shift does not move.
+/// Dead band of the hysteresis, as a part of the shift: smaller changes do not move it.
 const PLAY: f64 = 0.2;
 
-/// A tier's work and what it takes.
+/// A tier's load.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TierLoad {
     /// Messages that wait in its queue.
     pub waiting: u64,
-    /// Jobs its workers ran at their last signs of life.
+    /// Jobs that its workers ran at their last heartbeats.
     pub running: u32,
-    /// Sequences its living workers run at once.
+    /// Sequences that its live workers run concurrently.
     pub places: u32,
-    /// Mean seconds that a job occupied a place lately; `None` until some have run.
+    /// Recent mean seconds that a job occupied a place; `None` until some have run.
     pub service_s: Option<f64>,
 }
 
 impl TierLoad {
-    /// Seconds until a job that joins the queue now is begun.
+    /// Seconds until a job queued now starts.
     pub fn wait_s(&self) -> Option<f64> {
         let service_s = self.service_s?;
         (self.places > 0).then(|| self.waiting as f64 * service_s / f64::from(self.places))
     }
 
-    /// Seconds that its workers need for what is beyond the next job of each place. Up to there a queue
-    /// only keeps them busy, and nobody is helped by another route.
+    /// Seconds of work beyond one waiting job for each place. A shorter queue only keeps workers busy, and
+    /// routing elsewhere would not help.
     pub fn backlog_s(&self) -> Option<f64> {
         let beyond = self.waiting.saturating_sub(u64::from(self.places));
         let (beyond, places) = (beyond as f64, f64::from(self.places));
         (places > 0.0).then_some(beyond * self.service_s? / places)
     }
 
-    /// Seconds until a job that joins the queue now is answered.
+    /// Seconds until a job queued now is answered.
     pub fn latency_s(&self) -> Option<f64> {
         Some(self.wait_s()? + self.service_s?)
     }
@@ -45,7 +44,7 @@ impl TierLoad {
 /// The share of jobs that load moves towards small (above 0) or large (below 0).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadShift {
-    /// Smoothed seconds by which large's back-log exceeds small's, up to what moves the whole shift.
+    /// Moving average of the seconds by which large's backlog exceeds small's, clamped.
     lag_s: f64,
     shift: f64,
 }
@@ -56,18 +55,17 @@ impl LoadShift {
         self.shift
     }
 
-    /// Learns of the present loads. The shift is proportional to the difference of the back-logs,
-    /// whole (`shift_max`) from `wait_full_s`; it follows with play, as a gear does: small changes
-    /// move nothing, and one in the other direction has the play to cross first. The loop over the
-    /// queue is then a damped one, while a relay with two thresholds would swing between them.
+    /// Records the present loads. The shift is proportional to the difference of the backlogs, at most
+    /// `shift_max` from `wait_full_s` on. A dead band damps the feedback through the queue, where a switch
+    /// between two thresholds would oscillate.
     pub fn observe(&mut self, small: TierLoad, large: TierLoad, shift_max: f64, wait_full_s: f64) {
         let lag_s = match (small.backlog_s(), large.backlog_s()) {
             (Some(small_s), Some(large_s)) => large_s - small_s,
-            // A tier without workers or without a measured job tells nothing.
+            // A tier without workers or without a measured job has no known backlog.
             _ => 0.0,
         };
-        // So much more that the whole shift is reached in spite of the play, and not what lies beyond: a
-        // long back-log would be remembered long after it has gone.
+        // Enough to reach the full shift despite the dead band, but no more: the average would remember a
+        // long backlog long after it is gone.
         let most_s = wait_full_s / (1.0 - PLAY);
         self.lag_s += SMOOTHING * (lag_s.clamp(-most_s, most_s) - self.lag_s);
         let pull = self.lag_s / wait_full_s * shift_max;
@@ -79,9 +77,8 @@ impl LoadShift {
     }
 }
 
-/// The share of large that keeps its latency within a target: risen by a little while there is
-/// room, cut by a part when there is none (additive increase, multiplicative decrease; Chiu and
-/// Jain 1989).
+/// The share of large that keeps its latency within a target: additive increase, multiplicative
+/// decrease (Chiu and Jain 1989).
 #[derive(Clone, Copy, Debug)]
 pub struct LatencyShare {
     share: f64,
@@ -94,14 +91,14 @@ impl Default for LatencyShare {
 }
 
 impl LatencyShare {
-    /// Begins at a share, 0 to 1.
+    /// Starts at a share, 0 to 1.
     pub fn at(share: f64) -> Self {
         Self { share }
     }
 
     /// Added at each reading while latency is well within the target.
     const RISE: f64 = 0.02;
-    /// Left at each reading beyond the target.
+    /// Factor at each reading beyond the target.
     const CUT: f64 = 0.8;
     /// Part of the target up to which the share rises.
     const ROOM: f64 = 0.7;
@@ -111,7 +108,7 @@ impl LatencyShare {
         self.share
     }
 
-    /// Learns of the present load of large.
+    /// Records the present load of large.
     pub fn observe(&mut self, large: TierLoad, target: Duration) {
         let Some(latency_s) = large.latency_s() else {
             return;
@@ -131,15 +128,15 @@ mod tests {
 
     use crate::router::target::load::*;
 
-    /// A yard under constant load, second by second: `arrivals` jobs come, those whose uniform score
-    /// lies above the shifted threshold go to large, and each tier serves what its places can.
-    struct WorkerLoop {
+    /// A fleet under constant load, second by second: of `arrivals` jobs those above the shifted threshold
+    /// go to large, and each tier serves as many as its places can.
+    struct SimulatedFleet {
         small: TierLoad,
         large: TierLoad,
         queues: [f64; 2],
     }
 
-    impl WorkerLoop {
+    impl SimulatedFleet {
         fn new(small_service_s: f64, large_service_s: f64) -> Self {
             let tier = |service_s| TierLoad {
                 places: 8,
@@ -167,7 +164,7 @@ mod tests {
     const SECONDS: usize = 1200;
 
     /// The shifts of the second half under `arrivals` a second, with or without chance.
-    fn run(yard: &mut WorkerLoop, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
+    fn run(yard: &mut SimulatedFleet, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
         let mut rng = seed.map(StdRng::seed_from_u64);
         let mut load = LoadShift::default();
         let mut shifts = Vec::new();
@@ -195,7 +192,7 @@ mod tests {
     /// settles where the queue stops growing, and stays there.
     #[test]
     fn constant_load_settles_without_swinging() {
-        let mut yard = WorkerLoop::new(0.1, 0.4);
+        let mut yard = SimulatedFleet::new(0.1, 0.4);
         let shifts = run(&mut yard, 60.0, None);
         let last = shifts[shifts.len() - 1];
         assert!(swing(&shifts) < 0.002, "swings by {}", swing(&shifts));
@@ -210,7 +207,7 @@ mod tests {
     #[test]
     fn chance_moves_it_little() {
         for seed in 0..5 {
-            let mut yard = WorkerLoop::new(0.1, 0.4);
+            let mut yard = SimulatedFleet::new(0.1, 0.4);
             let shifts = run(&mut yard, 60.0, Some(seed));
             let mean = shifts.iter().sum::<f64>() / shifts.len() as f64;
             assert!((mean - 0.0667).abs() < 0.02, "seed {seed}: mean {mean}");
@@ -236,7 +233,7 @@ mod tests {
     /// More than both can take: everything that may be spilled is, and no more.
     #[test]
     fn the_shift_is_bounded() {
-        let mut yard = WorkerLoop::new(0.1, 0.4);
+        let mut yard = SimulatedFleet::new(0.1, 0.4);
         let shifts = run(&mut yard, 120.0, None);
         assert!(shifts.iter().all(|shift| (shift - 0.2).abs() < 1e-9));
         // Hours of back-log that are gone at last move nothing half a minute later.
@@ -248,7 +245,7 @@ mod tests {
         (0..30).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
         assert!(load.shift().abs() < 1e-3, "{}", load.shift());
         // Small is the slow one: large takes over as far as it may.
-        let mut yard = WorkerLoop::new(0.4, 0.1);
+        let mut yard = SimulatedFleet::new(0.4, 0.1);
         let shifts = run(&mut yard, 60.0, None);
         assert!(
             shifts.iter().all(|shift| (-0.2..0.0).contains(shift)),
@@ -300,7 +297,7 @@ mod tests {
     /// The latency of large comes to its target and stays about there.
     #[test]
     fn a_latency_target_is_kept() {
-        let mut yard = WorkerLoop::new(0.01, 0.5);
+        let mut yard = SimulatedFleet::new(0.01, 0.5);
         let (mut share, mut within) = (LatencyShare::default(), 0);
         for second in 0..600 {
             yard.second(60.0, share.share());

@@ -1,4 +1,4 @@
-//! Whose target is which: a calibration for each scope, the whole fleet, tenants, tags.
+//! Routing targets: one calibration for the fleet, and one for each tenant or tag with its own target.
 
 pub mod calibration;
 pub mod isotonic;
@@ -14,31 +14,31 @@ use crate::{
 
 use self::{
     calibration::{Calibration, Thresholds},
-    isotonic::Pair,
+    isotonic::Observation,
     load::TierLoad,
 };
 
-/// A job of which both tiers' outcomes are known.
+/// An observation with the job's tenant and tags.
 #[derive(Clone, Debug)]
-pub struct KnownPair {
+pub struct ScopedObservation {
     /// Whose job it was.
     pub tenant: String,
     /// Its tags.
     pub tags: Vec<String>,
-    /// What came of it.
-    pub pair: Pair,
+    /// Both tiers' outcomes.
+    pub observation: Observation,
 }
 
-/// Whose target is which.
+/// Targets by scope.
 pub type Targets = BTreeMap<TargetScope, RouteTarget>;
 
-/// The targets that hold: the ledger's, then the configuration's.
-pub fn in_force(config: &RouterConfig, ledger: &[ScopedTarget]) -> Targets {
+/// The effective targets: those in the database override the configuration's.
+pub fn in_force(config: &RouterConfig, stored: &[ScopedTarget]) -> Targets {
     let configured = config
         .targets
         .iter()
         .map(|(scope, target)| (scope.clone(), target));
-    let set = ledger.iter().map(|one| (one.scope.clone(), one.target));
+    let set = stored.iter().map(|one| (one.scope.clone(), one.target));
     std::iter::once((TargetScope::All, config.target))
         .chain(configured)
         .chain(set)
@@ -48,12 +48,12 @@ pub fn in_force(config: &RouterConfig, ledger: &[ScopedTarget]) -> Targets {
 /// The calibrations of a router.
 #[derive(Clone, Debug)]
 pub struct Calibrations {
-    /// By scope, so that the fleet's stands first.
+    /// Sorted by scope, the fleet's first.
     scoped: Vec<(TargetScope, Calibration)>,
     fallback: f64,
 }
 
-/// Where a job's calibration stands, until the targets change.
+/// The index of a job's calibration, valid until the targets change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScopeAt(usize);
 
@@ -68,15 +68,15 @@ impl Calibrations {
         }
     }
 
-    /// Forgets what was learned; the targets stay.
+    /// Forgets everything learned, except the targets.
     pub fn forget(&mut self) {
         for (_, calibration) in &mut self.scoped {
             *calibration = Calibration::new(calibration.target(), self.fallback);
         }
     }
 
-    /// Puts other targets in force. Scopes that stay keep what they know of their traffic. Returns what
-    /// changed, with `None` for a scope that has no target of its own any more.
+    /// Replaces the targets. Remaining scopes keep their traffic windows. Returns what changed, with
+    /// `None` for a scope without a target of its own any more.
     pub fn retarget(&mut self, mut targets: Targets) -> Vec<(TargetScope, Option<RouteTarget>)> {
         let mut changed = Vec::new();
         self.scoped.retain_mut(|(scope, calibration)| {
@@ -99,7 +99,7 @@ impl Calibrations {
         changed
     }
 
-    /// Takes decisions of an earlier run in, the oldest first, where nothing is known of the traffic.
+    /// Fills empty traffic windows with decisions of an earlier run, oldest first.
     pub fn remember(&mut self, past: &[PastDecision]) {
         let is_unknown: Vec<bool> = self
             .each()
@@ -113,14 +113,14 @@ impl Calibrations {
         }
     }
 
-    /// The targets that hold, by scope.
+    /// The targets by scope.
     pub fn targets(&self) -> impl Iterator<Item = (TargetScope, RouteTarget)> + '_ {
         self.scoped
             .iter()
             .map(|(scope, calibration)| (scope.clone(), calibration.target()))
     }
 
-    /// The scope of a job: that of its first tag that has one, its tenant's, or the fleet's.
+    /// The scope of a job: that of its first tag with a target, its tenant's, or the fleet's.
     pub fn scope(&self, tenant: &str, tags: &[String]) -> ScopeAt {
         let find = |wanted: TargetScope| {
             self.scoped
@@ -142,12 +142,12 @@ impl Calibrations {
         &mut self.scoped[at.0].1
     }
 
-    /// The thresholds of a scope under a shift by load.
+    /// The thresholds of a scope under a load shift.
     pub fn thresholds(&self, at: ScopeAt, shift: f64) -> Thresholds {
         self.scoped[at.0].1.thresholds(shift)
     }
 
-    /// What a scope is called, and its target, as the ledger keeps them.
+    /// A scope's name and target, as stored in the database.
     pub fn names(&self, at: ScopeAt) -> (String, String) {
         let (scope, calibration) = &self.scoped[at.0];
         (scope.to_string(), calibration.target().to_string())
@@ -173,19 +173,19 @@ impl Calibrations {
         self.any(|target| matches!(target, RouteTarget::Latency(_)))
     }
 
-    /// Learns the present load of large.
+    /// Records the present load of large.
     pub fn observe_load(&mut self, large: TierLoad) {
         self.each()
             .for_each(|calibration| calibration.observe_load(large));
     }
 
-    /// Learns the pairs known now: see [`Calibration::observe_pairs`].
-    pub fn observe_pairs(&mut self, pairs: &[KnownPair]) {
-        let mut own: Vec<Vec<Pair>> = vec![Vec::new(); self.scoped.len()];
-        for known in pairs {
-            own[self.scope(&known.tenant, &known.tags).0].push(known.pair);
+    /// Replaces the known observations: see [`Calibration::observe_pairs`].
+    pub fn observe_pairs(&mut self, observations: &[ScopedObservation]) {
+        let mut own: Vec<Vec<Observation>> = vec![Vec::new(); self.scoped.len()];
+        for known in observations {
+            own[self.scope(&known.tenant, &known.tags).0].push(known.observation);
         }
-        let all: Vec<Pair> = pairs.iter().map(|known| known.pair).collect();
+        let all: Vec<Observation> = observations.iter().map(|known| known.observation).collect();
         for (calibration, own) in self.each().zip(own) {
             calibration.observe_pairs(&own, &all);
         }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_goes_before_the_tenant_and_both_before_the_fleet() {
+    fn a_tag_overrides_the_tenant_and_both_override_the_fleet() {
         let targets = "tenant:acme=share:10%,tag:draft=share:5%,tag:gold=threshold:0";
         let calibrations =
             Calibrations::new(&config(&[("target", "share:30%"), ("targets", targets)]));
@@ -226,9 +226,8 @@ mod tests {
         );
     }
 
-    /// What is known of the traffic outlives a change of the target; scopes come and go.
     #[test]
-    fn targets_change_while_windows_stay() {
+    fn a_change_of_targets_keeps_the_windows() {
         let mut calibrations = Calibrations::new(&config(&[
             ("target", "share:30%"),
             ("targets", "tag:draft=share:5%"),
@@ -245,7 +244,7 @@ mod tests {
             calibrations.thresholds(at, 0.0).base
         };
         assert!((base(&calibrations, &draft) - 0.95).abs() < 0.01);
-        let said = |pairs: &[(&str, &str)]| -> Targets {
+        let targets = |pairs: &[(&str, &str)]| -> Targets {
             let parsed = |(scope, target): &(&str, &str)| {
                 (
                     scope.parse().expect("scope"),
@@ -254,7 +253,7 @@ mod tests {
             };
             pairs.iter().map(parsed).collect()
         };
-        let next = said(&[
+        let next = targets(&[
             ("all", "share:30%"),
             ("tag:draft", "share:50%"),
             ("tenant:acme", "share:0%"),
@@ -263,9 +262,9 @@ mod tests {
         let names: Vec<String> = changed.iter().map(|(scope, _)| scope.to_string()).collect();
         assert_eq!(names, ["tag:draft", "tenant:acme"]);
         assert!((base(&calibrations, &draft) - 0.5).abs() < 0.01);
-        assert!(base(&calibrations, &[]) > 1.0, "the tenant's own holds");
+        assert!(base(&calibrations, &[]) > 1.0, "the tenant's own applies");
         assert_eq!(calibrations.retarget(next), []);
-        let changed = calibrations.retarget(said(&[("all", "latency:2s")]));
+        let changed = calibrations.retarget(targets(&[("all", "latency:2s")]));
         assert_eq!(
             changed
                 .iter()
@@ -276,7 +275,7 @@ mod tests {
         let found = base(&calibrations, &draft);
         assert!(
             (found - 0.7).abs() < 0.01,
-            "it goes on where the share was: {found}"
+            "it starts from the earlier share: {found}"
         );
         calibrations.forget();
         assert_eq!(base(&calibrations, &[]), 0.5, "nothing is known");
@@ -291,19 +290,19 @@ mod tests {
         assert_eq!(calibrations.at(at).thresholds(0.0).base, 0.7);
         let pairs = pairs_of("default", 600, 400);
         for known in &pairs {
-            calibrations.at(at).observe(known.pair.score, false);
+            calibrations.at(at).observe(known.observation.score, false);
         }
         calibrations.observe_pairs(&pairs);
         let base = calibrations.at(at).thresholds(0.0).base;
         assert!((0.4..0.68).contains(&base), "{base}");
     }
 
-    /// Pairs of a tenant with evenly spread scores, of which small had the first `right` right.
-    fn pairs_of(tenant: &str, count: u32, right: u32) -> Vec<KnownPair> {
-        let known = |at: u32| KnownPair {
+    /// Observations with evenly spread scores, of which small has the first `right` right.
+    fn pairs_of(tenant: &str, count: u32, right: u32) -> Vec<ScopedObservation> {
+        let known = |at: u32| ScopedObservation {
             tenant: tenant.to_owned(),
             tags: Vec::new(),
-            pair: Pair {
+            observation: Observation {
                 score: f64::from(at) / f64::from(count),
                 small: f64::from(u8::from(at < right)),
                 large: 1.0,
@@ -312,14 +311,13 @@ mod tests {
         (0..count).map(known).collect()
     }
 
-    /// A tenant's quality is reported by its own jobs as soon as there are enough of them.
     #[test]
-    fn a_quality_is_told_by_the_pairs_of_its_scope() {
+    fn a_quality_uses_its_own_scope_once_that_has_enough_observations() {
         let mut calibrations = Calibrations::new(&config(&[
             ("target", "quality:95%"),
             ("targets", "tenant:acme=quality:95%"),
         ]));
-        let mut bases = |pairs: &[KnownPair]| {
+        let mut bases = |pairs: &[ScopedObservation]| {
             calibrations.observe_pairs(pairs);
             ["acme", "other"].map(|tenant| {
                 let at = calibrations.scope(tenant, &[]);

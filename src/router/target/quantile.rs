@@ -1,27 +1,27 @@
-//! A share of large turned into a threshold: a rolling quantile, steered by what was delivered.
+//! The threshold for a share target: a rolling quantile, corrected by the delivered share.
 //!
-//! The window alone lags a shift of the traffic by hundreds of jobs and never makes up for it. The
-//! level at which it is read is therefore moved after every decision by the miss (adaptive conformal
-//! inference, Gibbs and Candès 2021, <https://arxiv.org/abs/2106.00170>): over any T decisions the
-//! delivered share then lies within (1 + γ) / (γ T) of the share asked for, whatever the scores
-//! do, ties included; far nearer when the window is representative.
+//! The window alone lags a shift of the traffic by hundreds of jobs and never compensates. Its quantile
+//! level is therefore corrected after every decision by the miss (adaptive conformal inference, Gibbs
+//! and Candès 2021, <https://arxiv.org/abs/2106.00170>): over any T decisions the delivered share lies
+//! within (1 + γ) / (γ T) of the target for any scores, ties included; much closer when the window is
+//! representative.
 
 use std::collections::VecDeque;
 
-/// Scores that the window holds. Fewer adapt faster, more rank finer.
+/// Scores in the window. Fewer adapt faster, more are more precise.
 pub const WINDOW: usize = 512;
 /// γ: how far the level moves by one miss.
 const STEP: f64 = 0.02;
 
 /// The last scores, in order of arrival and of size.
 #[derive(Clone, Debug, Default)]
-pub struct Window {
+pub struct ScoreWindow {
     recent: VecDeque<f64>,
     sorted: Vec<f64>,
 }
 
-impl Window {
-    /// Takes a score in; the oldest beyond [`WINDOW`] leaves. What is no number is passed over.
+impl ScoreWindow {
+    /// Adds a score and drops the oldest beyond [`WINDOW`]. Ignores scores that are not finite.
     pub fn push(&mut self, score: f64) {
         if !score.is_finite() {
             return;
@@ -37,8 +37,8 @@ impl Window {
         self.recent.push_back(score);
     }
 
-    /// The threshold under which about `level` (0 to 1) of the window lies: 0 and less puts it below
-    /// everything, 1 and more above everything. `None` while the window is empty and cannot tell.
+    /// The quantile of the window at `level`: below every score from 0 down, above every score from 1 up.
+    /// `None` while the window is empty.
     pub fn threshold(&self, level: f64) -> Option<f64> {
         let beyond = || {
             self.sorted
@@ -55,48 +55,47 @@ impl Window {
         if self.sorted.is_empty() {
             return None;
         }
-        // A hair less, so that 0.7 of 10 is 7 and not, by rounding, 8.
+        // Slightly less, so that rounding does not make 0.7 of 10 an 8.
         let below = (level * self.sorted.len() as f64 - 1e-9).ceil() as usize;
         Some(self.sorted.get(below).copied().unwrap_or_else(beyond))
     }
 
-    /// The part of the window that lies under a threshold, 0 to 1.
+    /// The share of the window below a threshold, 0 to 1.
     pub fn level_of(&self, threshold: f64) -> Option<f64> {
         let count = self.sorted.len();
         let below = self.sorted.partition_point(|kept| *kept < threshold);
         (count > 0).then(|| below as f64 / count as f64)
     }
 
-    /// True while it holds nothing.
+    /// True while it is empty.
     pub fn is_empty(&self) -> bool {
         self.sorted.is_empty()
     }
 
-    /// The scores by rising size.
+    /// The scores, ascending.
     pub fn sorted(&self) -> &[f64] {
         &self.sorted
     }
 }
 
-/// Keeps the delivered share at the one asked for.
+/// Corrects the quantile level so that the delivered share matches the target.
 #[derive(Clone, Debug, Default)]
 pub struct ShareLevel {
-    /// What the misses so far have moved the level by.
+    /// Sum of the corrections so far.
     correction: f64,
 }
 
 impl ShareLevel {
-    /// The level at which the window is to be read next: where a representative window would deliver
-    /// the share, corrected.
+    /// The corrected quantile level for a share of large.
     pub fn level(&self, share: f64) -> f64 {
         1.0 - share + self.correction
     }
 
-    /// Learns what was decided while `share` was asked for.
+    /// Records a decision under the target `share`.
     pub fn observe(&mut self, is_large: bool, share: f64) {
         let miss = f64::from(u8::from(is_large)) - share;
-        // Beyond 0 and 1 everything goes one way, which turns it round: it needs no other bound, and
-        // one would lose count of the misses.
+        // Not clamped: beyond 0 and 1 all jobs go one way, which reverses the correction, and a clamp would
+        // lose misses.
         self.correction += STEP * miss;
     }
 }
@@ -115,7 +114,7 @@ mod tests {
             scores in prop::collection::vec(0u8..40, 1..1400),
             level in 0.001f64..1.0,
         ) {
-            let mut window = Window::default();
+            let mut window = ScoreWindow::default();
             let scores: Vec<f64> = scores.into_iter().map(|s| f64::from(s) / 40.0).collect();
             scores.iter().for_each(|score| window.push(*score));
             let mut last = scores[scores.len().saturating_sub(WINDOW)..].to_vec();
@@ -134,7 +133,7 @@ mod tests {
             scores in prop::collection::vec(prop_oneof![Just(0.5), Just(1.0), Just(0.0), 0.0f64..1.0], 400..900),
             share in 0.0f64..1.0,
         ) {
-            let (mut window, mut level) = (Window::default(), ShareLevel::default());
+            let (mut window, mut level) = (ScoreWindow::default(), ShareLevel::default());
             let mut large = 0.0;
             for score in &scores {
                 let threshold = window.threshold(level.level(share)).unwrap_or(0.5);
@@ -156,7 +155,7 @@ mod tests {
         for share in [0.1, 0.3, 0.5] {
             for seed in 0..10 {
                 let mut rng = StdRng::seed_from_u64(seed);
-                let (mut window, mut level) = (Window::default(), ShareLevel::default());
+                let (mut window, mut level) = (ScoreWindow::default(), ShareLevel::default());
                 let mut deliver = |low: f64, high: f64| {
                     let mut large = 0.0;
                     for _ in 0..1000 {
@@ -186,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_ends_are_absolute() {
-        let mut window = Window::default();
+        let mut window = ScoreWindow::default();
         assert_eq!(window.threshold(0.5), None);
         assert_eq!(
             window.threshold(0.0),

@@ -76,7 +76,7 @@ pub(in crate::router) fn copy_of(
         id: copy_id(first, purpose),
         ..JobHead::new(head.tenant)
     };
-    let mut decision = policy.judge(&head, &request);
+    let mut decision = policy.score(&head, &request);
     decision.reason = RouteReason::Shadow;
     decision.shadow_of = Some(first);
     let route = Route {

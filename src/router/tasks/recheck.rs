@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use metrics::counter;
 
 use crate::{
-    cache::semantic::says_same,
+    cache::semantic::are_equivalent,
     job::Tier,
     metrics::SEMANTIC_RECHECKS,
     router::{
@@ -110,7 +110,7 @@ fn compare(recheck: &Recheck, reuse: &Reuse) -> RecheckOutcome {
         let cosine = vectors
             .filter(|vectors| vectors.len() == 2)
             .map(|vectors| vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum());
-        says_same(&recheck.given, own, cosine)
+        are_equivalent(&recheck.given, own, cosine)
     });
     RecheckOutcome {
         job: recheck.job,

@@ -1,22 +1,22 @@
-//! Labelled answers become a calibration: logistic regression on standardised features, judged on
-//! answers that it was not fitted on.
+//! Fits a calibration to labelled answers: logistic regression on standardised features, evaluated by
+//! cross-validation.
 
 use serde::{Deserialize, Serialize};
 
 use crate::job::Signals;
 
 use super::{
-    Confidence, DISTRIBUTION_FROM, FEATURE_NAMES, FEATURES, FORMAT, Term, Weights, features,
-    logistic,
+    Confidence, ConfidenceWeights, DISTRIBUTION_FROM, FEATURE_NAMES, FEATURES, FORMAT, Term,
+    features, logistic,
 };
 
-/// Fewest rows of a fit: some for each weight.
+/// Fewest rows of a fit: a few for each weight.
 pub const ROWS_MIN: usize = 50;
-/// Every row is judged by a fit on the other four fifths.
+/// Folds of the cross-validation.
 const FOLDS: usize = 5;
-/// Ridge penalty on the standardised weights, as strong as one more row.
+/// Ridge penalty on the standardised weights.
 const RIDGE: f64 = 1.0;
-/// Newton's method ends when no weight moves further, or after so many steps.
+/// Newton's method ends when no weight moves more than this, or after [`STEPS_MAX`] steps.
 const TOLERANCE: f64 = 1e-9;
 const STEPS_MAX: usize = 50;
 /// Bins of the calibration error.
@@ -27,7 +27,7 @@ const BINS: usize = 10;
 pub struct LabelledAnswer {
     /// Whether it is right.
     pub right: bool,
-    /// What its tokens tell.
+    /// Signals of its tokens.
     pub signals: Signals,
     /// The model that gave it.
     #[serde(default)]
@@ -37,19 +37,19 @@ pub struct LabelledAnswer {
     pub revision: String,
 }
 
-/// Why nothing can be fitted.
+/// Why a calibration cannot be fitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FitError {
-    /// There is too little to learn from.
+    /// There are too few rows.
     #[error("{found} labelled answers; at least {ROWS_MIN} are needed")]
     TooFew {
-        /// The rows there are.
+        /// Rows found.
         found: usize,
     },
     /// All answers are right, or all are wrong.
     #[error("every labelled answer is {0}; both kinds are needed")]
     OneClass(&'static str),
-    /// A row cannot be what an engine told.
+    /// A row has impossible signals.
     #[error("labelled answer {row}: {message}")]
     BadRow {
         /// Counted from 1.
@@ -57,17 +57,17 @@ pub enum FitError {
         /// What was expected.
         message: &'static str,
     },
-    /// Answers of several models have no one calibration.
+    /// The answers come from several models.
     #[error("the labelled answers are of more than one model: {0} and {1}")]
     Mixed(String, String),
 }
 
-/// How good a calibration is, on answers that were left out of its fit.
+/// Measures of a calibration on held-out answers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct FitReport {
     /// Labelled answers.
     pub rows: usize,
-    /// Share of them that is right.
+    /// Share of right ones.
     pub right: f64,
     /// Area under the ROC curve for "the answer is wrong".
     pub auc: f64,
@@ -77,53 +77,53 @@ pub struct Report {
     pub escalate_below: f64,
     /// Share of the answers that are kept at this threshold.
     pub kept: f64,
-    /// Share of the kept ones that is right; `None` when none is kept.
+    /// Share of right ones among the kept; `None` when none is kept.
     pub kept_right: Option<f64>,
 }
 
-/// Fits a calibration. The threshold is the lowest one at which a share `quality` of the answers
-/// that are kept is right.
+/// Fits a calibration. The threshold is the lowest one at which a share `quality` of the kept answers
+/// is right.
 ///
 /// # Errors
-/// [`FitError`] when the rows cannot teach anything.
-pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, Report), FitError> {
+/// [`FitError`] when the rows cannot be fitted to.
+pub fn fit(rows: &[LabelledAnswer], quality: f64) -> Result<(Confidence, FitReport), FitError> {
     check(rows)?;
     let values: Vec<_> = rows.iter().map(|row| features(&row.signals)).collect();
     let labels: Vec<bool> = rows.iter().map(|row| row.right).collect();
-    let mut left_out = vec![0.0; rows.len()];
+    let mut held_out = vec![0.0; rows.len()];
     for fold in 0..FOLDS {
         let of_fold = |at: &usize| at % FOLDS == fold;
         let (test, train): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(of_fold);
-        let fitted = Linear::fit(&values, &labels, &train);
+        let fitted = LogisticFit::fit(&values, &labels, &train);
         for at in test {
-            left_out[at] = fitted.probability(&values[at]);
+            held_out[at] = fitted.probability(&values[at]);
         }
     }
-    // As the file will hold it: rounded down, so that the answer it was found at is kept.
-    let exact = threshold(&left_out, &labels, quality);
+    // Rounded down to the file's precision, so that the answer at the threshold is kept.
+    let exact = threshold(&held_out, &labels, quality);
     let single = match exact as f32 {
         above if f64::from(above) > exact => above.next_down(),
         single => single,
     };
     let escalate_below = f64::from(single);
     let kept: Vec<usize> = (0..rows.len())
-        .filter(|at| left_out[*at] >= escalate_below)
+        .filter(|at| held_out[*at] >= escalate_below)
         .collect();
     let kept_right = kept.iter().filter(|at| labels[**at]).count();
     let wrong: Vec<bool> = labels.iter().map(|right| !right).collect();
-    let doubts: Vec<f64> = left_out.iter().map(|p| -p).collect();
-    let report = Report {
+    let negated: Vec<f64> = held_out.iter().map(|p| -p).collect();
+    let report = FitReport {
         rows: rows.len(),
         right: labels.iter().filter(|right| **right).count() as f64 / rows.len() as f64,
-        auc: auc(&doubts, &wrong),
-        ece: calibration_error(&left_out, &labels),
+        auc: auc(&negated, &wrong),
+        ece: calibration_error(&held_out, &labels),
         escalate_below,
         kept: kept.len() as f64 / rows.len() as f64,
         kept_right: (!kept.is_empty()).then(|| kept_right as f64 / kept.len() as f64),
     };
     let all: Vec<usize> = (0..rows.len()).collect();
-    let fitted = Linear::fit(&values, &labels, &all);
-    let weights = Weights {
+    let fitted = LogisticFit::fit(&values, &labels, &all);
+    let weights = ConfidenceWeights {
         format: FORMAT,
         model: rows[0].model.clone(),
         revision: rows[0].revision.clone(),
@@ -176,8 +176,7 @@ fn check(rows: &[LabelledAnswer]) -> Result<(), FitError> {
     }
 }
 
-/// The lowest threshold at which a share `quality` of the kept answers is right; where there is
-/// none, 1, which keeps next to nothing.
+/// The lowest threshold at which a share `quality` of the kept answers is right; 1 if there is none.
 fn threshold(confidences: &[f64], labels: &[bool], quality: f64) -> f64 {
     let mut order: Vec<usize> = (0..confidences.len()).collect();
     order.sort_by(|a, b| confidences[*b].total_cmp(&confidences[*a]));
@@ -195,8 +194,8 @@ fn threshold(confidences: &[f64], labels: &[bool], quality: f64) -> f64 {
     found
 }
 
-/// Area under the ROC curve: the share of (positive, negative) pairs in which the positive one
-/// scores higher, ties counting half. NaN when one kind is missing.
+/// Area under the ROC curve: the share of (positive, negative) pairs in which the positive one scores
+/// higher, ties counting half. NaN when either class is missing.
 pub fn auc(scores: &[f64], positive: &[bool]) -> f64 {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
@@ -231,13 +230,13 @@ pub fn calibration_error(confidences: &[f64], labels: &[bool]) -> f64 {
 }
 
 /// A logistic model.
-struct Linear {
+struct LogisticFit {
     terms: Vec<Term>,
     bias: f32,
 }
 
-impl Linear {
-    /// Newton's method on the penalised likelihood; `rows` are the positions to learn from.
+impl LogisticFit {
+    /// Fits to `rows` by Newton's method on the penalised likelihood.
     fn fit(values: &[[Option<f64>; FEATURES]], labels: &[bool], rows: &[usize]) -> Self {
         let has_spread = rows
             .iter()
@@ -260,7 +259,7 @@ impl Linear {
                 Term {
                     name: FEATURE_NAMES[feature].to_owned(),
                     mean: if feature < used { mean as f32 } else { 0.0 },
-                    // A feature that never changes teaches nothing, and must not divide by zero.
+                    // A constant feature must not divide by zero.
                     scale: if feature < used && scale > 1e-9 {
                         scale as f32
                     } else {
@@ -311,7 +310,7 @@ fn newton(design: &[Vec<f64>], targets: &[f64]) -> Vec<f64> {
             gradient[at] = RIDGE * weights[at];
             hessian[at][at] = RIDGE;
         }
-        // Keeps the last row solvable when every probability is 0 or 1 already.
+        // Keeps the system solvable when every probability is 0 or 1.
         hessian[size - 1][size - 1] = TOLERANCE;
         for (row, target) in design.iter().zip(targets) {
             let sum: f64 = row.iter().zip(&weights).map(|(x, w)| x * w).sum();

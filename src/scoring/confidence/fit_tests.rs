@@ -1,4 +1,4 @@
-//! Figures against brute force, and fits against a truth that the test knows.
+//! Measures against brute force, and fits against known probabilities.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -183,12 +183,12 @@ fn separable_rows_end_in_finite_weights() {
 }
 
 #[test]
-fn rows_that_teach_nothing_are_one_clear_fault() {
+fn unusable_rows_are_errors() {
     let (rows, _) = synthetic(60, 2, true);
     let error = |change: &dyn Fn(&mut Vec<LabelledAnswer>)| {
         let mut rows = rows.clone();
         change(&mut rows);
-        fit(&rows, 0.9).expect_err("a error").to_string()
+        fit(&rows, 0.9).expect_err("an error").to_string()
     };
     assert!(error(&|rows| rows.clear()).contains("0 labelled answers"));
     assert!(error(&|rows| rows.truncate(49)).contains("at least 50"));

@@ -1,10 +1,9 @@
-//! How likely the small model's answer is right, told by its own tokens' log-probabilities.
+//! The probability that the small model's answer is right, from its tokens' log-probabilities.
 //!
-//! Comes in: an answer's [`Signals`]. Goes out: a calibrated probability, and below which one the
-//! answer is escalated. Weights are fitted for one model ([`fit`]) and say little about another: a
-//! model without its own gets [`Confidence::generic`], a guess on the mean log-probability alone. The
-//! router's score is left out on purpose: a router that learns would silently unsettle the
-//! calibration.
+//! Comes in: an answer's [`Signals`]. Goes out: a calibrated probability, and the threshold below which
+//! the answer is escalated. Weights are fitted for one model ([`fit`]) and do not transfer: a model
+//! without its own gets [`Confidence::generic`], a rough rule on the mean log-probability. The router's
+//! score is no feature: retraining the router would invalidate the calibration.
 
 pub mod fit;
 
@@ -14,12 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::Signals;
 
-/// Raised whenever a feature changes its meaning.
+/// Changes whenever a feature does.
 const FORMAT: u32 = 1;
 /// How many features there are.
 pub const FEATURES: usize = 10;
-/// Their names, in order. Logarithms of surprise keep apart what lies near certainty, where most
-/// answers are.
+/// Their names, in order. Logarithms separate values near certainty, where most answers are.
 pub const FEATURE_NAMES: [&str; FEATURES] = [
     "ln_mean_surprise",
     "ln_max_surprise",
@@ -32,14 +30,14 @@ pub const FEATURE_NAMES: [&str; FEATURES] = [
     "ln_max_entropy",
     "min_margin",
 ];
-/// From here on the features need an engine that sees whole distributions.
+/// From here on the features need an engine that has whole distributions.
 const DISTRIBUTION_FROM: usize = 7;
-/// Added before each logarithm; below it surprises and entropies are rounding.
+/// Added before each logarithm; smaller values are rounding errors.
 const FLOOR: f64 = 1e-6;
-/// Surprises and entropies are cut off here; what is no number counts as so much.
+/// Upper limit of surprises and entropies; NaN counts as this.
 const MOST: f32 = 100.0;
 
-/// The features of an answer; `None` where the engine could not tell.
+/// The features of an answer; `None` where the engine does not provide them.
 pub fn features(signals: &Signals) -> [Option<f64>; FEATURES] {
     let ln = |value: f32| {
         let value = if value.is_nan() {
@@ -73,23 +71,23 @@ pub fn features(signals: &Signals) -> [Option<f64>; FEATURES] {
 pub struct ConfidenceError {
     /// The file.
     pub path: String,
-    /// What was expected and what came.
+    /// What is wrong, and what was expected.
     pub message: String,
 }
 
-/// One feature's place in the sum.
+/// One feature's term in the sum.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Term {
     name: String,
-    /// Mean and standard deviation over the rows of the fit. Single precision survives being
-    /// written and read exactly, which the checksum needs.
+    /// Mean and standard deviation over the rows of the fit. Single precision round-trips exactly
+    /// through JSON, which the checksum needs.
     mean: f32,
     scale: f32,
     weight: f32,
 }
 
-/// The logistic of the weighted sum; a feature that is not known counts as its mean.
+/// The logistic of the weighted sum; a missing feature counts as its mean.
 fn logistic(terms: &[Term], bias: f32, features: &[Option<f64>; FEATURES]) -> f64 {
     let known = terms.iter().zip(features);
     let sum: f64 = known
@@ -101,15 +99,15 @@ fn logistic(terms: &[Term], bias: f32, features: &[Option<f64>; FEATURES]) -> f6
     1.0 / (1.0 + (-(sum + f64::from(bias))).exp())
 }
 
-/// A calibration, as its file holds it.
+/// The contents of a calibration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Weights {
+struct ConfidenceWeights {
     format: u32,
-    /// The model whose answers were labelled.
+    /// The model of the labelled answers.
     model: String,
     revision: String,
-    /// Labelled answers that it was fitted on.
+    /// Labelled answers of the fit.
     rows: usize,
     /// Answers below it are escalated unless the configuration says otherwise.
     escalate_below: f32,
@@ -120,21 +118,21 @@ struct Weights {
 #[derive(Serialize, Deserialize)]
 struct Sealed {
     #[serde(flatten)]
-    weights: Weights,
+    weights: ConfidenceWeights,
     checksum: String,
 }
 
-/// Tells the probability that an answer is right.
+/// Estimates the probability that an answer is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Confidence {
-    weights: Weights,
+    weights: ConfidenceWeights,
 }
 
 impl Confidence {
     /// The calibration of the small model that comes with the binary.
     ///
     /// # Errors
-    /// When the file that was built in is damaged.
+    /// When the bundled file is damaged.
     pub fn bundled() -> Result<Self, ConfidenceError> {
         let text = include_str!("../../../models/router/confidence.json");
         Self::from_json(text).map_err(|message| ConfidenceError {
@@ -143,9 +141,8 @@ impl Confidence {
         })
     }
 
-    /// For a model without a calibration of its own: only clearly unsure answers fall below one
-    /// half, which a mean log-probability of -0.5 comes to (a perplexity of 1.65). A guess, not
-    /// fitted on anything.
+    /// A rough rule for a model without its own calibration, not fitted to data: a mean log-probability of
+    /// -0.5 (a perplexity of 1.65) gives one half.
     pub fn generic() -> Self {
         let term = |name: &str| Term {
             name: name.to_owned(),
@@ -158,7 +155,7 @@ impl Confidence {
             weight: if name == FEATURE_NAMES[0] { -2.0 } else { 0.0 },
         };
         Self {
-            weights: Weights {
+            weights: ConfidenceWeights {
                 format: FORMAT,
                 model: String::new(),
                 revision: String::new(),
@@ -170,7 +167,7 @@ impl Confidence {
         }
     }
 
-    /// Reads a file that [`Self::to_json`] wrote.
+    /// Reads a calibration file.
     ///
     /// # Errors
     /// One line: the file cannot be read, is damaged, or is of another version.
@@ -185,17 +182,20 @@ impl Confidence {
 
     fn from_json(text: &str) -> Result<Self, String> {
         let sealed: Sealed =
-            serde_json::from_str(text).map_err(|error| format!("it is not understood: {error}"))?;
+            serde_json::from_str(text).map_err(|error| format!("it cannot be parsed: {error}"))?;
         let weights = sealed.weights;
         if weights.format != FORMAT {
             return Err(format!(
-                "its format is {}, this version reads {FORMAT}; calibrate again",
+                "its format is {}, this version reads {FORMAT}; run `promptyard router calibrate` again",
                 weights.format
             ));
         }
         let names: Vec<_> = weights.terms.iter().map(|term| &*term.name).collect();
         if names != FEATURE_NAMES {
-            return Err("its features are not this version's; calibrate again".to_owned());
+            return Err(
+                "its features differ from this version's; run `promptyard router calibrate` again"
+                    .to_owned(),
+            );
         }
         let numbers = weights
             .terms
@@ -205,15 +205,15 @@ impl Confidence {
             || weights.terms.iter().any(|term| term.scale <= 0.0)
             || !(0.0..=1.0).contains(&weights.escalate_below)
         {
-            return Err("a number in it is out of its range".to_owned());
+            return Err("a number in it is out of range".to_owned());
         }
         if sealed.checksum != weights.checksum() {
-            return Err("its checksum does not fit: it was changed or damaged".to_owned());
+            return Err("its checksum is wrong: it was changed or damaged".to_owned());
         }
         Ok(Self { weights })
     }
 
-    /// The calibration as its file holds it.
+    /// The contents of the calibration file.
     pub fn to_json(&self) -> String {
         let sealed = Sealed {
             checksum: self.weights.checksum(),
@@ -228,19 +228,19 @@ impl Confidence {
         logistic(&self.weights.terms, self.weights.bias, &features(signals))
     }
 
-    /// Below this probability the calibration would have an answer escalated.
+    /// Answers below this probability are escalated by default.
     pub fn escalate_below(&self) -> f64 {
         f64::from(self.weights.escalate_below)
     }
 
-    /// The model and revision that it was fitted for; `None` of the generic one.
+    /// The model and revision that it was fitted for; `None` for the generic one.
     pub fn fitted_for(&self) -> Option<(&str, &str)> {
         let weights = &self.weights;
         (weights.rows > 0).then_some((&*weights.model, &*weights.revision))
     }
 }
 
-impl Weights {
+impl ConfidenceWeights {
     /// BLAKE3 of the weights as compact JSON, in the order of their fields.
     fn checksum(&self) -> String {
         let json = serde_json::to_vec(self).expect("texts and finite numbers fit into JSON");
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generic_calibration_doubts_what_is_unlikely() {
+    fn the_generic_calibration_falls_with_the_logprob() {
         let generic = Confidence::generic();
         assert!((generic.of(&signals(-0.5)) - 0.5).abs() < 1e-6);
         assert!(generic.of(&signals(-0.1)) > 0.9);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bundled_calibration_reads_and_doubts_what_is_unlikely() {
+    fn the_bundled_calibration_separates_likely_and_unlikely_answers() {
         let bundled = Confidence::bundled().expect("whole");
         let with = |logprob: f32, entropy: f32, margin: f32| Signals {
             distribution: Some(DistributionSignals {
@@ -301,18 +301,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_comes_back_as_it_was_and_nothing_else_is_taken() {
+    fn a_file_round_trips_and_damage_is_rejected() {
         let json = Confidence::generic().to_json();
         assert_eq!(Confidence::from_json(&json), Ok(Confidence::generic()));
         for (from, to, expected) in [
             ("\"format\": 1", "\"format\": 2", "its format is 2"),
             ("\"weight\": -2.0", "\"weight\": -2.5", "checksum"),
-            ("\"scale\": 1.0", "\"scale\": 0.0", "out of its range"),
-            ("\"bias\": 0.0", "\"bias\": null", "not understood"),
-            ("\"bias\": 0.0", "\"bias\": 1e999", "not understood"),
+            ("\"scale\": 1.0", "\"scale\": 0.0", "out of range"),
+            ("\"bias\": 0.0", "\"bias\": null", "cannot be parsed"),
+            ("\"bias\": 0.0", "\"bias\": 1e999", "cannot be parsed"),
             ("ln_tokens", "tokens", "features"),
-            ("\"rows\"", "\"lines\"", "not understood"),
-            ("{", "", "not understood"),
+            ("\"rows\"", "\"lines\"", "cannot be parsed"),
+            ("{", "", "cannot be parsed"),
         ] {
             let damaged = json.replacen(from, to, 1);
             assert_ne!(damaged, json, "{from}");

@@ -1,14 +1,14 @@
-//! Counts what [`Counts`] names.
+//! Computes [`Counts`].
 
 use super::{
     counts::Counts,
     lexicon::{self, classes_of},
-    text::{Kind, Seen, Token},
+    text::{ParsedPrompt, Token, TokenKind},
 };
 
 impl Counts {
     /// Counts a text.
-    pub fn of(seen: &Seen<'_>) -> Self {
+    pub fn of(seen: &ParsedPrompt<'_>) -> Self {
         let mut counts = Self {
             length: (seen.bytes as f32).ln_1p(),
             question_length: (seen.question.len() as f32).ln_1p(),
@@ -21,7 +21,7 @@ impl Counts {
         counts
     }
 
-    fn count_whole(&mut self, seen: &Seen<'_>) {
+    fn count_whole(&mut self, seen: &ParsedPrompt<'_>) {
         let (mut capitals, mut digits, mut marks, mut foreign) = (0, 0, 0, 0);
         let (mut code, mut backslashes, mut bars, mut bytes) = (0, 0, 0, 1);
         for byte in seen.parts.iter().flat_map(|part| part.bytes()) {
@@ -58,18 +58,18 @@ impl Counts {
         for token in tokens {
             let piece = &text[token.start..token.end];
             match token.kind {
-                Kind::Mark => {
+                TokenKind::Mark => {
                     opens_sentence = matches!(piece, "." | "?" | "!");
                     continue;
                 }
-                Kind::Number => {
+                TokenKind::Number => {
                     numbers.push(piece);
                     decimals += usize::from(piece.contains('.'));
                     let value = piece.replace(',', "").parse::<f32>().unwrap_or(0.0);
                     large += usize::from(value >= 100.0);
                     largest = largest.max(value.min(1e30));
                 }
-                Kind::Word => {
+                TokenKind::Word => {
                     bytes += piece.len();
                     long += usize::from(piece.len() >= 9);
                     let has_capital = piece.as_bytes()[0].is_ascii_uppercase();
@@ -243,8 +243,8 @@ impl Counts {
             words += own;
             overlap += shared as f32 / (own + 1) as f32;
             let others = ["of the above", "of these", "both", "neither"];
-            let speaks = others.iter().any(|phrase| lower.contains(phrase));
-            self.choice_others += f32::from(u8::from(speaks));
+            let refers = others.iter().any(|phrase| lower.contains(phrase));
+            self.choice_others += f32::from(u8::from(refers));
             let opening = lower.split(' ').next().unwrap_or_default();
             openings.push(opening.to_owned());
         }
@@ -280,8 +280,8 @@ mod tests {
     use crate::scoring::features::counting::*;
 
     #[test]
-    fn counts_what_is_there() {
-        let counts = Counts::of(&Seen::of(
+    fn counts_a_question_with_choices() {
+        let counts = Counts::of(&ParsedPrompt::of(
             "If Tom has 1,200 apples and sells 3.5% of them, how many are not left?\nA. 42\n(b) both\nSolve it.",
         ));
         assert_eq!(counts.numbers, 2.0_f32.ln_1p());

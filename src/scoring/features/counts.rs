@@ -1,9 +1,9 @@
-//! What is counted in a prompt.
+//! The counts of a prompt.
 
 macro_rules! counts {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// A prompt's counts. Those of size enter as `ln(1 + count)`, those named a share are
-        /// divided by the question's words (plus 5, so that short questions are not all extremes).
+        /// A prompt's counts. Sizes are `ln(1 + count)`; shares are divided by the question's words
+        /// plus 5, so that short questions are not all extreme.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Counts {
             $($(#[doc = $doc])+ pub $name: f32,)+
@@ -32,7 +32,7 @@ counts! {
     turns,
     /// Bytes of the question, without the choices, ln(1 + n).
     question_length,
-    /// Lines that open an answer choice.
+    /// Lines that begin an answer choice.
     choices,
     /// Mean bytes of a choice, ln(1 + n).
     choice_mean,
@@ -50,11 +50,11 @@ counts! {
     choice_capitals,
     /// Mean words of a choice, ln(1 + n).
     choice_words,
-    /// Choices that speak of other choices (all of the above, both, neither).
+    /// Choices that refer to other choices (all of the above, both, neither).
     choice_others,
-    /// Share of choices whose first word is their own.
+    /// Share of choices with a distinct first word.
     choice_openings,
-    /// Mean share of a choice's words that the question has too.
+    /// Mean share of a choice's words that occur in the question.
     choice_overlap,
     /// Words of the question, ln(1 + n).
     words,
@@ -100,7 +100,7 @@ counts! {
     question_marks,
     /// Sentences, ln(1 + n).
     sentences,
-    /// Words of a sentence.
+    /// Mean words of a sentence.
     sentence_length,
     /// Share of commas.
     commas,
@@ -120,11 +120,11 @@ counts! {
     lines,
     /// Semicolons, braces and fences, ln(1 + n).
     code_marks,
-    /// 1 when something is to be filled in: a blank, or an open end.
+    /// 1 for fill-in questions: a blank, or an open end.
     blank,
     /// 1 when the question ends in a question mark.
     asks,
-    /// 1 when statements are to be judged.
+    /// 1 when it says `statement`.
     statements,
     /// 1 when items are numbered in Roman figures.
     roman,
@@ -152,9 +152,9 @@ counts! {
     reasoning,
     /// Share of words that ask for a list.
     enumeration,
-    /// Share of words that bind the answer.
+    /// Share of words that constrain the answer.
     constraint,
-    /// Share of words that turn the question round.
+    /// Share of words that negate the question.
     negation,
     /// Share of words of routine tasks.
     routine,
@@ -186,9 +186,9 @@ counts! {
     quantity_words,
     /// Words that ask for reasons, ln(1 + n).
     reasoning_words,
-    /// Words that bind the answer, ln(1 + n).
+    /// Words that constrain the answer, ln(1 + n).
     constraint_words,
-    /// Words that turn the question round, ln(1 + n).
+    /// Words that negate the question, ln(1 + n).
     negation_words,
     /// Conditional words, ln(1 + n).
     condition_words,

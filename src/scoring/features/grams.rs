@@ -1,8 +1,8 @@
-//! Words and runs of words as hashes, and the shape of the answer that a prompt asks for.
+//! Hashes of words and runs of words, and the shape of the requested answer.
 
 use super::{
     Counts,
-    text::{Kind, Seen, Token},
+    text::{ParsedPrompt, Token, TokenKind},
 };
 
 /// Hash of up to three words in a row.
@@ -10,27 +10,27 @@ pub type Gram = u32;
 
 /// Longest run of words.
 const ORDER: usize = 3;
-/// Letters of a word that count: inflections of a word are one gram.
+/// Letters of a word that are hashed, so that inflections share a gram.
 const STEM_CHARS: usize = 5;
-/// Most digits of a number that are told apart.
+/// Numbers with more digits than this share a gram.
 const DIGITS_MAX: usize = 6;
 /// Start of the FNV-1a hash, 64 bits.
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 /// Factor of the FNV-1a hash, 64 bits.
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
-/// The shape of the answer that a prompt asks for. Words weigh differently in each: `calculate`
-/// before four choices is not what it is in a word problem.
+/// The shape of the requested answer. Words weigh differently in each: `calculate` before four choices
+/// differs from `calculate` in a word problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Shape {
+pub struct AnswerShape {
     /// No choices (0), up to five (1), more (2).
     pub choices: u8,
     /// Whether the choices are mostly figures.
     pub numeric: bool,
 }
 
-impl Shape {
-    /// Reads the shape off the counts.
+impl AnswerShape {
+    /// The shape that the counts imply.
     pub fn of(counts: &Counts) -> Self {
         Self {
             choices: match counts.choices as u32 {
@@ -44,7 +44,7 @@ impl Shape {
 }
 
 /// The distinct grams of a text, ascending.
-pub fn of(seen: &Seen<'_>) -> Vec<Gram> {
+pub fn of(seen: &ParsedPrompt<'_>) -> Vec<Gram> {
     let count = seen.tokens.len() + seen.tail_tokens.len();
     let mut grams = Vec::with_capacity(count * ORDER);
     add(seen.parts[0], &seen.tokens, &mut grams);
@@ -54,7 +54,7 @@ pub fn of(seen: &Seen<'_>) -> Vec<Gram> {
     grams
 }
 
-/// The gram of a caller's tag; no text has it.
+/// The gram of a caller's tag; it differs from every word's.
 pub fn of_tag(tag: &str) -> Gram {
     let bytes = tag.bytes().fold(step(FNV_OFFSET, 0xff), step);
     finish(bytes)
@@ -75,9 +75,9 @@ fn add(text: &str, tokens: &[Token], grams: &mut Vec<Gram>) {
     }
 }
 
-fn hash(word: &str, kind: Kind) -> u64 {
+fn hash(word: &str, kind: TokenKind) -> u64 {
     match kind {
-        Kind::Number => {
+        TokenKind::Number => {
             let digits = word.bytes().filter(u8::is_ascii_digit).count();
             let is_decimal = word.contains('.');
             step(
@@ -85,13 +85,13 @@ fn hash(word: &str, kind: Kind) -> u64 {
                 digits.min(DIGITS_MAX) as u8 | u8::from(is_decimal) << 4,
             )
         }
-        Kind::Mark => word.bytes().fold(FNV_OFFSET, step),
-        Kind::Word if word.is_ascii() => word
+        TokenKind::Mark => word.bytes().fold(FNV_OFFSET, step),
+        TokenKind::Word if word.is_ascii() => word
             .bytes()
             .take(STEM_CHARS)
             .map(|byte| byte.to_ascii_lowercase())
             .fold(FNV_OFFSET, step),
-        Kind::Word => {
+        TokenKind::Word => {
             let mut bytes = [0; 4];
             word.chars()
                 .flat_map(char::to_lowercase)
@@ -107,7 +107,7 @@ fn step(hash: u64, byte: u8) -> u64 {
     (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
 }
 
-/// Spreads all 64 bits over the 32 that are kept (MurmurHash3's finalizer).
+/// Mixes 64 bits into 32 (MurmurHash3's finalizer).
 fn finish(mut hash: u64) -> Gram {
     hash ^= hash >> 33;
     hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -120,7 +120,7 @@ mod tests {
     use crate::scoring::features::grams::*;
 
     fn grams(text: &str) -> Vec<Gram> {
-        of(&Seen::of(text))
+        of(&ParsedPrompt::of(text))
     }
 
     #[test]

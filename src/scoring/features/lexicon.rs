@@ -1,4 +1,4 @@
-//! Words that say something about a prompt, whatever its subject.
+//! Classes of words, independent of a prompt's subject.
 
 macro_rules! classes {
     ($($(#[doc = $doc:literal])+ $class:ident = $bit:literal: $words:literal,)+) => {
@@ -12,15 +12,15 @@ macro_rules! classes {
 classes! {
     /// Mathematics and physics.
     MATH = 0: "solve equation integral derivative prove probability matrix theorem polynomial function average percent ratio sum product remainder square root mean variance standard deviation calculate compute determine find evaluate velocity energy mass force pressure temperature volume angle vector group ring field finite prime integer real value",
-    /// Quantities of everyday sums.
+    /// Quantities of word problems.
     QUANTITY = 1: "each every per total left remaining altogether twice half double triple third quarter times many much more less fewer than another rest cost costs price pay sold buys earn hours minutes days weeks month year",
     /// Asking for reasons.
     REASONING = 2: "why explain compare contrast analyse analyze derive justify design plan optimise optimize reason reasoning step steps argue deduce infer critique because therefore implies conclude",
     /// Asking for a list.
     ENUMERATION = 3: "list name enumerate identify state give describe outline all",
-    /// Binding the answer.
+    /// Constraints on the answer.
     CONSTRAINT = 4: "must exactly least most without only except not never none neither nor cannot best primarily",
-    /// Turning the question round.
+    /// Negations.
     NEGATION = 5: "not except never false incorrect least none cannot neither nor without",
     /// Tasks that small models do well.
     ROUTINE = 6: "classify sentiment extract translate summarise summarize label hello hi thanks rewrite spell capital tag intent",
@@ -28,7 +28,7 @@ classes! {
     CONDITION = 7: "if when unless suppose assume given then whenever let whether",
     /// Programs.
     CODE = 8: "def fn class import struct select const python rust javascript sql regex algorithm compile debug int char void return array pointer program compiler",
-    /// Shades of certainty.
+    /// Hedges.
     HEDGE = 9: "may might could would should can likely possible typically usually often generally sometimes",
     /// Life and medicine.
     SCIENCE = 10: "cell cells gene dna protein acid reaction enzyme blood patient disease muscle nerve bone hormone virus bacteria infection drug treatment",

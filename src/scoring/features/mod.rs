@@ -1,8 +1,8 @@
-//! What can be seen of a prompt without a tokenizer, in microseconds.
+//! Features of a prompt, computed without a tokenizer in microseconds.
 //!
 //! Comes in: a request, or a text. Goes out: some ninety counts ([`Counts`]), the hashes of the
-//! words and of the runs of two and three words, and the shape of the answer asked for
-//! ([`Shape`]). Pure, and bounded: of a long text the beginning and the end are read.
+//! words and of the runs of two and three words, and the shape of the requested answer
+//! ([`AnswerShape`]). Pure, and bounded: only the head and the tail of a long text are read.
 
 mod counting;
 mod counts;
@@ -15,28 +15,28 @@ use serde_json::{Map, Value};
 use crate::job::{ChatRequest, Role};
 
 pub use counts::Counts;
-pub use grams::{Gram, Shape};
+pub use grams::{AnswerShape, Gram};
 
-/// Changes whenever the same text would give other features; weights name the one they were
+/// Changes whenever the same text would give other features; weights record the version they were
 /// fitted to.
 pub const FEATURES_VERSION: u32 = 2;
 
 /// A prompt as the scorer sees it. It holds hashes of words, no text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Features {
-    /// What was counted.
+    /// The counts.
     pub counts: Counts,
     /// Distinct hashes of one, two and three words in a row, ascending.
     pub grams: Vec<Gram>,
-    /// Hashes of the caller's own tags.
+    /// Hashes of the caller's tags.
     pub tags: Vec<Gram>,
-    /// The shape of the answer asked for.
-    pub shape: Shape,
+    /// The shape of the requested answer.
+    pub shape: AnswerShape,
 }
 
 impl Features {
-    /// Reads the features of a request: its last user turn, and how much stands before it,
-    /// and the caller's tags.
+    /// The features of a request: its last user turn, the length of its other turns, and the caller's
+    /// tags.
     pub fn of(request: &ChatRequest) -> Self {
         let last_user = request
             .messages
@@ -57,20 +57,20 @@ impl Features {
         features.with_tags(request.options.tags.iter().map(String::as_str))
     }
 
-    /// Reads the features of a single text.
+    /// The features of a single text.
     pub fn of_text(text: &str) -> Self {
-        let seen = text::Seen::of(text);
-        let counts = Counts::of(&seen);
-        let shape = Shape::of(&counts);
+        let parsed = text::ParsedPrompt::of(text);
+        let counts = Counts::of(&parsed);
+        let shape = AnswerShape::of(&counts);
         Self {
-            grams: grams::of(&seen),
+            grams: grams::of(&parsed),
             counts,
             tags: Vec::new(),
             shape,
         }
     }
 
-    /// Adds the caller's own tags; each weighs as much as all words together.
+    /// Adds the caller's tags; each weighs as much as all words together.
     #[must_use]
     pub fn with_tags<'a>(mut self, tags: impl IntoIterator<Item = &'a str>) -> Self {
         self.tags.extend(tags.into_iter().map(grams::of_tag));
@@ -79,7 +79,7 @@ impl Features {
         self
     }
 
-    /// The counts by name, as they are kept with the job.
+    /// The nonzero counts by name, as stored with the job.
     pub fn to_json(&self) -> Value {
         let pairs = Counts::NAMES.iter().zip(self.counts.values());
         Value::Object(

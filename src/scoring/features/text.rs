@@ -1,15 +1,15 @@
-//! A text cut into what the counts and the hashes read: tokens, a question, answer choices.
+//! Splits a text into tokens, a question and answer choices.
 
 use std::ops::Range;
 
-/// Bytes read of the beginning of a text.
+/// Bytes read from the head of a text.
 const HEAD_BYTES: usize = 6 << 10;
-/// Bytes read of the end of a text that is longer than head and tail.
+/// Bytes read from the tail of a text that is longer than both.
 const TAIL_BYTES: usize = 2 << 10;
 
-/// What kind of token it is.
+/// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TokenKind {
     /// A run of letters, with apostrophes within.
     Word,
     /// A run of digits, with points and commas within.
@@ -18,35 +18,35 @@ pub enum Kind {
     Mark,
 }
 
-/// A token: its kind and where it stands.
+/// A token of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: TokenKind,
     /// First byte.
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
 }
 
-/// The part of a text that is read, and how it divides.
+/// The part of a text that is read, split.
 #[derive(Debug)]
-pub struct Seen<'a> {
+pub struct ParsedPrompt<'a> {
     /// Bytes of the whole text.
     pub bytes: usize,
-    /// PromptPrefix and end of the text.
+    /// Head and tail of the text; the tail is empty for short ones.
     pub parts: [&'a str; 2],
-    /// Tokens of the first part.
+    /// Tokens of the head.
     pub tokens: Vec<Token>,
-    /// Tokens of the second part.
+    /// Tokens of the tail.
     pub tail_tokens: Vec<Token>,
-    /// The first part up to the first answer choice.
+    /// The head up to the first answer choice.
     pub question: &'a str,
-    /// Lines that open an answer choice, without their label.
+    /// Lines that begin an answer choice, without their label.
     pub choices: Vec<&'a str>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> ParsedPrompt<'a> {
     /// Reads a text.
     pub fn of(text: &'a str) -> Self {
         let (head, tail) = if text.len() <= HEAD_BYTES + TAIL_BYTES {
@@ -86,7 +86,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Cuts a text into tokens.
+/// Splits a text into tokens.
 pub fn tokens(text: &str) -> Vec<Token> {
     let mut found = Vec::with_capacity(text.len() / 4);
     let mut chars = text.char_indices().peekable();
@@ -94,35 +94,35 @@ pub fn tokens(text: &str) -> Vec<Token> {
         let mut end = start + c.len_utf8();
         let kind = if c.is_ascii_digit() {
             while let Some(&(at, next)) = chars.peek() {
-                let goes_on = next.is_ascii_digit()
+                let continues = next.is_ascii_digit()
                     || (matches!(next, '.' | ',')
                         && text.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit));
-                if !goes_on {
+                if !continues {
                     break;
                 }
                 end = at + 1;
                 chars.next();
             }
-            Kind::Number
+            TokenKind::Number
         } else if c.is_alphabetic() {
             while let Some(&(at, next)) = chars.peek() {
-                let goes_on = next.is_alphabetic()
+                let continues = next.is_alphabetic()
                     || (next == '\''
                         && text[at + 1..]
                             .chars()
                             .next()
                             .is_some_and(char::is_alphabetic));
-                if !goes_on {
+                if !continues {
                     break;
                 }
                 end = at + next.len_utf8();
                 chars.next();
             }
-            Kind::Word
+            TokenKind::Word
         } else if c.is_whitespace() {
             continue;
         } else {
-            Kind::Mark
+            TokenKind::Mark
         };
         found.push(Token { kind, start, end });
     }
@@ -139,7 +139,7 @@ fn choice_of(line: &str) -> Option<&str> {
     let is_choice = is_label
         && matches!(close, '.' | ')' | ':')
         && chars.next().is_none_or(char::is_whitespace);
-    // Label and sign are one byte each.
+    // Label and punctuation are one byte each.
     is_choice.then(|| line[2..].trim())
 }
 
@@ -155,7 +155,7 @@ mod tests {
     use crate::scoring::features::text::*;
 
     #[test]
-    fn numbers_words_and_marks() {
+    fn splits_words_numbers_and_marks() {
         let text = "Don't pay 1,200.50, ok?";
         let found: Vec<_> = tokens(text)
             .into_iter()
@@ -165,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn the_question_ends_where_the_choices_begin() {
-        let seen = Seen::of("What is it?\nA. red\n(b) blue\n3) 7\nAnswer:");
+    fn the_question_ends_at_the_first_choice() {
+        let seen = ParsedPrompt::of("What is it?\nA. red\n(b) blue\n3) 7\nAnswer:");
         assert_eq!(seen.question, "What is it?\n");
         assert_eq!(seen.choices, ["red", "blue", "7"]);
         assert_eq!(seen.question_tokens().len(), 4);
     }
 
     #[test]
-    fn a_long_text_is_read_at_both_ends() {
+    fn head_and_tail_of_a_long_text_are_read() {
         let text = format!("begin {} end", "é ".repeat(10_000));
-        let seen = Seen::of(&text);
+        let seen = ParsedPrompt::of(&text);
         assert!(seen.parts[0].starts_with("begin") && seen.parts[1].ends_with("end"));
         assert!(seen.parts[0].len() + seen.parts[1].len() <= HEAD_BYTES + TAIL_BYTES + 4);
     }

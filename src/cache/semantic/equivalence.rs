@@ -1,11 +1,11 @@
-//! Whether two answers say the same: how rechecks of reused answers are judged.
+//! Whether two answers are equivalent: the criterion of rechecks of reused answers.
 
 use super::guards::{Veto, veto_by};
 
-/// Least cosine of two answers that say the same in other words.
+/// Least cosine of two equivalent answers with different words.
 const COSINE_MIN: f32 = 0.85;
-/// What two answers must not differ in, however alike they are. Names and words are free: one may say
-/// more than the other.
+/// Differences that equivalent answers must not have, at any similarity. Names and words may differ:
+/// one answer may be more detailed than the other.
 const FACTS: [Veto; 5] = [
     Veto::Number,
     Veto::Unit,
@@ -14,9 +14,9 @@ const FACTS: [Veto; 5] = [
     Veto::Antonym,
 ];
 
-/// Whether two answers say the same: in the same words, or in others that an encoder finds alike
-/// (`cosine`) and that differ in no number, unit, date or denial. What cannot be compared does not.
-pub fn says_same(a: &str, b: &str, cosine: Option<f32>) -> bool {
+/// Whether two answers are equivalent: they have the same words, or are similar (`cosine`) and agree in
+/// numbers, units, dates and negations. Without a cosine, different words are not equivalent.
+pub fn are_equivalent(a: &str, b: &str, cosine: Option<f32>) -> bool {
     words(a).eq(words(b))
         || cosine.is_some_and(|cosine| cosine >= COSINE_MIN) && veto_by(&FACTS, a, b).is_none()
 }
@@ -36,9 +36,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn punctuation_and_case_say_nothing_and_numbers_and_denials_do() {
-        assert!(says_same("It ships today.", " it ships today", None));
-        assert!(says_same(
+    fn numbers_and_negations_matter_punctuation_and_case_do_not() {
+        assert!(are_equivalent("It ships today.", " it ships today", None));
+        assert!(are_equivalent(
             "We ship every order today.",
             "Each order is shipped today.",
             Some(0.9)
@@ -50,7 +50,7 @@ mod tests {
             ("We ship today.", "The desk is made of oak.", Some(0.1)),
             ("We ship today.", "Shipped the same day.", None),
         ] {
-            assert!(!says_same(a, b, cosine), "{a} / {b}");
+            assert!(!are_equivalent(a, b, cosine), "{a} / {b}");
         }
     }
 }
