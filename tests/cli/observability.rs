@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use promptyard::metrics::{ALL, Kind, Metric};
+use promptyard::metrics::{ALL, Metric, MetricKind};
 use serde_json::Value;
 
 const DASHBOARDS: &str = "ops/grafana/dashboards";
@@ -43,10 +43,10 @@ fn dashboards() -> Vec<(String, Value)> {
 /// The declared metric behind a series' name: histograms appear as `_bucket`, `_sum` and `_count`.
 fn declared(series: &str) -> Option<&'static Metric> {
     ALL.iter().find(|metric| match metric.kind {
-        Kind::Histogram => ["_bucket", "_sum", "_count"]
+        MetricKind::Histogram => ["_bucket", "_sum", "_count"]
             .iter()
             .any(|suffix| series.strip_suffix(suffix) == Some(metric.name)),
-        Kind::Counter | Kind::Gauge => series == metric.name,
+        MetricKind::Counter | MetricKind::Gauge => series == metric.name,
     })
 }
 

@@ -151,7 +151,7 @@ mod tests {
             confidence: None,
             signals: None,
             answer: None,
-            claimed_at: Utc::now(),
+            claimed_at: chrono::Utc::now(),
             finished_at: None,
         }
     }
