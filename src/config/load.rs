@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{sections::Config, setting::RawValue};
 
-/// One error of the configuration, with the place where it stands.
+/// One error of the configuration, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// `FILE:LINE`, a variable's name or a flag.
@@ -21,10 +21,10 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// What the command line says about the configuration.
+/// Settings from the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `section.field` and its value, with the flag that said so.
+    /// Flag, `section.field` and value.
     entries: Vec<(String, String, String)>,
 }
 
@@ -40,8 +40,8 @@ impl Config {
     /// Loads the configuration.
     ///
     /// `variables` are the process environment's pairs; those that do not begin with
-    /// `PROMPTYARD_` are passed over, as are `PROMPTYARD_TEST_*` and `PROMPTYARD_CONFIG`. One that ends
-    /// in `_FILE` names a file with the setting's value, as secret stores hand them over.
+    /// `PROMPTYARD_` are ignored, as are `PROMPTYARD_TEST_*` and `PROMPTYARD_CONFIG`. One that ends in
+    /// `_FILE` names a file with the setting's value, as secret stores provide it.
     ///
     /// # Errors
     /// Every error of the file, the environment and the flags.
@@ -84,24 +84,24 @@ impl Config {
             format!("{place}:{line}")
         };
         let mut found = Vec::new();
-        let mut tell = |offset: usize, message: String| found.push((offset, message));
+        let mut report = |offset: usize, message: String| found.push((offset, message));
         let (table, syntax) = DeTable::parse_recoverable(text);
         for error in syntax {
             let offset = error.span().map_or(0, |span| span.start);
-            tell(offset, error.message().to_owned());
+            report(offset, error.message().to_owned());
         }
         for (name, value) in table.get_ref() {
             let name_at = name.span().start;
             let Some(section) = self.section_mut(name.get_ref()) else {
                 let known = Self::SECTIONS.join(", ");
-                tell(
+                report(
                     name_at,
                     format!("unknown section [{}]; known are {known}", name.get_ref()),
                 );
                 continue;
             };
             let DeValue::Table(fields) = value.get_ref() else {
-                tell(
+                report(
                     name_at,
                     format!("{} is a section: write [{0}]", name.get_ref()),
                 );
@@ -111,11 +111,11 @@ impl Config {
                 if let Err(message) = section.set(field.get_ref(), &RawValue::Toml(value.get_ref()))
                 {
                     let path = format!("{}.{}", name.get_ref(), field.get_ref());
-                    tell(field.span().start, format!("{path}: {message}"));
+                    report(field.span().start, format!("{path}: {message}"));
                 }
             }
         }
-        // The parser's tables are sorted by name; people read files from the top.
+        // The parser sorts tables by name; errors are reported in the order of the file.
         found.sort_by_key(|(offset, _)| *offset);
         errors.extend(found.into_iter().map(|(offset, message)| ConfigError {
             place: at(offset),
@@ -232,7 +232,7 @@ mod tests {
     use super::super::WorkerConfig;
 
     #[test]
-    fn reports_every_fault_with_its_line() {
+    fn every_error_is_reported_with_its_line() {
         let errors = load(
             "[router]\nprefetch = \"many\"\nthreshold = 2.0\nprefech = 1\n\n[rooter]\nx = 1\n[broker]\nurl = \"http://x\"\n",
             &[("PROMPTYARD_WORKER_ATTEMPTS_MAX", "0"), ("PROMPTYARD_NO_SUCH", "1")],
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_another_base_are_what_they_say() {
+    fn numbers_may_have_another_base() {
         let config = load(
             "[router]\nprefetch = 0x10\nbatch_max = 0b11\nlinger_ms = 0o17\nthreshold = 0x1\n",
             &[],
@@ -301,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn syntax_faults_carry_their_line() {
+    fn syntax_errors_have_a_line() {
         let errors = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
         assert!(errors[0].place.ends_with("yard.toml:2"), "{errors:?}");
     }
 
     #[test]
-    fn shows_no_secret_and_reads_back_what_it_shows() {
+    fn the_shown_configuration_has_no_secrets_and_can_be_loaded() {
         let mut overrides = Overrides::default();
         overrides.set("--broker", "broker.url", "amqp://me:hunter2@host:5672/%2f");
         overrides.set("--set", "small.api_key", "sk-12345");
@@ -321,7 +321,6 @@ mod tests {
         load(&shown, &[]).expect("what is shown can be loaded");
     }
 
-    /// Whatever stands before an `@` may be a secret.
     #[test]
     fn a_url_without_a_host_keeps_its_scheme_when_it_is_masked() {
         let config = load("[store]\nurl = \"sqlite:me@home.db\"", &[]).expect("valid");

@@ -62,7 +62,7 @@ impl SecretUrl {
                 url.to_string()
             }
             _ if text.contains('@') => match text.split_once(':') {
-                // What is shown keeps the scheme, so that it can be loaded.
+                // The scheme stays, so that the shown configuration can be loaded.
                 Some((scheme, _)) if !scheme.contains('@') => format!("{scheme}:***"),
                 _ => "***".to_owned(),
             },

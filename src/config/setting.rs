@@ -19,7 +19,7 @@ pub trait Section {
     fn doc(&self) -> &'static str;
     /// Its fields, in order.
     fn fields(&self) -> &'static [Field];
-    /// Sets one field. The error says what was expected and what came.
+    /// Sets one field. The error says what was expected and what was found.
     ///
     /// # Errors
     /// When the field is unknown, or the value has the wrong type or is out of range.

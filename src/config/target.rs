@@ -1,4 +1,4 @@
-//! What the router is asked to deliver: a share, a quality, a latency, or a fixed threshold.
+//! Routing targets: a share, a quality, a latency, or a fixed threshold.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -8,22 +8,22 @@ use crate::job::{Options, Tenant};
 
 use super::setting::{RawValue, Setting};
 
-/// Longest latency that can be asked for.
+/// Longest latency target.
 const LATENCY_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// What decides where jobs go that leave the choice to the router.
+/// The target by which jobs are routed whose producers leave the choice to the router.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum RouteTarget {
     /// The score `router.threshold`.
     #[default]
     Threshold,
-    /// This score.
+    /// A score.
     ThresholdOf(f64),
-    /// This share of the jobs goes to the large model, 0 to 1.
+    /// The share of the jobs that goes to the large model, 0 to 1.
     Share(f64),
-    /// At least this part of the quality that the large model alone would give, 0 to 1.
+    /// The least share of the large model's quality, 0 to 1.
     Quality(f64),
-    /// As many jobs go to the large model as it can answer within this time.
+    /// The latency of the large model: it gets as many jobs as it can answer within this time.
     Latency(Duration),
 }
 
@@ -60,11 +60,11 @@ impl FromStr for RouteTarget {
     }
 }
 
-/// What a target looks like.
+/// The syntax of a target.
 pub(super) const EXPECTED: &str =
     "threshold, threshold:0.4, share:30%, quality:99% or latency:2s (ms or s)";
 
-/// A part of a whole: `30%` or `0.3`.
+/// A share: `30%` or `0.3`.
 fn part(text: &str) -> Option<f64> {
     let (number, whole) = match text.strip_suffix('%') {
         Some(number) => (number, 100.0),
@@ -74,7 +74,7 @@ fn part(text: &str) -> Option<f64> {
     (0.0..=1.0).contains(&part).then_some(part)
 }
 
-/// A span of time: `800ms` or `2.5s`.
+/// A duration: `800ms` or `2.5s`.
 fn span(text: &str) -> Option<Duration> {
     let (number, unit_s) = match text.strip_suffix("ms") {
         Some(number) => (number, 0.001),
@@ -96,14 +96,14 @@ impl Setting for RouteTarget {
     }
 }
 
-/// Whose jobs a target is for.
+/// The jobs to which a target applies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TargetScope {
-    /// Jobs for which no other target holds.
+    /// Jobs without a more specific target.
     All,
     /// Jobs of a tenant.
     Tenant(String),
-    /// Jobs that carry a tag.
+    /// Jobs with a tag.
     Tag(String),
 }
 
@@ -132,10 +132,10 @@ impl FromStr for TargetScope {
 }
 
 impl TargetScope {
-    /// Tells a name that no job can have.
+    /// Checks that jobs can have the name.
     ///
     /// # Errors
-    /// What a name must be.
+    /// The syntax of a name.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::All => Ok(()),
@@ -155,10 +155,10 @@ impl TargetScope {
 pub struct RouteTargets(BTreeMap<TargetScope, RouteTarget>);
 
 impl RouteTargets {
-    /// Most entries of `router.targets`, and most that the ledger holds.
+    /// Most entries of `router.targets`, and most stored in the database.
     pub const ENTRIES_MAX: usize = 256;
 
-    /// Whose target is which, by rising scope.
+    /// Targets by scope, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (&TargetScope, RouteTarget)> {
         self.0.iter().map(|(scope, target)| (scope, *target))
     }
@@ -167,7 +167,7 @@ impl RouteTargets {
         let targets: BTreeMap<_, _> = pairs
             .map(|(scope, target)| Some((scope.parse().ok()?, target.parse().ok()?)))
             .collect::<Option<_>>()?;
-        // The fleet's own is `router.target`.
+        // The fleet's target is `router.target`.
         let is_scoped = !targets.contains_key(&TargetScope::All);
         (is_scoped && targets.len() <= Self::ENTRIES_MAX).then_some(Self(targets))
     }
@@ -201,7 +201,7 @@ impl Setting for RouteTargets {
     }
 
     fn show(&self) -> Option<String> {
-        // An inline table, in which a name stands on one line whatever is in it.
+        // An inline table escapes line breaks in names.
         let target = |target: RouteTarget| toml::Value::String(target.to_string());
         let table: toml::Table = self
             .iter()
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_read_as_they_are_shown() {
+    fn targets_round_trip() {
         for (text, target) in [
             ("threshold", RouteTarget::Threshold),
             ("threshold:0.4", RouteTarget::ThresholdOf(0.4)),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_of_any_name_are_read_as_they_are_shown() {
+    fn targets_with_any_name_round_trip() {
         let names = ["a", "a\nb", "\"", "'''\"\"\"\n", "\\", "\u{7f}"];
         let pairs: Vec<_> = names.iter().map(|name| format!("tag:{name}")).collect();
         let targets = RouteTargets::collect(pairs.iter().map(|pair| (pair.as_str(), "share:7%")));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_are_read_as_they_are_shown_and_checked() {
+    fn scopes_round_trip_and_are_checked() {
         for text in ["all", "tenant:acme", "tag:a:b/c"] {
             let scope: TargetScope = text.parse().expect("a scope");
             assert_eq!((scope.to_string().as_str(), scope.check()), (text, Ok(())));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_refused() {
+    fn invalid_targets_are_rejected() {
         for text in [
             "",
             "share",

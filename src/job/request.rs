@@ -34,7 +34,7 @@ pub struct Message {
     pub content: String,
 }
 
-/// The model a producer asks for.
+/// The model that a producer requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelChoice {

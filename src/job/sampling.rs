@@ -1,4 +1,4 @@
-//! How an answer's tokens are chosen, what form it must have, and what is told of its tokens.
+//! Sampling parameters and the answer's format.
 
 use std::collections::BTreeMap;
 

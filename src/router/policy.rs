@@ -22,26 +22,26 @@ use super::{
 /// once the small model's tokenizer has counted it.
 const BYTES_PER_TOKEN: usize = 4;
 
-/// How a router decides; shared by its batches.
+/// The routing policy, shared by concurrent batches.
 #[derive(Debug)]
 pub struct Policy {
     config: RouterConfig,
     scorer: RwLock<Scorer>,
-    state: Mutex<State>,
+    state: Mutex<PolicyState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PolicyState {
     calibrations: Calibrations,
     load: LoadShift,
 }
 
 impl Policy {
-    /// A policy that has seen no traffic.
+    /// A policy with empty traffic windows.
     pub fn new(config: &RouterConfig, scorer: Scorer) -> Self {
         Self {
             scorer: RwLock::new(scorer),
-            state: Mutex::new(State {
+            state: Mutex::new(PolicyState {
                 calibrations: Calibrations::new(config),
                 load: LoadShift::default(),
             }),
@@ -49,7 +49,7 @@ impl Policy {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PolicyState> {
         self.state.lock().expect("nobody panics while holding it")
     }
 
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_producers_word_beats_the_score() {
+    fn the_producers_choice_overrides_the_score() {
         let models = ServedModels::default();
         let decide = |body: &str, threshold| {
             policy(&[("threshold", threshold)])
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_for_small_goes_to_large_unless_the_producer_says_otherwise() {
+    fn prompts_too_long_for_small_go_to_large_unless_the_producer_forbids_it() {
         let policy = policy(&[("threshold", "1")]);
         let models = ServedModels::of(vec![
             worker(Tier::Small, Some(64)),
@@ -352,9 +352,8 @@ mod tests {
         );
     }
 
-    /// Chance takes the shares it is given, and its probability stands beside each decision.
     #[test]
-    fn chance_keeps_its_shares_and_tells_them() {
+    fn exploration_and_copies_have_their_shares_and_record_propensities() {
         let policy = policy(&[
             ("threshold", "1"),
             ("explore_share", "0.1"),

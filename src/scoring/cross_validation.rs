@@ -10,7 +10,7 @@ use super::{
     weights::Weights,
 };
 
-/// What is held out.
+/// How prompts are held out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// This many random folds; equal prompts stay together.

@@ -14,7 +14,7 @@ use super::{
 /// Stands for ranking by length alone where a version of weights is named.
 pub const LENGTH: &str = "length";
 
-/// What was held out for the evaluation.
+/// The kind of hold-out in the evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeldOut {
@@ -44,7 +44,7 @@ pub struct TrainingRecord {
     pub prompts: u64,
     /// Seed of folds and trees.
     pub seed: u64,
-    /// What was held out.
+    /// The kind of hold-out.
     pub held_out: HeldOut,
     /// The version of the weights they were compared with, or [`LENGTH`].
     pub against: String,
@@ -63,7 +63,7 @@ pub fn fingerprint(sample: &Sample) -> u32 {
 impl TrainingRecord {
     /// True when the mean over the sets is below that of the present weights, or nothing could be
     /// compared.
-    pub fn has_lost(&self) -> bool {
+    pub fn is_worse(&self) -> bool {
         let sum = |of: fn(&SetComparison) -> f64| -> f64 { self.sets.values().map(of).sum() };
         self.sets.is_empty() || sum(|set| set.new) < sum(|set| set.present)
     }
@@ -142,14 +142,14 @@ pub(crate) mod tests {
 
     #[test]
     fn the_mean_over_the_sets_decides() {
-        assert!(record(&[]).has_lost());
-        assert!(!record(&[("a", 0.6, 0.6)]).has_lost());
-        assert!(!record(&[("a", 0.5, 0.6), ("b", 0.7, 0.55)]).has_lost());
-        assert!(record(&[("a", 0.5, 0.6), ("b", 0.7, 0.65)]).has_lost());
+        assert!(record(&[]).is_worse());
+        assert!(!record(&[("a", 0.6, 0.6)]).is_worse());
+        assert!(!record(&[("a", 0.5, 0.6), ("b", 0.7, 0.55)]).is_worse());
+        assert!(record(&[("a", 0.5, 0.6), ("b", 0.7, 0.65)]).is_worse());
     }
 
     #[test]
-    fn only_prompts_that_count_are_compared() {
+    fn only_counted_prompts_are_compared() {
         let samples = samples();
         let all: Vec<&Sample> = samples.iter().collect();
         let weights = fitted(1);

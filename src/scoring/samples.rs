@@ -371,8 +371,11 @@ mod tests {
         level(&mut collected);
         let mut unweighted = collected.clone();
         unweighted.iter_mut().for_each(|sample| sample.weight = 1.0);
-        let [(truth, whole), (weighted, judged), (naive, misjudged)] =
-            [&complete, &collected, &unweighted].map(|samples| learned(samples));
+        let [
+            (truth, whole),
+            (weighted, weighted_report),
+            (naive, naive_report),
+        ] = [&complete, &collected, &unweighted].map(|samples| learned(samples));
         let off = |gains: &[f64; 3]| -> f64 {
             let pairs = gains.iter().zip(&truth);
             pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
@@ -387,9 +390,12 @@ mod tests {
             ]
         };
         assert!(
-            apart(&judged).iter().all(|off| off.abs() < 4.0),
-            "{judged:?} {whole:?}"
+            apart(&weighted_report).iter().all(|off| off.abs() < 4.0),
+            "{weighted_report:?} {whole:?}"
         );
-        assert!(apart(&misjudged)[0].abs() > 12.0, "{misjudged:?} {whole:?}");
+        assert!(
+            apart(&naive_report)[0].abs() > 12.0,
+            "{naive_report:?} {whole:?}"
+        );
     }
 }

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_of_its_own_scope_come_first_and_what_has_expired_does_not() {
+    fn nearest_questions_come_first_without_expired_ones_or_other_scopes() {
         let mut index = QuestionIndex::new(2, 8);
         index.put([1; 32], question(1, 60), &[1.0, 0.0]);
         index.put([1; 32], question(2, 60), &[0.8, 0.6]);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_known_give_way_and_a_word_told_again_counts_as_new() {
+    fn the_oldest_are_evicted_and_replacing_renews_the_age() {
         let mut index = QuestionIndex::new(1, 2);
         index.put([1; 32], question(1, 60), &[1.0]);
         index.put([1; 32], question(2, 60), &[1.0]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is put in, told again and taken out: a search finds what a plain list would.
+        /// After any sequence of puts and removals a search agrees with a plain list.
         #[test]
         fn finds_what_a_list_would(steps in prop::collection::vec((0_u8..12, 0_u8..3, -4_i8..=4, any::<bool>()), 1..60)) {
             let mut index = QuestionIndex::new(3, 64);

@@ -123,11 +123,11 @@ fn paraphrases_are_hits() {
 #[test]
 fn uncertainty_and_failure_are_misses() {
     let (a, b) = ("How do I lose weight?", "How can I lose weight?");
-    let judge = |cosine| compare(a, b, cosine, COSINE_MIN);
-    assert_eq!(judge(Some(0.99)).outcome(), "hit");
-    assert_eq!(judge(Some(COSINE_MIN - 0.01)).veto, Some(Veto::Cosine));
-    assert_eq!(judge(None).veto, Some(Veto::Failure));
-    assert_eq!(judge(Some(f32::NAN)).veto, Some(Veto::Failure));
+    let compared = |cosine| compare(a, b, cosine, COSINE_MIN);
+    assert_eq!(compared(Some(0.99)).outcome(), "hit");
+    assert_eq!(compared(Some(COSINE_MIN - 0.01)).veto, Some(Veto::Cosine));
+    assert_eq!(compared(None).veto, Some(Veto::Failure));
+    assert_eq!(compared(Some(f32::NAN)).veto, Some(Veto::Failure));
     assert_eq!(compare(a, a, None, COSINE_MIN).outcome(), "hit");
 }
 

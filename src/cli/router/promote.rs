@@ -95,7 +95,7 @@ fn objection(record: Option<&TrainingRecord>, present: &str) -> Option<String> {
     if record.sets.is_empty() {
         return Some(format!("it could not be compared with {against}"));
     }
-    if record.has_lost() {
+    if record.is_worse() {
         return Some(format!("it did not rank better than {against}"));
     }
     (record.against != present).then(|| {

@@ -75,7 +75,7 @@ pub async fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut weights = train::train(&all, &recipe)?;
     let current = Current::find(args, labelled.active.as_ref().map(scorer_of)).await?;
     let record = compare(&all, &recipe, &current)?;
-    let has_lost = record.has_lost();
+    let has_lost = record.is_worse();
     let outcome = if record.sets.is_empty() {
         "could not be compared with"
     } else {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::job::state::Reason;
 
-/// An object's fields; those that nobody took are unknown.
+/// An object's fields; those left after reading are unknown.
 pub(in crate::job) struct Fields {
     pub object: Map<String, Value>,
 }

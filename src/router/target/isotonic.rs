@@ -155,7 +155,7 @@ fn groups(pairs: &[&Observation], traffic: &[f64]) -> Vec<Group> {
 #[derive(Default)]
 struct Sums {
     weight: f64,
-    /// Of the single pairs' weights.
+    /// Sum of the observations' squared weights.
     weight_squares: f64,
     loss: f64,
     gain: f64,
@@ -163,7 +163,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// The upper bound on what is lost, as a part of all jobs.
+    /// The upper bound on the loss, as a share of all jobs.
     fn loss_at_most(&self) -> f64 {
         if self.weight <= 0.0 {
             return 0.0;
@@ -184,7 +184,7 @@ mod tests {
 
     use crate::router::target::isotonic::*;
 
-    /// The min-max formula: the largest over beginnings of the smallest over ends of block means.
+    /// The min-max formula: the maximum over block starts of the minimum over block ends of block means.
     fn by_min_max(values: &[f64]) -> Vec<f64> {
         let mean =
             |from: usize, to: usize| values[from..=to].iter().sum::<f64>() / (to - from + 1) as f64;
@@ -202,7 +202,7 @@ mod tests {
     }
 
     proptest! {
-        /// Pooling gives what the min-max formula gives.
+        /// Pooling agrees with the min-max formula.
         #[test]
         fn pooling_agrees_with_the_formula(values in prop::collection::vec(-1.0f64..1.0, 1..40)) {
             for (pooled, formula) in isotonic(&values).iter().zip(by_min_max(&values)) {
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// Pairs whose chance of gain is the score to a power: easy ones lose nothing on small.
+    /// Observations whose probability of gain is a power of the score.
     fn world(seed: u64, count: usize) -> Vec<Observation> {
         let mut rng = StdRng::seed_from_u64(seed);
         (0..count)
@@ -235,7 +235,7 @@ mod tests {
         (0..512).map(|at| f64::from(at) / 512.0).collect()
     }
 
-    /// What is kept of large's quality on fresh pairs.
+    /// The share of large's quality kept on fresh observations.
     fn kept(threshold: f64, seed: u64) -> f64 {
         let fresh = world(seed + 1000, 20_000);
         let by_route = |pair: &Observation| {
@@ -249,9 +249,8 @@ mod tests {
         fresh.iter().map(by_route).sum::<f64>() / large
     }
 
-    /// What the threshold promises holds on fresh pairs, and it is not merely everything on large.
     #[test]
-    fn the_quality_is_kept_on_fresh_pairs() {
+    fn the_quality_holds_on_fresh_observations() {
         let mut held = 0;
         for seed in 0..40 {
             for traffic in [&even()[..], &[]] {
@@ -264,9 +263,9 @@ mod tests {
         assert!(held >= 76, "kept in {held} of 80 worlds");
     }
 
-    /// Pairs that come mostly from easy jobs do not make the hard ones look easy.
+    /// A sample of mostly easy jobs does not make hard ones look easy.
     #[test]
-    fn pairs_that_are_no_even_sample_prove_no_more_than_they_tell() {
+    fn the_quality_holds_with_a_biased_sample() {
         let mut held = 0;
         for seed in 0..40 {
             let mut rng = StdRng::seed_from_u64(seed + 7000);
@@ -279,7 +278,7 @@ mod tests {
         assert!(held >= 38, "kept in {held} of 40 worlds");
     }
 
-    /// The threshold by its definition: every candidate's weights and bound from the beginning.
+    /// The threshold by its definition, recomputed for every candidate.
     fn by_definition(pairs: &[Observation], quality: f64, traffic: &[f64]) -> Option<f64> {
         let mut pairs = pairs.to_vec();
         pairs.sort_by(|a, b| a.score.total_cmp(&b.score));
@@ -336,7 +335,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
-        /// The running sums give what the definition gives, ties and uneven traffic included.
+        /// Running sums agree with the definition, ties and uneven traffic included.
         #[test]
         fn thresholds_agree_with_their_definition(
             pairs in prop::collection::vec((0u8..60, 0u8..20, 0u8..4), 100..160),
@@ -359,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn knows_when_it_knows_nothing() {
+    fn too_few_observations_give_no_threshold() {
         let pairs = world(1, PAIRS_MIN - 1);
         assert_eq!(quality_threshold(&pairs, 0.99, &[]), None);
-        // Even if none of so few lost anything, too little is known for some qualities; for others so many
+        // Even without a loss, too few observations cannot prove some qualities; for others so many
         // will never be known.
         let flawless = vec![
             Observation {

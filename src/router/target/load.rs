@@ -163,7 +163,7 @@ mod tests {
     /// Seconds simulated; the first half settles.
     const SECONDS: usize = 1200;
 
-    /// The shifts of the second half under `arrivals` a second, with or without chance.
+    /// The shifts of the second half under `arrivals` a second, random or constant.
     fn run(yard: &mut SimulatedFleet, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
         let mut rng = seed.map(StdRng::seed_from_u64);
         let mut load = LoadShift::default();
@@ -188,10 +188,10 @@ mod tests {
         most - shifts.iter().copied().fold(f64::MAX, f64::min)
     }
 
-    /// Large can take 20 of the 24 jobs a second that the prompts alone would send it: the shift
-    /// settles where the queue stops growing, and stays there.
+    /// Scores send large 24 jobs a second, of which it can serve 20: the shift settles where the queue stops
+    /// growing.
     #[test]
-    fn constant_load_settles_without_swinging() {
+    fn constant_load_settles_without_oscillation() {
         let mut yard = SimulatedFleet::new(0.1, 0.4);
         let shifts = run(&mut yard, 60.0, None);
         let last = shifts[shifts.len() - 1];
@@ -203,9 +203,9 @@ mod tests {
         );
     }
 
-    /// With chance in the arrivals the shift stays near its balance, and turns seldom.
+    /// With random arrivals the shift stays near its balance and rarely reverses.
     #[test]
-    fn chance_moves_it_little() {
+    fn random_arrivals_move_the_shift_little() {
         for seed in 0..5 {
             let mut yard = SimulatedFleet::new(0.1, 0.4);
             let shifts = run(&mut yard, 60.0, Some(seed));
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// More than both can take: everything that may be spilled is, and no more.
+    /// An overload of both tiers gives the full shift, and no more.
     #[test]
     fn the_shift_is_bounded() {
         let mut yard = SimulatedFleet::new(0.1, 0.4);
@@ -254,9 +254,8 @@ mod tests {
         );
     }
 
-    /// A queue that only keeps the workers busy is no back-log, however long its jobs take.
     #[test]
-    fn a_queue_of_one_round_moves_nothing() {
+    fn one_waiting_job_for_each_place_is_no_backlog() {
         let tier = |waiting| TierLoad {
             waiting,
             running: 8,
@@ -270,9 +269,8 @@ mod tests {
         assert!((load.shift() - 0.1).abs() < 1e-6, "{}", load.shift());
     }
 
-    /// Without load, workers or measured jobs there is no shift.
     #[test]
-    fn no_load_no_shift() {
+    fn without_load_workers_or_measurements_there_is_no_shift() {
         let tier = TierLoad {
             waiting: 0,
             places: 8,
@@ -294,7 +292,6 @@ mod tests {
         assert!(load.shift().abs() < 1e-6);
     }
 
-    /// The latency of large comes to its target and stays about there.
     #[test]
     fn a_latency_target_is_kept() {
         let mut yard = SimulatedFleet::new(0.01, 0.5);

@@ -13,7 +13,7 @@ pub const WINDOW: usize = 512;
 /// γ: how far the level moves by one miss.
 const STEP: f64 = 0.02;
 
-/// The last scores, in order of arrival and of size.
+/// The last scores, in order of arrival and sorted.
 #[derive(Clone, Debug, Default)]
 pub struct ScoreWindow {
     recent: VecDeque<f64>,
@@ -108,7 +108,7 @@ mod tests {
     use crate::router::target::quantile::*;
 
     proptest! {
-        /// The window's order agrees with sorting its last scores, and thresholds with counting.
+        /// The window agrees with sorting its last scores, and thresholds with counting.
         #[test]
         fn agrees_with_brute_force(
             scores in prop::collection::vec(0u8..40, 1..1400),
@@ -127,7 +127,7 @@ mod tests {
             prop_assert!(above <= wanted + 1e-6 && at_least + 1.0 > wanted, "{above} {wanted} {at_least}");
         }
 
-        /// Whatever the scores do, the delivered share keeps to its bound.
+        /// The delivered share stays within its bound for any scores.
         #[test]
         fn the_share_is_kept_for_any_scores(
             scores in prop::collection::vec(prop_oneof![Just(0.5), Just(1.0), Just(0.0), 0.0f64..1.0], 400..900),
@@ -148,10 +148,10 @@ mod tests {
         }
     }
 
-    /// What must be shown: within 2 points on steady traffic, within 5 on the thousand jobs that
-    /// follow a shift; the second traffic overlaps the first by a part only.
+    /// Within 2 points on steady traffic, within 5 on the thousand jobs after a shift to traffic that
+    /// overlaps the first only in part.
     #[test]
-    fn a_share_is_delivered_in_domain_and_after_a_shift() {
+    fn a_share_is_delivered_on_steady_traffic_and_after_a_shift() {
         for share in [0.1, 0.3, 0.5] {
             for seed in 0..10 {
                 let mut rng = StdRng::seed_from_u64(seed);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_absolute() {
+    fn shares_of_0_and_1_are_exact() {
         let mut window = ScoreWindow::default();
         assert_eq!(window.threshold(0.5), None);
         assert_eq!(
