@@ -17,7 +17,7 @@ use crate::{
         output::replace_file,
         terminal::{eprint_line, print_line},
     },
-    scoring::confidence::fit::{LabelledAnswer, FitReport, fit},
+    scoring::confidence::fit::{FitReport, LabelledAnswer, fit},
 };
 
 /// Fit the small model's confidence to answers known to be right or wrong

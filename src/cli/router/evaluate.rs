@@ -10,9 +10,9 @@ use crate::{
     console::terminal::print_line,
     scoring::{
         cross_validation::{self, Split},
-        evaluate::{self, DISTRIBUTION, EvaluateError, ScoredPrompt, RankingReport},
-        samples,
+        evaluate::{self, DISTRIBUTION, EvaluateError, RankingReport, ScoredPrompt},
         sample::Sample,
+        samples,
         train::Recipe,
     },
 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     console::jsonl::{Ids, each_text},
-    scoring::{samples, sample::Sample},
+    scoring::{sample::Sample, samples},
     store::StoredWeights,
 };
 

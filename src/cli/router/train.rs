@@ -19,9 +19,9 @@ use crate::{
         cross_validation::{self, Split},
         evaluate::ScoredPrompt,
         record::{self, HeldOut, LENGTH, TrainingRecord},
+        sample::Sample,
         samples,
         scorer::Scorer,
-        sample::Sample,
         train::{self, Recipe},
     },
 };
