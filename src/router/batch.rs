@@ -44,7 +44,7 @@ impl Router {
             limits: &self.limits,
             policy,
             models,
-            semantic: self.reuse.as_deref().map(Reuse::asked),
+            semantic: self.reuse.as_deref().map(Reuse::encoder_and_cosine_min),
             now: Utc::now(),
         };
         let mut handled = Vec::new();
@@ -62,7 +62,7 @@ impl Router {
             match intake::read(&envelope, &body, context) {
                 Intake::Admit(mut admission) => {
                     self.control(&mut admission, context.now);
-                    let asks = semantic_reuse::asks(&admission);
+                    let asks = semantic_reuse::requests_reuse(&admission);
                     let batch = if asks { &mut asking } else { &mut plain };
                     batch.push(*admission, acker);
                 }

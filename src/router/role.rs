@@ -88,7 +88,7 @@ impl Router {
         let tier = routed.tier;
         let assignment = models
             .assignment(tier)
-            .filter(|_| self.config.affinity_queues);
+            .filter(|_| self.config.prefix_affinity);
         let queue = assignment.and_then(|assignment| {
             let prefix = affinity::prefix::of(&routed.job.head.tenant, &routed.job.request);
             let now_s = self.created_at.elapsed().as_secs_f64();
