@@ -13,11 +13,10 @@ pub mod guards;
 pub mod index;
 pub mod lexicon;
 
-pub use compare::{COSINE_MIN, Comparison, compare};
+pub use compare::{COSINE_MIN, compare};
 pub use encoder::Encoder;
 pub use equivalence::are_equivalent;
-pub use guards::Veto;
-pub use index::{IndexedQuestion, QuestionIndex, QuestionScope};
+pub use index::{IndexedQuestion, QuestionIndex};
 
 #[cfg(test)]
 mod tests;

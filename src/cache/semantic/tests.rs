@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
-use super::{antonyms::ANTONYMS, guards::veto, *};
+use super::{
+    antonyms::ANTONYMS,
+    guards::{Veto, veto},
+    *,
+};
 
 #[test]
 fn each_guard_finds_its_difference() {
