@@ -240,9 +240,9 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
         (calibrate("absent.jsonl"), "cannot open absent.jsonl"),
         (
             calibrate("latin.jsonl"),
-            "latin.jsonl: line 1: no labelled answer",
+            "latin.jsonl: line 1: not a labelled answer",
         ),
-        (calibrate("answers.jsonl"), "line 1: no labelled answer"),
+        (calibrate("answers.jsonl"), "line 1: not a labelled answer"),
         (calibrate("same.jsonl"), "line 2: its id is that of line 1"),
         (train("absent.jsonl"), "cannot open absent.jsonl"),
         (

@@ -182,7 +182,7 @@ impl Actor {
                 6 => AttemptOutcome::Returned,
                 7 => AttemptOutcome::Escalate {
                     to: Tier::Large,
-                    reason: reason("unsure"),
+                    reason: reason("low_confidence"),
                     answer: self
                         .chance
                         .random_bool(0.5)

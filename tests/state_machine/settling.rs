@@ -104,7 +104,7 @@ fn outcome_for(end: End, is_its_own: bool, generated: Answer) -> AttemptOutcome 
         End::RetryIsolated => AttemptOutcome::RetryIsolated(reason("engine_crashed")),
         End::Escalate { answered, .. } => AttemptOutcome::Escalate {
             to: Tier::Large,
-            reason: reason("unsure"),
+            reason: reason("low_confidence"),
             answer: some(answered),
         },
         End::Returned => AttemptOutcome::Returned,

@@ -25,7 +25,7 @@ const PATH_VARIABLE: &str = "PROMPTYARD_TEST_BROKER_FILE";
 /// Runs one of the ignored tests below as a process of its own.
 fn child(test: &str, path: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("embedded_only::{test}")])
+        .args(["--exact", &format!("broker::embedded_only::{test}")])
         .args(["--ignored", "--nocapture"])
         .env(PATH_VARIABLE, path)
         .stdout(Stdio::piped())

@@ -141,8 +141,8 @@ const FIGURES: [(&str, &str); 12] = [
 /// The views after one escalated job.
 const ESCALATED: [(&str, &str); 4] = [
     (
-        "select cast(sum(judged) as text) || ' ' || cast(sum(unsure) as text) || ' '
-                || cast(sum(unfit) as text) || ' ' || cast(sum(completion_tokens) as text) || ' '
+        "select cast(sum(scored) as text) || ' ' || cast(sum(low_confidence) as text) || ' '
+                || cast(sum(not_servable) as text) || ' ' || cast(sum(completion_tokens) as text) || ' '
                 || case when avg(confidence_mean) = 0.25 then 'mean' else 'odd' end
            from escalations where model = 'tiny'",
         "1 1 0 7 mean",

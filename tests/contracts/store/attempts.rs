@@ -243,14 +243,14 @@ contract! {
         let id = job.head.id;
         admit_one(&store, job.clone()).await;
         let attempt = run_one(&store, id).await;
-        let outcome = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("unsure"), answer: None };
+        let outcome = AttemptOutcome::Escalate { to: Tier::Large, reason: reason("low_confidence"), answer: None };
         let (moved, _) = committed(settle_one(&store, settlement(id, attempt, outcome)).await);
         assert_eq!((moved.state, moved.tier), (JobState::Routed, Some(Tier::Large)));
         let large = Claimant { tier: Tier::Large, model: "big".to_owned(), ..claimant("worker-2") };
         assert!(matches!(claim_as(&store, &large, id, false).await, Claimed::Run { attempt: 2, .. }));
         let attempts = store.attempts(id).await.unwrap();
         assert_eq!(outcomes(&attempts), ["escalated", "running"]);
-        assert_eq!(attempts[0].reason, Some(reason("unsure")));
+        assert_eq!(attempts[0].reason, Some(reason("low_confidence")));
         assert_eq!((attempts[1].tier, attempts[1].model.as_str()), (Tier::Large, "big"));
     }
 

@@ -519,12 +519,12 @@ fn chaos_command_checks_a_fleet() {
     ]);
     let report = done.exits(0).complains("seed 7").json();
     assert_eq!(report["states"], json!({"succeeded": 60}), "{report}");
-    assert_eq!(report["broken"], json!([]), "{report}");
-    assert!(report["hurts"].as_u64().unwrap() >= 1, "{report}");
+    assert_eq!(report["violations"], json!([]), "{report}");
+    assert!(report["commands"].as_u64().unwrap() >= 1, "{report}");
     stop(up);
     // Nobody runs the jobs: they stay open, and that is told.
     let done = dir
         .run(&["chaos", "--jobs", "3", "--rate", "50", "--wait", "1s"])
         .exits(1);
-    assert!(done.stdout.contains("BROKEN"), "{done}");
+    assert!(done.stdout.contains("VIOLATION"), "{done}");
 }

@@ -54,7 +54,7 @@ fn usage_errors_print_one_line() {
         (
             &["prompts", "--out", "promptyard.db"],
             2,
-            &["--out", "ledger"],
+            &["--out", "job database"],
         ),
         (
             &["prompts", "--small", "no/such/model"],
@@ -125,7 +125,7 @@ fn usage_errors_print_one_line() {
                 "worker.attempts_max=-1",
             ],
             2,
-            &["2 fault", "0 to 1", "1 to 100"],
+            &["2 error", "0 to 1", "1 to 100"],
         ),
         (
             &["prompts", "--config", "no.toml"],
@@ -135,7 +135,7 @@ fn usage_errors_print_one_line() {
         (
             &["prompts", "--config", "yard.toml"],
             2,
-            &["yard.toml:2", "yard.toml:3", "yard.toml:4", "3 fault"],
+            &["yard.toml:2", "yard.toml:3", "yard.toml:4", "3 error"],
         ),
         (&["prompts", "--config", "bad.toml"], 2, &["bad.toml:1"]),
         (&["prompts", "--log", "a=b=c"], 2, &["not a filter"]),

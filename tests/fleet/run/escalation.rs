@@ -266,7 +266,7 @@ fn calibrated_confidence_weights_are_used() {
     );
     for (file, cause) in [
         ("one.jsonl", "every labelled answer is right"),
-        ("prompts", "line 1: no labelled answer"),
+        ("prompts", "line 1: not a labelled answer"),
     ] {
         fresh
             .run(&[

@@ -206,7 +206,7 @@ fn other_processes_submit_and_read_while_it_runs() {
         .run(&submit)
         .exits(1)
         .complains("line 21 not submitted")
-        .complains("20 submitted, 1 not");
+        .complains("20 submitted, 1 failed");
     assert_eq!(first.stdout, "night\n");
     dir.wait_for(20, "select count(*) from jobs where state = 'succeeded'");
     dir.run(&submit).exits(1);
