@@ -216,10 +216,7 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
             "there is no job database at absent.db",
         ),
         (train("."), "it is a directory"),
-        (
-            score("empty.jsonl"),
-            "empty.jsonl: there are no prompts in it",
-        ),
+        (score("empty.jsonl"), "empty.jsonl: the file has no prompts"),
         (score("absent.jsonl"), "cannot open absent.jsonl"),
         (
             score("latin.jsonl"),
@@ -231,7 +228,7 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
         ),
         (
             score("anonymous.jsonl"),
-            "line 1: expected an object with id and a string prompt: there is no id",
+            "line 1: expected an object with id and a string prompt: id is missing",
         ),
         (
             calibrate("empty.jsonl"),
@@ -243,7 +240,10 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
             "latin.jsonl: line 1: not a labelled answer",
         ),
         (calibrate("answers.jsonl"), "line 1: not a labelled answer"),
-        (calibrate("same.jsonl"), "line 2: its id is that of line 1"),
+        (
+            calibrate("same.jsonl"),
+            "line 2: its id is already used on line 1",
+        ),
         (train("absent.jsonl"), "cannot open absent.jsonl"),
         (
             "evaluate --input empty.jsonl".to_owned(),
@@ -294,7 +294,7 @@ fn bad_input_is_one_error_and_keeps_the_weights() {
     }
     let present = fs::read(folder.path().join("present.weights")).unwrap();
     assert_eq!(present, b"present");
-    // A table of nothing but errors is a error.
+    // A table of nothing but errors is an error.
     let evaluate = ["router", "evaluate", "--input", "one.jsonl"];
     let (code, out, err) = run(folder.path(), &evaluate);
     assert_eq!(code, 1, "{out}");

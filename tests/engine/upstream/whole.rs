@@ -181,7 +181,7 @@ async fn redirects_are_followed_within_the_server_only() {
     assert_eq!(seen[2].0["authorization"], "Bearer sk-test");
 }
 
-/// Neither key nor prompt nor answer shows in what is logged, formatted or told as a error.
+/// Neither key nor prompt nor answer shows in what is logged, formatted or told as an error.
 #[tokio::test]
 async fn secrets_and_prompts_are_not_logged() {
     let log = crate::upstream::log::Log::default();
