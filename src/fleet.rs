@@ -1,9 +1,8 @@
-//! All roles in one process, or some of them: opened in the right order, watched, and drained
-//! together.
+//! All roles in one process, or some of them: started in order, supervised, and drained together.
 //!
-//! Comes in: the configuration and the roles wanted. Goes out: running tasks and the addresses
-//! they listen on. Roles meet only through the broker and the ledger, so a fleet of many
-//! processes is the same thing spread out.
+//! Comes in: the configuration and the roles. Goes out: running tasks and the addresses they listen
+//! on. Roles meet only through the broker and the job database, so the same code runs a fleet of one
+//! process or many.
 
 use std::{
     net::SocketAddr,
@@ -35,12 +34,12 @@ use crate::{
 
 /// How often queue depths are read for the metrics.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(5);
-/// How often partitions are made ahead.
+/// How often partitions are created ahead.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(6 * 3600);
-/// How often answers that are to go are removed from the cache.
+/// How often the cache is cleaned.
 const CACHE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Why a fleet could not start or ended by itself.
+/// Why a fleet could not start, or ended before the stop was requested.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant passes on the error of a stage")]
 pub enum FleetError {
@@ -66,15 +65,15 @@ pub enum FleetError {
     Panicked { role: &'static str },
 }
 
-/// Opens the embedder beside the runtime's threads: it reads files, and may download them.
+/// Opens an embedder on a blocking thread, since it reads files and may download them.
 async fn open_embedder(model: String) -> Result<Arc<Embedder>, FleetError> {
     let opened = tokio::task::spawn_blocking(move || Embedder::open(&model)).await;
     let embedder = opened.map_err(|_| FleetError::Panicked { role: "embedder" })??;
     Ok(Arc::new(embedder))
 }
 
-/// The embedders that the roles here need, for contexts and for the cache; one, where both name the
-/// same.
+/// The embedders of this process's roles, for contexts and for the cache; shared where both use the
+/// same model.
 async fn open_embedders(
     config: &Config,
     roles: &Roles,
@@ -104,25 +103,25 @@ pub struct Roles {
     pub tiers: Vec<Tier>,
     /// Takes jobs over HTTP.
     pub api: bool,
-    /// Brings the ledger's tables up to date first instead of only checking them.
+    /// Migrates the job database first instead of only checking its schema.
     pub migrate: bool,
 }
 
-/// Connects to the broker and the ledger that a configuration names.
+/// Connects to the broker and the job database of a configuration.
 ///
 /// # Errors
-/// When one of them cannot be reached, or the ledger's tables do not fit.
+/// When one of them cannot be reached, or the database's schema is of another version.
 pub async fn connect(config: &Config, migrate: bool) -> Result<(Broker, Store), FleetError> {
     let store = open_store(config, migrate).await?;
     let broker = Broker::connect(&config.broker, &embedded_path(config)).await?;
     Ok((broker, store))
 }
 
-/// Connects to the ledger that a configuration names. A file is its owner's alone, so its tables
-/// are brought up to date whenever they are not.
+/// Connects to the job database of a configuration. A file has one owner, so it is migrated when its
+/// schema is old.
 ///
 /// # Errors
-/// When it cannot be reached, or its tables do not fit.
+/// When it cannot be reached, or its schema is of another version.
 pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreError> {
     let open = async {
         let store = Store::connect(&config.store).await?;
@@ -139,7 +138,7 @@ pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreEr
         Ok(store)
     };
     open.await.map_err(|error| match error {
-        // SQLite's own words do not say which file they are about.
+        // SQLite's own messages do not name the file.
         StoreError::Storage { message } => StoreError::Storage {
             message: format!("{}: {message}", config.store.url.masked()),
         },
@@ -147,15 +146,15 @@ pub async fn open_store(config: &Config, migrate: bool) -> Result<Store, StoreEr
     })
 }
 
-/// The file that holds the embedded broker's queues: the ledger's own, if that is a file.
+/// The file of the embedded broker's queues: the job database's own, if that is a file.
 pub fn embedded_path(config: &Config) -> PathBuf {
     config
         .sqlite_path()
         .unwrap_or_else(|| PathBuf::from("promptyard.db"))
 }
 
-/// The calibration of the small model: the configured one, the bundled model's own, or the rule for
-/// any. Warns when it was fitted for another model.
+/// The calibration of the small model: the configured one, the bundled model's own, or a generic one.
+/// Warns when it was fitted for another model.
 ///
 /// # Errors
 /// When the weights cannot be used.
@@ -180,9 +179,9 @@ pub fn confidence(config: &Config, served: &EngineInfo) -> Result<Confidence, Co
 /// Roles that run.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The broker they meet through.
+    /// Their broker.
     pub broker: Broker,
-    /// The ledger they write.
+    /// Their job database.
     pub store: Store,
     /// The engines of the tiers served here.
     pub engines: Vec<(Tier, Arc<dyn Engine>)>,
@@ -192,17 +191,17 @@ pub struct Fleet {
     pub metrics_address: Option<SocketAddr>,
     tasks: JoinSet<(&'static str, Result<(), FleetError>)>,
     roles_stop: Shutdown,
-    /// Ends the pages for metrics and health, which tell that the roles drain until they have.
+    /// Ends the pages for metrics and health, which stay up until the roles have drained.
     pages_stop: Shutdown,
-    /// What the first role that failed ended with.
-    first_fault: Option<String>,
+    /// The error of the first role that failed.
+    first_error: Option<String>,
 }
 
 impl Fleet {
     /// Starts roles; they drain when `shutdown` is requested.
     ///
     /// # Errors
-    /// When anything they need cannot be had; nothing keeps running then.
+    /// When a role cannot start; no role keeps running then.
     pub async fn start(
         config: &Config,
         roles: &Roles,
@@ -220,11 +219,11 @@ impl Fleet {
             tasks: JoinSet::new(),
             roles_stop: shutdown.child(),
             pages_stop: Shutdown::new(),
-            first_fault: None,
+            first_error: None,
         };
         if let Err(error) = fleet.start_roles(config, roles, metrics).await {
             fleet.roles_stop.request();
-            // The error that stopped the start is the one to tell.
+            // The error that stopped the start is the one to report.
             let _ = fleet.wait().await;
             return Err(error);
         }
@@ -257,7 +256,7 @@ impl Fleet {
                 Tier::Small => worker.with_confidence(confidence(config, engine.info())?),
                 Tier::Large => worker,
             };
-            // The router learns the models from the ledger: tell it before it starts.
+            // The router reads the models from the job database: register them before it starts.
             worker.announce().await?;
             self.engines.push((*tier, engine));
             workers.push(worker);
@@ -340,14 +339,14 @@ impl Fleet {
                     return Err(format!("waiting for the {tier} engine"));
                 }
                 if !store.is_reachable().await {
-                    return Err("waiting for the ledger".to_owned());
+                    return Err("waiting for the job database".to_owned());
                 }
                 Ok(())
             })
         })
     }
 
-    /// Waits until a role ends by itself: with a error, or because it was told to stop.
+    /// Waits until a role ends: with an error, or because the stop was requested.
     /// Cancel-safe.
     ///
     /// # Errors
@@ -356,7 +355,7 @@ impl Fleet {
         match self.tasks.join_next().await {
             Some(Ok((role, outcome))) => {
                 if let Err(error) = &outcome {
-                    self.tell(role, error);
+                    self.report(role, error);
                 }
                 outcome
             }
@@ -364,21 +363,21 @@ impl Fleet {
         }
     }
 
-    /// The first error is the caller's to report. One that stops all roles comes from each of them,
-    /// so only what says something else is worth a line of its own.
-    fn tell(&mut self, role: &'static str, error: &FleetError) {
-        let words = error.to_string();
-        match &self.first_fault {
+    /// The caller reports the first error. A cause that stops all roles is returned by each of them, so
+    /// only different errors are logged.
+    fn report(&mut self, role: &'static str, error: &FleetError) {
+        let message = error.to_string();
+        match &self.first_error {
             None => {
                 tracing::info!(role, %error, "a role ended; the others are stopped");
-                self.first_fault = Some(words);
+                self.first_error = Some(message);
             }
-            Some(first) if *first == words => {}
+            Some(first) if *first == message => {}
             Some(_) => tracing::error!(role, %error, "a role ended"),
         }
     }
 
-    /// Waits for every role to end, then closes broker and ledger. A role that ends with a error
+    /// Waits for every role to end, then closes broker and job database. A role that ends with an error
     /// stops the others.
     ///
     /// # Errors
@@ -424,14 +423,14 @@ fn cache_limits(config: &CacheConfig) -> CacheLimits {
     }
 }
 
-/// Removes the answers that are to go from the cache.
-async fn tend_cache(store: &Store, limits: CacheLimits) {
+/// Removes expired, stale and surplus answers from the cache.
+async fn clean_cache(store: &Store, limits: CacheLimits) {
     let upkeep = match store.tend_cache(limits).await {
         Ok(Some(upkeep)) => upkeep,
-        // Another process is at it.
+        // Another process is cleaning it.
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(%error, "the cache cannot be tended");
+            tracing::warn!(%error, "cannot clean the cache; trying again");
             return;
         }
     };
@@ -462,9 +461,9 @@ async fn upkeep(broker: Broker, store: Store, limits: CacheLimits, shutdown: Shu
                 },
                 Err(error) => tracing::warn!(%error, "cannot read the queues' depths"),
             },
-            _ = cache.tick() => tend_cache(&store, limits).await,
+            _ = cache.tick() => clean_cache(&store, limits).await,
             _ = partitions.tick() => if let Err(error) = store.ensure_partitions().await {
-                tracing::error!(%error, "cannot make partitions ahead; rows go to the default one");
+                tracing::error!(%error, "cannot create partitions ahead; rows go to the default one");
             },
         }
     }

@@ -25,7 +25,7 @@ use crate::{
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The log filter is not one.
+    /// The log filter is invalid.
     #[error("telemetry.log is not a filter: {0}")]
     Filter(String),
     /// The port is taken or the address is not ours.
@@ -48,7 +48,7 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter cannot be read.
 pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryError> {
-    // lapin logs returned messages with their bodies, which hold answers: no filter brings it back.
+    // lapin logs returned messages with their bodies, which hold answers: no filter may enable that.
     let bodies_off = "lapin::returned_messages=off"
         .parse()
         .expect("the directive is valid");
@@ -59,7 +59,7 @@ pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    // A subscriber that is installed already (an embedding program's) is left in place.
+    // A subscriber that an embedding program has installed stays in place.
     let _ = match config.log_format {
         LogFormat::Text => registry.with(lines.with_target(false)).try_init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
@@ -67,27 +67,27 @@ pub fn init_logs(config: &TelemetryConfig) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// Installs the metrics recorder of this process, with every metric's help and buckets.
+/// Installs this process's metrics recorder, with every metric's help text and buckets.
 ///
 /// # Errors
 /// When a recorder is installed already.
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
-    let recorder_fault =
+    let recorder_error =
         |error: &dyn std::fmt::Display| TelemetryError::Recorder(error.to_string());
     let mut builder = PrometheusBuilder::new();
     for metric in metrics::ALL.iter().filter(|m| !m.buckets.is_empty()) {
         builder = builder
             .set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), metric.buckets)
-            .map_err(|error| recorder_fault(&error))?;
+            .map_err(|error| recorder_error(&error))?;
     }
     let handle = builder
         .install_recorder()
-        .map_err(|error| recorder_fault(&error))?;
+        .map_err(|error| recorder_error(&error))?;
     metrics::describe();
     Ok(handle)
 }
 
-/// Tells whether this process can do its work now; the error says what it waits for.
+/// Checks whether this process can work now; the error says what it waits for.
 pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Serves `/metrics`, `/healthz` and `/readyz` until the stop is requested. Returns the address,
@@ -103,7 +103,7 @@ pub async fn serve(
 ) -> Result<Option<SocketAddr>, TelemetryError> {
     let upkeep = handle.clone();
     tokio::spawn(async move {
-        // Histograms keep their samples until they are drained, whether anybody reads them or not.
+        // Histograms keep their samples until they are drained, even if no scraper reads them.
         loop {
             tokio::time::sleep(UPKEEP_INTERVAL).await;
             upkeep.run_upkeep();
@@ -112,14 +112,14 @@ pub async fn serve(
     if config.listen.is_empty() {
         return Ok(None);
     }
-    let listen_fault = |error: std::io::Error| TelemetryError::Listen {
+    let listen_error = |error: std::io::Error| TelemetryError::Listen {
         address: config.listen.clone(),
         message: error.to_string(),
     };
     let listener = TcpListener::bind(&config.listen)
         .await
-        .map_err(listen_fault)?;
-    let address = listener.local_addr().map_err(listen_fault)?;
+        .map_err(listen_error)?;
+    let address = listener.local_addr().map_err(listen_error)?;
     let pages = Router::new()
         .route("/metrics", get(move || render(handle.clone())))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -128,7 +128,7 @@ pub async fn serve(
         let server = axum::serve(listener, pages);
         let stop = async move { shutdown.requested().await };
         if let Err(error) = server.with_graceful_shutdown(stop).await {
-            tracing::warn!(%error, "the metrics server ended");
+            tracing::warn!(%error, "the metrics server ended; /metrics and /readyz are gone");
         }
     });
     Ok(Some(address))
@@ -149,6 +149,6 @@ async fn render(handle: PrometheusHandle) -> impl IntoResponse {
 async fn ready(readiness: Readiness) -> impl IntoResponse {
     match readiness().await {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(waits_for) => (StatusCode::SERVICE_UNAVAILABLE, format!("{waits_for}\n")),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }

@@ -1,4 +1,5 @@
-//! Which worker takes which affinity queues: everybody who knows the living workers comes to the same.
+//! Which worker consumes from which affinity queues: a function of the live workers, so that all
+//! processes agree.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{broker::AffinityQueue, job::Tier, store::WorkerRecord};
 
-/// Lanes and their workers.
+/// A tier's affinity queues and their workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     /// Names, sorted.
@@ -16,9 +17,9 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// The assignment of a tier's affinity queues to those of its workers that take jobs from affinity queues and are alive;
-    /// where they serve several models, to those of the one that most serve. `None` with fewer than
-    /// two of them: one worker holds all prompt prefixes there are.
+    /// Assigns a tier's affinity queues to its live workers that consume from them; where they serve
+    /// several models, to the workers of the most common one. `None` with fewer than two: a single
+    /// worker has all prompt prefixes in its cache.
     pub fn of(workers: &[WorkerRecord], tier: Tier, now: DateTime<Utc>) -> Option<Self> {
         let mut by_model: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
         for worker in workers {
@@ -36,17 +37,17 @@ impl Assignment {
         (names.len() >= 2).then(|| Self::among(names))
     }
 
-    /// Deals the affinity queues out: each goes to the worker with the highest hash of both that has room, and all
-    /// have room for the same number. A worker that comes or goes moves few of the others' affinity queues.
+    /// Rendezvous hashing with bounded loads: each queue goes to the worker with the highest hash of
+    /// both among those below the maximum. A worker that joins or leaves moves few of the others' queues.
     pub fn among(mut workers: Vec<String>) -> Self {
         workers.sort_unstable();
         workers.dedup();
-        let room = AffinityQueue::COUNT.div_ceil(workers.len().max(1));
+        let queues_max = AffinityQueue::COUNT.div_ceil(workers.len().max(1));
         let mut taken = vec![0; workers.len()];
         let mut owners = Vec::with_capacity(AffinityQueue::COUNT);
-        for affinity_queue in AffinityQueue::ALL {
-            let free = (0..workers.len()).filter(|at| taken[*at] < room);
-            let Some(owner) = free.max_by_key(|at| weight(affinity_queue, &workers[*at])) else {
+        for queue in AffinityQueue::ALL {
+            let free = (0..workers.len()).filter(|at| taken[*at] < queues_max);
+            let Some(owner) = free.max_by_key(|at| weight(queue, &workers[*at])) else {
                 break;
             };
             taken[owner] += 1;
@@ -55,7 +56,7 @@ impl Assignment {
         Self { workers, owners }
     }
 
-    /// The affinity queues of a worker.
+    /// The queues of a worker.
     pub fn queues_of(&self, worker: &str) -> Vec<AffinityQueue> {
         let at = self.workers.iter().position(|name| name == worker);
         self.queues_at(at).collect()
@@ -66,24 +67,24 @@ impl Assignment {
         self.workers.len()
     }
 
-    /// The position of a affinity queue's worker, below [`Self::workers`].
-    pub fn owner(&self, affinity_queue: AffinityQueue) -> Option<usize> {
-        self.owners.get(affinity_queue.index()).copied()
+    /// The position of a queue's worker, below [`Self::workers`].
+    pub fn owner(&self, queue: AffinityQueue) -> Option<usize> {
+        self.owners.get(queue.index()).copied()
     }
 
-    /// The affinity queues of the worker at a position.
+    /// The queues of the worker at a position.
     pub fn queues_at(&self, worker: Option<usize>) -> impl Iterator<Item = AffinityQueue> {
         AffinityQueue::ALL
             .into_iter()
-            .filter(move |affinity_queue| worker.is_some() && self.owner(*affinity_queue) == worker)
+            .filter(move |queue| worker.is_some() && self.owner(*queue) == worker)
     }
 }
 
-/// What a affinity queue and a worker are to each other: as good as chance, and the same everywhere.
-fn weight(affinity_queue: AffinityQueue, worker: &str) -> [u8; 32] {
+/// The hash of a queue and a worker.
+fn weight(queue: AffinityQueue, worker: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher
-        .update(&[affinity_queue.index() as u8])
+        .update(&[queue.index() as u8])
         .update(worker.as_bytes());
     *hasher.finalize().as_bytes()
 }
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_living_workers_of_one_model_take_part() {
+    fn only_live_workers_of_one_model_are_assigned_queues() {
         let now = Utc::now();
         let two = [worker("a", |_| {}), worker("b", |_| {})];
         let both = Assignment::of(&two, Tier::Small, now).expect("two");
@@ -136,7 +137,7 @@ mod tests {
             let pair = [worker("a", |_| {}), worker("b", change)];
             assert_eq!(Assignment::of(&pair, Tier::Small, now), None);
         }
-        // While a fleet changes over to another model, the affinity queues are the majority's.
+        // While a fleet changes to another model, the majority gets the queues.
         let new = |w: &mut WorkerRecord| w.revision = "new".to_owned();
         let five = [
             worker("a", |_| {}),
@@ -145,29 +146,29 @@ mod tests {
             worker("d", new),
             worker("e", new),
         ];
-        let dealt = Assignment::of(&five, Tier::Small, now).expect("three");
-        assert_eq!(dealt.workers(), 3);
-        assert!(dealt.queues_of("a").is_empty() && !dealt.queues_of("e").is_empty());
+        let assigned = Assignment::of(&five, Tier::Small, now).expect("three");
+        assert_eq!(assigned.workers(), 3);
+        assert!(assigned.queues_of("a").is_empty() && !assigned.queues_of("e").is_empty());
     }
 
     proptest! {
-        /// Every affinity queue has one worker, no worker has two affinity queues more than another, and the order in which
-        /// the workers are told does not matter.
+        /// Every queue has one worker, no worker has more than its maximum, and the order of the workers
+        /// does not matter.
         #[test]
-        fn lanes_are_dealt_evenly(names in prop::collection::hash_set("[a-z0-9-]{1,12}", 1..12)) {
+        fn queues_are_assigned_evenly(names in prop::collection::hash_set("[a-z0-9-]{1,12}", 1..12)) {
             let names: Vec<String> = names.into_iter().collect();
-            let dealt = Assignment::among(names.clone());
-            let counts: Vec<usize> = names.iter().map(|name| dealt.queues_of(name).len()).collect();
+            let assigned = Assignment::among(names.clone());
+            let counts: Vec<usize> = names.iter().map(|name| assigned.queues_of(name).len()).collect();
             prop_assert_eq!(counts.iter().sum::<usize>(), AffinityQueue::COUNT);
             prop_assert!(counts.iter().all(|count| *count <= AffinityQueue::COUNT.div_ceil(names.len())));
             let back: Vec<String> = names.into_iter().rev().collect();
-            prop_assert_eq!(dealt, Assignment::among(back));
+            prop_assert_eq!(assigned, Assignment::among(back));
         }
     }
 
-    /// Over many fleets a worker that leaves moves, beside its own, few affinity queues.
+    /// Over many fleets a worker that leaves moves few queues besides its own.
     #[test]
-    fn few_lanes_move_when_a_worker_goes() {
+    fn few_queues_move_when_a_worker_leaves() {
         let mut moved = 0;
         for fleet in 0..200 {
             let names: Vec<String> = (0..4).map(|at| format!("{fleet}-{at}")).collect();
@@ -179,15 +180,12 @@ mod tests {
                     before
                         .queues_of(name)
                         .into_iter()
-                        .map(move |affinity_queue| (name, affinity_queue))
+                        .map(move |queue| (name, queue))
                 })
-                .filter(|(name, affinity_queue)| !after.queues_of(name).contains(affinity_queue))
+                .filter(|(name, queue)| !after.queues_of(name).contains(queue))
                 .count();
         }
-        // Of the six affinity queues that need not move, less than one does on average.
-        assert!(
-            moved < 200,
-            "{moved} affinity_queues of others moved in 200 fleets"
-        );
+        // Of the six queues that need not move, less than one does on average.
+        assert!(moved < 200, "{moved} queues of others moved in 200 fleets");
     }
 }

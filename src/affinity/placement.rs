@@ -1,10 +1,10 @@
-//! Where prompt prefixes went, and where the next job goes.
+//! Placement: remembers where prompt prefixes were sent, and chooses the queue of the next job.
 //!
-//! A job follows the longest prompt prefix of it that is known. One that shares nothing goes where the hash
-//! of its first block points, so that routers which know nothing of each other agree. Where a
-//! worker has been given more than its part, the one that was given least takes the job, and its
-//! prompt prefix with it: the bound is on the work that is given out, with older work forgotten by
-//! halves, since a router sees what it places and not what is done.
+//! A job goes where the longest known part of its prompt prefix went. A job with an unknown prefix goes
+//! where the hash of its first block points, so that routers agree without talking to each other. If
+//! that worker was given more than its share of work, the least loaded one gets the job, and its prefix
+//! from then on. A router knows what it placed and not what is done, so the bound is on placed work,
+//! which decays with a half-life.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,16 +12,16 @@ use crate::broker::AffinityQueue;
 
 use super::Assignment;
 
-/// Most blocks whose place is known; those used longest ago are forgotten.
+/// Most blocks that are remembered; the least recently used are forgotten.
 const KNOWN_MAX: usize = 200_000;
-/// Work beyond its part that a worker may be given, as a share of the mean.
+/// Work beyond its share that a worker may be given, as a fraction of the mean.
 const EXCESS_MAX: f64 = 0.05;
 /// Work, in blocks, by which any worker may be ahead: a few long prompts.
 const AHEAD_MAX: f64 = 256.0;
-/// Seconds after which work that was given out counts half.
+/// Half-life of placed work in seconds.
 const HALF_LIFE_S: f64 = 300.0;
 
-/// Memory and balance of one tier.
+/// The placements of one tier.
 #[derive(Debug)]
 pub struct Placement {
     known_max: usize,
@@ -31,7 +31,7 @@ pub struct Placement {
     clock: u64,
     /// Work given to each affinity queue, in blocks.
     given: [f64; AffinityQueue::COUNT],
-    /// When it was last halved on, in seconds.
+    /// When the work was last decayed, in seconds.
     at_s: f64,
 }
 
@@ -42,7 +42,7 @@ impl Default for Placement {
 }
 
 impl Placement {
-    /// An empty memory for so many blocks.
+    /// A placement that remembers at most so many blocks.
     pub fn new(known_max: usize) -> Self {
         Self {
             known_max,
@@ -54,8 +54,8 @@ impl Placement {
         }
     }
 
-    /// The affinity queue for a job at an instant in seconds, which only rises; `None` for one without a prompt prefix
-    /// worth sharing, or when nobody takes affinity queues.
+    /// The queue for a job at a monotonic instant in seconds; `None` for a job whose prompt fills no
+    /// block, or when no worker consumes from affinity queues.
     pub fn place(
         &mut self,
         prefix: &[u64],
@@ -65,49 +65,48 @@ impl Placement {
         let first = *prefix.first()?;
         self.forget_work(now_s);
         let mut known = 0;
-        let mut affinity_queue = None;
+        let mut queue = None;
         for block in prefix {
             let Some((holder, _)) = self.known.get(block) else {
                 break;
             };
             known += 1;
-            affinity_queue = Some(*holder);
+            queue = Some(*holder);
         }
-        // A affinity queue that nobody takes any more is as good as none.
-        let affinity_queue =
-            affinity_queue.filter(|affinity_queue| assignment.owner(*affinity_queue).is_some());
-        let affinity_queue = affinity_queue.or_else(|| points_to(first, assignment))?;
+        // A queue without a worker counts as unknown.
+        let queue = queue.filter(|queue| assignment.owner(*queue).is_some());
+        let queue = queue.or_else(|| by_hash(first, assignment))?;
         let work = |known: usize| (prefix.len() - known + 1) as f64;
         let workers = assignment.workers();
         let mut of_worker = vec![0.0; workers];
-        for affinity_queue in AffinityQueue::ALL {
-            if let Some(owner) = assignment.owner(affinity_queue) {
-                of_worker[owner] += self.given[affinity_queue.index()];
+        for queue in AffinityQueue::ALL {
+            if let Some(owner) = assignment.owner(queue) {
+                of_worker[owner] += self.given[queue.index()];
             }
         }
         let mean = of_worker.iter().sum::<f64>() / workers as f64;
         let bound = mean * (1.0 + EXCESS_MAX) + AHEAD_MAX;
-        let owner = assignment.owner(affinity_queue)?;
-        let (affinity_queue, known) = if of_worker[owner] + work(known) <= bound {
-            (affinity_queue, known)
+        let owner = assignment.owner(queue)?;
+        let (queue, known) = if of_worker[owner] + work(known) <= bound {
+            (queue, known)
         } else {
             self.least_given(&of_worker, assignment)
                 .filter(|least| assignment.owner(*least) != Some(owner))
-                .map_or((affinity_queue, known), |least| (least, 0))
+                .map_or((queue, known), |least| (least, 0))
         };
-        self.given[affinity_queue.index()] += work(known);
-        self.remember(prefix, affinity_queue);
-        Some(affinity_queue)
+        self.given[queue.index()] += work(known);
+        self.remember(prefix, queue);
+        Some(queue)
     }
 
-    /// The affinity queue given least of the worker given least.
+    /// The least loaded queue of the least loaded worker.
     fn least_given(&self, of_worker: &[f64], assignment: &Assignment) -> Option<AffinityQueue> {
-        let with_lanes = (0..of_worker.len()).filter(|at| {
-            let mut affinity_queues = assignment.queues_at(Some(*at));
-            affinity_queues.next().is_some()
+        let with_queues = (0..of_worker.len()).filter(|at| {
+            let mut queues = assignment.queues_at(Some(*at));
+            queues.next().is_some()
         });
-        let least = with_lanes.min_by(|a, b| of_worker[*a].total_cmp(&of_worker[*b]))?;
-        let given = |affinity_queue: &AffinityQueue| self.given[affinity_queue.index()];
+        let least = with_queues.min_by(|a, b| of_worker[*a].total_cmp(&of_worker[*b]))?;
+        let given = |queue: &AffinityQueue| self.given[queue.index()];
         assignment
             .queues_at(Some(least))
             .min_by(|a, b| given(a).total_cmp(&given(b)))
@@ -120,11 +119,11 @@ impl Placement {
         self.given.iter_mut().for_each(|given| *given *= rest);
     }
 
-    fn remember(&mut self, prefix: &[u64], affinity_queue: AffinityQueue) {
-        // The last block is used first, so that a prompt prefix is forgotten from its end.
+    fn remember(&mut self, prefix: &[u64], queue: AffinityQueue) {
+        // The last block gets the oldest use, so that a prompt prefix is forgotten from its end.
         for block in prefix.iter().rev() {
             self.clock += 1;
-            if let Some((_, used)) = self.known.insert(*block, (affinity_queue, self.clock)) {
+            if let Some((_, used)) = self.known.insert(*block, (queue, self.clock)) {
                 self.by_use.remove(&used);
             }
             self.by_use.insert(self.clock, *block);
@@ -138,18 +137,18 @@ impl Placement {
     }
 }
 
-/// Where a prompt prefix that nobody has seen goes: the same affinity queue for every router.
-fn points_to(first: u64, assignment: &Assignment) -> Option<AffinityQueue> {
-    let weight = |affinity_queue: &AffinityQueue| {
+/// The queue of an unknown prompt prefix, the same for every router.
+fn by_hash(first: u64, assignment: &Assignment) -> Option<AffinityQueue> {
+    let weight = |queue: &AffinityQueue| {
         let mut hasher = blake3::Hasher::new();
         hasher
             .update(&first.to_le_bytes())
-            .update(&[affinity_queue.index() as u8]);
+            .update(&[queue.index() as u8]);
         *hasher.finalize().as_bytes()
     };
     AffinityQueue::ALL
         .into_iter()
-        .filter(|affinity_queue| assignment.owner(*affinity_queue).is_some())
+        .filter(|queue| assignment.owner(*queue).is_some())
         .max_by_key(weight)
 }
 
@@ -163,7 +162,7 @@ mod tests {
         Assignment::among((0..workers).map(|at| format!("worker-{at}")).collect())
     }
 
-    /// A prompt prefix of `blocks` that shares its first `shared` with every one of the same family.
+    /// A prompt prefix of `blocks` blocks whose first `shared` ones are common to its family.
     fn prefix(family: u64, shared: u64, own: u64, blocks: u64) -> Vec<u64> {
         let of = |at| {
             if at < shared {
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn routers_agree_on_what_they_have_not_seen_and_jobs_follow_what_they_have() {
+    fn routers_agree_on_unknown_prefixes_and_jobs_follow_known_ones() {
         let assignment = fleet(3);
         let (mut one, mut other) = (Placement::default(), Placement::default());
         for family in 0..50 {
@@ -191,19 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_one_beginning_spreads_and_each_place_keeps_what_it_was_given() {
+    fn a_flood_of_one_prefix_spreads_and_conversations_stay_in_place() {
         let assignment = fleet(4);
         let mut placement = Placement::default();
         let mut jobs = [0; 4];
         for own in 0..4_000 {
-            let affinity_queue = placement.place(&prefix(7, 8, own, 12), &assignment, 0.0);
-            jobs[assignment
-                .owner(affinity_queue.expect("a affinity_queue"))
-                .expect("owned")] += 1;
+            let queue = placement.place(&prefix(7, 8, own, 12), &assignment, 0.0);
+            jobs[assignment.owner(queue.expect("a queue")).expect("owned")] += 1;
         }
         let most = jobs.iter().max().copied().unwrap_or(0);
         assert!(most <= 1_200, "{jobs:?}");
-        // A conversation that goes on stays where it was.
+        // A continued conversation stays where it was.
         let mut talk = prefix(7, 8, 1 << 12, 12);
         let first = placement.place(&talk, &assignment, 0.0);
         talk.extend([1, 2, 3]);
@@ -211,22 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_a_worker_that_left_are_not_used_for_a_worker_more() {
+    fn queues_of_a_departed_worker_go_to_another() {
         let mut placement = Placement::default();
         let before = fleet(8);
         let job = prefix(3, 4, 0, 4);
         placement.place(&job, &before, 0.0);
-        // All affinity queues find another worker, so the prompt prefix's affinity queue stays and its worker may change.
+        // Every queue is assigned to another worker, so the prefix keeps its queue.
         let after = fleet(2);
-        let affinity_queue = placement
-            .place(&job, &after, 1.0)
-            .expect("a affinity_queue");
-        assert!(after.owner(affinity_queue).is_some());
+        let queue = placement.place(&job, &after, 1.0).expect("a queue");
+        assert!(after.owner(queue).is_some());
     }
 
     proptest! {
-        /// Whatever comes, no worker is given more than its part, the allowed excess and one job, and memory
-        /// stays within its limit.
+        /// No worker is given more than its share, the allowed excess and one job, and memory stays
+        /// within its limit.
         #[test]
         fn the_bound_holds(
             jobs in prop::collection::vec((0_u64..4, 0_u64..9, 0_u64..1_000, 1_u64..40), 1..300),
@@ -236,7 +231,7 @@ mod tests {
             let mut placement = Placement::new(500);
             for (family, shared, own, blocks) in jobs {
                 placement.place(&prefix(family, shared, own, blocks), &assignment, 0.0);
-                let given = |at| assignment.queues_at(Some(at)).map(|affinity_queue| placement.given[affinity_queue.index()]).sum::<f64>();
+                let given = |at| assignment.queues_at(Some(at)).map(|queue| placement.given[queue.index()]).sum::<f64>();
                 let all: Vec<f64> = (0..workers).map(given).collect();
                 let mean = all.iter().sum::<f64>() / workers as f64;
                 let most = mean * (1.0 + EXCESS_MAX) + AHEAD_MAX + 41.0;

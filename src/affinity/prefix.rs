@@ -2,18 +2,18 @@
 
 use crate::job::{ChatRequest, Tenant};
 
-/// Bytes of text that one hash stands for beyond the one before it: some sixty tokens, two blocks of the
-/// engine's cache.
+/// Bytes of text that each hash adds to the one before it: some sixty tokens, two blocks of the engine's
+/// cache.
 pub const BLOCK_BYTES: usize = 256;
-/// Longest prompt prefix that is looked at, in blocks.
+/// Longest prompt prefix that is hashed, in blocks.
 pub const BLOCKS_MAX: usize = 256;
 
-/// The hashes of a request's first, first two, … blocks; text that fills no whole block is left out.
+/// The hashes of a request's first block, first two blocks and so on; an incomplete last block is left
+/// out.
 pub type PromptPrefix = Vec<u64>;
 
-/// The prompt prefix of a tenant's request: what engines compute alike for all requests that share it. Text
-/// that is cleaned or pruned before it is sent keeps its prompt prefix mostly, and a wrong guess costs
-/// a computation, never an answer.
+/// The prompt prefix of a tenant's request, which engines compute once for all requests that share it.
+/// Cleaning and pruning mostly keep it, and a wrong guess costs time, never an answer.
 pub fn of(tenant: &Tenant, request: &ChatRequest) -> PromptPrefix {
     let mut chain = Chain::new(tenant);
     for message in &request.messages {
@@ -31,10 +31,10 @@ pub fn shared_blocks(a: &[u64], b: &[u64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// A chain in the making.
+/// An incomplete chain.
 struct Chain {
     hasher: blake3::Hasher,
-    /// Bytes of the block in the making.
+    /// Bytes of the incomplete block.
     filled: usize,
     blocks: PromptPrefix,
 }
@@ -50,7 +50,7 @@ impl Chain {
         }
     }
 
-    /// Takes text in; false once the chain is as long as it may get.
+    /// Adds text; false once the chain has its maximum length.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let (now, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.filled));
@@ -65,7 +65,7 @@ impl Chain {
                 if self.blocks.len() == BLOCKS_MAX {
                     return false;
                 }
-                // The next block stands on this one.
+                // The next block continues from this one.
                 self.hasher.reset();
                 self.hasher.update(digest.as_bytes());
                 self.filled = 0;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn tenants_and_texts_part_where_they_differ() {
+    fn prefixes_diverge_where_tenants_or_texts_differ() {
         let system = "Be brief. ".repeat(100);
         let of = |tenant: &str, user: &str| {
             of(&tenant.parse().expect("a name"), &request(&system, user))
@@ -112,7 +112,7 @@ mod tests {
     proptest! {
         /// Two requests share exactly the whole blocks of their common text.
         #[test]
-        fn shares_what_is_common(common in "[ab]{0,900}", a in "c[ab]{0,900}", b in "d[ab]{0,900}") {
+        fn requests_share_their_common_blocks(common in "[ab]{0,900}", a in "c[ab]{0,900}", b in "d[ab]{0,900}") {
             let tenant = Tenant::default();
             let first = of(&tenant, &request("s", &format!("{common}{a}")));
             let second = of(&tenant, &request("s", &format!("{common}{b}")));
