@@ -12,12 +12,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    broker::wire::redriven,
     job::{Reason, Tenant},
     store::{DeadFilter, DeadLetter, DeadResolution, Scope, TenantLimits},
 };
 
-use super::{access::Caller, error::ApiError, read::read_json, state::Api};
+use super::{access::Caller, error::ApiError, operations::redrive, read::read_json, state::Api};
 
 /// Most dead letters listed, redriven or discarded by one request.
 const LETTERS_MAX: usize = 10_000;
@@ -102,23 +101,8 @@ pub(super) async fn redrive_dead(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let letters = select(&api, &caller, body).await?;
-    // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
-    // running them twice.
-    let messages: Vec<_> = letters
-        .iter()
-        .map(|letter| redriven(letter.id, &letter.body))
-        .collect();
-    let outcomes = api.broker.publish(&messages).await;
-    let published: Vec<Uuid> = letters
-        .iter()
-        .zip(outcomes)
-        .filter(|(_, outcome)| outcome.is_ok())
-        .map(|(letter, _)| letter.id)
-        .collect();
-    let resolution = DeadResolution::Redriven;
-    let count = api.store.resolve_dead(&published, resolution).await?;
-    let failed = letters.len() - published.len();
-    Ok(Json(json!({"redriven": count, "failed": failed})))
+    let (count, failed) = redrive(&api.broker, &api.store, &letters).await?;
+    Ok(Json(json!({"redriven": count, "failed": failed.len()})))
 }
 
 /// Discards dead letters.

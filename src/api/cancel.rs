@@ -13,21 +13,20 @@ use crate::{
     broker::{Publication, publisher::publish_all},
     job::{JobId, JobRecord, JobState, Reason, Tenant},
     metrics::observe_end,
-    store::{CANCEL_SETTLES, CancelFilter, Scope},
+    store::{CancelFilter, Scope},
 };
 
 use super::{
     access::Caller,
     error::ApiError,
     job_view::{job_not_found, job_object},
+    operations::Cancellation,
     read::read_json,
     state::Api,
 };
 
 /// Most ids in one request.
 const IDS_MAX: usize = 1_000;
-/// Most jobs of a batch cancelled in one transaction.
-const STEP: usize = 512;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,31 +100,14 @@ pub(super) async fn cancel_jobs(
 impl Api {
     /// Cancels jobs and sends their replies.
     async fn cancel(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
-        let mut cancelled = self.cancel_known(filter).await?;
-        if matches!(filter, CancelFilter::Batch(..)) {
-            // Until then a router that has not seen the cancellation may still admit jobs of the batch.
-            tokio::time::sleep(CANCEL_SETTLES).await;
-            cancelled.extend(self.cancel_known(filter).await?);
-        }
-        Ok(cancelled)
-    }
-
-    async fn cancel_known(&self, filter: &CancelFilter) -> Result<Vec<JobRecord>, ApiError> {
-        let mut cancelled = Vec::new();
-        loop {
-            let step = match filter {
-                CancelFilter::Jobs(..) => IDS_MAX,
-                CancelFilter::Batch(..) => STEP,
-            };
-            let some = self.store.cancel(filter, step).await?;
-            let is_last = some.len() < step;
-            some.iter().for_each(observe_end);
-            let replies = some.iter().filter_map(Publication::reply).collect();
+        let mut all = Vec::new();
+        let mut cancellation = Cancellation::new(&self.store, filter);
+        while let Some(cancelled) = cancellation.next().await? {
+            cancelled.iter().for_each(observe_end);
+            let replies = cancelled.iter().filter_map(Publication::reply).collect();
             publish_all(&self.broker, replies, &self.closing).await;
-            cancelled.extend(some);
-            if is_last {
-                return Ok(cancelled);
-            }
+            all.extend(cancelled);
         }
+        Ok(all)
     }
 }

@@ -6,16 +6,15 @@
 use std::{
     ffi::OsString,
     fs,
-    io::BufRead as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::console::{options::ModelArgs, terminal::eprint_line};
+use crate::console::{jsonl::read_lines, options::ModelArgs, terminal::eprint_line};
 
 use super::report::{percent, print, table};
 
@@ -152,20 +151,11 @@ impl Drop for Folder {
 
 /// Reads the lines of a file as objects.
 fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
-    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut lines = Vec::new();
-    for (at, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let line = line?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let whole = || format!("{}, line {}", path.display(), at + 1);
-        let value: Value = serde_json::from_str(&line).with_context(whole)?;
-        if !value.is_object() {
-            bail!("{}: expected an object", whole());
-        }
-        lines.push(value);
-    }
+    read_lines(path, "an object", |line: Map<String, Value>| {
+        lines.push(Value::Object(line));
+        Ok(())
+    })?;
     anyhow::ensure!(!lines.is_empty(), "{} is empty", path.display());
     Ok(lines)
 }

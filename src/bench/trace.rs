@@ -1,11 +1,13 @@
 //! Traces of requests, and a prefix cache that replays them.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::Context;
 use serde::Deserialize;
 
-use crate::batching::{BLOCK_TOKENS, BlockPool, PrefixHash};
+use crate::{
+    batching::{BLOCK_TOKENS, BlockPool, PrefixHash},
+    console::jsonl::read_lines,
+};
 
 /// A request of a trace.
 #[derive(Deserialize)]
@@ -22,14 +24,11 @@ pub(super) const TRACE_BLOCK: usize = 512;
 
 /// Reads a trace of JSON lines.
 pub(super) fn read_trace(path: &Path) -> anyhow::Result<Vec<TraceRequest>> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut requests = Vec::new();
-    for (at, line) in text.lines().enumerate() {
-        let request: TraceRequest = serde_json::from_str(line)
-            .with_context(|| format!("{}, line {}", path.display(), at + 1))?;
+    read_lines(path, "input_length and hash_ids", |request| {
         requests.push(request);
-    }
+        Ok(())
+    })?;
     anyhow::ensure!(!requests.is_empty(), "{} is empty", path.display());
     Ok(requests)
 }

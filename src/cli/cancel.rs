@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::{
+    api::Cancellation,
     broker::{Broker, Publication},
     console::{
         options::{Common, UsageError, open_database},
@@ -12,11 +13,8 @@ use crate::{
     },
     fleet,
     job::{JobId, Tenant},
-    store::{CANCEL_SETTLES, CancelFilter},
+    store::CancelFilter,
 };
-
-/// Most jobs of a batch cancelled in one transaction.
-const STEP: usize = 512;
 
 /// Cancel unfinished jobs: queued ones do not start, running ones stop
 #[derive(Debug, Args)]
@@ -42,41 +40,25 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
         (None, _) => return Err(UsageError("name jobs or a --batch".to_owned()).into()),
     };
     let (config, store) = open_database(&args.common).await?;
-    let step = match &filter {
-        CancelFilter::Jobs(_, ids) => ids.len() + 1,
-        CancelFilter::Batch(..) => STEP,
-    };
     let mut broker = None;
     let mut count = 0;
-    // A router may be admitting jobs of the batch during the first round; the second catches them.
-    let mut rounds = if matches!(filter, CancelFilter::Batch(..)) {
-        2
-    } else {
-        1
-    };
-    loop {
-        let cancelled = store.cancel(&filter, step).await?;
+    let mut cancellation = Cancellation::new(&store, &filter);
+    while let Some(cancelled) = cancellation.next().await? {
         for record in &cancelled {
             print_line(&record.id.to_string())?;
         }
         count += cancelled.len();
         let replies: Vec<_> = cancelled.iter().filter_map(Publication::reply).collect();
-        if !replies.is_empty() {
-            if broker.is_none() {
-                let path = fleet::embedded_path(&config);
-                broker = Some(Broker::connect(&config.broker, &path).await?);
-            }
-            if let Some(broker) = &broker {
-                // The database has the outcome, so a reply that cannot be published is not retried.
-                broker.publish(&replies).await;
-            }
+        if replies.is_empty() {
+            continue;
         }
-        if cancelled.len() < step {
-            rounds -= 1;
-            if rounds == 0 {
-                break;
-            }
-            tokio::time::sleep(CANCEL_SETTLES).await;
+        if broker.is_none() {
+            let path = fleet::embedded_path(&config);
+            broker = Some(Broker::connect(&config.broker, &path).await?);
+        }
+        if let Some(broker) = &broker {
+            // The database has the outcome, so a reply that cannot be published is not retried.
+            broker.publish(&replies).await;
         }
     }
     if let Some(broker) = broker {

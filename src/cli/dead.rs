@@ -8,7 +8,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, wire::redriven},
+    api::redrive as redrive_letters,
+    broker::Broker,
     console::{
         options::{Common, UsageError, open_database, read_instant},
         table::Listing,
@@ -177,31 +178,14 @@ async fn redrive(args: SelectArgs) -> anyhow::Result<ExitCode> {
     let (config, store) = open_database(&args.common).await?;
     let letters = select(&store, &args).await?;
     let broker = Broker::connect(&config.broker, &fleet::embedded_path(&config)).await?;
-    // Publish first: if marking the letters fails, the new jobs' keys prevent a second redrive from
-    // running them twice.
-    let messages: Vec<_> = letters
-        .iter()
-        .map(|letter| redriven(letter.id, &letter.body))
-        .collect();
-    let outcomes = broker.publish(&messages).await;
-    let mut published = Vec::new();
-    let mut failed = 0;
-    for (letter, outcome) in letters.iter().zip(outcomes) {
-        match outcome {
-            Ok(()) => published.push(letter.id),
-            Err(error) => {
-                failed += 1;
-                eprint_line(&format!("dead letter {} not redriven: {error}", letter.id));
-            }
-        }
-    }
-    let count = store
-        .resolve_dead(&published, DeadResolution::Redriven)
-        .await?;
+    let (count, failed) = redrive_letters(&broker, &store, &letters).await?;
     broker.close().await;
     store.close().await;
-    eprint_line(&format!("{count} redriven, {failed} failed"));
-    Ok(ExitCode::from(u8::from(failed > 0)))
+    for (id, error) in &failed {
+        eprint_line(&format!("dead letter {id} not redriven: {error}"));
+    }
+    eprint_line(&format!("{count} redriven, {} failed", failed.len()));
+    Ok(ExitCode::from(u8::from(!failed.is_empty())))
 }
 
 async fn discard(args: SelectArgs) -> anyhow::Result<ExitCode> {

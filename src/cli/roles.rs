@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     config::{Config, Overrides, Tiers},
-    console::options::{Common, ModelArgs, init_logs, note_bundled},
+    console::options::{Common, MetricsArgs, ModelArgs, init_logs, note_bundled},
     fleet::{Fleet, Roles},
     shutdown::Shutdown,
     telemetry,
@@ -19,12 +19,10 @@ pub struct UpArgs {
     common: Common,
     #[command(flatten)]
     models: ModelArgs,
-    /// Address of the HTTP interface
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<String>,
-    /// Address of /metrics, /healthz and /readyz
-    #[arg(long, value_name = "HOST:PORT")]
-    metrics_listen: Option<String>,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 /// Run the router
@@ -32,9 +30,8 @@ pub struct UpArgs {
 pub struct RouteArgs {
     #[command(flatten)]
     common: Common,
-    /// Address of /metrics, /healthz and /readyz
-    #[arg(long, value_name = "HOST:PORT")]
-    metrics_listen: Option<String>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 /// Run workers
@@ -47,9 +44,8 @@ pub struct WorkArgs {
     /// Tiers to serve: small, large or small,large
     #[arg(long, value_name = "TIERS")]
     tier: Option<Tiers>,
-    /// Address of /metrics, /healthz and /readyz
-    #[arg(long, value_name = "HOST:PORT")]
-    metrics_listen: Option<String>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 /// Run the HTTP interface
@@ -57,89 +53,83 @@ pub struct WorkArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
+}
+
+/// The address of the HTTP interface.
+#[derive(Debug, Args)]
+struct ListenArgs {
     /// Address of the HTTP interface
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Address of /metrics, /healthz and /readyz
-    #[arg(long, value_name = "HOST:PORT")]
-    metrics_listen: Option<String>,
 }
 
-fn listen_overrides(listen: Option<&String>, metrics_listen: Option<&String>) -> Overrides {
-    let mut overrides = Overrides::default();
-    if let Some(address) = listen {
-        overrides.set("--listen", "api.listen", address);
+impl ListenArgs {
+    fn apply(&self, overrides: &mut Overrides) {
+        if let Some(address) = &self.listen {
+            overrides.set("--listen", "api.listen", address);
+        }
     }
-    if let Some(address) = metrics_listen {
-        overrides.set("--metrics-listen", "telemetry.listen", address);
-    }
-    overrides
 }
 
 /// Runs `up`.
 pub async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
-    let mut overrides = listen_overrides(args.listen.as_ref(), args.metrics_listen.as_ref());
+    let mut overrides = Overrides::default();
+    args.listen.apply(&mut overrides);
+    args.metrics.apply(&mut overrides);
     args.models.apply(&mut overrides);
     let config = args.common.load(overrides)?;
-    let tiers = config.worker.tiers.as_slice().to_vec();
-    run(
-        &config,
-        Roles {
-            router: true,
-            tiers,
-            api: true,
-            migrate: true,
-        },
-    )
-    .await
+    let roles = Roles {
+        router: true,
+        tiers: config.worker.tiers.as_slice().to_vec(),
+        api: true,
+        migrate: true,
+    };
+    run(&config, roles).await
 }
 
 /// Runs `route`.
 pub async fn route(args: RouteArgs) -> anyhow::Result<ExitCode> {
-    let config = args
-        .common
-        .load(listen_overrides(None, args.metrics_listen.as_ref()))?;
-    run(
-        &config,
-        Roles {
-            router: true,
-            ..Roles::default()
-        },
-    )
-    .await
+    let mut overrides = Overrides::default();
+    args.metrics.apply(&mut overrides);
+    let config = args.common.load(overrides)?;
+    let roles = Roles {
+        router: true,
+        ..Roles::default()
+    };
+    run(&config, roles).await
 }
 
 /// Runs `work`.
 pub async fn work(args: WorkArgs) -> anyhow::Result<ExitCode> {
-    let mut overrides = listen_overrides(None, args.metrics_listen.as_ref());
+    let mut overrides = Overrides::default();
+    args.metrics.apply(&mut overrides);
     args.models.apply(&mut overrides);
     let mut config = args.common.load(overrides)?;
     if let Some(tiers) = args.tier {
         config.worker.tiers = tiers;
     }
-    let tiers = config.worker.tiers.as_slice().to_vec();
-    run(
-        &config,
-        Roles {
-            tiers,
-            ..Roles::default()
-        },
-    )
-    .await
+    let roles = Roles {
+        tiers: config.worker.tiers.as_slice().to_vec(),
+        ..Roles::default()
+    };
+    run(&config, roles).await
 }
 
 /// Runs `serve`.
 pub async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let overrides = listen_overrides(args.listen.as_ref(), args.metrics_listen.as_ref());
+    let mut overrides = Overrides::default();
+    args.listen.apply(&mut overrides);
+    args.metrics.apply(&mut overrides);
     let config = args.common.load(overrides)?;
-    run(
-        &config,
-        Roles {
-            api: true,
-            ..Roles::default()
-        },
-    )
-    .await
+    let roles = Roles {
+        api: true,
+        ..Roles::default()
+    };
+    run(&config, roles).await
 }
 
 async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {

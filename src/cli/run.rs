@@ -18,7 +18,7 @@ use crate::{
     console::{
         input::{self, Line},
         marks::Expectation,
-        options::{Common, ModelArgs, init_logs, note_bundled},
+        options::{Common, MetricsArgs, ModelArgs, init_logs, note_bundled},
         output::Output,
         progress::RunProgress,
         terminal::{eprint_line, print_line},
@@ -74,9 +74,8 @@ pub struct RunArgs {
     models: ModelArgs,
     #[command(flatten)]
     common: Common,
-    /// Serve /metrics, /healthz and /readyz at this address
-    #[arg(long, value_name = "HOST:PORT")]
-    metrics_listen: Option<String>,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 /// Runs `run`.
@@ -90,7 +89,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     taken.extend(config.sqlite_path().map(|path| (path, "the job database")));
     let out = Output::open(args.out.as_deref(), &taken)?;
     let labels = args.labels.as_deref().map(Labels::create).transpose()?;
-    let metrics = match args.metrics_listen {
+    let metrics = match args.metrics.metrics_listen {
         Some(_) => Some(telemetry::init_metrics()?),
         None => None,
     };
@@ -152,9 +151,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 fn load(args: &RunArgs) -> anyhow::Result<Config> {
     let mut overrides = Overrides::default();
     args.models.apply(&mut overrides);
-    if let Some(address) = &args.metrics_listen {
-        overrides.set("--metrics-listen", "telemetry.listen", address);
-    }
+    args.metrics.apply(&mut overrides);
     let mut config = args.common.load(overrides)?;
     // A file is all backlog at once; without load shifting it is routed the same way every time.
     config.router.load_shift_max.get_or_insert(0.0);

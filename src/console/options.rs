@@ -71,6 +71,23 @@ impl ModelArgs {
     }
 }
 
+/// The address of the operators' endpoints.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MetricsArgs {
+    /// Serve /metrics, /healthz and /readyz at this address
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
+}
+
+impl MetricsArgs {
+    /// Adds the address to the overrides.
+    pub fn apply(&self, overrides: &mut Overrides) {
+        if let Some(address) = &self.metrics_listen {
+            overrides.set("--metrics-listen", "telemetry.listen", address);
+        }
+    }
+}
+
 impl Common {
     /// Loads the configuration; `overrides` holds the command's own flags.
     ///

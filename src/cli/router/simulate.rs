@@ -2,13 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::Args;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::Deserialize;
@@ -16,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{Overrides, RouteTarget},
-    console::{options::Common, terminal::print_line},
+    console::{jsonl::read_lines, options::Common, terminal::print_line},
     router::target::{Calibrations, ScopedObservation, isotonic::Observation},
     scoring::{features::Features, scorer::Scorer},
 };
@@ -145,21 +142,10 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
 
 /// Reads prompts by set, the sets in order of their first line.
 fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<SimulatedPrompt>)>> {
-    let reader: Box<dyn BufRead> = if path == Path::new("-") {
-        Box::new(BufReader::new(std::io::stdin()))
-    } else {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        Box::new(BufReader::new(file))
-    };
     let mut places = BTreeMap::new();
     let mut sets: Vec<(String, Vec<SimulatedPrompt>)> = Vec::new();
-    for (at, line) in reader.lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read line {}", at + 1))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row: SimulatedLine = serde_json::from_str(&line)
-            .with_context(|| format!("line {}: expected an object with a string prompt", at + 1))?;
+    let expected = "an object with a string prompt";
+    read_lines(path, expected, |row: SimulatedLine| {
         let set = row.set.unwrap_or_else(|| "all".to_owned());
         let place = *places.entry(set.clone()).or_insert(sets.len());
         if place == sets.len() {
@@ -169,7 +155,8 @@ fn read(path: &Path, scorer: &Scorer) -> anyhow::Result<Vec<(String, Vec<Simulat
             score: scorer.score(&Features::of_text(&row.prompt)).gain,
             labels: row.weak_score.zip(row.strong_score),
         });
-    }
+        Ok(())
+    })?;
     anyhow::ensure!(
         !sets.is_empty(),
         "{}: the file has no prompts",
