@@ -396,8 +396,8 @@ impl Scratch {
 
     /// Loads a configuration; faults as place and message.
     fn load(&self, text: &str) -> Result<Config, Vec<(String, String)>> {
-        self.write("yard.toml", text.as_bytes());
-        let path = self.folder.join("yard.toml");
+        self.write("promptyard.toml", text.as_bytes());
+        let path = self.folder.join("promptyard.toml");
         Config::load(Some(&path), [], &Overrides::default()).map_err(|faults| {
             let parts = faults.into_iter();
             parts.map(|fault| (fault.place, fault.message)).collect()

@@ -198,7 +198,7 @@ mod tests {
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let path = folder.path().join("yard.toml");
+        let path = folder.path().join("promptyard.toml");
         fs::write(&path, text).expect("write");
         let variables = variables
             .iter()
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn flags_beat_environment_beats_file_beats_defaults() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let path = folder.path().join("yard.toml");
+        let path = folder.path().join("promptyard.toml");
         fs::write(
             &path,
             "[router]\nprefetch = 10\nbatch_max = 20\nthreshold = 1",
@@ -249,11 +249,11 @@ mod tests {
             })
             .collect();
         for place in [
-            "yard.toml:2",
-            "yard.toml:3",
-            "yard.toml:4",
-            "yard.toml:6",
-            "yard.toml:9",
+            "promptyard.toml:2",
+            "promptyard.toml:3",
+            "promptyard.toml:4",
+            "promptyard.toml:6",
+            "promptyard.toml:9",
         ] {
             assert!(
                 lines.iter().any(|l| l == place),
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn syntax_errors_have_a_line() {
         let errors = load("[router]\nprefetch = = 3\n", &[]).expect_err("syntax");
-        assert!(errors[0].place.ends_with("yard.toml:2"), "{errors:?}");
+        assert!(errors[0].place.ends_with("promptyard.toml:2"), "{errors:?}");
     }
 
     #[test]

@@ -52,7 +52,7 @@ mod tests {
     const PREAMBLE: &str = "# Settings\n
 <!-- Written by a test from the declarations in src/config/sections.rs:
      UPDATE_DOCS=1 cargo test --lib config::show -->\n
-Defaults < file (`--config yard.toml`) < environment < flags (`--set section.name=value`). The
+Defaults < file (`--config promptyard.toml`) < environment < flags (`--set section.name=value`). The
 variable of `router.threshold` is `PROMPTYARD_ROUTER_THRESHOLD`; the same name with `_FILE` at its end
 names a file that holds the value, as secret stores provide it. Unknown names are errors.
 `promptyard config check` reports every error at once; `promptyard config show` prints the settings in

@@ -425,7 +425,7 @@ mod tests {
     fn template_errors_are_reported_without_panics() {
         let bad = ChatTemplate::new("{% for %}", SpecialTokens::default()).expect_err("no Jinja");
         assert!(
-            bad.to_string().contains("chat template is not understood"),
+            bad.to_string().contains("chat template cannot be parsed"),
             "{bad}"
         );
         let template = ChatTemplate::new(

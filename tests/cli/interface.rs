@@ -52,7 +52,7 @@ fn config_show_lists_every_setting_and_can_be_loaded_again() {
     let shown = stdout(&["config", "show"]);
     insta::assert_snapshot!("config_show", shown);
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("yard.toml");
+    let path = folder.path().join("promptyard.toml");
     std::fs::write(&path, &shown).unwrap();
     let path = path.to_str().unwrap();
     assert_eq!(stdout(&["config", "show", "--config", path]), shown);

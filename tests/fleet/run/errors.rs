@@ -22,7 +22,7 @@ fn usage_errors_print_one_line() {
     fs::create_dir(dir.path("broken-model")).unwrap();
     dir.write("broken-model/config.json", "{");
     dir.write(
-        "yard.toml",
+        "promptyard.toml",
         "[router]\nprefetch = \"many\"\nprefech = 1\n[rooter]\n",
     );
     dir.write("bad.toml", "[router\n");
@@ -133,9 +133,9 @@ fn usage_errors_print_one_line() {
             &["no.toml", "No such file"],
         ),
         (
-            &["prompts", "--config", "yard.toml"],
+            &["prompts", "--config", "promptyard.toml"],
             2,
-            &["yard.toml:2", "yard.toml:3", "yard.toml:4", "3 error"],
+            &["promptyard.toml:2", "promptyard.toml:3", "promptyard.toml:4", "3 error"],
         ),
         (&["prompts", "--config", "bad.toml"], 2, &["bad.toml:1"]),
         (&["prompts", "--log", "a=b=c"], 2, &["not a filter"]),
