@@ -135,7 +135,12 @@ fn usage_errors_print_one_line() {
         (
             &["prompts", "--config", "promptyard.toml"],
             2,
-            &["promptyard.toml:2", "promptyard.toml:3", "promptyard.toml:4", "3 error"],
+            &[
+                "promptyard.toml:2",
+                "promptyard.toml:3",
+                "promptyard.toml:4",
+                "3 error",
+            ],
         ),
         (&["prompts", "--config", "bad.toml"], 2, &["bad.toml:1"]),
         (&["prompts", "--log", "a=b=c"], 2, &["not a filter"]),
