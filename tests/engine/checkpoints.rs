@@ -246,7 +246,7 @@ async fn bad_config_json_is_refused_with_a_reason() {
             "tokenizer_config.json",
             "{%- for",
             "{%- fur",
-            &["chat template is not understood"],
+            &["chat template cannot be parsed"],
         ),
     ];
     for (file, from, to, expected) in edits {
