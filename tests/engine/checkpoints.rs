@@ -240,7 +240,7 @@ async fn bad_config_json_is_refused_with_a_reason() {
             "tokenizer.json",
             "{",
             "[",
-            &["tokenizer.json is not understood"],
+            &["tokenizer.json cannot be parsed"],
         ),
         (
             "tokenizer_config.json",

@@ -174,11 +174,11 @@ impl Paragraph {
     }
 
     fn has_kin(&self, term: &str) -> bool {
-        let Some(beginning) = term.get(..KIN_LETTERS) else {
+        let Some(prefix) = term.get(..KIN_LETTERS) else {
             return false;
         };
         self.counts.keys().any(|stem| {
-            stem.starts_with(beginning) && stem.len().abs_diff(term.len()) <= KIN_LENGTH_GAP_MAX
+            stem.starts_with(prefix) && stem.len().abs_diff(term.len()) <= KIN_LENGTH_GAP_MAX
         })
     }
 

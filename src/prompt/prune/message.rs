@@ -289,8 +289,8 @@ mod tests {
         let expected = format!("{list}\n\nQuestion: what is the status of B2090?");
         assert_eq!(prune_message(&text, None).as_deref(), Some(&*expected));
         // Instructions are not data.
-        let told = text.replace("- Note: all times", "- Summarise all times");
-        assert_eq!(prune_message(&told, None), None);
+        let instruction = text.replace("- Note: all times", "- Summarise all times");
+        assert_eq!(prune_message(&instruction, None), None);
         // An irrelevant list does not change the result.
         let elsewhere = format!(
             "{list}\n\n{}",

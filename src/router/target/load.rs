@@ -164,7 +164,7 @@ mod tests {
     const SECONDS: usize = 1200;
 
     /// The shifts of the second half under `arrivals` a second, random or constant.
-    fn run(yard: &mut SimulatedFleet, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
+    fn run(fleet: &mut SimulatedFleet, mean_arrivals: f64, seed: Option<u64>) -> Vec<f64> {
         let mut rng = seed.map(StdRng::seed_from_u64);
         let mut load = LoadShift::default();
         let mut shifts = Vec::new();
@@ -176,8 +176,8 @@ mod tests {
                     .filter(|_| rng.random_bool(mean_arrivals / 1000.0))
                     .count() as f64,
             };
-            yard.second(arrivals, (0.4 - load.shift()).clamp(0.0, 1.0));
-            load.observe(yard.small, yard.large, 0.2, 10.0);
+            fleet.second(arrivals, (0.4 - load.shift()).clamp(0.0, 1.0));
+            load.observe(fleet.small, fleet.large, 0.2, 10.0);
             shifts.push(load.shift());
         }
         shifts.split_off(SECONDS / 2)
@@ -192,8 +192,8 @@ mod tests {
     /// growing.
     #[test]
     fn constant_load_settles_without_oscillation() {
-        let mut yard = SimulatedFleet::new(0.1, 0.4);
-        let shifts = run(&mut yard, 60.0, None);
+        let mut fleet = SimulatedFleet::new(0.1, 0.4);
+        let shifts = run(&mut fleet, 60.0, None);
         let last = shifts[shifts.len() - 1];
         assert!(swing(&shifts) < 0.002, "swings by {}", swing(&shifts));
         let expected = 0.4 - 20.0 / 60.0;
@@ -207,8 +207,8 @@ mod tests {
     #[test]
     fn random_arrivals_move_the_shift_little() {
         for seed in 0..5 {
-            let mut yard = SimulatedFleet::new(0.1, 0.4);
-            let shifts = run(&mut yard, 60.0, Some(seed));
+            let mut fleet = SimulatedFleet::new(0.1, 0.4);
+            let shifts = run(&mut fleet, 60.0, Some(seed));
             let mean = shifts.iter().sum::<f64>() / shifts.len() as f64;
             assert!((mean - 0.0667).abs() < 0.02, "seed {seed}: mean {mean}");
             assert!(
@@ -233,20 +233,20 @@ mod tests {
     /// An overload of both tiers gives the full shift, and no more.
     #[test]
     fn the_shift_is_bounded() {
-        let mut yard = SimulatedFleet::new(0.1, 0.4);
-        let shifts = run(&mut yard, 120.0, None);
+        let mut fleet = SimulatedFleet::new(0.1, 0.4);
+        let shifts = run(&mut fleet, 120.0, None);
         assert!(shifts.iter().all(|shift| (shift - 0.2).abs() < 1e-9));
         // Hours of back-log that are gone at last move nothing half a minute later.
         let mut load = LoadShift::default();
-        (yard.small.waiting, yard.large.waiting) = (0, 1_000_000);
-        (0..60).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
+        (fleet.small.waiting, fleet.large.waiting) = (0, 1_000_000);
+        (0..60).for_each(|_| load.observe(fleet.small, fleet.large, 0.2, 10.0));
         assert!((load.shift() - 0.2).abs() < 1e-6, "{}", load.shift());
-        yard.large.waiting = 0;
-        (0..30).for_each(|_| load.observe(yard.small, yard.large, 0.2, 10.0));
+        fleet.large.waiting = 0;
+        (0..30).for_each(|_| load.observe(fleet.small, fleet.large, 0.2, 10.0));
         assert!(load.shift().abs() < 1e-3, "{}", load.shift());
         // Small is the slow one: large takes over as far as it may.
-        let mut yard = SimulatedFleet::new(0.4, 0.1);
-        let shifts = run(&mut yard, 60.0, None);
+        let mut fleet = SimulatedFleet::new(0.4, 0.1);
+        let shifts = run(&mut fleet, 60.0, None);
         assert!(
             shifts.iter().all(|shift| (-0.2..0.0).contains(shift)),
             "{:?}",
@@ -294,13 +294,13 @@ mod tests {
 
     #[test]
     fn a_latency_target_is_kept() {
-        let mut yard = SimulatedFleet::new(0.01, 0.5);
+        let mut fleet = SimulatedFleet::new(0.01, 0.5);
         let (mut share, mut within) = (LatencyShare::default(), 0);
         for second in 0..600 {
-            yard.second(60.0, share.share());
-            share.observe(yard.large, Duration::from_secs(4));
+            fleet.second(60.0, share.share());
+            share.observe(fleet.large, Duration::from_secs(4));
             if second >= 300 {
-                within += u32::from(yard.large.latency_s().expect("measured") <= 5.0);
+                within += u32::from(fleet.large.latency_s().expect("measured") <= 5.0);
             }
         }
         assert!(within > 270, "within 5 s in {within} of 300 s");
