@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::job::{
-    Candidate, Job, JobHead, JobId, ModelPair, Priority, Reason, RoutedJob, Tenant, Tier,
+    Candidate, Job, JobHead, JobId, JobState, ModelPair, Priority, Reason, RoutedJob, Tenant, Tier,
 };
 
 /// How much earlier a job of high priority counts as having come: a normal one that has waited so long
@@ -282,9 +282,11 @@ pub(super) fn message(
     row: &super::row::Row,
     request: &str,
 ) -> Result<Option<Released>, super::row::BadRow> {
-    Ok(match row.state.as_str() {
-        "queued" => Some(Released::Router(row.job(request)?)),
-        "routed" if row.waits_for.is_none() => Some(Released::Tier(row.routed_job(request)?)),
+    Ok(match row.state {
+        JobState::Queued => Some(Released::Router(row.job(request)?)),
+        JobState::Routed if row.waits_for.is_none() => {
+            Some(Released::Tier(row.routed_job(request)?))
+        }
         _ => None,
     })
 }

@@ -85,7 +85,7 @@ impl FromStr for Scopes {
 }
 
 /// A key as the ledger knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ApiKey {
     /// Its public identity.
     pub id: Uuid,

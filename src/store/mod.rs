@@ -17,11 +17,13 @@ mod keys;
 mod learning;
 mod outage;
 mod postgres;
+mod records;
 mod row;
 mod rules;
 mod schema;
 mod semantic;
 mod sqlite;
+mod stored;
 
 use chrono::{DateTime, Utc};
 

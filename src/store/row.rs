@@ -1,11 +1,12 @@
 //! A job's row as both backends read it, and the values of the seam that it becomes.
 
 use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::job::{
-    Answer, CacheKey, ChatRequest, ContextSavings, Job, JobHead, JobId, JobRecord, Priority,
-    Reason, ReplyTo, RoutedJob, Tenant, TokenLogprob, Usage,
+    Answer, AnswerSource, CacheKey, ChatRequest, ContextSavings, FinishReason, Job, JobHead, JobId,
+    JobRecord, JobState, Priority, Reason, ReplyTo, RoutedJob, Tenant, Tier, TokenLogprob, Usage,
 };
 
 /// A value in the ledger that this version does not understand.
@@ -27,55 +28,72 @@ pub(super) fn logprobs_json(answer: &Answer) -> Option<String> {
     Some(serde_json::to_string(logprobs).expect("numbers and texts are representable in JSON"))
 }
 
-/// The columns of `jobs` that decide about it or are shown, and its answer's text.
-#[derive(Clone, Debug, sqlx::FromRow)]
-pub(super) struct Row {
-    pub id: Uuid,
-    pub tenant: String,
-    pub key: Option<String>,
-    pub custom_id: Option<String>,
-    pub batch: Option<String>,
-    pub state: String,
-    pub tier: Option<String>,
-    pub score: Option<f64>,
-    pub cache_key: Option<Vec<u8>>,
-    pub waits_for: Option<Vec<u8>>,
-    pub source: Option<String>,
-    pub answered_by: Option<Uuid>,
-    pub cosine: Option<f32>,
-    pub attempts: i32,
-    pub attempts_returned: i32,
-    pub worker: Option<String>,
-    pub lease_until: Option<DateTime<Utc>>,
-    pub prompt_tokens: Option<i32>,
-    pub prompt_tokens_computed: Option<i32>,
-    pub completion_tokens: Option<i32>,
-    pub cleaned_tokens: Option<i32>,
-    pub pruned_tokens: Option<i32>,
-    pub finish_reason: Option<String>,
-    pub model: Option<String>,
-    pub revision: Option<String>,
-    pub mean_logprob: Option<f32>,
-    pub confidence: Option<f32>,
-    pub escalated_prompt_tokens: Option<i32>,
-    pub escalated_prompt_tokens_computed: Option<i32>,
-    pub escalated_completion_tokens: Option<i32>,
-    pub reason_code: Option<String>,
-    pub reason_message: Option<String>,
-    pub digest: Option<Vec<u8>>,
-    pub redrive_of: Option<Uuid>,
-    pub reply_to: Option<String>,
-    pub correlation_id: Option<String>,
-    pub priority: i16,
-    pub deadline: Option<DateTime<Utc>>,
-    pub not_before: Option<DateTime<Utc>>,
-    pub attempts_max: Option<i32>,
-    pub submitted_at: DateTime<Utc>,
-    pub started_at: Option<DateTime<Utc>>,
-    pub finished_at: Option<DateTime<Utc>>,
-    pub text: Option<String>,
-    /// The answer's log-probabilities as JSON.
-    pub logprobs: Option<String>,
+macro_rules! job_row {
+    ($($column:ident: $stored:ty,)*) => {
+        /// The columns of `jobs` that decisions and records need, and the answer's text.
+        #[derive(Clone, Debug, sqlx::FromRow)]
+        pub(super) struct Row {
+            $(pub $column: $stored,)*
+            pub text: Option<String>,
+            /// The answer's log-probabilities as JSON.
+            pub logprobs: Option<String>,
+        }
+
+        /// The columns of a [`Row`] from `jobs j`, each followed by a comma: `text` and `logprobs`
+        /// are to follow.
+        pub(super) const JOB_COLUMNS: &str = concat!($(" j.", stringify!($column), ",",)* " ");
+    };
+}
+
+job_row! {
+    id: Uuid,
+    tenant: Tenant,
+    key: Option<String>,
+    custom_id: Option<String>,
+    batch: Option<String>,
+    state: JobState,
+    tier: Option<Tier>,
+    score: Option<f64>,
+    cache_key: Option<Vec<u8>>,
+    waits_for: Option<Vec<u8>>,
+    source: Option<AnswerSource>,
+    answered_by: Option<Uuid>,
+    cosine: Option<f32>,
+    attempts: i32,
+    attempts_returned: i32,
+    worker: Option<String>,
+    lease_until: Option<DateTime<Utc>>,
+    prompt_tokens: Option<i32>,
+    prompt_tokens_computed: Option<i32>,
+    completion_tokens: Option<i32>,
+    cleaned_tokens: Option<i32>,
+    pruned_tokens: Option<i32>,
+    finish_reason: Option<FinishReason>,
+    model: Option<String>,
+    revision: Option<String>,
+    mean_logprob: Option<f32>,
+    confidence: Option<f32>,
+    escalated_prompt_tokens: Option<i32>,
+    escalated_prompt_tokens_computed: Option<i32>,
+    escalated_completion_tokens: Option<i32>,
+    reason_code: Option<String>,
+    reason_message: Option<String>,
+    digest: Option<Vec<u8>>,
+    redrive_of: Option<Uuid>,
+    reply_to: Option<String>,
+    correlation_id: Option<String>,
+    priority: i16,
+    deadline: Option<DateTime<Utc>>,
+    not_before: Option<DateTime<Utc>>,
+    attempts_max: Option<i32>,
+    submitted_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+/// A statement that selects or returns [`Row`]s: the words before the columns and those after.
+pub(super) fn job_rows(before: &str, after: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!("{before}{JOB_COLUMNS}{after}"))
 }
 
 impl Row {
@@ -99,18 +117,18 @@ impl Row {
 
     /// True while something else than a terminal state is written.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.state.as_str(), "queued" | "routed" | "running")
+        !self.state.is_terminal()
     }
 
     /// True when the job has just ended without an answer but an escalated attempt may hold one.
     pub(super) fn may_fall_back(&self) -> bool {
-        matches!(self.state.as_str(), "failed" | "expired")
+        matches!(self.state, JobState::Failed | JobState::Expired)
             && self.escalated_prompt_tokens.is_some()
     }
 
     /// True until an answer is written.
     pub(super) fn is_unanswered(&self) -> bool {
-        self.state != "succeeded"
+        self.state != JobState::Succeeded
     }
 
     /// The key whose entry this job may lead.
@@ -120,8 +138,8 @@ impl Row {
     }
 
     /// Writes the end without an answer into the row, as the statement beside it does.
-    pub(super) fn ended(mut self, state: &str, reason: &Reason, now: DateTime<Utc>) -> Self {
-        self.state = state.to_owned();
+    pub(super) fn ended(mut self, state: JobState, reason: &Reason, now: DateTime<Utc>) -> Self {
+        self.state = state;
         self.reason_code = Some(reason.code.clone());
         self.reason_message = Some(reason.message.clone());
         self.finished_at = Some(now);
@@ -133,21 +151,6 @@ impl Row {
             id: self.id,
             message: message.into(),
         }
-    }
-
-    fn parse<T: std::str::FromStr<Err = String>>(
-        &self,
-        text: Option<&String>,
-    ) -> Result<Option<T>, BadRow> {
-        text.map(|text| text.parse())
-            .transpose()
-            .map_err(|message: String| self.bad(message))
-    }
-
-    fn tenant(&self) -> Result<Tenant, BadRow> {
-        self.tenant
-            .parse()
-            .map_err(|message: String| self.bad(message))
     }
 
     fn reply_to(&self) -> Option<ReplyTo> {
@@ -168,9 +171,7 @@ impl Row {
 
     /// The answer, when the row has all of it.
     fn take_answer(&mut self) -> Result<Option<Answer>, BadRow> {
-        let (Some(text), Some(finish_reason)) =
-            (self.text.take(), self.parse(self.finish_reason.as_ref())?)
-        else {
+        let (Some(text), Some(finish_reason)) = (self.text.take(), self.finish_reason) else {
             return Ok(None);
         };
         Ok(Some(Answer {
@@ -204,21 +205,19 @@ impl Row {
 
     pub(super) fn into_record(mut self) -> Result<JobRecord, BadRow> {
         let answer = self.take_answer()?;
+        let (escalated, reply_to) = (self.escalated(), self.reply_to());
         let reason = self.reason_code.take().map(|code| Reason {
             code,
             message: self.reason_message.take().unwrap_or_default(),
         });
         Ok(JobRecord {
             id: JobId(self.id),
-            tenant: self.tenant()?,
-            state: self
-                .state
-                .parse()
-                .map_err(|message: String| self.bad(message))?,
-            tier: self.parse(self.tier.as_ref())?,
+            tenant: self.tenant,
+            state: self.state,
+            tier: self.tier,
             score: self.score,
             answer,
-            source: self.parse(self.source.as_ref())?,
+            source: self.source,
             answered_by: self.answered_by.map(JobId),
             cosine: self.cosine,
             saved: ContextSavings {
@@ -228,8 +227,8 @@ impl Row {
             reason,
             attempts: u32::try_from(self.attempts).unwrap_or(0),
             confidence: self.confidence,
-            escalated: self.escalated(),
-            reply_to: self.reply_to(),
+            escalated,
+            reply_to,
             submitted_at: self.submitted_at,
             started_at: self.started_at,
             finished_at: self.finished_at,
@@ -239,10 +238,10 @@ impl Row {
         })
     }
 
-    pub(super) fn head(&self) -> Result<JobHead, BadRow> {
-        Ok(JobHead {
+    pub(super) fn head(&self) -> JobHead {
+        JobHead {
             id: JobId(self.id),
-            tenant: self.tenant()?,
+            tenant: self.tenant.clone(),
             key: self.key.clone(),
             custom_id: self.custom_id.clone(),
             batch: self.batch.clone(),
@@ -255,7 +254,7 @@ impl Row {
             priority: Priority::from_amqp(u8::try_from(self.priority).unwrap_or(0)),
             redrive_of: self.redrive_of.map(JobId),
             submitted_at: self.submitted_at,
-        })
+        }
     }
 
     /// The job with the request that is kept beside it.
@@ -263,16 +262,14 @@ impl Row {
         let request: ChatRequest = serde_json::from_str(request)
             .map_err(|error| self.bad(format!("its request cannot be read: {error}")))?;
         Ok(Job {
-            head: self.head()?,
+            head: self.head(),
             request,
         })
     }
 
     /// The message that puts the job back on its tier's queue.
     pub(super) fn routed_job(&self, request: &str) -> Result<RoutedJob, BadRow> {
-        let tier = self
-            .parse(self.tier.as_ref())?
-            .ok_or_else(|| self.bad("it has no tier"))?;
+        let tier = self.tier.ok_or_else(|| self.bad("it has no tier"))?;
         Ok(RoutedJob {
             job: self.job(request)?,
             tier,

@@ -304,11 +304,11 @@ pub(super) fn meet(admission: &Admission, owner: &Row) -> Meeting {
     if !is_same {
         Meeting::Reused
     } else if owner.id == admission.head.id.0
-        && owner.state == "queued"
+        && owner.state == JobState::Queued
         && admission.decision != AdmissionDecision::Queue
     {
         Meeting::Moves
-    } else if owner.state == "routed" && owner.waits_for.is_some() {
+    } else if owner.state == JobState::Routed && owner.waits_for.is_some() {
         Meeting::Waits
     } else {
         Meeting::Known
@@ -366,11 +366,10 @@ pub(super) fn claim_step(
     if !row.is_open() {
         return ClaimStep::Ended;
     }
-    let tier = row.tier.as_deref().and_then(|tier| tier.parse().ok());
-    if let Some(tier) = tier.filter(|tier| *tier != claimant.tier) {
+    if let Some(tier) = row.tier.filter(|tier| *tier != claimant.tier) {
         return ClaimStep::Elsewhere(tier);
     }
-    let lost = row.state == "running";
+    let lost = row.state == JobState::Running;
     if lost && is_alive && !redelivered {
         return ClaimStep::Busy;
     }
@@ -457,13 +456,13 @@ pub(super) fn letter_of(
 ) -> Result<DeadLetter, super::row::BadRow> {
     let body = match request {
         Some(request) => serde_json::to_vec(&row.routed_job(request)?),
-        None => serde_json::to_vec(&row.head()?),
+        None => serde_json::to_vec(&row.head()),
     };
-    let tier = row.tier.as_deref().unwrap_or("in");
+    let tier = row.tier.map_or("in", Tier::as_str);
     Ok(DeadLetter {
         id: Uuid::now_v7(),
         job: Some(JobId(row.id)),
-        tenant: row.tenant.parse().ok(),
+        tenant: Some(row.tenant.clone()),
         queue: format!("jobs.{tier}"),
         reason: reason.clone(),
         body: body.expect("a job's fields are all representable in JSON"),

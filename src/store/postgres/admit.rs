@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore, cache, deferral,
-    insert::{DecisionColumns, insert_jobs, write_hits},
-    learning, lock_rows, semantic,
+    insert::{insert_jobs, move_queued},
+    lock_rows,
     text::encode,
 };
 use crate::{
@@ -399,111 +399,4 @@ impl<'a> Round<'a> {
         bids.sort_unstable_by_key(|bid| bid.key.0);
         cache::settle_bids(connection, &bids, self.now, self.lease).await
     }
-}
-
-/// Moves queued jobs, whose rows are locked, on their course.
-async fn move_queued(
-    connection: &mut PgConnection,
-    jobs: &[NewJob<'_>],
-    now: DateTime<Utc>,
-) -> Result<(), BackendError> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let routes: Vec<_> = jobs.iter().map(NewJob::route).collect();
-    let reasons: Vec<_> = jobs.iter().map(NewJob::reason).collect();
-    let ids: Vec<Uuid> = jobs.iter().map(|job| job.head.id.0).collect();
-    let states: Vec<&str> = jobs.iter().map(|job| job.state().as_str()).collect();
-    let tiers: Vec<_> = routes.iter().map(|r| r.map(|r| r.tier.as_str())).collect();
-    let scores: Vec<_> = routes.iter().map(|r| r.map(|r| r.decision.score)).collect();
-    let thresholds: Vec<_> = routes
-        .iter()
-        .map(|r| r.map(|r| r.decision.threshold))
-        .collect();
-    let scorers: Vec<_> = routes
-        .iter()
-        .map(|r| r.map(|r| r.decision.scorer.as_str()))
-        .collect();
-    let features: Vec<_> = routes
-        .iter()
-        .map(|r| r.map(|r| super::text::encode_json(&r.decision.features)))
-        .collect();
-    let cache_keys: Vec<_> = routes
-        .iter()
-        .map(|r| r.and_then(|r| r.cache_key.as_ref().map(|key| key.0.as_slice())))
-        .collect();
-    let waits_for: Vec<_> = jobs
-        .iter()
-        .map(|job| job.waits_for().map(|key| key.0.as_slice()))
-        .collect();
-    let sources: Vec<_> = jobs
-        .iter()
-        .map(|job| job.source().map(|source| source.as_str()))
-        .collect();
-    let answered_by: Vec<_> = jobs
-        .iter()
-        .map(|job| job.hit().map(|hit| hit.leader.0))
-        .collect();
-    let cosines: Vec<_> = jobs
-        .iter()
-        .map(|job| job.hit().and_then(|hit| hit.cosine))
-        .collect();
-    let codes: Vec<_> = reasons.iter().map(|r| r.map(|r| r.code.as_str())).collect();
-    let messages: Vec<_> = reasons
-        .iter()
-        .map(|r| r.map(|r| encode(&r.message)))
-        .collect();
-    let finished: Vec<_> = jobs.iter().map(|job| job.finished_at(now)).collect();
-    let mut c = DecisionColumns::default();
-    for route in &routes {
-        c.push(route.map(|route| &route.decision));
-    }
-    sqlx::query!(
-        "update jobs j
-            set state = n.state, tier = n.tier, score = n.score, threshold = n.threshold, scorer = n.scorer,
-                features = n.features::jsonb, cache_key = n.cache_key, waits_for = n.waits_for,
-                source = n.source, answered_by = n.answered_by, reason_code = n.reason_code,
-                reason_message = n.reason_message, routed_at = case when n.tier is null then null else $15::timestamptz end,
-                finished_at = n.finished_at, features_version = n.features_version,
-                threshold_base = n.threshold_base, target = n.target, target_scope = n.target_scope,
-                route_reason = n.route_reason, propensity = n.propensity, cosine = n.cosine
-           from unnest($1::uuid[], $2::text[], $3::text[], $4::float8[], $5::float8[], $6::text[], $7::text[],
-                       $8::bytea[], $9::bytea[], $10::text[], $11::uuid[], $12::text[], $13::text[],
-                       $14::timestamptz[], $16::int4[], $17::float8[], $18::text[], $19::text[], $20::text[],
-                       $21::float8[], $22::float4[])
-                as n (id, state, tier, score, threshold, scorer, features, cache_key, waits_for, source,
-                      answered_by, reason_code, reason_message, finished_at, features_version, threshold_base,
-                      target, target_scope, route_reason, propensity, cosine)
-          where j.id = n.id and j.state = 'queued'",
-        &ids,
-        &states as &[&str],
-        &tiers as &[Option<&str>],
-        &scores as &[Option<f64>],
-        &thresholds as &[Option<f64>],
-        &scorers as &[Option<&str>],
-        &features as &[Option<String>],
-        &cache_keys as &[Option<&[u8]>],
-        &waits_for as &[Option<&[u8]>],
-        &sources as &[Option<&str>],
-        &answered_by as &[Option<Uuid>],
-        &codes as &[Option<&str>],
-        &messages as &[Option<std::borrow::Cow<'_, str>>],
-        &finished as &[Option<DateTime<Utc>>],
-        now as DateTime<Utc>,
-        &c.features_version as &[Option<i32>],
-        &c.threshold_base as &[Option<f64>],
-        &c.target as &[Option<&str>],
-        &c.target_scope as &[Option<&str>],
-        &c.route_reason as &[Option<&str>],
-        &c.propensity as &[Option<f64>],
-        &cosines as &[Option<f32>],
-    )
-    .execute(&mut *connection)
-    .await?;
-    let written: Vec<_> = jobs.iter().collect();
-    deferral::hold(connection, &written, now).await?;
-    learning::note_shadows(connection, &written, now).await?;
-    semantic::note_lookups(connection, &written, now).await?;
-    let hits: Vec<_> = jobs.iter().filter(|job| job.hit().is_some()).collect();
-    write_hits(connection, &hits).await
 }

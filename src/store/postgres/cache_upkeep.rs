@@ -5,7 +5,7 @@ use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    PostgresStore, job_rows,
+    PostgresStore,
     text::{decode, decode_row, encode},
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         error::BackendError,
+        row::{Row, job_rows},
         rules::before,
     },
 };
@@ -130,17 +131,14 @@ impl PostgresStore {
     ) -> Result<Vec<JobRecord>, BackendError> {
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         // One transaction settles them all and gives them all one instant.
-        let rows = job_rows!(
-            "select",
-            r#"a.text as "text?", a.logprobs
+        let rows = sqlx::query_as::<_, Row>(job_rows("select", "a.text, a.logprobs
                from jobs l
                join jobs j on j.cache_key = l.cache_key and j.finished_at = l.finished_at and j.id <> l.id
                left join answers a on a.job_id = j.id
               where l.id = any($1) and l.state = 'succeeded'
                 and j.source in ('shared', 'semantic') and j.reply_to is not null
-              order by j.id"#,
-            &ids
-        )
+              order by j.id"))
+.bind(&ids)
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter()

@@ -57,15 +57,12 @@ impl PostgresStore {
         };
         let mut rows = lock_rows(&mut transaction, &ids).await?;
         rows.retain(|row| {
-            row.is_open()
-                && tenant
-                    .as_ref()
-                    .is_none_or(|tenant| tenant.as_str() == row.tenant)
+            row.is_open() && tenant.as_ref().is_none_or(|tenant| *tenant == row.tenant)
         });
         let alive = claim::alive(&mut transaction, rows.iter(), now).await?;
         let lost: Vec<_> = rows
             .iter()
-            .filter(|row| row.state == "running" && !alive.contains(&row.id))
+            .filter(|row| row.state == JobState::Running && !alive.contains(&row.id))
             .map(|row| (row.id, row.attempts))
             .collect();
         claim::mark_lost(&mut transaction, &lost, now).await?;

@@ -6,12 +6,13 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, attempts, cache, dead, lock_rows, text::encode};
+use super::{PostgresStore, attempts, batch, cache, dead, insert, lock_rows, text::encode};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
         Claim, Claimant, Claimed,
         error::BackendError,
+        records,
         row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
@@ -29,7 +30,7 @@ impl End {
     /// An end that leaves no dead letter.
     pub(super) fn new(row: Row, state: JobState, reason: Reason, now: DateTime<Utc>) -> Self {
         Self {
-            row: row.ended(state.as_str(), &reason, now),
+            row: row.ended(state, &reason, now),
             state,
             reason,
             keep_dead_letters: false,
@@ -95,7 +96,7 @@ impl PostgresStore {
                     if was_running {
                         lost.push((id, row.attempts));
                     }
-                    let ended = row.clone().ended(state.as_str(), &reason, now);
+                    let ended = row.clone().ended(state, &reason, now);
                     let record = ended.clone().into_record()?;
                     rows.insert(id, ended.clone());
                     ends.push(End {
@@ -139,7 +140,7 @@ impl PostgresStore {
                 fate: Fate::Ended(*state, reason),
             })
             .collect();
-        let mut unknown = super::insert::insert_jobs(&mut transaction, &jobs, now).await?;
+        let mut unknown = insert::insert_jobs(&mut transaction, &jobs, now).await?;
         let ids: Vec<Uuid> = endings
             .iter()
             .map(|(head, ..)| owners.get(&head.id.0).copied().unwrap_or(head.id.0))
@@ -156,10 +157,10 @@ impl PostgresStore {
             if unknown.remove(&id) || !row.is_open() || alive.contains(&id) {
                 continue;
             }
-            if row.state == "running" {
+            if row.state == JobState::Running {
                 lost.push((id, row.attempts));
             }
-            let ended = row.clone().ended(state.as_str(), reason, now);
+            let ended = row.clone().ended(*state, reason, now);
             rows.insert(id, ended.clone());
             let (state, reason) = (*state, reason.clone());
             ends.push(End {
@@ -186,7 +187,7 @@ pub(super) async fn alive(
     rows: impl Iterator<Item = &Row>,
     now: DateTime<Utc>,
 ) -> Result<HashSet<Uuid>, BackendError> {
-    let running: Vec<&Row> = rows.filter(|row| row.state == "running").collect();
+    let running: Vec<&Row> = rows.filter(|row| row.state == JobState::Running).collect();
     if running.is_empty() {
         return Ok(HashSet::new());
     }
@@ -217,70 +218,35 @@ pub(super) async fn alive(
         .collect())
 }
 
-/// Marks attempts that vanished without a word.
+/// Marks attempts whose worker vanished.
 pub(super) async fn mark_lost(
     connection: &mut PgConnection,
     lost: &[(Uuid, i32)],
     now: DateTime<Utc>,
 ) -> Result<(), BackendError> {
-    if lost.is_empty() {
-        return Ok(());
-    }
-    let (ids, attempts): (Vec<Uuid>, Vec<i32>) = lost.iter().copied().unzip();
-    sqlx::query!(
-        "update attempts a set outcome = 'lost', finished_at = $3
-           from unnest($1::uuid[], $2::int4[]) as n (job_id, attempt)
-          where a.job_id = n.job_id and a.attempt = n.attempt and a.outcome = 'running'",
-        &ids,
-        &attempts,
-        now
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+    let rows: Vec<_> = lost
+        .iter()
+        .map(|(id, attempt)| records::lost(*id, *attempt, now))
+        .collect();
+    batch::execute(connection, &rows, records::MARK_LOST).await
 }
 
-/// Puts new attempts on record; the rows are locked.
+/// Records new attempts; the jobs' rows are locked.
 async fn begin_attempts(
     connection: &mut PgConnection,
     claimant: &Claimant,
     runs: &[(Uuid, i32)],
     now: DateTime<Utc>,
 ) -> Result<(), BackendError> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    let (ids, attempts): (Vec<Uuid>, Vec<i32>) = runs.iter().copied().unzip();
-    sqlx::query!(
-        "update jobs j
-            set state = 'running', attempts = n.attempt, worker = $3, lease_until = $4, started_at = $5,
-                tier = coalesce(j.tier, $6), waits_for = null
-           from unnest($1::uuid[], $2::int4[]) as n (id, attempt)
-          where j.id = n.id and j.state in ('queued', 'routed', 'running')",
-        &ids,
-        &attempts,
-        claimant.worker,
-        rules::after(now, claimant.lease),
-        now,
-        claimant.tier.as_str()
-    )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!(
-        "insert into attempts (job_id, attempt, tier, model, revision, worker, outcome, claimed_at)
-         select n.job_id, n.attempt, $3, $4, $5, $6, 'running', $7
-           from unnest($1::uuid[], $2::int4[]) as n (job_id, attempt)",
-        &ids,
-        &attempts,
-        claimant.tier.as_str(),
-        &*encode(&claimant.model),
-        &*encode(&claimant.revision),
-        claimant.worker,
-        now
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+    let claimed: Vec<_> = runs
+        .iter()
+        .map(|(id, attempt)| records::claimed(claimant, *id, *attempt, now))
+        .collect();
+    batch::execute(connection, &claimed, records::CLAIM_JOB).await?;
+    let attempts = runs
+        .iter()
+        .map(|(id, attempt)| records::attempt(claimant, *id, *attempt, now));
+    insert::insert(connection, "attempts", attempts, "").await
 }
 
 /// Writes ends without an answer of their own: the jobs, their cache entries and their dead letters.
@@ -293,24 +259,11 @@ pub(super) async fn write_ends(
     if ends.is_empty() {
         return Ok(HashMap::new());
     }
-    let ids: Vec<Uuid> = ends.iter().map(|end| end.row.id).collect();
-    let states: Vec<&str> = ends.iter().map(|end| end.state.as_str()).collect();
-    let codes: Vec<&str> = ends.iter().map(|end| end.reason.code.as_str()).collect();
-    let messages: Vec<_> = ends.iter().map(|end| encode(&end.reason.message)).collect();
-    sqlx::query!(
-        "update jobs j
-            set state = n.state, reason_code = n.code, reason_message = n.message, finished_at = $5,
-                waits_for = null
-           from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) as n (id, state, code, message)
-          where j.id = n.id and j.state in ('queued', 'routed', 'running')",
-        &ids,
-        &states as &[&str],
-        &codes as &[&str],
-        &messages as &[std::borrow::Cow<'_, str>],
-        now
-    )
-    .execute(&mut *connection)
-    .await?;
+    let rows: Vec<_> = ends
+        .iter()
+        .map(|end| records::end(end.row.id, end.state, &end.reason, now))
+        .collect();
+    batch::execute(connection, &rows, records::END_JOB).await?;
     let led: Vec<_> = ends
         .iter()
         .filter_map(|end| Some((end.row.cache_key()?, end.row.id)))

@@ -6,13 +6,12 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{
-    PostgresStore,
-    text::{decode, encode},
-};
+use super::{PostgresStore, insert, text::decode};
 use crate::{
     job::{JobId, Reason},
-    store::{DeadFilter, DeadLetter, DeadResolution, error::BackendError, row::Row, rules},
+    store::{
+        DeadFilter, DeadLetter, DeadResolution, error::BackendError, records, row::Row, rules,
+    },
 };
 
 impl PostgresStore {
@@ -21,7 +20,7 @@ impl PostgresStore {
         letters: &[DeadLetter],
     ) -> Result<(), BackendError> {
         let mut connection = self.pool.acquire().await?;
-        insert(&mut connection, letters).await
+        write(&mut connection, letters).await
     }
 
     pub(crate) async fn dead_letters(
@@ -79,50 +78,15 @@ impl PostgresStore {
     }
 }
 
-pub(super) async fn insert(
-    connection: &mut PgConnection,
-    letters: &[DeadLetter],
-) -> Result<(), BackendError> {
-    if letters.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
-    let jobs: Vec<Option<Uuid>> = letters.iter().map(|l| l.job.map(|job| job.0)).collect();
-    let tenants: Vec<Option<&str>> = letters
-        .iter()
-        .map(|letter| letter.tenant.as_ref().map(|tenant| tenant.as_str()))
-        .collect();
-    let queues: Vec<_> = letters.iter().map(|letter| encode(&letter.queue)).collect();
-    let codes: Vec<_> = letters
-        .iter()
-        .map(|letter| encode(&letter.reason.code))
-        .collect();
-    let messages: Vec<_> = letters
-        .iter()
-        .map(|letter| encode(&letter.reason.message))
-        .collect();
-    let bodies: Vec<&[u8]> = letters
-        .iter()
-        .map(|letter| letter.body.as_slice())
-        .collect();
-    let died: Vec<_> = letters.iter().map(|letter| letter.died_at).collect();
-    sqlx::query!(
-        "insert into dead_letters (id, job_id, tenant, queue, reason_code, reason_message, body, died_at)
-         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
-                              $7::bytea[], $8::timestamptz[])
-             on conflict (id) do nothing",
-        &ids,
-        &jobs as &[Option<Uuid>],
-        &tenants as &[Option<&str>],
-        &queues as &[std::borrow::Cow<'_, str>],
-        &codes as &[std::borrow::Cow<'_, str>],
-        &messages as &[std::borrow::Cow<'_, str>],
-        &bodies as &[&[u8]],
-        &died
+async fn write(connection: &mut PgConnection, letters: &[DeadLetter]) -> Result<(), BackendError> {
+    let rows = letters.iter().map(records::dead_letter);
+    insert::insert(
+        connection,
+        "dead_letters",
+        rows,
+        "on conflict (id) do nothing",
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .await
 }
 
 /// Leaves a dead letter for each job whose attempts are spent.
@@ -143,7 +107,7 @@ pub(super) async fn quarantine(
             rules::letter_of(row, request, reason, now)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    insert(connection, &letters).await
+    write(connection, &letters).await
 }
 
 /// The requests of these jobs, as JSON.

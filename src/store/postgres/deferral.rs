@@ -5,19 +5,19 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{PostgresStore, dead, lock_rows};
 use crate::{
-    job::{JobId, Tenant},
+    job::{JobId, JobState, Tenant},
     store::{
         DeferredJob, DeferredQueue, Released, TenantLoad,
         deferral::{self, Extras},
         error::BackendError,
         row::Row,
-        rules::{NewJob, after, before},
+        rules::{after, before},
     },
 };
 
@@ -57,7 +57,7 @@ impl PostgresStore {
                    select (select min(h.tenant) from deferred_jobs h
                             where h.queue = $1 and h.released_at is null and h.tenant > t.tenant)
                      from t where t.tenant is not null)
-               select h.job_id, h.tenant, h.tokens
+               select h.job_id, h.tenant as "tenant: Tenant", h.tokens
                  from t cross join lateral (
                       select job_id, tenant, tokens, rank from deferred_jobs
                        where queue = $1 and tenant = t.tenant and released_at is null and rank <= $2
@@ -69,15 +69,12 @@ impl PostgresStore {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(DeferredJob {
-                    job: JobId(row.job_id),
-                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
-                    tokens: u32::try_from(row.tokens).unwrap_or(0),
-                })
-            })
-            .collect()
+        let found = rows.into_iter().map(|row| DeferredJob {
+            job: JobId(row.job_id),
+            tenant: row.tenant,
+            tokens: u32::try_from(row.tokens).unwrap_or(0),
+        });
+        Ok(found.collect())
     }
 
     pub(crate) async fn deferred_tenants(
@@ -93,16 +90,14 @@ impl PostgresStore {
                                      where h.queue = t.queue and h.released_at is null
                                        and h.tenant > t.tenant)
                      from t where t.tenant is not null)
-               select queue as "queue!", tenant as "tenant!" from t where tenant is not null"#
+               select queue as "queue!: DeferredQueue", tenant as "tenant!: Tenant" from t where tenant is not null"#
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                let queue = row.queue.parse().map_err(BackendError::Rule)?;
-                Ok((queue, row.tenant.parse().map_err(BackendError::Rule)?))
-            })
-            .collect()
+        Ok(rows
+            .into_iter()
+            .map(|row| (row.queue, row.tenant))
+            .collect())
     }
 
     pub(crate) async fn deferred_counts(&self, most: u32) -> Result<[u32; 3], BackendError> {
@@ -161,7 +156,9 @@ impl PostgresStore {
                 }
                 Some(message) => released.push(message),
                 // One that runs goes on counting against its tenant's limits.
-                None if rows.get(&id).is_some_and(|row| row.state == "running") => {}
+                None if rows
+                    .get(&id)
+                    .is_some_and(|row| row.state == JobState::Running) => {}
                 None => gone.push(id),
             }
         }
@@ -219,7 +216,7 @@ impl PostgresStore {
         .execute(&self.pool)
         .await?;
         let rows = sqlx::query!(
-            r#"select h.tenant, count(*) filter (where j.finished_at is null) as "running!",
+            r#"select h.tenant as "tenant: Tenant", count(*) filter (where j.finished_at is null) as "running!",
                       coalesce(sum(h.tokens) filter (where h.released_at >= $1), 0)::bigint as "tokens!"
                  from deferred_jobs h left join jobs j on j.id = h.job_id
                 where h.released_at is not null and h.queue <> 'in' group by h.tenant"#,
@@ -227,64 +224,13 @@ impl PostgresStore {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(TenantLoad {
-                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
-                    running: u32::try_from(row.running).unwrap_or(u32::MAX),
-                    tokens_last_minute: u64::try_from(row.tokens).unwrap_or(0),
-                })
-            })
-            .collect()
+        let found = rows.into_iter().map(|row| TenantLoad {
+            tenant: row.tenant,
+            running: u32::try_from(row.running).unwrap_or(u32::MAX),
+            tokens_last_minute: u64::try_from(row.tokens).unwrap_or(0),
+        });
+        Ok(found.collect())
     }
-}
-
-/// Holds those of the jobs that have just been written and are to be held.
-pub(super) async fn hold(
-    connection: &mut PgConnection,
-    jobs: &[&NewJob<'_>],
-    now: DateTime<Utc>,
-) -> Result<(), BackendError> {
-    let held: Vec<_> = jobs
-        .iter()
-        .filter_map(|job| Some((job, job.hold()?)))
-        .collect();
-    if held.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<Uuid> = held.iter().map(|(job, _)| job.head.id.0).collect();
-    let tenants: Vec<&str> = held
-        .iter()
-        .map(|(job, _)| job.head.tenant.as_str())
-        .collect();
-    let queues: Vec<&str> = held.iter().map(|(_, (queue, _))| queue.as_str()).collect();
-    let ranks: Vec<_> = held.iter().map(|(_, (_, hold))| hold.rank).collect();
-    let tokens: Vec<i32> = held
-        .iter()
-        .map(|(_, (_, hold))| i32::try_from(hold.tokens).unwrap_or(i32::MAX))
-        .collect();
-    // JSON writes U+0000 as an escape, so this text never holds one.
-    let extras: Vec<_> = held.iter().map(|(job, _)| job.extras()).collect();
-    sqlx::query!(
-        "insert into deferred_jobs (job_id, tenant, queue, rank, tokens, extras, deferred_at)
-         select n.job_id, n.tenant, n.queue, n.rank, n.tokens, n.extras, $7
-           from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::int4[], $6::text[])
-                as n (job_id, tenant, queue, rank, tokens, extras)
-             on conflict (job_id) do update
-            set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, deferred_at = excluded.deferred_at, released_at = null,
-                published_at = null",
-        &ids,
-        &tenants as &[&str],
-        &queues as &[&str],
-        &ranks,
-        &tokens,
-        &extras as &[Option<String>],
-        now
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Those of the jobs that wait to be released.
@@ -293,7 +239,7 @@ pub(super) async fn held_of(
     rows: impl Iterator<Item = &Row>,
 ) -> Result<HashSet<Uuid>, BackendError> {
     let ids: Vec<Uuid> = rows
-        .filter(|row| row.is_open() && row.state != "running")
+        .filter(|row| row.is_open() && row.state != JobState::Running)
         .map(|row| row.id)
         .collect();
     if ids.is_empty() {

@@ -1,36 +1,14 @@
 //! Keys of the HTTP interface.
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{PostgresStore, text};
 use crate::store::{ApiKey, KeyDigest, error::BackendError};
 
-struct KeyRow {
-    id: Uuid,
-    name: String,
-    tenant: Option<String>,
-    scopes: String,
-    created_at: DateTime<Utc>,
-    expires_at: Option<DateTime<Utc>>,
-    revoked_at: Option<DateTime<Utc>>,
-}
-
-impl KeyRow {
-    fn into_key(self) -> Result<ApiKey, BackendError> {
-        Ok(ApiKey {
-            id: self.id,
-            name: text::decode(self.name),
-            tenant: self
-                .tenant
-                .map(|tenant| tenant.parse())
-                .transpose()
-                .map_err(BackendError::Rule)?,
-            scopes: self.scopes.parse().map_err(BackendError::Rule)?,
-            created_at: self.created_at,
-            expires_at: self.expires_at,
-            revoked_at: self.revoked_at,
-        })
+fn decode_name(key: ApiKey) -> ApiKey {
+    ApiKey {
+        name: text::decode(key.name),
+        ..key
     }
 }
 
@@ -59,26 +37,26 @@ impl PostgresStore {
 
     pub(crate) async fn keys(&self) -> Result<Vec<ApiKey>, BackendError> {
         let rows = sqlx::query_as!(
-            KeyRow,
-            "select id, name, tenant, scopes, created_at, expires_at, revoked_at
-               from api_keys order by created_at, id"
+            ApiKey,
+            r#"select id, name, tenant as "tenant: _", scopes as "scopes: _", created_at, expires_at, revoked_at
+               from api_keys order by created_at, id"#
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(KeyRow::into_key).collect()
+        Ok(rows.into_iter().map(decode_name).collect())
     }
 
     pub(crate) async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, BackendError> {
         let row = sqlx::query_as!(
-            KeyRow,
-            "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
-              where digest = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
+            ApiKey,
+            r#"select id, name, tenant as "tenant: _", scopes as "scopes: _", created_at, expires_at, revoked_at from api_keys
+              where digest = $1 and revoked_at is null and (expires_at is null or expires_at > $2)"#,
             digest.as_bytes(),
             self.clock.now()
         )
         .fetch_optional(&self.pool)
         .await?;
-        row.map(KeyRow::into_key).transpose()
+        Ok(row.map(decode_name))
     }
 
     pub(crate) async fn revoke_key(&self, id: Uuid) -> Result<bool, BackendError> {

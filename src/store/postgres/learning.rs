@@ -5,63 +5,22 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::PgConnection;
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
-    PostgresStore, dead, job_rows,
+    PostgresStore, dead,
     text::{self, encode},
 };
 use crate::{
-    job::{Job, JobId, Tenant},
+    job::{Job, JobId, Tenant, Tier},
     store::{
         DecisionRecord, Feedback, PairRow, PastDecision, StoredWeights, TierCost,
         error::BackendError,
-        rules::{self, NewJob, before},
+        row::{Row, job_rows},
+        rules::{self, before},
     },
 };
-
-/// Notes which of these new jobs were drawn to run on large as well, and which are such copies.
-pub(super) async fn note_shadows(
-    connection: &mut PgConnection,
-    jobs: &[&NewJob<'_>],
-    now: DateTime<Utc>,
-) -> Result<(), BackendError> {
-    let (drawn, chances): (Vec<Uuid>, Vec<f64>) = jobs
-        .iter()
-        .filter_map(|job| Some((job.head.id.0, job.shadow()?)))
-        .unzip();
-    if !drawn.is_empty() {
-        sqlx::query!(
-            "insert into shadows (job_id, propensity, drawn_at)
-             select n.job_id, n.propensity, $3 from unnest($1::uuid[], $2::float8[]) as n (job_id, propensity)
-                 on conflict do nothing",
-            &drawn,
-            &chances,
-            now
-        )
-        .execute(&mut *connection)
-        .await?;
-    }
-    let (firsts, copies): (Vec<Uuid>, Vec<Uuid>) = jobs
-        .iter()
-        .filter_map(|job| Some((job.shadow_of()?.0, job.head.id.0)))
-        .unzip();
-    if !firsts.is_empty() {
-        sqlx::query!(
-            "update shadows s set shadow_id = n.shadow_id, made_at = $3
-               from unnest($1::uuid[], $2::uuid[]) as n (job_id, shadow_id)
-              where s.job_id = n.job_id",
-            &firsts,
-            &copies,
-            now
-        )
-        .execute(connection)
-        .await?;
-    }
-    Ok(())
-}
 
 impl PostgresStore {
     pub(crate) async fn record_feedback(
@@ -134,16 +93,13 @@ impl PostgresStore {
         stuck_after: Duration,
     ) -> Result<Vec<Job>, BackendError> {
         let mut connection = self.pool.acquire().await?;
-        let rows = job_rows!(
-            "select",
-            r#"null::text as "text?", null::text as logprobs
+        let rows = sqlx::query_as::<_, Row>(job_rows("select", "null::text as text, null::text as logprobs
                from shadows s join jobs j on j.id = s.job_id left join jobs c on c.id = s.shadow_id
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < $1 and c.state = 'routed' and c.attempts = 0))
-              order by s.job_id limit $2"#,
-            before(self.clock.now(), stuck_after),
-            i64::try_from(limit).unwrap_or(i64::MAX)
-        )
+              order by s.job_id limit $2"))
+.bind(before(self.clock.now(), stuck_after))
+.bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
@@ -186,7 +142,7 @@ impl PostgresStore {
 
     pub(crate) async fn tier_costs(&self, limit: usize) -> Result<Vec<TierCost>, BackendError> {
         let rows = sqlx::query!(
-            r#"select tier as "tier!", count(*) as "jobs!",
+            r#"select tier as "tier!: Tier", count(*) as "jobs!",
                       avg(extract(epoch from finished_at - started_at)::float8) as "seconds!",
                       avg(coalesce(prompt_tokens, 0))::float8 as "prompt_tokens!",
                       avg(coalesce(completion_tokens, 0))::float8 as "completion_tokens!"
@@ -198,17 +154,14 @@ impl PostgresStore {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(TierCost {
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
-                    jobs: u64::try_from(row.jobs).unwrap_or(0),
-                    seconds_mean: row.seconds,
-                    prompt_tokens_mean: row.prompt_tokens,
-                    completion_tokens_mean: row.completion_tokens,
-                })
-            })
-            .collect()
+        let costs = rows.into_iter().map(|row| TierCost {
+            tier: row.tier,
+            jobs: u64::try_from(row.jobs).unwrap_or(0),
+            seconds_mean: row.seconds,
+            prompt_tokens_mean: row.prompt_tokens,
+            completion_tokens_mean: row.completion_tokens,
+        });
+        Ok(costs.collect())
     }
 
     pub(crate) async fn pairs(
@@ -218,7 +171,7 @@ impl PostgresStore {
     ) -> Result<Vec<PairRow>, BackendError> {
         let mut connection = self.pool.acquire().await?;
         let rows = sqlx::query!(
-            r#"select p.job_id as "job_id!", p.tenant as "tenant!", p.scorer, p.score,
+            r#"select p.job_id as "job_id!", p.tenant as "tenant!: Tenant", p.scorer, p.score,
                       (select j.tags::text from jobs j where j.id = p.job_id) as tags,
                       p.propensity as "propensity!", p.agrees as "agrees!",
                       (select avg(f.score) from feedback f
@@ -254,7 +207,7 @@ impl PostgresStore {
                 let request = requests.remove(&row.job_id);
                 Ok(PairRow {
                     job: JobId(row.job_id),
-                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
+                    tenant: row.tenant,
                     tags: rules::tags_of(row.tags.as_deref()),
                     scorer: row.scorer,
                     score: row.score,
@@ -331,7 +284,7 @@ impl PostgresStore {
                     active = router_weights.active or excluded.active",
             &*encode(&weights.version),
             weights.created_at,
-            text::encode_json(&weights.metrics),
+            text::encode_json(&weights.metrics.to_string()),
             weights.weights,
             promote
         )

@@ -11,6 +11,7 @@
 
 mod admit;
 mod attempts;
+mod batch;
 mod cache;
 mod cache_upkeep;
 mod cancel;
@@ -22,7 +23,6 @@ mod keys;
 mod learning;
 mod read;
 mod rescue;
-mod savings;
 mod semantic;
 mod settle;
 mod targets;
@@ -43,36 +43,13 @@ use uuid::Uuid;
 use super::{
     StoreError,
     error::BackendError,
-    row::Row,
+    row::{Row, job_rows},
     schema::{self, MIGRATIONS_TABLE},
 };
 use crate::{
     clock::Clock,
     config::{SecretUrl, StoreConfig},
 };
-
-/// Selects or returns [`Row`]s: the words before the columns, those after them, and the arguments.
-/// The tail names the answer's text as `text` itself, since only some statements can reach it.
-macro_rules! job_rows {
-    ($before:tt, $after:tt $(, $argument:expr)* $(,)?) => {
-        sqlx::query_as!(
-            $crate::store::row::Row,
-            $before
-                + r#" j.id as "id!", j.tenant as "tenant!", j.key, j.custom_id, j.batch, j.state as "state!",
-                 j.tier, j.score, j.cache_key, j.waits_for, j.source, j.answered_by, j.cosine, j.attempts as "attempts!",
-                 j.attempts_returned as "attempts_returned!", j.worker, j.lease_until, j.prompt_tokens,
-                 j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens,
-                 j.finish_reason, j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens,
-                 j.escalated_prompt_tokens_computed, j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to,
-                 j.correlation_id, j.priority as "priority!", j.deadline, j.not_before, j.attempts_max,
-                 j.submitted_at as "submitted_at!",
-                 j.started_at, j.finished_at, "#
-                + $after
-            $(, $argument)*
-        )
-    };
-}
-use job_rows;
 
 /// Whole weeks for which partitions are made ahead.
 const WEEKS_AHEAD: i32 = 2;
@@ -230,12 +207,12 @@ async fn make_partitions(
 
 /// The rows of these jobs, locked until the transaction ends.
 async fn lock_rows(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, BackendError> {
-    let rows = job_rows!(
+    let rows = sqlx::query_as::<_, Row>(job_rows(
         "select",
-        r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
-           where j.id = any($1) order by j.id for update of j"#,
-        ids
-    )
+        "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id
+           where j.id = any($1) order by j.id for update of j",
+    ))
+    .bind(ids)
     .fetch_all(&mut *connection)
     .await?;
     let mut rows: Vec<Row> = rows.into_iter().map(text::decode_row).collect();

@@ -3,10 +3,14 @@
 use chrono::{DateTime, TimeDelta};
 use uuid::Uuid;
 
-use super::{PostgresStore, dead, job_rows, text};
+use super::{PostgresStore, dead, text};
 use crate::{
-    job::{Job, JobId, JobRecord, Reason, Tenant},
-    store::{AttemptRecord, Overview, RecordFilter, error::BackendError, row::Row},
+    job::{Job, JobId, JobRecord, JobState, Reason, Tenant, Tier},
+    store::{
+        AttemptRecord, Overview, RecordFilter,
+        error::BackendError,
+        row::{Row, job_rows},
+    },
 };
 
 fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, BackendError> {
@@ -22,12 +26,12 @@ fn records(rows: Vec<Row>) -> Result<Vec<JobRecord>, BackendError> {
 impl PostgresStore {
     pub(crate) async fn records(&self, ids: &[JobId]) -> Result<Vec<JobRecord>, BackendError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        let rows = job_rows!(
+        let rows = sqlx::query_as::<_, Row>(job_rows(
             "select",
-            r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
-               where j.id = any($1)"#,
-            &ids
-        )
+            "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id
+               where j.id = any($1)",
+        ))
+        .bind(&ids)
         .fetch_all(&self.pool)
         .await?;
         records(rows)
@@ -39,14 +43,14 @@ impl PostgresStore {
         keys: &[String],
     ) -> Result<Vec<JobRecord>, BackendError> {
         let keys: Vec<_> = keys.iter().map(|key| text::encode(key)).collect();
-        let rows = job_rows!(
+        let rows = sqlx::query_as::<_, Row>(job_rows(
             "select",
-            r#"a.text as "text?", a.logprobs from idempotency i
+            "a.text, a.logprobs from idempotency i
                join jobs j on j.id = i.job_id left join answers a on a.job_id = j.id
-               where i.tenant = $1 and i.key = any($2)"#,
-            tenant.as_str(),
-            &keys as &[std::borrow::Cow<'_, str>]
-        )
+               where i.tenant = $1 and i.key = any($2)",
+        ))
+        .bind(tenant.as_str())
+        .bind(&keys as &[std::borrow::Cow<'_, str>])
         .fetch_all(&self.pool)
         .await?;
         records(rows)
@@ -63,20 +67,20 @@ impl PostgresStore {
         };
         let since = filter.finished_since.unwrap_or(DateTime::UNIX_EPOCH);
         let batch = filter.batch.as_deref().map(text::encode);
-        let rows = job_rows!(
+        let rows = sqlx::query_as::<_, Row>(job_rows(
             "select",
-            r#"a.text as "text?", a.logprobs from jobs j left join answers a on a.job_id = j.id
+            "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id
                where j.finished_at is not null and j.finished_at >= $1 and j.shadow_of is null
                  and (j.finished_at, j.id) > ($2, $3)
                  and ($4::text is null or j.tenant = $4) and ($5::text is null or j.batch = $5)
-               order by j.finished_at, j.id limit $6"#,
-            since,
-            after_at,
-            after_id,
-            filter.tenant.as_ref().map(Tenant::as_str) as Option<&str>,
-            batch.as_deref() as Option<&str>,
-            i64::try_from(limit).unwrap_or(i64::MAX)
-        )
+               order by j.finished_at, j.id limit $6",
+        ))
+        .bind(since)
+        .bind(after_at)
+        .bind(after_id)
+        .bind(filter.tenant.as_ref().map(Tenant::as_str) as Option<&str>)
+        .bind(batch.as_deref() as Option<&str>)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.pool)
         .await?;
         records(rows)
@@ -84,11 +88,11 @@ impl PostgresStore {
 
     pub(crate) async fn job(&self, id: JobId) -> Result<Option<Job>, BackendError> {
         let mut connection = self.pool.acquire().await?;
-        let row = job_rows!(
+        let row = sqlx::query_as::<_, Row>(job_rows(
             "select",
-            r#"null::text as "text?", null::text as logprobs from jobs j where j.id = $1"#,
-            id.0
-        )
+            "null::text as text, null::text as logprobs from jobs j where j.id = $1",
+        ))
+        .bind(id.0)
         .fetch_optional(&mut *connection)
         .await?;
         let requests = dead::requests(&mut connection, &[id.0]).await?;
@@ -100,7 +104,7 @@ impl PostgresStore {
 
     pub(crate) async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, BackendError> {
         let rows = sqlx::query!(
-            r#"select a.attempt, a.tier, a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
+            r#"select a.attempt, a.tier as "tier: Tier", a.model, a.revision, a.worker, a.outcome, a.reason_code, a.reason_message,
                       a.prompt_tokens, a.completion_tokens, a.confidence, a.signals::text as signals,
                       t.text as "answer?", a.claimed_at, a.finished_at
                  from attempts a
@@ -114,7 +118,7 @@ impl PostgresStore {
             .map(|row| {
                 Ok(AttemptRecord {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
+                    tier: row.tier,
                     model: text::decode(row.model),
                     revision: text::decode(row.revision),
                     worker: row.worker,
@@ -145,7 +149,7 @@ impl PostgresStore {
         let now = self.clock.now();
         let mut connection = self.pool.acquire().await?;
         let states = sqlx::query!(
-            r#"select state as "state!", count(*) as "jobs!"
+            r#"select state as "state!: JobState", count(*) as "jobs!"
                  from (select state from jobs where finished_at is null
                        union all select state from jobs where finished_at >= $1) s
                 group by state"#,
@@ -155,11 +159,8 @@ impl PostgresStore {
         .await?;
         let states = states
             .into_iter()
-            .map(|row| {
-                let state = row.state.parse().map_err(BackendError::Rule)?;
-                Ok((state, u64::try_from(row.jobs).unwrap_or(0)))
-            })
-            .collect::<Result<_, BackendError>>()?;
+            .map(|row| (row.state, u64::try_from(row.jobs).unwrap_or(0)))
+            .collect();
         let minute = sqlx::query!(
             r#"select count(*) as "jobs!",
                       coalesce(sum(completion_tokens) filter (where source = 'computed'), 0) as "tokens!"

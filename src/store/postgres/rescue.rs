@@ -75,7 +75,7 @@ async fn expire(
         .collect();
     let lost: Vec<_> = rows
         .iter()
-        .filter(|row| row.state == "running")
+        .filter(|row| row.state == JobState::Running)
         .map(|row| (row.id, row.attempts))
         .collect();
     claim::mark_lost(connection, &lost, now).await?;
@@ -152,9 +152,9 @@ async fn find_lost(
         let Some(request) = requests.get(&row.id) else {
             continue;
         };
-        let message = match row.state.as_str() {
+        let message = match row.state {
             // Whoever claims it finds the lease over.
-            "running" => Some(Released::Tier(row.routed_job(request)?)),
+            JobState::Running => Some(Released::Tier(row.routed_job(request)?)),
             _ => deferral::message(row, request)?,
         };
         swept.push(row.id);

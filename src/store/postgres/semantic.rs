@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     PostgresStore,
     cache::{self, to_key},
-    dead, job_rows,
+    dead,
     text::{decode, decode_row, encode},
 };
 use crate::{
@@ -17,12 +17,13 @@ use crate::{
     store::{
         KnownQuestion, Recheck, RecheckOutcome,
         error::BackendError,
+        row::{Row, job_rows},
         rules::{NewJob, before},
     },
 };
 
-/// Keeps the questions of new jobs, what they came to, and which jobs are rechecks.
-pub(super) async fn note_lookups(
+/// Keeps the questions of new jobs whose answers may serve others.
+pub(super) async fn keep_questions(
     connection: &mut PgConnection,
     jobs: &[&NewJob<'_>],
     now: DateTime<Utc>,
@@ -46,62 +47,6 @@ pub(super) async fn note_lookups(
             now
         )
         .execute(&mut *connection)
-        .await?;
-    }
-    let looked_up: Vec<_> = jobs
-        .iter()
-        .filter_map(|job| Some((job.head, job.looked_up()?)))
-        .collect();
-    if !looked_up.is_empty() {
-        let ids: Vec<Uuid> = looked_up.iter().map(|(head, _)| head.id.0).collect();
-        let tenants: Vec<&str> = looked_up.iter().map(|(h, _)| h.tenant.as_str()).collect();
-        let entries: Vec<&[u8]> = looked_up
-            .iter()
-            .map(|(_, l)| l.likeness.entry.0.as_slice())
-            .collect();
-        let outcomes: Vec<&str> = looked_up.iter().map(|(_, l)| l.outcome).collect();
-        let vetoes: Vec<_> = looked_up.iter().map(|(_, l)| l.veto).collect();
-        let cosines: Vec<f32> = looked_up.iter().map(|(_, l)| l.likeness.cosine).collect();
-        let least: Vec<f32> = looked_up
-            .iter()
-            .map(|(_, l)| l.likeness.cosine_min)
-            .collect();
-        let chances: Vec<_> = looked_up.iter().map(|(_, l)| l.recheck).collect();
-        sqlx::query!(
-            "insert into semantic_lookups (job_id, tenant, entry, outcome, veto, cosine, cosine_min,
-                                           looked_at, recheck_propensity)
-             select n.job_id, n.tenant, n.entry, n.outcome, n.veto, n.cosine, n.cosine_min, $9, n.chance
-               from unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::float4[],
-                           $7::float4[], $8::float8[])
-                    as n (job_id, tenant, entry, outcome, veto, cosine, cosine_min, chance)
-                 on conflict do nothing",
-            &ids,
-            &tenants as &[&str],
-            &entries as &[&[u8]],
-            &outcomes as &[&str],
-            &vetoes as &[Option<&str>],
-            &cosines,
-            &least,
-            &chances as &[Option<f64>],
-            now
-        )
-        .execute(&mut *connection)
-        .await?;
-    }
-    let (firsts, copies): (Vec<Uuid>, Vec<Uuid>) = jobs
-        .iter()
-        .filter_map(|job| Some((job.shadow_of()?.0, job.head.id.0)))
-        .unzip();
-    if !firsts.is_empty() {
-        sqlx::query!(
-            "update semantic_lookups l set recheck_id = n.recheck_id, made_at = $3
-               from unnest($1::uuid[], $2::uuid[]) as n (job_id, recheck_id)
-              where l.job_id = n.job_id and l.recheck_propensity is not null",
-            &firsts,
-            &copies,
-            now
-        )
-        .execute(connection)
         .await?;
     }
     Ok(())
@@ -178,18 +123,15 @@ impl PostgresStore {
         stuck_after: Duration,
     ) -> Result<Vec<(Job, Tier)>, BackendError> {
         let mut connection = self.pool.acquire().await?;
-        let rows = job_rows!(
-            "select",
-            r#"null::text as "text?", null::text as logprobs
+        let rows = sqlx::query_as::<_, Row>(job_rows("select", "null::text as text, null::text as logprobs
                from semantic_lookups l join jobs j on j.id = l.job_id
                left join jobs c on c.id = l.recheck_id
               where l.recheck_propensity is not null and l.rechecked_at is null and j.source = 'semantic'
                 and (l.recheck_id is null
                      or (l.made_at < $1 and c.state = 'routed' and c.attempts = 0))
-              order by l.job_id limit $2"#,
-            before(self.clock.now(), stuck_after),
-            i64::try_from(limit).unwrap_or(i64::MAX)
-        )
+              order by l.job_id limit $2"))
+.bind(before(self.clock.now(), stuck_after))
+.bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
@@ -197,7 +139,7 @@ impl PostgresStore {
         rows.into_iter()
             .filter_map(|row| {
                 let request = requests.get(&row.id)?;
-                let tier = row.tier.as_deref()?.parse().ok()?;
+                let tier = row.tier?;
                 let job = decode_row(row).job(request).map_err(BackendError::from);
                 Some(job.map(|job| (job, tier)))
             })

@@ -10,20 +10,19 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    PostgresStore, attempts,
+    PostgresStore, attempts, batch,
     cache::{self, Filling},
     dead,
-    insert::{AnswerColumns, insert_texts},
-    job_rows, lock_rows,
-    savings::write_savings,
-    text::{decode_row, encode},
+    insert::insert_texts,
+    lock_rows,
 };
 use crate::{
-    job::{Answer, CacheKey, JobId, JobRecord, RoutedJob, Usage},
+    job::{Answer, CacheKey, JobId, JobRecord, JobState, RoutedJob},
     store::{
         AttemptOutcome, Settled, Settlement,
         effect::{Effect, Given},
         error::BackendError,
+        records,
         row::Row,
     },
 };
@@ -45,7 +44,11 @@ impl PostgresStore {
             .into_iter()
             .partition(|one| matches!(one.outcome, AttemptOutcome::Cancelled(..)));
         let mut transaction = self.pool.begin().await?;
-        write_savings(&mut transaction, &firsts).await?;
+        let savings: Vec<_> = firsts
+            .iter()
+            .filter_map(|one| records::savings(one))
+            .collect();
+        batch::execute(&mut transaction, &savings, records::WRITE_SAVINGS).await?;
         let rows = end_attempts(&mut transaction, &firsts, now).await?;
         let mut rows: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
         let committed: Vec<(&Settlement, Effect<'_>)> = firsts
@@ -61,11 +64,10 @@ impl PostgresStore {
         let is_fenced = |one: &&Settlement| !committed.iter().any(|(done, _)| done.job == one.job);
         let fenced = firsts.iter().copied().filter(is_fenced).chain(superseded);
         close_fenced(&mut transaction, fenced.collect()).await?;
-        let answers: Vec<(Uuid, &Answer)> = committed
+        let answers = committed
             .iter()
-            .filter_map(|(settlement, effect)| Some((settlement.job.0, effect.answer?)))
-            .collect();
-        insert_texts(&mut transaction, &answers).await?;
+            .filter_map(|(settlement, effect)| Some((settlement.job.0, effect.answer?)));
+        insert_texts(&mut transaction, answers).await?;
         let answered = attempts::fall_back(&mut transaction, rows.values()).await?;
         rows.extend(answered);
         let mut shared = settle_cache(&mut transaction, &committed, &rows, now, ttl).await?;
@@ -146,7 +148,7 @@ impl PostgresStore {
         let (waiting, gone): (Vec<Row>, Vec<Row>) = lock_rows(&mut transaction, &ids)
             .await?
             .into_iter()
-            .partition(|row| row.state == "routed");
+            .partition(|row| row.state == JobState::Routed);
         let led: Vec<_> = gone
             .iter()
             .filter_map(|row| Some((row.cache_key()?, row.id)))
@@ -188,106 +190,11 @@ async fn end_attempts(
     settlements: &[&Settlement],
     now: DateTime<Utc>,
 ) -> Result<Vec<Row>, BackendError> {
-    let effects: Vec<Effect<'_>> = settlements.iter().map(|s| Effect::of(&s.outcome)).collect();
-    let mut c = AnswerColumns::default();
-    for effect in &effects {
-        c.push_option(effect.answer);
-    }
-    let ids: Vec<Uuid> = settlements.iter().map(|s| s.job.0).collect();
-    let attempts: Vec<i32> = settlements.iter().map(|s| number(s.attempt)).collect();
-    let states: Vec<&str> = effects.iter().map(|effect| effect.state.as_str()).collect();
-    let tiers: Vec<_> = effects.iter().map(|effect| effect.tier).collect();
-    let returned: Vec<i32> = effects.iter().map(|e| i32::from(e.is_returned)).collect();
-    let codes: Vec<_> = effects
+    let rows: Vec<_> = settlements
         .iter()
-        .map(|effect| effect.job_reason().map(|reason| reason.code.as_str()))
+        .map(|one| records::ended(one, &Effect::of(&one.outcome), now))
         .collect();
-    let messages: Vec<_> = effects
-        .iter()
-        .map(|effect| effect.job_reason().map(|reason| encode(&reason.message)))
-        .collect();
-    let confidences: Vec<_> = settlements.iter().map(|s| s.confidence).collect();
-    let escalated: Vec<_> = effects.iter().map(Effect::escalated).collect();
-    let tokens = |of: fn(&Usage) -> u32| -> Vec<Option<i32>> {
-        let count = |usage: &Usage| i32::try_from(of(usage)).unwrap_or(i32::MAX);
-        let each = escalated.iter();
-        each.map(|usage| usage.as_ref().map(count)).collect()
-    };
-    let escalated_prompt = tokens(|usage| usage.prompt_tokens);
-    let escalated_computed = tokens(|usage| usage.prompt_tokens_computed);
-    let escalated_completion = tokens(|usage| usage.completion_tokens);
-    let sources: Vec<_> = effects
-        .iter()
-        .map(|effect| effect.source().map(|source| source.as_str()))
-        .collect();
-    let reused = || effects.iter().map(|effect| effect.reused);
-    let answered_by: Vec<_> = reused().map(|r| r.map(|r| r.leader.0)).collect();
-    let cosines: Vec<_> = reused().map(|r| r.map(|r| r.cosine)).collect();
-    let started: Vec<_> = settlements.iter().map(|s| s.started_at).collect();
-    let first_token: Vec<_> = settlements.iter().map(|s| s.first_token_at).collect();
-    let rows = job_rows!(
-        "with ended as (
-             select * from unnest(
-                 $1::uuid[], $2::int4[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[],
-                 $8::timestamptz[], $9::timestamptz[], $10::int4[], $11::int4[], $12::int4[], $13::text[],
-                 $14::text[], $15::text[], $16::float4[], $18::float4[], $19::int4[], $20::int4[], $21::int4[],
-                 $22::text[], $23::uuid[], $24::float4[])
-                 as n (id, attempt, state, tier, returned, code, message, started_at, first_token_at,
-                       prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason, model,
-                       revision, mean_logprob, confidence, escalated_prompt, escalated_computed,
-                       escalated_completion, source, answered_by, cosine))
-         update jobs j
-            set state = n.state,
-                tier = coalesce(n.tier, j.tier),
-                attempts_returned = j.attempts_returned + n.returned,
-                source = n.source, answered_by = n.answered_by, cosine = n.cosine,
-                reason_code = n.code, reason_message = n.message, started_at = n.started_at,
-                first_token_at = n.first_token_at, prompt_tokens = n.prompt_tokens,
-                prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
-                finish_reason = n.finish_reason, model = n.model, revision = n.revision,
-                mean_logprob = n.mean_logprob,
-                finished_at = case when n.state <> 'routed' then $17::timestamptz end,
-                confidence = coalesce(n.confidence, j.confidence),
-                escalated_prompt_tokens = coalesce(
-                    coalesce(j.escalated_prompt_tokens, 0) + n.escalated_prompt, j.escalated_prompt_tokens),
-                escalated_prompt_tokens_computed = coalesce(
-                    coalesce(j.escalated_prompt_tokens_computed, 0) + n.escalated_computed,
-                    j.escalated_prompt_tokens_computed),
-                escalated_completion_tokens = coalesce(
-                    coalesce(j.escalated_completion_tokens, 0) + n.escalated_completion,
-                    j.escalated_completion_tokens)
-           from ended n
-          where j.id = n.id and j.attempts = n.attempt and j.state = 'running'
-         returning",
-        r#"null::text as "text?", null::text as logprobs"#,
-        &ids,
-        &attempts,
-        &states as &[&str],
-        &tiers as &[Option<&str>],
-        &returned,
-        &codes as &[Option<&str>],
-        &messages as &[Option<std::borrow::Cow<'_, str>>],
-        &started,
-        &first_token as &[Option<DateTime<Utc>>],
-        &c.prompt_tokens as &[Option<i32>],
-        &c.prompt_tokens_computed as &[Option<i32>],
-        &c.completion_tokens as &[Option<i32>],
-        &c.finish_reason as &[Option<&str>],
-        &c.model as &[Option<std::borrow::Cow<'_, str>>],
-        &c.revision as &[Option<std::borrow::Cow<'_, str>>],
-        &c.mean_logprob as &[Option<f32>],
-        now as DateTime<Utc>,
-        &confidences as &[Option<f32>],
-        &escalated_prompt as &[Option<i32>],
-        &escalated_computed as &[Option<i32>],
-        &escalated_completion as &[Option<i32>],
-        &sources as &[Option<&str>],
-        &answered_by as &[Option<Uuid>],
-        &cosines as &[Option<f32>],
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows.into_iter().map(decode_row).collect())
+    batch::update_jobs(connection, &rows, records::END_ATTEMPT).await
 }
 
 /// Fills and gives up cache entries; returns the jobs that waited, by the job that answered them.
@@ -366,9 +273,7 @@ async fn share(
     )
     .fetch_all(&mut *connection)
     .await?;
-    let mut c = AnswerColumns::default();
-    let (mut ids, mut leaders, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut sources, mut cosines) = (Vec::new(), Vec::new());
+    let mut rows = Vec::new();
     let mut given_to: HashMap<Uuid, (JobId, &Answer)> = HashMap::new();
     for row in waiting {
         let Some((settled, given)) = sharing.get(row.key.as_slice()) else {
@@ -379,61 +284,19 @@ async fn share(
         {
             continue;
         }
-        c.push(given.answer);
-        ids.push(row.id);
-        leaders.push(given.by.0);
-        sources.push(given.source.as_str());
-        cosines.push(given.cosine);
-        answers.push((row.id, given.answer));
+        rows.push(records::shared(row.id, given, now));
         given_to.insert(row.id, (*settled, given.answer));
     }
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let rows = job_rows!(
-        "update jobs j
-            set state = 'succeeded', source = n.source, answered_by = n.leader, cosine = n.cosine,
-                waits_for = null,
-                finished_at = $10, prompt_tokens = n.prompt_tokens,
-                prompt_tokens_computed = n.prompt_tokens_computed, completion_tokens = n.completion_tokens,
-                finish_reason = n.finish_reason, model = n.model, revision = n.revision,
-                mean_logprob = n.mean_logprob
-           from unnest($1::uuid[], $2::uuid[], $3::int4[], $4::int4[], $5::int4[], $6::text[], $7::text[],
-                       $8::text[], $9::float4[], $11::text[], $12::float4[])
-                as n (id, leader, prompt_tokens, prompt_tokens_computed, completion_tokens, finish_reason,
-                      model, revision, mean_logprob, source, cosine)
-          where j.id = n.id and j.state = 'routed'
-         returning",
-        r#"null::text as "text?", null::text as logprobs"#,
-        &ids,
-        &leaders,
-        &c.prompt_tokens as &[Option<i32>],
-        &c.prompt_tokens_computed as &[Option<i32>],
-        &c.completion_tokens as &[Option<i32>],
-        &c.finish_reason as &[Option<&str>],
-        &c.model as &[Option<std::borrow::Cow<'_, str>>],
-        &c.revision as &[Option<std::borrow::Cow<'_, str>>],
-        &c.mean_logprob as &[Option<f32>],
-        now as DateTime<Utc>,
-        &sources as &[&str],
-        &cosines as &[Option<f32>],
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    insert_texts(connection, &answers).await?;
+    let rows = batch::update_jobs(connection, &rows, records::SHARE).await?;
+    let answers = given_to.iter().map(|(id, (_, answer))| (*id, *answer));
+    insert_texts(connection, answers).await?;
     let mut shared: HashMap<JobId, Vec<JobRecord>> = HashMap::new();
-    for row in rows {
+    for mut row in rows {
         let Some((settled, answer)) = given_to.get(&row.id) else {
             continue;
         };
-        let mut row = decode_row(row);
         row.give(answer);
         shared.entry(*settled).or_default().push(row.into_record()?);
     }
     Ok(shared)
-}
-
-/// Attempts are small numbers; one that does not fit matches no row.
-pub(super) fn number(attempt: u32) -> i32 {
-    i32::try_from(attempt).unwrap_or(-1)
 }

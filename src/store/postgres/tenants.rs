@@ -9,25 +9,22 @@ use crate::{
 impl PostgresStore {
     pub(crate) async fn tenants(&self) -> Result<Vec<TenantLimits>, BackendError> {
         let rows = sqlx::query!(
-            "select tenant, weight, tokens_per_minute, running_max, requests_per_minute
-               from tenants order by tenant collate \"C\""
+            r#"select tenant as "tenant: Tenant", weight, tokens_per_minute, running_max, requests_per_minute
+               from tenants order by tenant collate "C""#
         )
         .fetch_all(&self.pool)
         .await?;
         let count = |count: Option<i32>| count.and_then(|count| u32::try_from(count).ok());
-        rows.into_iter()
-            .map(|row| {
-                Ok(TenantLimits {
-                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
-                    weight: row.weight,
-                    tokens_per_minute: row
-                        .tokens_per_minute
-                        .and_then(|count| u32::try_from(count).ok()),
-                    running_max: count(row.running_max),
-                    requests_per_minute: count(row.requests_per_minute),
-                })
-            })
-            .collect()
+        let limits = rows.into_iter().map(|row| TenantLimits {
+            tenant: row.tenant,
+            weight: row.weight,
+            tokens_per_minute: row
+                .tokens_per_minute
+                .and_then(|count| u32::try_from(count).ok()),
+            running_max: count(row.running_max),
+            requests_per_minute: count(row.requests_per_minute),
+        });
+        Ok(limits.collect())
     }
 
     pub(crate) async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), BackendError> {

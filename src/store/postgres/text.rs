@@ -49,14 +49,9 @@ pub(super) fn decode_row(row: Row) -> Row {
     row.map_texts(decode)
 }
 
-/// A JSON value as `jsonb` takes it. Features hold no prompt text, so a replaced letter is no loss.
-pub(super) fn encode_json(value: &serde_json::Value) -> String {
-    let json = value.to_string();
-    if json.contains("\\u0000") {
-        json.replace("\\u0000", "\\ufffd")
-    } else {
-        json
-    }
+/// JSON as `jsonb` takes it. It holds no prompt text, so a replaced letter is no loss.
+pub(super) fn encode_json(json: &str) -> String {
+    json.replace("\\u0000", "\\ufffd")
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use super::{PostgresStore, text};
-use crate::store::{
-    Heartbeat, WorkerRecord,
-    error::BackendError,
-    rules::{after, before},
+use crate::{
+    job::Tier,
+    store::{
+        Heartbeat, WorkerRecord,
+        error::BackendError,
+        rules::{after, before},
+    },
 };
 
 impl PostgresStore {
@@ -42,29 +45,26 @@ impl PostgresStore {
 
     pub(crate) async fn workers(&self, age: Duration) -> Result<Vec<WorkerRecord>, BackendError> {
         let rows = sqlx::query!(
-            "select worker, tier, model, revision, batch_max, running, draining, seen_at,
+            r#"select worker, tier as "tier: Tier", model, revision, batch_max, running, draining, seen_at,
                     context_tokens, takes_affinity_queues, lease_until
-               from workers where seen_at >= $1 order by seen_at desc, worker",
+               from workers where seen_at >= $1 order by seen_at desc, worker"#,
             before(self.clock.now(), age)
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(WorkerRecord {
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
-                    worker: row.worker,
-                    model: text::decode(row.model),
-                    revision: text::decode(row.revision),
-                    batch_max: u32::try_from(row.batch_max).unwrap_or(0),
-                    context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
-                    running: u32::try_from(row.running).unwrap_or(0),
-                    draining: row.draining,
-                    takes_affinity_queues: row.takes_affinity_queues,
-                    lease_until: row.lease_until,
-                    seen_at: row.seen_at,
-                })
-            })
-            .collect()
+        let workers = rows.into_iter().map(|row| WorkerRecord {
+            tier: row.tier,
+            worker: row.worker,
+            model: text::decode(row.model),
+            revision: text::decode(row.revision),
+            batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+            context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
+            running: u32::try_from(row.running).unwrap_or(0),
+            draining: row.draining,
+            takes_affinity_queues: row.takes_affinity_queues,
+            lease_until: row.lease_until,
+            seen_at: row.seen_at,
+        });
+        Ok(workers.collect())
     }
 }

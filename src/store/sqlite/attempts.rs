@@ -2,63 +2,21 @@
 
 use sqlx::SqliteConnection;
 
-use super::find_row;
-use crate::{
-    job::Signals,
-    store::{
-        Settlement,
-        effect::Effect,
-        error::BackendError,
-        row::{Row, logprobs_json},
-    },
-};
+use super::{admit::insert, find_row, single};
+use crate::store::{Settlement, effect::Effect, error::BackendError, records, row::Row};
 
-/// Writes what the attempt came to.
+/// Closes an attempt with its outcome, and keeps an answer that its job does not get.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     settlement: &Settlement,
     effect: &Effect<'_>,
 ) -> Result<(), BackendError> {
-    let answer = effect.generated;
-    let usage = answer.map(|answer| answer.usage);
-    let signals = settlement.signals.as_ref().map(Signals::to_json);
-    let done = sqlx::query(
-        "update attempts
-            set outcome = ?3, started_at = ?4, first_token_at = ?5, finished_at = ?6, reason_code = ?7,
-                reason_message = ?8, prompt_tokens = ?9, prompt_tokens_computed = ?10,
-                completion_tokens = ?11, mean_logprob = ?12, finish_reason = ?13, confidence = ?14,
-                signals = ?15
-          where job_id = ?1 and attempt = ?2 and outcome = 'running'",
-    )
-    .bind(settlement.job.0)
-    .bind(settlement.attempt)
-    .bind(effect.outcome)
-    .bind(settlement.started_at)
-    .bind(settlement.first_token_at)
-    .bind(settlement.finished_at)
-    .bind(effect.reason.map(|reason| reason.code.as_str()))
-    .bind(effect.reason.map(|reason| reason.message.as_str()))
-    .bind(usage.map(|usage| usage.prompt_tokens))
-    .bind(usage.map(|usage| usage.prompt_tokens_computed))
-    .bind(usage.map(|usage| usage.completion_tokens))
-    .bind(answer.and_then(|answer| answer.mean_logprob))
-    .bind(answer.map(|answer| answer.finish_reason.as_str()))
-    .bind(settlement.confidence)
-    .bind(signals)
-    .execute(&mut *connection)
-    .await?;
-    if let Some(answer) = effect.kept().filter(|_| done.rows_affected() > 0) {
-        sqlx::query(
-            "insert into attempt_answers (job_id, attempt, text, logprobs) values (?1, ?2, ?3, ?4)",
-        )
-        .bind(settlement.job.0)
-        .bind(settlement.attempt)
-        .bind(&answer.text)
-        .bind(logprobs_json(answer))
-        .execute(connection)
-        .await?;
+    let outcome = records::attempt_outcome(settlement, effect);
+    if single::execute(connection, outcome, records::CLOSE_ATTEMPT).await? == 0 {
+        return Ok(());
     }
-    Ok(())
+    let kept = records::attempt_answer(settlement, effect);
+    insert(connection, "attempt_answers", kept, "").await
 }
 
 /// Gives a job that has just ended without an answer the one that was escalated, if there is one;

@@ -3,14 +3,14 @@
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 
-use super::{SqliteStore, row_columns};
+use super::SqliteStore;
 use crate::{
     job::{JobId, JobRecord},
     store::{
         CacheFilter, CacheLimits, CacheStats, CacheUpkeep,
         cache::{ABANDONED_AFTER, STEP_MAX, STEPS_MAX, count, limit},
         error::BackendError,
-        row::Row,
+        row::{Row, job_rows},
         rules::before,
     },
 };
@@ -226,17 +226,13 @@ impl SqliteStore {
         let mut records = Vec::new();
         for job in jobs {
             // One transaction settles them all and gives them all one instant.
-            let rows: Vec<Row> = sqlx::query_as(concat!(
-                "select",
-                row_columns!(),
-                "a.text, a.logprobs
+            let rows: Vec<Row> = sqlx::query_as(job_rows("select", "a.text, a.logprobs
                    from jobs l
                    join jobs j on j.cache_key = l.cache_key and j.finished_at = l.finished_at and j.id <> l.id
                    left join answers a on a.job_id = j.id
                   where l.id = ?1 and l.state = 'succeeded'
                     and j.source in ('shared', 'semantic') and j.reply_to is not null
-                  order by j.id"
-            ))
+                  order by j.id"))
             .bind(job.0)
             .fetch_all(&self.readers)
             .await?;

@@ -45,11 +45,13 @@ impl SqliteStore {
             let Some(row) = find_row(&mut transaction, id).await? else {
                 continue;
             };
-            let is_other = tenant.as_ref().is_some_and(|of| of.as_str() != row.tenant);
+            let is_other = tenant.as_ref().is_some_and(|of| *of != row.tenant);
             if is_other || !row.is_open() {
                 continue;
             }
-            if row.state == "running" && !claim::is_alive(&mut transaction, &row, now).await? {
+            if row.state == JobState::Running
+                && !claim::is_alive(&mut transaction, &row, now).await?
+            {
                 claim::mark_lost(&mut transaction, &row, now).await?;
             }
             let row = claim::write_end(

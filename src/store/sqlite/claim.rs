@@ -6,12 +6,13 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, admit, attempts, cache, dead, find_row};
+use super::{SqliteStore, admit, attempts, cache, dead, find_row, single};
 use crate::{
     job::{JobHead, JobRecord, JobState, Reason},
     store::{
         Claim, Claimant, Claimed,
         error::BackendError,
+        records,
         row::Row,
         rules::{self, ClaimStep, Fate, NewJob},
     },
@@ -129,7 +130,7 @@ async fn end_one(
     if !row.is_open() || is_alive(connection, &row, now).await? {
         return Ok(row.into_record()?);
     }
-    if row.state == "running" {
+    if row.state == JobState::Running {
         mark_lost(connection, &row, now).await?;
     }
     let row = write_end(connection, row, state, reason, now).await?;
@@ -142,7 +143,7 @@ pub(super) async fn is_alive(
     row: &Row,
     now: DateTime<Utc>,
 ) -> Result<bool, BackendError> {
-    if row.state != "running" {
+    if row.state != JobState::Running {
         return Ok(false);
     }
     if row.lease_until.is_some_and(|until| until > now) {
@@ -156,21 +157,14 @@ pub(super) async fn is_alive(
     Ok(lease.is_some_and(|until| until > now))
 }
 
-/// Marks the latest attempt as vanished without a word.
+/// Marks the latest attempt, whose worker vanished.
 pub(super) async fn mark_lost(
     connection: &mut SqliteConnection,
     row: &Row,
     now: DateTime<Utc>,
 ) -> Result<(), BackendError> {
-    sqlx::query(
-        "update attempts set outcome = 'lost', finished_at = ?3
-          where job_id = ?1 and attempt = ?2 and outcome = 'running'",
-    )
-    .bind(row.id)
-    .bind(row.attempts)
-    .bind(now)
-    .execute(connection)
-    .await?;
+    let lost = records::lost(row.id, row.attempts, now);
+    single::execute(connection, lost, records::MARK_LOST).await?;
     Ok(())
 }
 
@@ -181,34 +175,10 @@ async fn begin_attempt(
     attempt: i32,
     now: DateTime<Utc>,
 ) -> Result<(), BackendError> {
-    sqlx::query(
-        "update jobs
-            set state = 'running', attempts = ?2, worker = ?3, lease_until = ?4, started_at = ?5,
-                tier = coalesce(tier, ?6), waits_for = null
-          where id = ?1 and state in ('queued', 'routed', 'running')",
-    )
-    .bind(id)
-    .bind(attempt)
-    .bind(&claimant.worker)
-    .bind(rules::after(now, claimant.lease))
-    .bind(now)
-    .bind(claimant.tier.as_str())
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query(
-        "insert into attempts (job_id, attempt, tier, model, revision, worker, outcome, claimed_at)
-         values (?1, ?2, ?3, ?4, ?5, ?6, 'running', ?7)",
-    )
-    .bind(id)
-    .bind(attempt)
-    .bind(claimant.tier.as_str())
-    .bind(&claimant.model)
-    .bind(&claimant.revision)
-    .bind(&claimant.worker)
-    .bind(now)
-    .execute(connection)
-    .await?;
-    Ok(())
+    let claimed = records::claimed(claimant, id, attempt, now);
+    single::execute(connection, claimed, records::CLAIM_JOB).await?;
+    let attempt = records::attempt(claimant, id, attempt, now);
+    admit::insert(connection, "attempts", Some(attempt), "").await
 }
 
 /// Writes an end without an answer of its own (an escalated one serves instead) and gives up the job's cache entry.
@@ -219,21 +189,11 @@ pub(super) async fn write_end(
     reason: &Reason,
     now: DateTime<Utc>,
 ) -> Result<Row, BackendError> {
-    sqlx::query(
-        "update jobs
-            set state = ?2, reason_code = ?3, reason_message = ?4, finished_at = ?5, waits_for = null
-          where id = ?1 and state in ('queued', 'routed', 'running')",
-    )
-    .bind(row.id)
-    .bind(state.as_str())
-    .bind(&reason.code)
-    .bind(&reason.message)
-    .bind(now)
-    .execute(&mut *connection)
-    .await?;
+    let end = records::end(row.id, state, reason, now);
+    single::execute(connection, end, records::END_JOB).await?;
     if let Some(key) = row.cache_key() {
         cache::give_up(connection, &key, row.id).await?;
     }
-    let row = row.ended(state.as_str(), reason, now);
+    let row = row.ended(state, reason, now);
     attempts::fall_back(connection, row).await
 }

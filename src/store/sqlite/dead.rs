@@ -4,10 +4,12 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::SqliteStore;
+use super::{SqliteStore, admit::insert};
 use crate::{
     job::{JobId, Reason},
-    store::{DeadFilter, DeadLetter, DeadResolution, error::BackendError, row::Row, rules},
+    store::{
+        DeadFilter, DeadLetter, DeadResolution, error::BackendError, records, row::Row, rules,
+    },
 };
 
 #[derive(sqlx::FromRow)]
@@ -29,7 +31,7 @@ impl SqliteStore {
     ) -> Result<(), BackendError> {
         let mut transaction = self.begin().await?;
         for letter in letters {
-            insert(&mut transaction, letter).await?;
+            write(&mut transaction, letter).await?;
         }
         transaction.commit().await?;
         Ok(())
@@ -103,25 +105,15 @@ impl SqliteStore {
     }
 }
 
-async fn insert(
-    connection: &mut SqliteConnection,
-    letter: &DeadLetter,
-) -> Result<(), BackendError> {
-    sqlx::query(
-        "insert into dead_letters (id, job_id, tenant, queue, reason_code, reason_message, body, died_at)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (id) do nothing",
+async fn write(connection: &mut SqliteConnection, letter: &DeadLetter) -> Result<(), BackendError> {
+    let row = Some(records::dead_letter(letter));
+    insert(
+        connection,
+        "dead_letters",
+        row,
+        "on conflict (id) do nothing",
     )
-    .bind(letter.id)
-    .bind(letter.job.map(|job| job.0))
-    .bind(letter.tenant.as_ref().map(|tenant| tenant.as_str()))
-    .bind(&letter.queue)
-    .bind(&letter.reason.code)
-    .bind(&letter.reason.message)
-    .bind(&letter.body)
-    .bind(letter.died_at)
-    .execute(connection)
-    .await?;
-    Ok(())
+    .await
 }
 
 /// Leaves a dead letter for a job whose attempts are spent.
@@ -133,7 +125,7 @@ pub(super) async fn quarantine(
 ) -> Result<(), BackendError> {
     let request = request(connection, row.id).await?;
     let letter = rules::letter_of(row, request.as_deref(), reason, now)?;
-    insert(connection, &letter).await
+    write(connection, &letter).await
 }
 
 /// A job's request, as JSON.

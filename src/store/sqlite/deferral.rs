@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::{SqliteStore, dead, find_row};
 use crate::{
-    job::{JobId, Tenant},
+    job::{JobId, JobState, Tenant},
     store::{
         DeferredJob, DeferredQueue, Released, TenantLoad,
         deferral::{self, Extras},
         error::BackendError,
         row::Row,
-        rules::{NewJob, after, before},
+        rules::{after, before},
     },
 };
 
@@ -54,12 +54,11 @@ impl SqliteStore {
                   order by rank, job_id limit ?4",
             )
             .bind(queue.as_str())
-            .bind(&tenant)
+            .bind(tenant.as_str())
             .bind(self.clock.now())
             .bind(i64::try_from(each).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
-            let tenant: Tenant = tenant.parse().map_err(BackendError::Rule)?;
             held.extend(rows.into_iter().map(|(id, tokens)| DeferredJob {
                 job: JobId(id),
                 tenant: tenant.clone(),
@@ -70,7 +69,7 @@ impl SqliteStore {
     }
 
     /// Each tenant is found by one step into the index, however many jobs it has.
-    async fn waiting_tenants(&self, queue: DeferredQueue) -> Result<Vec<String>, BackendError> {
+    async fn waiting_tenants(&self, queue: DeferredQueue) -> Result<Vec<Tenant>, BackendError> {
         let tenants = sqlx::query_scalar(
             "with recursive t (tenant) as (
                  select min(tenant) from deferred_jobs where queue = ?1 and released_at is null
@@ -92,7 +91,7 @@ impl SqliteStore {
         let mut held = Vec::new();
         for queue in &DeferredQueue::ALL[1..] {
             for tenant in self.waiting_tenants(*queue).await? {
-                held.push((*queue, tenant.parse().map_err(BackendError::Rule)?));
+                held.push((*queue, tenant));
             }
         }
         Ok(held)
@@ -146,7 +145,7 @@ impl SqliteStore {
                 }
                 Some(message) => released.push(message),
                 // One that runs goes on counting against its tenant's limits.
-                None if row.state == "running" => {}
+                None if row.state == JobState::Running => {}
                 None => forget(&mut transaction, job.0).await?,
             }
         }
@@ -205,7 +204,7 @@ impl SqliteStore {
         .bind(minute_ago)
         .execute(&mut *transaction)
         .await?;
-        let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        let rows: Vec<(Tenant, i64, i64)> = sqlx::query_as(
             "select h.tenant, count(*) filter (where j.finished_at is null),
                     coalesce(sum(h.tokens) filter (where h.released_at >= ?1), 0)
                from deferred_jobs h left join jobs j on j.id = h.job_id
@@ -215,15 +214,14 @@ impl SqliteStore {
         .fetch_all(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        rows.into_iter()
-            .map(|(tenant, running, tokens)| {
-                Ok(TenantLoad {
-                    tenant: tenant.parse().map_err(BackendError::Rule)?,
-                    running: u32::try_from(running).unwrap_or(u32::MAX),
-                    tokens_last_minute: u64::try_from(tokens).unwrap_or(0),
-                })
-            })
-            .collect()
+        let loads = rows
+            .into_iter()
+            .map(|(tenant, running, tokens)| TenantLoad {
+                tenant,
+                running: u32::try_from(running).unwrap_or(u32::MAX),
+                tokens_last_minute: u64::try_from(tokens).unwrap_or(0),
+            });
+        Ok(loads.collect())
     }
 }
 
@@ -235,41 +233,12 @@ async fn forget(connection: &mut SqliteConnection, id: Uuid) -> Result<(), Backe
     Ok(())
 }
 
-/// Holds a job that has just been written, if it is to be.
-pub(super) async fn hold(
-    connection: &mut SqliteConnection,
-    job: &NewJob<'_>,
-    now: DateTime<Utc>,
-) -> Result<(), BackendError> {
-    let Some((queue, hold)) = job.hold() else {
-        return Ok(());
-    };
-    sqlx::query(
-        "insert into deferred_jobs (job_id, tenant, queue, rank, tokens, extras, deferred_at)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             on conflict (job_id) do update
-            set queue = excluded.queue, rank = excluded.rank, tokens = excluded.tokens,
-                extras = excluded.extras, deferred_at = excluded.deferred_at, released_at = null,
-                published_at = null",
-    )
-    .bind(job.head.id.0)
-    .bind(job.head.tenant.as_str())
-    .bind(queue.as_str())
-    .bind(hold.rank)
-    .bind(hold.tokens)
-    .bind(job.extras())
-    .bind(now)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// True when a job waits to be released.
 pub(super) async fn is_deferred(
     connection: &mut SqliteConnection,
     row: &Row,
 ) -> Result<bool, BackendError> {
-    if !row.is_open() || row.state == "running" {
+    if !row.is_open() || row.state == JobState::Running {
         return Ok(false);
     }
     let held: Option<i64> =

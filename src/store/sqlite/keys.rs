@@ -1,39 +1,9 @@
 //! Keys of the HTTP interface.
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::store::{ApiKey, KeyDigest, error::BackendError};
-
-#[derive(sqlx::FromRow)]
-struct KeyRow {
-    id: Uuid,
-    name: String,
-    tenant: Option<String>,
-    scopes: String,
-    created_at: DateTime<Utc>,
-    expires_at: Option<DateTime<Utc>>,
-    revoked_at: Option<DateTime<Utc>>,
-}
-
-impl KeyRow {
-    fn into_key(self) -> Result<ApiKey, BackendError> {
-        Ok(ApiKey {
-            id: self.id,
-            name: self.name,
-            tenant: self
-                .tenant
-                .map(|tenant| tenant.parse())
-                .transpose()
-                .map_err(BackendError::Rule)?,
-            scopes: self.scopes.parse().map_err(BackendError::Rule)?,
-            created_at: self.created_at,
-            expires_at: self.expires_at,
-            revoked_at: self.revoked_at,
-        })
-    }
-}
 
 impl SqliteStore {
     pub(crate) async fn add_key(
@@ -59,17 +29,17 @@ impl SqliteStore {
     }
 
     pub(crate) async fn keys(&self) -> Result<Vec<ApiKey>, BackendError> {
-        let rows: Vec<KeyRow> = sqlx::query_as(
+        let rows: Vec<ApiKey> = sqlx::query_as(
             "select id, name, tenant, scopes, created_at, expires_at, revoked_at
                from api_keys order by created_at, id",
         )
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter().map(KeyRow::into_key).collect()
+        Ok(rows)
     }
 
     pub(crate) async fn find_key(&self, digest: KeyDigest) -> Result<Option<ApiKey>, BackendError> {
-        let row: Option<KeyRow> = sqlx::query_as(
+        let row: Option<ApiKey> = sqlx::query_as(
             "select id, name, tenant, scopes, created_at, expires_at, revoked_at from api_keys
               where digest = ?1 and revoked_at is null and (expires_at is null or expires_at > ?2)",
         )
@@ -77,7 +47,7 @@ impl SqliteStore {
         .bind(self.clock.now())
         .fetch_optional(&self.readers)
         .await?;
-        row.map(KeyRow::into_key).transpose()
+        Ok(row)
     }
 
     pub(crate) async fn revoke_key(&self, id: Uuid) -> Result<bool, BackendError> {

@@ -3,50 +3,22 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, dead, row_columns};
+use super::{SqliteStore, dead};
 use crate::{
-    job::{Job, JobId, Tenant},
+    job::{Job, JobId, Tenant, Tier},
     store::{
         DecisionRecord, Feedback, PairRow, PastDecision, StoredWeights, TierCost,
         error::BackendError,
-        row::Row,
-        rules::{self, NewJob, before},
+        row::{Row, job_rows},
+        rules::{self, before},
     },
 };
 
-/// Notes that a new job was drawn to run on large as well, or that it is such a copy.
-pub(super) async fn note_shadow(
-    connection: &mut SqliteConnection,
-    job: &NewJob<'_>,
-    now: DateTime<Utc>,
-) -> Result<(), BackendError> {
-    if let Some(chance) = job.shadow() {
-        sqlx::query(
-            "insert into shadows (job_id, propensity, drawn_at) values (?1, ?2, ?3) on conflict do nothing",
-        )
-        .bind(job.head.id.0)
-        .bind(chance)
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
-    }
-    if let Some(first) = job.shadow_of() {
-        sqlx::query("update shadows set shadow_id = ?2, made_at = ?3 where job_id = ?1")
-            .bind(first.0)
-            .bind(job.head.id.0)
-            .bind(now)
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
-}
-
 #[derive(sqlx::FromRow)]
 struct CostRow {
-    tier: String,
+    tier: Tier,
     jobs: i64,
     seconds: f64,
     prompt_tokens: f64,
@@ -56,7 +28,7 @@ struct CostRow {
 #[derive(sqlx::FromRow)]
 struct PairOf {
     job_id: Uuid,
-    tenant: String,
+    tenant: Tenant,
     tags: Option<String>,
     scorer: Option<String>,
     score: Option<f64>,
@@ -142,15 +114,11 @@ impl SqliteStore {
         stuck_after: Duration,
     ) -> Result<Vec<Job>, BackendError> {
         let mut connection = self.readers.acquire().await?;
-        let rows: Vec<Row> = sqlx::query_as(concat!(
-            "select",
-            row_columns!(),
-            "null as text, null as logprobs
+        let rows: Vec<Row> = sqlx::query_as(job_rows("select", "null as text, null as logprobs
                from shadows s join jobs j on j.id = s.job_id left join jobs c on c.id = s.shadow_id
               where s.ended_at is null and j.state = 'succeeded' and j.source = 'computed' and j.tier = 'small'
                 and (s.shadow_id is null or (s.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
-              order by s.job_id limit ?2"
-        ))
+              order by s.job_id limit ?2"))
         .bind(before(self.clock.now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
@@ -202,17 +170,14 @@ impl SqliteStore {
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(TierCost {
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
-                    jobs: u64::try_from(row.jobs).unwrap_or(0),
-                    seconds_mean: row.seconds,
-                    prompt_tokens_mean: row.prompt_tokens,
-                    completion_tokens_mean: row.completion_tokens,
-                })
-            })
-            .collect()
+        let costs = rows.into_iter().map(|row| TierCost {
+            tier: row.tier,
+            jobs: u64::try_from(row.jobs).unwrap_or(0),
+            seconds_mean: row.seconds,
+            prompt_tokens_mean: row.prompt_tokens,
+            completion_tokens_mean: row.completion_tokens,
+        });
+        Ok(costs.collect())
     }
 
     pub(crate) async fn pairs(
@@ -253,7 +218,7 @@ impl SqliteStore {
             };
             pairs.push(PairRow {
                 job: JobId(row.job_id),
-                tenant: row.tenant.parse().map_err(BackendError::Rule)?,
+                tenant: row.tenant,
                 tags: rules::tags_of(row.tags.as_deref()),
                 scorer: row.scorer,
                 score: row.score,

@@ -16,9 +16,9 @@ mod keys;
 mod learning;
 mod read;
 mod rescue;
-mod savings;
 mod semantic;
 mod settle;
+mod single;
 mod targets;
 mod tenants;
 mod workers;
@@ -26,7 +26,7 @@ mod workers;
 use std::time::Duration;
 
 use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool, Transaction,
+    AssertSqlSafe, Sqlite, SqliteConnection, SqlitePool, Transaction,
     migrate::{Migrate, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -35,38 +35,10 @@ use uuid::Uuid;
 use super::{
     StoreError,
     error::BackendError,
-    row::Row,
+    row::{Row, job_rows},
     schema::{self, MIGRATIONS_TABLE},
 };
 use crate::{clock::Clock, config::StoreConfig};
-
-/// The columns of a [`Row`] but its text.
-macro_rules! row_columns {
-    () => {
-        " j.id, j.tenant, j.key, j.custom_id, j.batch, j.state, j.tier, j.score, j.cache_key, j.waits_for, j.source, \
-         j.answered_by, j.cosine, \
-         j.attempts, j.attempts_returned, j.worker, j.lease_until, j.prompt_tokens, \
-         j.prompt_tokens_computed, j.completion_tokens, j.cleaned_tokens, j.pruned_tokens, j.finish_reason, \
-         j.model, j.revision, j.mean_logprob, j.confidence, j.escalated_prompt_tokens, j.escalated_prompt_tokens_computed, \
-         j.escalated_completion_tokens, j.reason_code, j.reason_message, j.digest, j.redrive_of, j.reply_to, \
-         j.correlation_id, j.priority, j.deadline, j.not_before, j.attempts_max, j.submitted_at, j.started_at, \
-         j.finished_at, "
-    };
-}
-
-/// Selects [`Row`]s with their texts; what follows is put after the join.
-macro_rules! select_rows {
-    ($rest:literal) => {
-        concat!(
-            "select",
-            $crate::store::sqlite::row_columns!(),
-            "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id ",
-            $rest
-        )
-    };
-}
-use row_columns;
-use select_rows;
 
 /// A ledger in a SQLite file.
 #[derive(Clone, Debug)]
@@ -225,9 +197,15 @@ async fn find_row(
     connection: &mut SqliteConnection,
     id: Uuid,
 ) -> Result<Option<Row>, BackendError> {
-    let row = sqlx::query_as(select_rows!("where j.id = ?1"))
+    let row = sqlx::query_as(select_jobs("where j.id = ?1"))
         .bind(id)
         .fetch_optional(connection)
         .await?;
     Ok(row)
+}
+
+/// Selects [`Row`]s with their texts; `rest` follows the join.
+fn select_jobs(rest: &str) -> AssertSqlSafe<String> {
+    let joined = "a.text, a.logprobs from jobs j left join answers a on a.job_id = j.id";
+    job_rows("select", &format!("{joined} {rest}"))
 }

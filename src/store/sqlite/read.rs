@@ -3,16 +3,16 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{SqliteStore, dead, find_row, select_rows};
+use super::{SqliteStore, dead, find_row, select_jobs};
 use crate::{
-    job::{Job, JobId, JobRecord, Reason, Tenant},
+    job::{Job, JobId, JobRecord, JobState, Reason, Tenant, Tier},
     store::{AttemptRecord, Overview, RecordFilter, error::BackendError, row::Row},
 };
 
 #[derive(sqlx::FromRow)]
 struct AttemptRow {
     attempt: i64,
-    tier: String,
+    tier: Tier,
     model: String,
     revision: String,
     worker: String,
@@ -48,8 +48,8 @@ impl SqliteStore {
         let mut connection = self.readers.acquire().await?;
         let mut records = Vec::with_capacity(keys.len());
         for key in keys {
-            let row: Option<Row> = sqlx::query_as(select_rows!(
-                "where j.id = (select job_id from idempotency where tenant = ?1 and key = ?2)"
+            let row: Option<Row> = sqlx::query_as(select_jobs(
+                "where j.id = (select job_id from idempotency where tenant = ?1 and key = ?2)",
             ))
             .bind(tenant.as_str())
             .bind(key)
@@ -71,11 +71,11 @@ impl SqliteStore {
             Some((at, id)) => (at, id.0),
             None => (DateTime::UNIX_EPOCH, Uuid::nil()),
         };
-        let rows: Vec<Row> = sqlx::query_as(select_rows!(
+        let rows: Vec<Row> = sqlx::query_as(select_jobs(
             "where j.finished_at is not null and j.finished_at >= ?1 and j.shadow_of is null
                and (j.finished_at, j.id) > (?2, ?3)
                and (?4 is null or j.tenant = ?4) and (?5 is null or j.batch = ?5)
-             order by j.finished_at, j.id limit ?6"
+             order by j.finished_at, j.id limit ?6",
         ))
         .bind(filter.finished_since.unwrap_or(DateTime::UNIX_EPOCH))
         .bind(after_at)
@@ -116,7 +116,7 @@ impl SqliteStore {
             .map(|row| {
                 Ok(AttemptRecord {
                     attempt: u32::try_from(row.attempt).unwrap_or(0),
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
+                    tier: row.tier,
                     model: row.model,
                     revision: row.revision,
                     worker: row.worker,
@@ -146,7 +146,7 @@ impl SqliteStore {
     pub(crate) async fn overview(&self) -> Result<Overview, BackendError> {
         let now = self.clock.now();
         let mut connection = self.readers.acquire().await?;
-        let states: Vec<(String, i64)> = sqlx::query_as(
+        let states: Vec<(JobState, i64)> = sqlx::query_as(
             "select state, count(*)
                from (select state from jobs where finished_at is null
                      union all select state from jobs where finished_at >= ?1)
@@ -157,11 +157,8 @@ impl SqliteStore {
         .await?;
         let states = states
             .into_iter()
-            .map(|(state, jobs)| {
-                let state = state.parse().map_err(BackendError::Rule)?;
-                Ok((state, u64::try_from(jobs).unwrap_or(0)))
-            })
-            .collect::<Result<_, BackendError>>()?;
+            .map(|(state, jobs)| (state, u64::try_from(jobs).unwrap_or(0)))
+            .collect();
         let (jobs, tokens): (i64, i64) = sqlx::query_as(
             "select count(*), coalesce(sum(completion_tokens) filter (where source = 'computed'), 0)
                from jobs where finished_at >= ?1",

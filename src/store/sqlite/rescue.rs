@@ -53,7 +53,7 @@ async fn expire(
         if claim::is_alive(connection, &row, now).await? {
             continue;
         }
-        if row.state == "running" {
+        if row.state == JobState::Running {
             claim::mark_lost(connection, &row, now).await?;
         }
         let reason = overdue(&row);
@@ -114,9 +114,9 @@ async fn find_lost(
         if claim::is_alive(connection, &row, now).await? {
             continue;
         }
-        let message = match row.state.as_str() {
+        let message = match row.state {
             // Whoever claims it finds the lease over.
-            "running" => Some(Released::Tier(row.routed_job(&request)?)),
+            JobState::Running => Some(Released::Tier(row.routed_job(&request)?)),
             _ => deferral::message(&row, &request)?,
         };
         sqlx::query("update jobs set rescued_at = ?2 where id = ?1")

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, cache, dead, row_columns};
+use super::{SqliteStore, cache, dead};
 use crate::{
     job::{Answer, CacheKey, Job, JobId, Tier},
     store::{
         KnownQuestion, Recheck, RecheckOutcome, Route,
         error::BackendError,
-        row::Row,
+        row::{Row, job_rows},
         rules::{Hit, NewJob, before},
         semantic::{from_bytes, to_bytes},
     },
@@ -36,8 +36,8 @@ pub(super) async fn find(
     Ok(taken.map(|(answer, leader)| Hit::semantic(answer, leader, likeness)))
 }
 
-/// Keeps the question of a new job, what it came to, and which recheck it is, if one.
-pub(super) async fn note_lookup(
+/// Keeps the question of a new job whose answer may serve others.
+pub(super) async fn keep_question(
     connection: &mut SqliteConnection,
     job: &NewJob<'_>,
     now: DateTime<Utc>,
@@ -57,35 +57,6 @@ pub(super) async fn note_lookup(
         .bind(lookup.cosine_min)
         .bind(now)
         .execute(&mut *connection)
-        .await?;
-    }
-    if let Some(looked_up) = job.looked_up() {
-        sqlx::query(
-            "insert into semantic_lookups (job_id, tenant, entry, outcome, veto, cosine, cosine_min,
-                                           looked_at, recheck_propensity)
-             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) on conflict do nothing",
-        )
-        .bind(job.head.id.0)
-        .bind(job.head.tenant.as_str())
-        .bind(looked_up.likeness.entry.0.as_slice())
-        .bind(looked_up.outcome)
-        .bind(looked_up.veto)
-        .bind(looked_up.likeness.cosine)
-        .bind(looked_up.likeness.cosine_min)
-        .bind(now)
-        .bind(looked_up.recheck)
-        .execute(&mut *connection)
-        .await?;
-    }
-    if let Some(first) = job.shadow_of() {
-        sqlx::query(
-            "update semantic_lookups set recheck_id = ?2, made_at = ?3
-              where job_id = ?1 and recheck_propensity is not null",
-        )
-        .bind(first.0)
-        .bind(job.head.id.0)
-        .bind(now)
-        .execute(connection)
         .await?;
     }
     Ok(())
@@ -184,24 +155,20 @@ impl SqliteStore {
         stuck_after: Duration,
     ) -> Result<Vec<(Job, Tier)>, BackendError> {
         let mut connection = self.readers.acquire().await?;
-        let rows: Vec<Row> = sqlx::query_as(concat!(
-            "select",
-            row_columns!(),
-            "null as text, null as logprobs
+        let rows: Vec<Row> = sqlx::query_as(job_rows("select", "null as text, null as logprobs
                from semantic_lookups l join jobs j on j.id = l.job_id
                left join jobs c on c.id = l.recheck_id
               where l.recheck_propensity is not null and l.rechecked_at is null and j.source = 'semantic'
                 and (l.recheck_id is null
                      or (l.made_at < ?1 and c.state = 'routed' and c.attempts = 0))
-              order by l.job_id limit ?2"
-        ))
+              order by l.job_id limit ?2"))
         .bind(before(self.clock.now(), stuck_after))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in rows {
-            let Some(tier) = row.tier.as_deref().and_then(|tier| tier.parse().ok()) else {
+            let Some(tier) = row.tier else {
                 continue;
             };
             if let Some(request) = dead::request(&mut connection, row.id).await? {

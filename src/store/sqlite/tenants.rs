@@ -8,7 +8,7 @@ use crate::{
 
 #[derive(sqlx::FromRow)]
 struct TermsRow {
-    tenant: String,
+    tenant: Tenant,
     weight: f64,
     tokens_per_minute: Option<i64>,
     running_max: Option<i64>,
@@ -24,17 +24,14 @@ impl SqliteStore {
         .fetch_all(&self.readers)
         .await?;
         let count = |count: Option<i64>| count.and_then(|count| u32::try_from(count).ok());
-        rows.into_iter()
-            .map(|row| {
-                Ok(TenantLimits {
-                    tenant: row.tenant.parse().map_err(BackendError::Rule)?,
-                    weight: row.weight,
-                    tokens_per_minute: count(row.tokens_per_minute),
-                    running_max: count(row.running_max),
-                    requests_per_minute: count(row.requests_per_minute),
-                })
-            })
-            .collect()
+        let limits = rows.into_iter().map(|row| TenantLimits {
+            tenant: row.tenant,
+            weight: row.weight,
+            tokens_per_minute: count(row.tokens_per_minute),
+            running_max: count(row.running_max),
+            requests_per_minute: count(row.requests_per_minute),
+        });
+        Ok(limits.collect())
     }
 
     pub(crate) async fn set_tenant(&self, terms: &TenantLimits) -> Result<(), BackendError> {

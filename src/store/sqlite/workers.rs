@@ -5,16 +5,19 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::SqliteStore;
-use crate::store::{
-    Heartbeat, WorkerRecord,
-    error::BackendError,
-    rules::{after, before},
+use crate::{
+    job::Tier,
+    store::{
+        Heartbeat, WorkerRecord,
+        error::BackendError,
+        rules::{after, before},
+    },
 };
 
 #[derive(sqlx::FromRow)]
 struct WorkerRow {
     worker: String,
-    tier: String,
+    tier: Tier,
     model: String,
     revision: String,
     batch_max: i64,
@@ -66,22 +69,19 @@ impl SqliteStore {
         .bind(before(self.clock.now(), age))
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(WorkerRecord {
-                    tier: row.tier.parse().map_err(BackendError::Rule)?,
-                    worker: row.worker,
-                    model: row.model,
-                    revision: row.revision,
-                    batch_max: u32::try_from(row.batch_max).unwrap_or(0),
-                    context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
-                    running: u32::try_from(row.running).unwrap_or(0),
-                    draining: row.draining,
-                    takes_affinity_queues: row.takes_affinity_queues,
-                    lease_until: row.lease_until,
-                    seen_at: row.seen_at,
-                })
-            })
-            .collect()
+        let workers = rows.into_iter().map(|row| WorkerRecord {
+            tier: row.tier,
+            worker: row.worker,
+            model: row.model,
+            revision: row.revision,
+            batch_max: u32::try_from(row.batch_max).unwrap_or(0),
+            context_tokens: row.context_tokens.and_then(|n| u32::try_from(n).ok()),
+            running: u32::try_from(row.running).unwrap_or(0),
+            draining: row.draining,
+            takes_affinity_queues: row.takes_affinity_queues,
+            lease_until: row.lease_until,
+            seen_at: row.seen_at,
+        });
+        Ok(workers.collect())
     }
 }

@@ -1,0 +1,41 @@
+//! Runs the statements of [`crate::store::records`] over one row.
+
+use sqlx::{Arguments as _, AssertSqlSafe, SqliteConnection, sqlite::SqliteArguments};
+
+use crate::store::{
+    error::BackendError,
+    records::{Record, Value},
+};
+
+/// Runs a statement over a record, which it reads as `n`; returns the number of rows it changed.
+pub(super) async fn execute(
+    connection: &mut SqliteConnection,
+    record: Record<'_>,
+    statement: &str,
+) -> Result<u64, BackendError> {
+    let names: Vec<&str> = record.iter().map(|(name, _)| *name).collect();
+    let marks = vec!["?"; names.len()];
+    let sql = format!(
+        "with n ({}) as (values ({})) {statement}",
+        names.join(", "),
+        marks.join(", ")
+    );
+    let mut arguments = SqliteArguments::default();
+    for (_, value) in record {
+        let added = match value {
+            Value::Uuid(value) => arguments.add(value),
+            Value::Text(value) => arguments.add(value),
+            Value::Json(value) => arguments.add(value),
+            Value::Bytes(value) => arguments.add(value),
+            Value::Int(value) => arguments.add(value),
+            Value::Real(value) => arguments.add(value),
+            Value::Double(value) => arguments.add(value),
+            Value::Time(value) => arguments.add(value),
+        };
+        added.map_err(sqlx::Error::Encode)?;
+    }
+    let done = sqlx::query_with(AssertSqlSafe(sql), arguments)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
