@@ -1,4 +1,4 @@
-//! Jobs that come in, and what the ledger makes of them.
+//! Incoming jobs and the outcomes of their admission.
 
 use serde_json::Value;
 
@@ -11,12 +11,12 @@ use crate::job::{
     CacheKey, Candidate, ChatRequest, JobHead, JobId, JobRecord, JobState, ModelPair, Reason, Tier,
 };
 
-/// What the router thought of a job; kept with it for analysis and learning.
+/// The router's decision about a job, kept for analysis and learning.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
     /// 0 to 1, higher for large.
     pub score: f64,
-    /// The score from which the job went to large, load counted in.
+    /// The score from which a job goes to large, adjusted for load.
     pub threshold: f64,
     /// The threshold that the target alone gave.
     pub threshold_base: f64,
@@ -34,9 +34,9 @@ pub struct Decision {
     pub reason: RouteReason,
     /// Probability, 0 to 1, with which this decision was taken.
     pub propensity: f64,
-    /// Set when the job was drawn to run on large as well: the probability of that.
+    /// Set when the job was drawn for a shadow copy on large: the probability of the draw.
     pub shadow: Option<f64>,
-    /// Set on a copy for learning: the job that it repeats.
+    /// Set on a shadow copy: the job that it repeats.
     pub shadow_of: Option<JobId>,
 }
 
@@ -50,11 +50,11 @@ pub struct Route {
     /// Under which an answer may be reused, if at all.
     pub cache_key: Option<CacheKey>,
     /// The models that the key covers, when the small one's answer may be escalated. Travels with
-    /// the job's message; the ledger does not keep it.
+    /// the job's message; the database does not keep it.
     pub pair: Option<ModelPair>,
-    /// Set when the request allows that another question's answer serves it.
+    /// Set when the request allows the answer to a similar question.
     pub lookup: Option<Box<Lookup>>,
-    /// Set when the job, should a model run for it, is to be held until its tenant's turn.
+    /// Set when the job is deferred until fair scheduling releases it, unless it needs no model.
     pub deferral: Option<Deferral>,
 }
 
@@ -76,16 +76,16 @@ impl Route {
     }
 }
 
-/// What is to become of a job that comes in.
+/// What to do with an incoming job.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly every course is a route: a box would cost an allocation for each job"
+    reason = "nearly every decision is a route: a box would cost an allocation for each job"
 )]
 pub enum AdmissionDecision {
-    /// Known to the ledger, not yet routed (HTTP producers).
+    /// Recorded, not yet routed (HTTP producers).
     Queue,
-    /// Held until its time comes; then it is published to the router again.
+    /// Deferred until its start time; then published to the router again.
     Schedule(Deferral),
     /// Routed, answered from the cache, or joined to an identical job.
     Route(Route),
@@ -98,7 +98,7 @@ pub enum AdmissionDecision {
     },
 }
 
-/// A job that comes in.
+/// An incoming job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {
     /// Identity and envelope; its key is unique within its tenant.
@@ -107,7 +107,7 @@ pub struct Admission {
     pub request: Option<ChatRequest>,
     /// BLAKE3 of what was asked: tells a repeated submission from a reused key.
     pub digest: [u8; 32],
-    /// What is to become of it.
+    /// What to do with it.
     pub decision: AdmissionDecision,
 }
 
@@ -131,7 +131,7 @@ pub enum Admitted {
     /// Written as routed (or moved from queued): publish it to its tier. With a cache key, this job
     /// now leads: its answer will fill the cache.
     Routed,
-    /// Written, and held: it is published when it is released.
+    /// Written and deferred: it is published on release.
     Deferred,
     /// An identical job is in flight; its settlement will settle this one. Repeating such a job
     /// comes to the same.

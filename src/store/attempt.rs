@@ -33,92 +33,90 @@ pub struct Claim {
     pub redelivered: bool,
 }
 
-/// What a claim came to.
+/// The outcome of a claim.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Claimed {
     /// Run it. The attempt is recorded; only its number can settle the job.
     Run {
         /// Counted from 1, never reused.
         attempt: u32,
-        /// An earlier attempt vanished without a word: run this one apart from others.
+        /// The worker of an earlier attempt vanished: run this one isolated.
         poison_candidate: bool,
-        /// No attempt is left after this one: a error that would be retried ends the job
+        /// This is the last attempt: an error that would be retried ends the job
         /// ([`AttemptOutcome::AttemptsExhausted`]).
         last: bool,
     },
     /// Another worker runs it and is alive: this message is a duplicate.
     Busy,
-    /// Escalated meanwhile: the message is an old one. Publish the job to this tier, should that
-    /// not have happened, and acknowledge.
+    /// Escalated meanwhile: the message is outdated. Publish the job to this tier in case that has
+    /// not happened, and acknowledge.
     Elsewhere(Tier),
-    /// Terminal, now or before (deadline passed, attempts spent): send the reply, acknowledge.
+    /// Terminal, now or before (deadline passed, attempts exhausted): send the reply, acknowledge.
     Ended(Box<JobRecord>),
-    /// The ledger does not know the job.
+    /// The database does not know the job.
     Unknown,
 }
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttemptOutcome {
     /// The job has its answer.
     Succeeded(Answer),
-    /// The job's model says that the answer to another question serves: it is the job's.
+    /// The model confirmed that the answer to another question fits; the job gets it.
     Reused(Box<Reused>),
     /// The job ends as failed; no further attempt.
     Failed(Reason),
-    /// The job ends as failed with the error of its last attempt, and leaves a dead letter as a
-    /// claim with spent attempts does.
+    /// The job ends as failed with the error of its last attempt and leaves a dead letter.
     AttemptsExhausted(Reason),
-    /// The job ends as expired; what the attempt had written, if anything, stays with it.
+    /// The job ends as expired; a partial answer stays with the attempt.
     Expired(Reason, Option<Box<Answer>>),
-    /// The job had been taken back, and its attempt is over; what it had written stays with it. This
-    /// never changes the job, so it settles as [`Settled::Fenced`].
+    /// The job was cancelled during the attempt; a partial answer stays with the attempt. The job
+    /// does not change, so this settles as [`Settled::Fenced`].
     Cancelled(Reason, Option<Box<Answer>>),
-    /// The job goes back to routed and will be tried again.
+    /// The job returns to routed and is retried.
     Retry(Reason),
-    /// The job goes back to routed and will be tried again, apart from others: this attempt does not
-    /// count, since a neighbour may have brought it down.
+    /// The job returns to routed and is retried in isolation; this attempt does not count, since
+    /// another job of its batch may have caused the error.
     RetryIsolated(Reason),
-    /// The job goes back to routed on another tier; an answer, if any, stays with the attempt. Should
-    /// the job end without another one, that answer becomes its result.
+    /// The job returns to routed on another tier; an answer stays with the attempt and becomes the
+    /// result if the job ends without another one.
     Escalate {
         /// The tier that takes over.
         to: Tier,
         /// Why.
         reason: Reason,
-        /// The answer that was not sure enough.
+        /// The answer with too low confidence.
         answer: Option<Box<Answer>>,
     },
-    /// The worker stops: the job goes back to routed and the attempt does not count.
+    /// The worker stops: the job returns to routed and the attempt does not count.
     Returned,
 }
 
 impl AttemptOutcome {
-    /// What closes the attempt where its job was taken back, or another attempt has it; what it wrote
-    /// stays with it.
+    /// Closes an attempt whose job was cancelled or has a newer attempt; `written` stays with it.
     pub fn superseded(written: Option<&Answer>) -> Self {
         let reason = Reason::new(
             "withdrawn",
-            "the job was taken back, or another attempt has it",
+            "the job was cancelled, or another attempt has it",
         );
         Self::Cancelled(reason, written.cloned().map(Box::new))
     }
 }
 
-/// Another question's answer that serves, as the model that was asked says.
+/// Another question's answer that the model confirmed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reused {
     /// The cache entry it comes from.
     pub entry: CacheKey,
     /// The job that computed it.
     pub leader: JobId,
-    /// NearQuestion of the two questions.
+    /// Cosine similarity of the two questions.
     pub cosine: f32,
-    /// The answer that serves.
+    /// The reused answer.
     pub answer: Answer,
-    /// What the model said when it was asked; its tokens are the attempt's.
+    /// The model's confirmation; its tokens are the attempt's.
     pub check: Answer,
-    /// What the attempt's row says of it.
+    /// The reason in the attempt's row.
     pub reason: Reason,
 }
 
@@ -129,28 +127,28 @@ pub struct Settlement {
     pub job: JobId,
     /// The attempt that claimed it: settles only while this is the job's latest.
     pub attempt: u32,
-    /// What it came to.
+    /// Its outcome.
     pub outcome: AttemptOutcome,
-    /// When the engine began with it.
+    /// When the engine started it.
     pub started_at: DateTime<Utc>,
-    /// When the first token was there.
+    /// When the first token was generated.
     pub first_token_at: Option<DateTime<Utc>>,
-    /// When the engine was done with it.
+    /// When the engine finished it.
     pub finished_at: DateTime<Utc>,
     /// The cache entry this job leads; `None` leaves the cache alone.
     pub cache_key: Option<CacheKey>,
-    /// What was left out of the prompt.
+    /// Tokens left out of the prompt.
     pub saved: ContextSavings,
     /// Whether the entry may serve later jobs. False when the model that answered is not the one
     /// the key was made for: jobs that wait are settled, and then the entry is deleted.
     pub reusable: bool,
     /// Calibrated probability that the attempt's answer is right, where it was judged.
     pub confidence: Option<f32>,
-    /// What the tokens of the attempt's answer tell, where the engine gives log-probabilities.
+    /// Statistics of the answer's tokens, if the engine gives log-probabilities.
     pub signals: Option<Signals>,
 }
 
-/// What a settlement came to.
+/// The outcome of a settlement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Settled {
     /// Written.
@@ -164,7 +162,7 @@ pub enum Settled {
     Fenced,
 }
 
-/// A worker's sign of life.
+/// A worker's heartbeat.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heartbeat {
     /// The worker and its model.
@@ -173,15 +171,15 @@ pub struct Heartbeat {
     pub batch_max: u32,
     /// Longest context of its model in tokens, where it is known.
     pub context_tokens: Option<u32>,
-    /// Jobs it runs now.
+    /// Jobs it is running.
     pub running: u32,
-    /// True from when it was told to stop.
+    /// True once it is stopping.
     pub draining: bool,
     /// True when it takes jobs from affinity queues.
     pub takes_affinity_queues: bool,
 }
 
-/// A worker as the ledger knows it.
+/// A worker in the database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerRecord {
     /// Unique for each process and tier.
@@ -196,15 +194,15 @@ pub struct WorkerRecord {
     pub batch_max: u32,
     /// Longest context of its model in tokens, where it is known.
     pub context_tokens: Option<u32>,
-    /// Jobs it ran at its last sign of life.
+    /// Jobs it ran at its last heartbeat.
     pub running: u32,
-    /// True from when it was told to stop.
+    /// True once it is stopping.
     pub draining: bool,
     /// True when it takes jobs from affinity queues.
     pub takes_affinity_queues: bool,
     /// Until when it counts as alive.
     pub lease_until: DateTime<Utc>,
-    /// Its last sign of life.
+    /// Its last heartbeat.
     pub seen_at: DateTime<Utc>,
 }
 
@@ -232,9 +230,9 @@ pub struct AttemptRecord {
     pub completion_tokens: Option<u32>,
     /// Calibrated probability that its answer is right, where it was judged.
     pub confidence: Option<f32>,
-    /// What its answer's tokens tell, where the engine gives log-probabilities.
+    /// Statistics of its answer's tokens, if the engine gives log-probabilities.
     pub signals: Option<Signals>,
-    /// What it wrote, where that is not the job's answer: it was escalated, or stopped before its end.
+    /// Its text, if that is not the job's answer: it was escalated or stopped early.
     pub answer: Option<String>,
     /// When it was claimed.
     pub claimed_at: DateTime<Utc>,

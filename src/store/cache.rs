@@ -1,4 +1,4 @@
-//! What is known of kept answers as a whole, and which of them are to go.
+//! Limits, figures and upkeep of the answer cache.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use chrono::{DateTime, Utc};
 
 use crate::job::{JobId, Tenant};
 
-/// Entries removed in one transaction.
+/// Entries deleted in one transaction.
 pub(super) const STEP_MAX: i64 = 1000;
-/// Steps of one kind in one round; what is left over waits for the next.
+/// Steps of one kind in one round; the rest waits for the next.
 pub(super) const STEPS_MAX: u32 = 100;
-/// After its lease an entry that nobody computes is kept so long: whoever waits for it is promoted.
+/// How long an entry that nobody computes is kept after its lease, for single-flight takeover.
 pub(super) const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
-/// A number as the database counts, which is never below 0.
+/// A count from the database.
 pub(super) fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// A limit as the database takes it.
+/// A limit for the database.
 pub(super) fn limit(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// How much may be kept.
+/// Limits of the answer cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheLimits {
     /// Most entries in all.
@@ -32,29 +32,29 @@ pub struct CacheLimits {
     pub tenant_entries_max: u64,
     /// Most bytes of answers in all.
     pub bytes_max: u64,
-    /// An entry of a revision that no worker serves any more, while one of the same name serves
-    /// another, goes so long after the last of its workers was seen.
+    /// How long after its last worker was seen an entry of an outdated revision is deleted, while
+    /// workers serve another revision of the model.
     pub stale_after: Duration,
 }
 
-/// What a round of upkeep came to.
+/// The outcome of a round of upkeep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheUpkeep {
-    /// Entries that are kept.
+    /// Remaining entries.
     pub entries: u64,
     /// Bytes of their answers.
     pub bytes: u64,
-    /// Removed because their time was over.
+    /// Deleted because they expired.
     pub expired: u64,
-    /// Removed because nobody serves their model's revision any more.
+    /// Deleted because no worker serves their model's revision.
     pub stale: u64,
-    /// Removed because there were too many, those used longest ago first.
+    /// Deleted as surplus, least recently used first.
     pub evicted: u64,
-    /// Removed because no job computes them any more or waits for them.
+    /// Deleted because no job computes them or waits for them.
     pub abandoned: u64,
 }
 
-/// Which entries are meant; every condition narrows, and none means all.
+/// Which entries to count or delete; conditions are combined, none matches all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CacheFilter {
     /// Only this tenant's.
@@ -69,12 +69,12 @@ pub struct CacheFilter {
     pub job: Option<JobId>,
 }
 
-/// Figures of the kept answers of one tenant and revision.
+/// Cached answers of one tenant and revision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheStats {
-    /// Whose answers they are.
+    /// The tenant.
     pub tenant: String,
-    /// The model that gave them.
+    /// The model.
     pub model: String,
     /// Its revision.
     pub revision: String,
@@ -84,6 +84,6 @@ pub struct CacheStats {
     pub bytes: u64,
     /// Jobs answered from them.
     pub hits: u64,
-    /// When the latest of those was.
+    /// The latest hit.
     pub last_hit_at: Option<DateTime<Utc>>,
 }

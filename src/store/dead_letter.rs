@@ -1,4 +1,4 @@
-//! Messages that were given up, and what people do with them.
+//! Dead letters and how they are resolved.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -6,27 +6,27 @@ use uuid::Uuid;
 
 use crate::job::{JobId, Reason, Tenant};
 
-/// A message that was given up: by the broker, or by a worker whose attempts were spent.
+/// A message given up by the broker, or by a worker after the last attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
     /// Its own identity.
     pub id: Uuid,
-    /// The job it was, if that could be told.
+    /// The job, if it could be read.
     pub job: Option<JobId>,
-    /// Whose it was, if that could be told.
+    /// The tenant, if it could be read.
     pub tenant: Option<Tenant>,
     /// The queue it died in.
     pub queue: String,
     /// Why.
     pub reason: Reason,
-    /// The body that is published again on a redrive: the job, or the message as it came.
+    /// The body to publish on a redrive: the job, or the original message.
     pub body: Vec<u8>,
     /// When it died.
     pub died_at: DateTime<Utc>,
 }
 
 impl DeadLetter {
-    /// The letter without its body, as the HTTP interface and the command line show it.
+    /// The letter without its body, as HTTP and the command line show it.
     pub fn to_json(&self) -> Value {
         json!({
             "id": self.id,
@@ -58,7 +58,7 @@ pub struct DeadFilter {
 pub enum DeadResolution {
     /// Published again as a new job.
     Redriven,
-    /// Thrown away by a person.
+    /// Discarded by an operator.
     Discarded,
 }
 

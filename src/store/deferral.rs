@@ -1,4 +1,4 @@
-//! Jobs that are held back from a queue, tenants and what they are entitled to.
+//! Deferred, cancelled and stuck jobs, and the limits of tenants.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::job::{
     Candidate, Job, JobHead, JobId, JobState, ModelPair, Priority, Reason, RoutedJob, Tenant, Tier,
 };
 
-/// How much earlier a job of high priority counts as having come: a normal one that has waited so long
-/// goes before it, so none starves.
+/// How much earlier a job of high priority ranks. A normal job that has waited longer still goes first,
+/// so none starves.
 const HEAD_START: TimeDelta = TimeDelta::seconds(60);
 
-/// How long after a submission was taken back its jobs may still be written as open: routers learn of it
-/// within half a second.
+/// How long after the cancellation of a submission its jobs may still be written as open: routers learn
+/// of it within half a second.
 pub const CANCEL_SETTLES: Duration = Duration::from_millis(1500);
 
-/// The queue that a held job goes to.
+/// The queue that a deferred job goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeferredQueue {
-    /// The router's: the job is not to begin yet.
+    /// The router's: the job is scheduled for later.
     In,
-    /// A tier's: it is not its tenant's turn.
+    /// A tier's: other tenants' jobs go first.
     Tier(Tier),
 }
 
@@ -52,22 +52,22 @@ impl std::str::FromStr for DeferredQueue {
     }
 }
 
-/// How a job is held.
+/// How a job is deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deferral {
-    /// Order within the tenant; before this instant the job does not go.
+    /// Order within the tenant, and the earliest instant of release.
     pub rank: DateTime<Utc>,
-    /// Prompt tokens (estimated) and answer tokens (as asked for).
+    /// Prompt tokens (estimated) and answer tokens (requested).
     pub tokens: u32,
 }
 
 impl Deferral {
-    /// A hold that lasts until an instant.
+    /// Defers until an instant.
     pub fn until(at: DateTime<Utc>, tokens: u32) -> Self {
         Self { rank: at, tokens }
     }
 
-    /// A hold that lasts until it is the tenant's turn.
+    /// Defers until fair scheduling releases the job.
     pub fn for_turn(now: DateTime<Utc>, priority: Priority, tokens: u32) -> Self {
         let rank = match priority {
             Priority::Normal => now,
@@ -77,7 +77,7 @@ impl Deferral {
     }
 }
 
-/// What a routed job's message carries beside the job, kept while it is held.
+/// What a routed job's message carries besides the job, kept while the job is deferred.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Extras {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,18 +96,18 @@ impl Extras {
     }
 }
 
-/// A job that could be released.
+/// A deferred job that is due.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeferredJob {
     /// The job.
     pub job: JobId,
     /// Whose it is.
     pub tenant: Tenant,
-    /// What it counts against its tenant's tokens.
+    /// Tokens it counts against its tenant's limit.
     pub tokens: u32,
 }
 
-/// A job whose message is to be published.
+/// A message to publish.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Released {
     /// To the router.
@@ -116,23 +116,23 @@ pub enum Released {
     Tier(RoutedJob),
 }
 
-/// What a tenant is entitled to.
+/// The limits of a tenant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TenantLimits {
     /// The tenant.
     pub tenant: Tenant,
-    /// Share of the work beside other tenants' weights while several wait; above 0.
+    /// Share of the work relative to other waiting tenants; above 0.
     pub weight: f64,
-    /// Most tokens that go to the models within a minute.
+    /// Most tokens per minute that go to the models.
     pub tokens_per_minute: Option<u32>,
-    /// Most jobs that are with the workers at once.
+    /// Most jobs with the workers at once.
     pub running_max: Option<u32>,
-    /// Most requests that the HTTP interface accepts within a minute.
+    /// Most HTTP requests per minute.
     pub requests_per_minute: Option<u32>,
 }
 
 impl TenantLimits {
-    /// Those of a tenant that nothing is said of.
+    /// The defaults.
     pub fn of(tenant: Tenant) -> Self {
         Self {
             tenant,
@@ -143,10 +143,10 @@ impl TenantLimits {
         }
     }
 
-    /// Tells what cannot be: a weight or a limit that is not above 0.
+    /// Rejects a weight or limit that is not above 0.
     ///
     /// # Errors
-    /// The first of them.
+    /// The first invalid field.
     pub fn check(&self) -> Result<(), Reason> {
         let error = |field: &str| {
             let message = format!("{field}: expected a number above 0");
@@ -166,7 +166,7 @@ impl TenantLimits {
         }
     }
 
-    /// The terms as the HTTP interface and the command line show them.
+    /// The limits as HTTP and the command line show them.
     pub fn to_json(&self) -> Value {
         json!({
             "tenant": self.tenant,
@@ -177,48 +177,47 @@ impl TenantLimits {
         })
     }
 
-    /// True when its jobs must be counted, so that each of them is held until it may go.
+    /// True when its jobs count against limits, so that each is deferred until released.
     pub fn is_limited(&self) -> bool {
         self.tokens_per_minute.is_some() || self.running_max.is_some()
     }
 }
 
-/// What counts against a tenant's limits.
+/// A tenant's load, as its limits count it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TenantLoad {
     /// The tenant.
     pub tenant: Tenant,
-    /// Jobs of it that were released and have not ended.
+    /// Released jobs that have not ended.
     pub running: u32,
-    /// Tokens of the jobs that were released within the last minute.
+    /// Tokens of the jobs released within the last minute.
     pub tokens_last_minute: u64,
 }
 
-/// What a sweep looks for.
+/// What the rescuer looks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RescueRules {
-    /// How long nothing may have happened to a job before its message counts as lost, where the queue it
-    /// would wait in is empty.
+    /// Idle time after which a job counts as stuck while the queue it would wait in is empty.
     pub stuck_after: TimeDelta,
-    /// The same where that queue is not empty.
+    /// The same while that queue is not empty.
     pub stuck_after_busy: TimeDelta,
-    /// The queues that are empty: the router's, small's, large's.
+    /// Which queues are empty: the router's, small's, large's.
     pub is_empty: [bool; 3],
-    /// Most jobs that are put right at once.
+    /// Most jobs rescued in one call.
     pub limit: usize,
-    /// The job at which to begin to look for lost ones; from the first if there is none.
+    /// The first job to examine; from the oldest if `None`.
     pub from: Option<JobId>,
-    /// Most open jobs that are looked at: a million that are held cannot be at each sweep.
+    /// Most open jobs examined in one call; there may be millions.
     pub looked_at_max: usize,
 }
 
 impl RescueRules {
-    /// The id before which open jobs are looked at; no job has the last of all.
+    /// The id before which open jobs are examined; no job has the largest id.
     pub(super) fn end(next: Option<Uuid>) -> Uuid {
         next.unwrap_or(Uuid::max())
     }
 
-    /// The instants before which nothing more happened to a lost job: one for each queue.
+    /// For each queue, the instant since which a stuck job was idle.
     pub(super) fn since(&self, now: DateTime<Utc>) -> [DateTime<Utc>; 3] {
         let span = |is_empty: bool| -> TimeDelta {
             if is_empty {
@@ -231,32 +230,32 @@ impl RescueRules {
     }
 }
 
-/// What a sweep found.
+/// What the rescuer found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rescued {
-    /// Jobs whose message seems lost: publish it again; a second one does no harm.
+    /// Stuck jobs: publish their messages again; duplicates do no harm.
     pub stuck: Vec<Released>,
-    /// Jobs that were ended because their deadline had passed.
+    /// Jobs expired because their deadline passed.
     pub expired: Vec<crate::job::JobRecord>,
-    /// Attempts that were closed because their jobs had ended without them.
+    /// Attempts closed because their jobs ended without them.
     pub attempts: u64,
-    /// Where the next sweep goes on; none when there is nothing beyond.
+    /// Where the next call continues; `None` at the end.
     pub next: Option<JobId>,
 }
 
-/// A submission that was taken back.
+/// A cancelled submission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelledBatch {
     /// Its name.
     pub batch: String,
-    /// Whose jobs of it; everybody's, if none is named.
+    /// Only this tenant's jobs; all jobs if `None`.
     pub tenant: Option<Tenant>,
-    /// Jobs that were submitted by then are meant.
+    /// Jobs submitted until then are cancelled.
     pub cancelled_at: DateTime<Utc>,
 }
 
 impl CancelledBatch {
-    /// True when a job is one of those that were taken back.
+    /// True when it cancels this job.
     pub fn means(&self, head: &JobHead) -> bool {
         head.batch.as_deref() == Some(&self.batch)
             && self
@@ -267,7 +266,7 @@ impl CancelledBatch {
     }
 }
 
-/// Which jobs to take back.
+/// Which jobs to cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelFilter {
     /// These jobs, of one tenant if one is named.
@@ -276,8 +275,8 @@ pub enum CancelFilter {
     Batch(Option<Tenant>, String),
 }
 
-/// The message that an open job which nobody runs needs: to the router while it is queued, to its tier
-/// once it is routed. None for jobs that have ended, run, or wait for an identical one.
+/// The message of an open job that nobody runs: to the router while queued, to its tier once routed.
+/// `None` for jobs that have ended, are running or wait for an identical one.
 pub(super) fn message(
     row: &super::row::Row,
     request: &str,

@@ -1,4 +1,4 @@
-//! What the end of an attempt writes, decided without I/O so that both backends decide alike.
+//! What the end of an attempt writes, decided without I/O so that both backends agree.
 
 use super::{AttemptOutcome, Reused};
 use crate::job::{Answer, AnswerSource, CacheKey, JobId, JobState, Reason, Usage};
@@ -16,7 +16,7 @@ pub(super) struct Given<'a> {
     pub only_of: Option<CacheKey>,
 }
 
-/// What a outcome writes.
+/// What an outcome writes.
 #[derive(Debug)]
 pub(super) struct Effect<'a> {
     /// The job's next state.

@@ -1,4 +1,4 @@
-//! Keys of the HTTP interface: what they allow and for whom. A key itself is seen once, when it is made.
+//! API keys. The secret itself is shown once, on creation.
 
 use std::{fmt, str::FromStr};
 
@@ -11,7 +11,7 @@ use crate::{
     job::{Tenant, unknown_name},
 };
 
-/// What a key begins with, so that people and scanners know one when they see it.
+/// Prefix by which people and secret scanners recognise a key.
 const PREFIX: &str = "pyk_";
 /// Random bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -31,7 +31,7 @@ const KEY_BYTES: usize = 32;
 )]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_name::<Scope>)]
 pub enum Scope {
-    /// Submitting jobs and taking them back.
+    /// Submitting and cancelling jobs.
     Submit,
     /// Reading jobs, answers and attempts.
     Read,
@@ -84,22 +84,22 @@ impl FromStr for Scopes {
     }
 }
 
-/// A key as the ledger knows it.
+/// An API key in the database.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct ApiKey {
     /// Its public identity.
     pub id: Uuid,
-    /// What it is for, in a person's words.
+    /// A description of its use.
     pub name: String,
-    /// The only tenant it is good for; all, if none.
+    /// The tenant it is restricted to; `None` allows all.
     pub tenant: Option<Tenant>,
     /// What it allows.
     pub scopes: Scopes,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// From when it is good no more.
+    /// When it expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When somebody revoked it.
+    /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 

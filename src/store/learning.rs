@@ -1,4 +1,4 @@
-//! What the ledger knows for routing: decisions, outcomes of both tiers, feedback, weights, targets.
+//! What routing learns from: decisions, answers of both tiers, feedback, weights and targets.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -17,13 +17,13 @@ pub enum RouteReason {
     Score,
     /// Load moved the threshold across its score.
     Load,
-    /// Chance, to learn what the other tier makes of such jobs.
+    /// Random exploration of the other tier.
     Explore,
     /// Its context is too long for small.
     Rule,
     /// Its producer asked for the tier or the model.
     Producer,
-    /// It is a copy for learning.
+    /// It is a shadow copy.
     Shadow,
 }
 
@@ -34,12 +34,12 @@ impl RouteReason {
     }
 }
 
-/// A word about how good an answer was.
+/// A rating of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feedback {
-    /// The job whose answer is judged.
+    /// The rated job.
     pub job: JobId,
-    /// Who judges: 1 to [`Feedback::SOURCE_CHARS_MAX`] characters; `expect` for exact marks.
+    /// Who rates: 1 to [`Feedback::SOURCE_CHARS_MAX`] characters; `expect` for exact marks.
     pub source: String,
     /// 0 useless to 1 right.
     pub score: f64,
@@ -55,7 +55,7 @@ impl Feedback {
     /// The source of marks against an expected answer: right or wrong, nothing between.
     pub const EXPECT: &'static str = "expect";
 
-    /// What is wrong with the word, if anything.
+    /// Rejects invalid fields.
     ///
     /// # Errors
     /// A reason that names the field.
@@ -88,7 +88,7 @@ impl Feedback {
     }
 }
 
-/// A decision of late, to begin calibration with.
+/// A recent decision, to start calibration from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PastDecision {
     /// Whose job it was.
@@ -99,7 +99,7 @@ pub struct PastDecision {
     pub score: f64,
 }
 
-/// The decision about one job, for people.
+/// The routing decision about one job, for display.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DecisionRecord {
     /// Name and version of the scorer.
@@ -112,7 +112,7 @@ pub struct DecisionRecord {
     pub score: Option<f64>,
     /// The threshold that the target alone gave.
     pub threshold_base: Option<f64>,
-    /// The threshold that held.
+    /// The threshold used.
     pub threshold: Option<f64>,
     /// What was to be delivered.
     pub target: Option<String>,
@@ -120,24 +120,24 @@ pub struct DecisionRecord {
     pub target_scope: Option<String>,
     /// Why the tier: see [`RouteReason::as_str`].
     pub route_reason: Option<String>,
-    /// Probability with which it was taken.
+    /// Probability of this decision.
     pub propensity: Option<f64>,
     /// The job that this one copies.
     pub shadow_of: Option<JobId>,
     /// The copy of this one, if one was made.
     pub shadow: Option<JobId>,
-    /// What was said about its answer: source and score.
+    /// Feedback on its answer: source and score.
     pub feedback: Vec<(String, f64)>,
 }
 
-/// What a tier's jobs cost lately.
+/// Recent cost of a tier's jobs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TierCost {
     /// The tier.
     pub tier: Tier,
-    /// Jobs looked at.
+    /// Jobs in the sample.
     pub jobs: u64,
-    /// Mean seconds from the engine's begin to the commit.
+    /// Mean seconds from the engine's start to the commit.
     pub seconds_mean: f64,
     /// Mean tokens of a prompt.
     pub prompt_tokens_mean: f64,
@@ -145,19 +145,19 @@ pub struct TierCost {
     pub completion_tokens_mean: f64,
 }
 
-/// A target that was set while routers run.
+/// A target set at run time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScopedTarget {
-    /// Whose jobs it is for.
+    /// The jobs it applies to.
     pub scope: TargetScope,
-    /// What is to be delivered.
+    /// The target.
     pub target: RouteTarget,
     /// When it was set.
     pub changed_at: DateTime<Utc>,
 }
 
 impl ScopedTarget {
-    /// Reads a row, which people may have written.
+    /// Reads a row, which an operator may have written.
     pub(super) fn read(
         scope: &str,
         target: &str,
@@ -199,24 +199,24 @@ pub struct PairRow {
     pub propensity: f64,
     /// True when both answers are the same but for white space at their ends.
     pub agrees: bool,
-    /// Mean of what was said about small's answer.
+    /// Mean feedback on small's answer.
     pub small_feedback: Option<f64>,
     /// True when a mark against an expected answer is in it.
     pub is_exact: bool,
-    /// Mean of what was said about large's answer.
+    /// Mean feedback on large's answer.
     pub large_feedback: Option<f64>,
-    /// What was asked; `None` unless wanted.
+    /// The request, if wanted.
     pub request: Option<ChatRequest>,
 }
 
-/// Learned weights as the ledger keeps them.
+/// Trained weights in the database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredWeights {
     /// Name and version.
     pub version: String,
     /// When they were stored.
     pub created_at: DateTime<Utc>,
-    /// What they reached in training.
+    /// Training metrics.
     pub metrics: Value,
     /// The weights, as the weight file holds them.
     pub weights: Vec<u8>,

@@ -1,4 +1,5 @@
-//! The ledger: every job, attempt, answer and cache entry, and the only place where a job's state changes.
+//! The job database: every job, attempt, answer and cache entry, and the only place where a job's
+//! state changes.
 //!
 //! Comes in: batches of admissions, claims and settlements. Goes out: what each of them came to,
 //! and records. Two backends pass one contract suite (`tests/contracts/store`): [`postgres`] for
@@ -50,7 +51,7 @@ pub use learning::{
 pub use outage::{Batch, Batches, Written, wait_out};
 pub use semantic::{KnownQuestion, Lookup, NearOutcome, NearQuestion, Recheck, RecheckOutcome};
 
-/// Why the ledger cannot be used.
+/// Why the job database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, or it broke, or a deadlock or serialisation error: try again.
@@ -73,7 +74,7 @@ pub enum StoreError {
         /// What went wrong.
         message: String,
     },
-    /// A error of ours: a statement or a stored value that cannot be.
+    /// A bug or an unknown value: the statement or a stored value is invalid.
     #[error("the ledger refused a statement: {message}")]
     Refused {
         /// What went wrong.

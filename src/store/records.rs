@@ -25,6 +25,8 @@ pub(super) enum Value<'a> {
     Text(Option<Cow<'a, str>>),
     /// JSON without prompt text: `jsonb` in Postgres, text in SQLite.
     Json(Option<String>),
+    /// JSON kept as text: it escapes U+0000 itself.
+    JsonText(Option<String>),
     Bytes(Option<&'a [u8]>),
     Int(Option<i32>),
     Real(Option<f32>),
@@ -55,7 +57,6 @@ values! {
     Uuid(Uuid) = id => id;
     Uuid(JobId) = id => id.0;
     Text(&'a str) = text => Cow::Borrowed(text);
-    Text(String) = text => Cow::Owned(text);
     Text(JobState) = state => Cow::Borrowed(state.as_str());
     Text(Tier) = tier => Cow::Borrowed(tier.as_str());
     Text(AnswerSource) = source => Cow::Borrowed(source.as_str());
@@ -182,7 +183,7 @@ pub(super) fn deferred<'r>(job: &'r NewJob<'_>, now: DateTime<Utc>) -> Option<Re
         queue: queue,
         rank: deferral.rank,
         tokens: deferral.tokens,
-        extras: job.extras(),
+        extras: Value::JsonText(job.extras()),
         deferred_at: now,
     })
 }
@@ -233,7 +234,7 @@ pub(super) fn lookup<'r>(job: &NewJob<'r>, now: DateTime<Utc>) -> Option<Record<
 
 /// The text of an answer, and its log-probabilities if requested.
 pub(super) fn answer_text(id: Uuid, answer: &Answer) -> Record<'_> {
-    record! { job_id: id, text: answer.text.as_str(), logprobs: logprobs_json(answer) }
+    record! { job_id: id, text: answer.text.as_str(), logprobs: Value::JsonText(logprobs_json(answer)) }
 }
 
 /// A new attempt.
@@ -420,7 +421,7 @@ pub(super) fn attempt_answer<'r>(
         job_id: settlement.job,
         attempt: settlement.attempt,
         text: answer.text.as_str(),
-        logprobs: logprobs_json(answer),
+        logprobs: Value::JsonText(logprobs_json(answer)),
     })
 }
 

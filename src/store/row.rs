@@ -1,4 +1,4 @@
-//! A job's row as both backends read it, and the values of the seam that it becomes.
+//! A job's row as both backends read it, and the public values that it becomes.
 
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -9,7 +9,7 @@ use crate::job::{
     JobRecord, JobState, Priority, Reason, ReplyTo, RoutedJob, Tenant, Tier, TokenLogprob, Usage,
 };
 
-/// A value in the ledger that this version does not understand.
+/// A stored value that this version does not understand.
 #[derive(Debug, thiserror::Error)]
 #[error("job {id}: {message}")]
 pub(super) struct BadRow {
@@ -17,12 +17,12 @@ pub(super) struct BadRow {
     message: String,
 }
 
-/// A number of tokens as it was written; none is nothing.
+/// A stored number of tokens; 0 if none.
 fn count(tokens: Option<i32>) -> u32 {
     u32::try_from(tokens.unwrap_or(0)).unwrap_or(0)
 }
 
-/// An answer's log-probabilities as they are kept; none unless they were asked for.
+/// An answer's log-probabilities as stored, if requested.
 pub(super) fn logprobs_json(answer: &Answer) -> Option<String> {
     let logprobs = answer.logprobs.as_ref()?;
     Some(serde_json::to_string(logprobs).expect("numbers and texts are representable in JSON"))

@@ -1,4 +1,4 @@
-//! What becomes of jobs, decided without I/O so that both backends decide alike.
+//! Decisions about jobs, made without I/O so that both backends agree.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -45,7 +45,7 @@ pub(super) fn read_request(stored: &str) -> Result<ChatRequest, super::error::Ba
     })
 }
 
-/// What a cache entry holds for jobs that come in.
+/// What a cache entry has for incoming jobs.
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     /// This job computes the answer.
@@ -62,7 +62,7 @@ pub(super) struct Hit {
     pub leader: JobId,
     /// Whether it was asked the same or what means the same.
     pub source: AnswerSource,
-    /// NearQuestion to the question that was answered, where it is another.
+    /// Cosine similarity to the answered question, if it is another one.
     pub cosine: Option<f32>,
 }
 
@@ -97,7 +97,7 @@ pub(super) struct LookedUp<'a> {
     pub recheck: Option<f64>,
 }
 
-/// What a job that comes in is written as.
+/// How an incoming job is written.
 #[derive(Clone, Debug)]
 pub(super) enum Fate<'a> {
     Queued,
@@ -154,7 +154,7 @@ impl<'a> NewJob<'a> {
         }
     }
 
-    /// How the job is held, if it is.
+    /// How the job is deferred, if it is.
     pub(super) fn hold(&self) -> Option<(DeferredQueue, &'a Deferral)> {
         match self.fate {
             Fate::Scheduled(hold) => Some((DeferredQueue::In, hold)),
@@ -165,7 +165,7 @@ impl<'a> NewJob<'a> {
         }
     }
 
-    /// What its message will carry beside the job, as JSON; `None` when that is nothing.
+    /// What its message carries besides the job, as JSON, if anything.
     pub(super) fn extras(&self) -> Option<String> {
         let route = self.route()?;
         let extras = Extras {
@@ -286,7 +286,7 @@ impl<'a> NewJob<'a> {
 pub(super) enum Meeting {
     /// Another request under the same id or key.
     Reused,
-    /// The job itself, queued so far, takes its course.
+    /// The queued job itself moves on.
     Moves,
     /// The same request again, and its job waits for an identical one.
     Waits,
@@ -410,10 +410,10 @@ pub(super) fn claim_step(
 
 /// How long ended jobs are looked back at for attempts that nobody closed.
 pub(super) const SWEPT_BACK: TimeDelta = TimeDelta::days(1);
-/// How long the worker of a job that was taken back gets to close its attempt.
+/// How long the worker of a cancelled job gets to close its attempt.
 pub(super) const ATTEMPT_LOST_AFTER: TimeDelta = TimeDelta::minutes(5);
 
-/// Why a job that was taken back has no answer.
+/// Why a cancelled job has no answer.
 pub(super) fn cancelled() -> Reason {
     Reason::new(
         "cancelled",
@@ -421,7 +421,7 @@ pub(super) fn cancelled() -> Reason {
     )
 }
 
-/// A submission that was taken back, as it is stored.
+/// A cancelled submission from its columns.
 pub(super) fn cancelled_batch(
     batch: String,
     tenant: &str,
@@ -447,7 +447,7 @@ pub(super) fn overdue(row: &Row) -> Reason {
     )
 }
 
-/// The dead letter of a job whose attempts are spent; it carries the job itself, ready to be redriven.
+/// The dead letter of a job without attempts left; it carries the job itself, ready to be redriven.
 pub(super) fn letter_of(
     row: &Row,
     request: Option<&str>,

@@ -1,98 +1,98 @@
-//! Questions whose answers may serve others, and what became of those that asked for it.
+//! Semantic reuse: known questions, lookups and rechecks.
 
 use chrono::{DateTime, Utc};
 
 use crate::job::{CacheKey, JobId};
 
-/// A question that may be answered by what another was answered.
+/// A question that may be answered from a similar one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lookup {
-    /// All that two requests must agree in beside the question.
+    /// Digest of everything besides the question that two requests must share.
     pub scope: [u8; 32],
     /// The last user message.
     pub question: String,
     /// Revision of the encoder that made the embedding.
     pub embedder: String,
-    /// The question's unit vector; empty when there is none, and then nothing is kept of it.
+    /// The question's unit vector; empty when there is none, and then the question is not kept.
     pub embedding: Vec<f32>,
-    /// NearQuestion that others must have to it, as long as no recheck raises it.
+    /// Least cosine similarity that other questions need, until a recheck raises it.
     pub cosine_min: f32,
-    /// The nearest question there is, if one is near at all.
+    /// The nearest known question, if one is near.
     pub nearest: Option<NearQuestion>,
 }
 
-/// How near another question is, and whether its answer serves.
+/// How similar another question is, and whether its answer is reused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NearQuestion {
     /// The cache entry that holds its answer.
     pub entry: CacheKey,
     /// That question.
     pub question: String,
-    /// NearQuestion of the two.
+    /// Cosine similarity of the two.
     pub cosine: f32,
-    /// NearQuestion that the entry asks for.
+    /// Least cosine similarity that the entry needs.
     pub cosine_min: f32,
-    /// What follows from it.
+    /// What follows.
     pub outcome: NearOutcome,
-    /// Set when a hit is drawn to be run again: the probability of that.
+    /// Set when a hit is drawn for a recheck: the probability of the draw.
     pub recheck: Option<f64>,
 }
 
-/// Whether a near question's answer serves.
+/// Whether a near question's answer is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NearOutcome {
-    /// It does, if it is there still.
+    /// It is, if it still exists.
     Hit,
-    /// The job's own model is asked first whether it does.
+    /// The job's model is asked first.
     Candidate,
-    /// It does not, for this reason.
+    /// It is not, for this reason.
     Miss(&'static str),
 }
 
-/// A question with an answer that is ready.
+/// A question with a ready answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnownQuestion {
     /// The cache entry that holds the answer.
     pub entry: CacheKey,
-    /// All that requests must agree in beside the question.
+    /// Digest of everything besides the question that requests must share.
     pub scope: [u8; 32],
-    /// What was asked.
+    /// The question.
     pub question: String,
     /// Its unit vector.
     pub embedding: Vec<f32>,
-    /// NearQuestion that others must have to it.
+    /// Least cosine similarity that other questions need.
     pub cosine_min: f32,
     /// When the row or its answer last changed.
     pub changed_at: DateTime<Utc>,
-    /// When the answer is not reused any more.
+    /// When the answer expires.
     pub expires_at: DateTime<Utc>,
 }
 
-/// A hit that was run again, with both answers.
+/// A rerun hit with both answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recheck {
-    /// The job that was given another's answer.
+    /// The job that got another job's answer.
     pub job: JobId,
     /// The entry it came from.
     pub entry: CacheKey,
-    /// NearQuestion of the two questions.
+    /// Cosine similarity of the two questions.
     pub cosine: f32,
-    /// What it was given.
+    /// The answer it got.
     pub given: String,
-    /// What the model answers to its own question; `None` when the copy ended without an answer.
+    /// The model's answer to its own question; `None` when the copy ended without one.
     pub own: Option<String>,
 }
 
-/// What a recheck came to.
+/// The outcome of a recheck.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RecheckOutcome {
-    /// The job that was given another's answer.
+    /// The job that got another job's answer.
     pub job: JobId,
     /// The entry it came from.
     pub entry: CacheKey,
-    /// Whether both answers say the same; `None` when there was none to compare.
+    /// Whether the answers are equivalent; `None` without one to compare.
     pub agrees: Option<bool>,
-    /// NearQuestion that the entry asks for from now on, if it did not ask for more.
+    /// Least cosine similarity that the entry needs from now on, unless it is higher already.
     pub cosine_min: Option<f32>,
 }
 
@@ -101,7 +101,7 @@ pub(super) fn to_bytes(embedding: &[f32]) -> Vec<u8> {
     embedding.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// The inverse of [`to_bytes`]; a rest that is no float is left out.
+/// The inverse of [`to_bytes`]; ignores an incomplete float at the end.
 pub(super) fn from_bytes(bytes: &[u8]) -> Vec<f32> {
     let (floats, _) = bytes.as_chunks::<4>();
     floats.iter().copied().map(f32::from_le_bytes).collect()

@@ -1,4 +1,4 @@
-//! Admissions: the ledger's hot path. A batch of new jobs costs four statements: keys, cache
+//! Admissions: the hot path. A batch of new jobs costs four statements: keys, cache
 //! entries, jobs, requests; only jobs that are known, hits and repeats cost more.
 
 use std::{

@@ -86,6 +86,7 @@ fn prepare(
                 "text",
                 array!(Json, value => value.as_deref().map(encode_json)),
             ),
+            Value::JsonText(_) => ("text", array!(JsonText, value => value.as_deref())),
             Value::Bytes(_) => ("bytea", array!(Bytes, value => *value)),
             Value::Int(_) => ("int4", array!(Int, value => *value)),
             Value::Real(_) => ("float4", array!(Real, value => *value)),

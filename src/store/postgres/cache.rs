@@ -210,7 +210,7 @@ pub(super) struct Filling<'a> {
     pub answer: &'a Answer,
 }
 
-/// Puts answers into their entries, whoever leads them; keys must differ.
+/// Puts answers into their entries, whichever job leads them; keys must differ.
 pub(super) async fn fill(
     connection: &mut PgConnection,
     fillings: &[Filling<'_>],
@@ -258,7 +258,7 @@ pub(super) async fn fill(
     Ok(())
 }
 
-/// Removes the entries that these jobs lead without an answer, so that waiting jobs are promoted.
+/// Removes the entries that these jobs lead without an answer, so that waiting jobs take over.
 pub(super) async fn give_up(
     connection: &mut PgConnection,
     led: &[(CacheKey, Uuid)],

@@ -1,4 +1,4 @@
-//! Jobs that are taken back.
+//! Cancellation.
 
 use std::collections::HashMap;
 

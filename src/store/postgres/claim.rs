@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// A job that ends without an answer and without an attempt's word.
+/// A job that ends without an answer or an attempt's outcome.
 pub(super) struct End {
     pub(super) row: Row,
     state: JobState,
@@ -181,7 +181,7 @@ impl PostgresStore {
     }
 }
 
-/// Those of the running jobs whose claim holds: by its own lease or by a sign of life since.
+/// The running jobs whose lease holds, by the claim or by a later heartbeat.
 pub(super) async fn alive(
     connection: &mut PgConnection,
     rows: impl Iterator<Item = &Row>,

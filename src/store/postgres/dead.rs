@@ -89,7 +89,7 @@ async fn write(connection: &mut PgConnection, letters: &[DeadLetter]) -> Result<
     .await
 }
 
-/// Leaves a dead letter for each job whose attempts are spent.
+/// Leaves a dead letter for each job without attempts left.
 pub(super) async fn quarantine(
     connection: &mut PgConnection,
     spent: &[(&Row, &Reason)],

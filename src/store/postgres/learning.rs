@@ -28,7 +28,7 @@ impl PostgresStore {
         tenant: &Tenant,
         words: &[Feedback],
     ) -> Result<Vec<bool>, BackendError> {
-        // One statement cannot change a row twice: the last word of each source counts.
+        // One statement cannot change a row twice: the last feedback of each source counts.
         let latest: HashMap<(Uuid, &str), &Feedback> = words
             .iter()
             .map(|word| ((word.job.0, word.source.as_str()), word))

@@ -1,4 +1,4 @@
-//! The ledger in Postgres: every batch is a handful of `UNNEST` statements in one transaction.
+//! The job database in Postgres: every batch is a handful of `UNNEST` statements in one transaction.
 //!
 //! Everything lives in one schema, the connections' whole `search_path`. Statements are checked at
 //! compile time against the tables; `scripts/sqlx-prepare` renews what the check needs without a
@@ -6,8 +6,8 @@
 //!
 //! **Invariant:** rows are locked in this order: idempotency keys, jobs, cache entries, waiting
 //! jobs, each by rising key. Calls that lose a deadlock all the same are made again.
-//! **Invariant:** who decides to wait for a cache entry holds its row lock until the job is written,
-//! and who settles an entry holds it before looking for waiting jobs, so none is forgotten.
+//! **Invariant:** a job that waits for a cache entry is written under the entry's row lock, and a
+//! settlement takes that lock before it looks for waiting jobs, so it misses none.
 
 mod admit;
 mod attempts;
@@ -54,7 +54,7 @@ use crate::{
 /// Whole weeks for which partitions are made ahead.
 const WEEKS_AHEAD: i32 = 2;
 
-/// A ledger in Postgres.
+/// A job database in Postgres.
 #[derive(Clone, Debug)]
 pub struct PostgresStore {
     pool: PgPool,

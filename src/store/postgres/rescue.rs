@@ -1,4 +1,4 @@
-//! What a error left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+//! Rescue of overdue and stuck jobs, and of attempts whose worker is gone.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;

@@ -35,7 +35,7 @@ impl PostgresStore {
     ) -> Result<Vec<Settled>, BackendError> {
         let now = self.clock.now();
         let mut seen = HashSet::new();
-        // The same attempt twice in a batch: the first word counts, the second is fenced.
+        // The same attempt twice in a batch: the first settles, the second is fenced.
         let firsts: Vec<&Settlement> = settlements
             .iter()
             .filter(|settlement| seen.insert((settlement.job, settlement.attempt)))
@@ -167,7 +167,7 @@ impl PostgresStore {
     }
 }
 
-/// Closes attempts that may settle nothing: their jobs were taken back. Others are closed already.
+/// Closes fenced attempts of cancelled jobs; others are closed already.
 async fn close_fenced(
     connection: &mut PgConnection,
     fenced: Vec<&Settlement>,
@@ -244,7 +244,7 @@ async fn settle_cache(
     let fillings: Vec<Filling<'_>> = kept.into_values().collect();
     cache::fill(connection, &fillings, now, ttl).await?;
     let shared = share(connection, &sharing, now).await?;
-    // A job that was promoted meanwhile may have led an entry that is not filled.
+    // A job that took over the flight meanwhile may have led an entry that is not filled.
     for key in passing {
         let (job, _) = &sharing[key];
         let settled = shared.get(job).into_iter().flatten();

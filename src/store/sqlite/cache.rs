@@ -90,7 +90,7 @@ pub(super) async fn lead(
     Ok(won.rows_affected() > 0)
 }
 
-/// Puts an answer into its entry, whoever leads it; `lifetime` is its beginning and length.
+/// Puts an answer into its entry, whichever job leads it; `lifetime` is its start and length.
 pub(super) async fn fill(
     connection: &mut SqliteConnection,
     key: &CacheKey,
@@ -121,7 +121,7 @@ pub(super) async fn fill(
     Ok(())
 }
 
-/// Removes the entry that a job leads without an answer, so that a waiting job is promoted.
+/// Removes the entry that a job leads without an answer, so that a waiting job takes over.
 pub(super) async fn give_up(
     connection: &mut SqliteConnection,
     key: &CacheKey,

@@ -1,4 +1,4 @@
-//! Jobs that are taken back.
+//! Cancellation.
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;

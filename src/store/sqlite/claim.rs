@@ -137,7 +137,7 @@ async fn end_one(
     Ok(row.into_record()?)
 }
 
-/// True while a running job's claim holds: by its own lease or by a sign of life since.
+/// True while a running job's lease holds, by the claim or by a later heartbeat.
 pub(super) async fn is_alive(
     connection: &mut SqliteConnection,
     row: &Row,

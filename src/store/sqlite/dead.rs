@@ -116,7 +116,7 @@ async fn write(connection: &mut SqliteConnection, letter: &DeadLetter) -> Result
     .await
 }
 
-/// Leaves a dead letter for a job whose attempts are spent.
+/// Leaves a dead letter for a job without attempts left.
 pub(super) async fn quarantine(
     connection: &mut SqliteConnection,
     row: &Row,

@@ -1,4 +1,4 @@
-//! The ledger in a SQLite file: plain statements, one immediate transaction a batch.
+//! The job database in a SQLite file: plain statements, one immediate transaction a batch.
 //!
 //! One connection writes, so that batches queue up inside the process instead of polling the file's
 //! lock; others read beside it (WAL). Ids are 16-byte blobs. Times are RFC 3339 text in UTC as sqlx
@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{clock::Clock, config::StoreConfig};
 
-/// A ledger in a SQLite file.
+/// A job database in a SQLite file.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     writer: SqlitePool,

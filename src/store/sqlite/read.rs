@@ -1,4 +1,4 @@
-//! What people and producers ask the ledger.
+//! Reads for users and producers.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;

@@ -1,4 +1,4 @@
-//! What a error left behind: jobs whose time is over, whose message is lost, whose worker is gone.
+//! Rescue of overdue and stuck jobs, and of attempts whose worker is gone.
 
 use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
@@ -129,7 +129,7 @@ async fn find_lost(
     Ok(lost)
 }
 
-/// Closes attempts of jobs that were taken back whose worker has not done so.
+/// Closes attempts of cancelled jobs whose worker has not done so.
 async fn close_attempts(
     connection: &mut SqliteConnection,
     now: DateTime<Utc>,

@@ -133,7 +133,7 @@ async fn settle_one(
         if effect.answer.is_some() || effect.gives_up() {
             // A filled entry stays: only one that still computes is given up.
             cache::give_up(connection, key, id).await?;
-            // A job that was promoted meanwhile may have led the entry.
+            // A job that took over the flight meanwhile may have led the entry.
             for record in &shared {
                 cache::give_up(connection, key, record.id.0).await?;
             }

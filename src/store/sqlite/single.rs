@@ -25,7 +25,7 @@ pub(super) async fn execute(
         let added = match value {
             Value::Uuid(value) => arguments.add(value),
             Value::Text(value) => arguments.add(value),
-            Value::Json(value) => arguments.add(value),
+            Value::Json(value) | Value::JsonText(value) => arguments.add(value),
             Value::Bytes(value) => arguments.add(value),
             Value::Int(value) => arguments.add(value),
             Value::Real(value) => arguments.add(value),
