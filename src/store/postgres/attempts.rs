@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{batch, insert, text::decode_row};
+use super::{batch, text::decode_row};
 use crate::store::{
     Settlement,
     effect::Effect,
@@ -33,7 +33,7 @@ pub(super) async fn write(
         .iter()
         .filter(|(settlement, _)| written.contains(&(settlement.job.0, Some(settlement.attempt))))
         .filter_map(|(settlement, effect)| records::attempt_answer(settlement, effect));
-    insert::insert(connection, "attempt_answers", kept, "").await
+    batch::insert(connection, "attempt_answers", kept, "").await
 }
 
 /// Gives jobs that have just ended without an answer those that were escalated, where there are

@@ -8,7 +8,7 @@ use sqlx::{
 use super::text::{decode_row, encode, encode_json};
 use crate::store::{
     error::BackendError,
-    records::{Record, Value},
+    records::{Record, Value, insert_into},
     row::{JOB_COLUMNS, Row},
 };
 
@@ -24,6 +24,21 @@ pub(super) async fn execute(
             .await?;
     }
     Ok(())
+}
+
+/// Inserts rows into a table.
+pub(super) async fn insert<'r>(
+    connection: &mut PgConnection,
+    table: &str,
+    rows: impl Iterator<Item = Record<'r>>,
+    rest: &str,
+) -> Result<(), BackendError> {
+    let rows: Vec<_> = rows.collect();
+    let Some(first) = rows.first() else {
+        return Ok(());
+    };
+    let statement = insert_into(table, first, rest);
+    execute(connection, &rows, &statement).await
 }
 
 /// Runs a statement over records and returns what it returns.

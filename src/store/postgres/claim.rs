@@ -246,7 +246,7 @@ async fn begin_attempts(
     let attempts = runs
         .iter()
         .map(|(id, attempt)| records::attempt(claimant, *id, *attempt, now));
-    insert::insert(connection, "attempts", attempts, "").await
+    batch::insert(connection, "attempts", attempts, "").await
 }
 
 /// Writes ends without an answer of their own: the jobs, their cache entries and their dead letters.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, insert, text::decode};
+use super::{PostgresStore, batch, text::decode};
 use crate::{
     job::{JobId, Reason},
     store::{
@@ -80,7 +80,7 @@ impl PostgresStore {
 
 async fn write(connection: &mut PgConnection, letters: &[DeadLetter]) -> Result<(), BackendError> {
     let rows = letters.iter().map(records::dead_letter);
-    insert::insert(
+    batch::insert(
         connection,
         "dead_letters",
         rows,

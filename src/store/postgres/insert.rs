@@ -58,12 +58,12 @@ async fn note_written(
     now: DateTime<Utc>,
 ) -> Result<(), BackendError> {
     let deferred = jobs.iter().filter_map(|job| records::deferred(job, now));
-    insert(connection, "deferred_jobs", deferred, records::DEFER_AGAIN).await?;
+    batch::insert(connection, "deferred_jobs", deferred, records::DEFER_AGAIN).await?;
     let drawn = jobs.iter().filter_map(|job| records::shadow(job, now));
-    insert(connection, "shadows", drawn, "on conflict do nothing").await?;
+    batch::insert(connection, "shadows", drawn, "on conflict do nothing").await?;
     semantic::keep_questions(connection, jobs, now).await?;
     let lookups = jobs.iter().filter_map(|job| records::lookup(job, now));
-    insert(
+    batch::insert(
         connection,
         "semantic_lookups",
         lookups,
@@ -82,28 +82,13 @@ async fn note_written(
     insert_texts(connection, hits).await
 }
 
-/// Inserts rows into a table.
-pub(super) async fn insert<'r>(
-    connection: &mut PgConnection,
-    table: &str,
-    rows: impl Iterator<Item = records::Record<'r>>,
-    rest: &str,
-) -> Result<(), BackendError> {
-    let rows: Vec<_> = rows.collect();
-    let Some(first) = rows.first() else {
-        return Ok(());
-    };
-    let statement = insert_into(table, first, rest);
-    batch::execute(connection, &rows, &statement).await
-}
-
 /// Keeps the texts of answers, and their log-probabilities where requested.
 pub(super) async fn insert_texts(
     connection: &mut PgConnection,
     answers: impl Iterator<Item = (Uuid, &Answer)>,
 ) -> Result<(), BackendError> {
     let rows = answers.map(|(id, answer)| records::answer_text(id, answer));
-    insert(connection, "answers", rows, "").await
+    batch::insert(connection, "answers", rows, "").await
 }
 
 async fn insert_requests(

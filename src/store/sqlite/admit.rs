@@ -12,7 +12,7 @@ use crate::{
     store::{
         Admission, AdmissionDecision, Admitted,
         error::BackendError,
-        records::{self, Record, insert_into},
+        records::{self, insert_into},
         rules::{self, Entry, Meeting, NewJob},
     },
 };
@@ -129,12 +129,12 @@ pub(super) async fn write(
         single::execute(connection, records::new_job(job, now), records::MOVE_JOB).await?;
     }
     let deferred = records::deferred(job, now);
-    insert(connection, "deferred_jobs", deferred, records::DEFER_AGAIN).await?;
+    single::insert(connection, "deferred_jobs", deferred, records::DEFER_AGAIN).await?;
     let drawn = records::shadow(job, now);
-    insert(connection, "shadows", drawn, "on conflict do nothing").await?;
+    single::insert(connection, "shadows", drawn, "on conflict do nothing").await?;
     semantic::keep_question(connection, job, now).await?;
     let lookup = records::lookup(job, now);
-    insert(
+    single::insert(
         connection,
         "semantic_lookups",
         lookup,
@@ -162,20 +162,6 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Inserts a row into a table, if there is one.
-pub(super) async fn insert(
-    connection: &mut SqliteConnection,
-    table: &str,
-    row: Option<Record<'_>>,
-    rest: &str,
-) -> Result<(), BackendError> {
-    if let Some(row) = row {
-        let statement = insert_into(table, &row, rest);
-        single::execute(connection, row, &statement).await?;
-    }
-    Ok(())
-}
-
 /// Keeps the text of an answer, and its log-probabilities where requested.
 pub(super) async fn insert_text(
     connection: &mut SqliteConnection,
@@ -183,5 +169,5 @@ pub(super) async fn insert_text(
     answer: &Answer,
 ) -> Result<(), BackendError> {
     let text = records::answer_text(id, answer);
-    insert(connection, "answers", Some(text), "").await
+    single::insert(connection, "answers", Some(text), "").await
 }

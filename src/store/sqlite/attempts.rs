@@ -2,7 +2,10 @@
 
 use sqlx::SqliteConnection;
 
-use super::{admit::insert, find_row, single};
+use super::{
+    find_row,
+    single::{self, insert},
+};
 use crate::store::{Settlement, effect::Effect, error::BackendError, records, row::Row};
 
 /// Closes an attempt with its outcome, and keeps an answer that its job does not get.

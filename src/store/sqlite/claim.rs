@@ -178,7 +178,7 @@ async fn begin_attempt(
     let claimed = records::claimed(claimant, id, attempt, now);
     single::execute(connection, claimed, records::CLAIM_JOB).await?;
     let attempt = records::attempt(claimant, id, attempt, now);
-    admit::insert(connection, "attempts", Some(attempt), "").await
+    single::insert(connection, "attempts", Some(attempt), "").await
 }
 
 /// Writes an end without an answer of its own (an escalated one serves instead) and gives up the job's cache entry.

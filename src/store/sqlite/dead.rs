@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, admit::insert};
+use super::{SqliteStore, single::insert};
 use crate::{
     job::{JobId, Reason},
     store::{

@@ -4,7 +4,7 @@ use sqlx::{Arguments as _, AssertSqlSafe, SqliteConnection, sqlite::SqliteArgume
 
 use crate::store::{
     error::BackendError,
-    records::{Record, Value},
+    records::{Record, Value, insert_into},
 };
 
 /// Runs a statement over a record, which it reads as `n`; returns the number of rows it changed.
@@ -38,4 +38,18 @@ pub(super) async fn execute(
         .execute(connection)
         .await?;
     Ok(done.rows_affected())
+}
+
+/// Inserts a row into a table, if there is one.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    table: &str,
+    row: Option<Record<'_>>,
+    rest: &str,
+) -> Result<(), BackendError> {
+    if let Some(row) = row {
+        let statement = insert_into(table, &row, rest);
+        execute(connection, row, &statement).await?;
+    }
+    Ok(())
 }
