@@ -15,16 +15,6 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 /// All times in the job database come from the processes' clocks, never from the database's, so
 /// that leases, deadlines and latencies compare instants of one kind. Fleets need clocks
 /// synchronised to a second: leases last a minute and more.
-///
-/// ```
-/// # use std::time::Duration;
-/// # use promptyard::clock::Clock;
-/// let clock = Clock::default();
-/// // let store = store.with_clock(clock.clone());
-/// let before = clock.now();
-/// clock.advance(Duration::from_secs(90)); // a lease of a minute has run out
-/// assert!(clock.now() - before >= chrono::TimeDelta::seconds(90));
-/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     ahead_us: Arc<AtomicI64>,

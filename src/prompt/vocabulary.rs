@@ -44,8 +44,7 @@ impl Vocabulary {
     /// # Errors
     /// [`PromptError::BadFile`] when it cannot be parsed.
     pub fn from_json(json: &[u8]) -> Result<Self, PromptError> {
-        let bad =
-            |error| PromptError::BadFile(format!("tokenizer.json cannot be parsed: {error}"));
+        let bad = |error| PromptError::BadFile(format!("tokenizer.json cannot be parsed: {error}"));
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(bad)?;
         // Training-time settings: a prompt must never be truncated or padded.
         tokenizer.with_truncation(None).map_err(bad)?;

@@ -55,7 +55,7 @@ pub use semantic::{KnownQuestion, Lookup, NearOutcome, NearQuestion, Recheck, Re
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, or it broke, or a deadlock or serialisation error: try again.
-    #[error("cannot reach the ledger at {url}: {message}")]
+    #[error("cannot reach the job database at {url}: {message}")]
     Unreachable {
         /// The URL, masked.
         url: String,
@@ -63,19 +63,19 @@ pub enum StoreError {
         message: String,
     },
     /// The tables are missing or of another version: run `promptyard migrate`.
-    #[error("the ledger's tables do not fit this version: {message}; run `promptyard migrate`")]
+    #[error("the database's tables do not fit this version: {message}; run `promptyard migrate`")]
     Schema {
         /// What went wrong.
         message: String,
     },
     /// The disk is full, the file is read-only or damaged.
-    #[error("the ledger cannot be written: {message}")]
+    #[error("the job database cannot be written: {message}")]
     Storage {
         /// What went wrong.
         message: String,
     },
     /// A bug or an unknown value: the statement or a stored value is invalid.
-    #[error("the ledger refused a statement: {message}")]
+    #[error("the job database refused a statement: {message}")]
     Refused {
         /// What went wrong.
         message: String,

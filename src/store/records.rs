@@ -222,11 +222,11 @@ pub(super) fn lookup<'r>(job: &NewJob<'r>, now: DateTime<Utc>) -> Option<Record<
     Some(record! {
         job_id: job.head.id,
         tenant: job.head.tenant.as_str(),
-        entry: &lookup.likeness.entry,
+        entry: &lookup.nearest.entry,
         outcome: lookup.outcome,
         veto: lookup.veto,
-        cosine: lookup.likeness.cosine,
-        cosine_min: lookup.likeness.cosine_min,
+        cosine: lookup.nearest.cosine,
+        cosine_min: lookup.nearest.cosine_min,
         looked_at: now,
         recheck_propensity: lookup.recheck,
     })

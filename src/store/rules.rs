@@ -78,10 +78,10 @@ impl Hit {
     }
 
     /// The answer to a question that asks the same.
-    pub(super) fn semantic(answer: Answer, leader: JobId, likeness: &NearQuestion) -> Self {
+    pub(super) fn semantic(answer: Answer, leader: JobId, nearest: &NearQuestion) -> Self {
         Self {
             source: AnswerSource::Semantic,
-            cosine: Some(likeness.cosine),
+            cosine: Some(nearest.cosine),
             ..Self::exact(answer, leader)
         }
     }
@@ -90,7 +90,7 @@ impl Hit {
 /// What is kept of a question that had a near one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LookedUp<'a> {
-    pub likeness: &'a NearQuestion,
+    pub nearest: &'a NearQuestion,
     pub outcome: &'static str,
     pub veto: Option<&'static str>,
     /// Set when it is to be run again: the probability of that.
@@ -225,9 +225,9 @@ impl<'a> NewJob<'a> {
 
     /// What became of a question that had a near one.
     pub(super) fn looked_up(&self) -> Option<LookedUp<'a>> {
-        let likeness = self.route()?.lookup.as_deref()?.nearest.as_ref()?;
+        let nearest = self.route()?.lookup.as_deref()?.nearest.as_ref()?;
         let source = self.source();
-        let (outcome, veto) = match (likeness.outcome, source) {
+        let (outcome, veto) = match (nearest.outcome, source) {
             (_, Some(AnswerSource::Cache)) => ("miss", Some("exact")),
             (NearOutcome::Hit, Some(_)) => ("hit", None),
             (NearOutcome::Hit, None) => ("miss", Some("gone")),
@@ -235,10 +235,10 @@ impl<'a> NewJob<'a> {
             (NearOutcome::Miss(veto), _) => ("miss", Some(veto)),
         };
         Some(LookedUp {
-            likeness,
+            nearest,
             outcome,
             veto,
-            recheck: likeness.recheck.filter(|_| outcome != "miss"),
+            recheck: nearest.recheck.filter(|_| outcome != "miss"),
         })
     }
 
@@ -415,10 +415,7 @@ pub(super) const ATTEMPT_LOST_AFTER: TimeDelta = TimeDelta::minutes(5);
 
 /// Why a cancelled job has no answer.
 pub(super) fn cancelled() -> Reason {
-    Reason::new(
-        "cancelled",
-        "the job was taken back before it had an answer",
-    )
+    Reason::new("cancelled", "the job was cancelled before it had an answer")
 }
 
 /// A cancelled submission from its columns.

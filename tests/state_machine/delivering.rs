@@ -29,7 +29,7 @@ impl Case {
         let running: HashSet<JobId> = running.map(|job| job.head.id).collect();
         let expected = self.model.cancel(filter, limit);
         let found: BTreeSet<JobId> = records.iter().map(|record| record.id).collect();
-        prop_assert_eq!(found.len(), records.len(), "one is taken back twice");
+        prop_assert_eq!(found.len(), records.len(), "a job is cancelled twice");
         prop_assert_eq!(&found, &expected, "{:?}", filter);
         for record in &records {
             self.agrees(record)?;

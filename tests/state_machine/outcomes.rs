@@ -67,7 +67,7 @@ impl Model {
                 job.state = JobState::Routed;
             }
             AttemptOutcome::Reused(_) => unreachable!("semantic reuse has a suite of its own"),
-            AttemptOutcome::Cancelled(..) => unreachable!("said only of jobs that were taken back"),
+            AttemptOutcome::Cancelled(..) => unreachable!("only for cancelled jobs"),
         }
         Some(settled)
     }

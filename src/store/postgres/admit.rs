@@ -340,9 +340,9 @@ impl<'a> Round<'a> {
         let mut near = Vec::new();
         for &at in fresh.iter().chain(moving) {
             if let AdmissionDecision::Route(route) = &self.admissions[at].decision
-                && let (Some(likeness), Some(own)) = (route.hit(), route.cache_key)
+                && let (Some(nearest), Some(own)) = (route.hit(), route.cache_key)
             {
-                near.push((at, own, likeness));
+                near.push((at, own, nearest));
             }
         }
         let own: Vec<_> = near.iter().map(|(_, own, _)| *own).collect();
@@ -350,14 +350,14 @@ impl<'a> Round<'a> {
         let entries: Vec<_> = near
             .iter()
             .filter(|(_, own, _)| !exact.contains_key(own))
-            .map(|(.., likeness)| likeness.entry)
+            .map(|(.., nearest)| nearest.entry)
             .collect();
         let like = cache::take(connection, &entries, self.now).await?;
         let mut found = HashMap::new();
-        for (at, own, likeness) in near {
-            let hit = match (exact.get(&own), like.get(&likeness.entry)) {
+        for (at, own, nearest) in near {
+            let hit = match (exact.get(&own), like.get(&nearest.entry)) {
                 (Some((answer, leader)), _) => Hit::exact(answer.clone(), *leader),
-                (None, Some((answer, leader))) => Hit::semantic(answer.clone(), *leader, likeness),
+                (None, Some((answer, leader))) => Hit::semantic(answer.clone(), *leader, nearest),
                 (None, None) => continue,
             };
             found.insert(at, Entry::Ready(hit));

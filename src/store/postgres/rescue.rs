@@ -144,7 +144,7 @@ async fn find_lost(
     // A router may have held one since it was found.
     let held = super::deferral::held_of(connection, rows.iter()).await?;
     let requests = dead::requests(connection, &ids).await?;
-    let (mut lost, mut swept) = (Vec::new(), Vec::new());
+    let (mut lost, mut rescued) = (Vec::new(), Vec::new());
     for row in rows
         .iter()
         .filter(|row| row.is_open() && !alive.contains(&row.id) && !held.contains(&row.id))
@@ -153,16 +153,16 @@ async fn find_lost(
             continue;
         };
         let message = match row.state {
-            // Whoever claims it finds the lease over.
+            // The next claim finds the lease expired.
             JobState::Running => Some(Released::Tier(row.routed_job(request)?)),
             _ => deferral::message(row, request)?,
         };
-        swept.push(row.id);
+        rescued.push(row.id);
         lost.extend(message);
     }
     sqlx::query!(
         "update jobs set rescued_at = $2 where id = any($1)",
-        &swept,
+        &rescued,
         now
     )
     .execute(connection)

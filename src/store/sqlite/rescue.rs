@@ -115,7 +115,7 @@ async fn find_lost(
             continue;
         }
         let message = match row.state {
-            // Whoever claims it finds the lease over.
+            // The next claim finds the lease expired.
             JobState::Running => Some(Released::Tier(row.routed_job(&request)?)),
             _ => deferral::message(&row, &request)?,
         };

@@ -26,14 +26,14 @@ pub(super) async fn find(
     key: &CacheKey,
     now: DateTime<Utc>,
 ) -> Result<Option<Hit>, BackendError> {
-    let Some(likeness) = route.hit() else {
+    let Some(nearest) = route.hit() else {
         return Ok(None);
     };
     if let Some((answer, leader)) = cache::take(connection, key, now).await? {
         return Ok(Some(Hit::exact(answer, leader)));
     }
-    let taken = cache::take(connection, &likeness.entry, now).await?;
-    Ok(taken.map(|(answer, leader)| Hit::semantic(answer, leader, likeness)))
+    let taken = cache::take(connection, &nearest.entry, now).await?;
+    Ok(taken.map(|(answer, leader)| Hit::semantic(answer, leader, nearest)))
 }
 
 /// Keeps the question of a new job whose answer may serve others.
