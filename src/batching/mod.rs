@@ -1,10 +1,10 @@
 //! Continuous batching: which sequences run, how many tokens each computes per step, in which KV
 //! blocks, and which wait.
 //!
-//! Sequence ids, token ids and limits in; the plan of one ragged step after another out ([`Plan`]).
+//! Sequence ids, token ids and limits in; the plan of one ragged step after another out (`Plan`).
 //! A step holds the next token of every decoding sequence, then chunks of prompts up to a budget
 //! derived from the observed cost of steps (`cost`). Sequences join and leave between any two
-//! steps. The KV cache is divided into blocks ([`BlockPool`]); sequences with a common prefix share
+//! steps. The KV cache is divided into blocks (`BlockPool`); sequences with a common prefix share
 //! them. When blocks run out, the sequence that is last in order is preempted and recomputed later.
 //! This module holds ids and counts, never text or tensors, and computes nothing.
 //!

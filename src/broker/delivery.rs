@@ -17,7 +17,7 @@ pub struct Delivery {
     pub acker: Acker,
 }
 
-/// Settles one delivery through [`Broker::ack`], [`Broker::requeue`] or [`Broker::reject`].
+/// Settles one delivery through [`super::Broker::ack`], [`super::Broker::requeue`] or [`super::Broker::reject`].
 /// The message of an acker that is dropped stays unsettled until its consumer and all of its other
 /// ackers are gone.
 #[derive(Debug)]

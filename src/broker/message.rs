@@ -14,7 +14,7 @@ pub enum Target {
     /// One of the fleet's queues.
     Queue(Queue),
     /// A producer's reply queue, by its full name; a broker that has no such queue answers
-    /// [`PublishError::Unroutable`].
+    /// [`super::PublishError::Unroutable`].
     Reply(String),
 }
 

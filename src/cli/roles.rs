@@ -149,8 +149,8 @@ async fn run(config: &Config, roles: Roles) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(
         router = roles.router,
-        api = ?fleet.api_address,
-        metrics = ?fleet.metrics_address,
+        api = fleet.api_address.map(tracing::field::display),
+        metrics = fleet.metrics_address.map(tracing::field::display),
         broker = %config.broker.url.masked(),
         database = %config.store.url.masked(),
         "running",

@@ -1,7 +1,7 @@
 //! Generates answers: a conversation in, an answer with its tokens and timings out.
 //!
 //! `contract` holds the trait [`Engine`] and its request, answer and errors. Three engines
-//! implement it: [`local`] runs a model in this process on a thread of its own, [`upstream`] calls an
+//! implement it: [`local`] runs a model in this process on a thread of its own, `upstream` calls an
 //! OpenAI-compatible server, and [`scripted`] answers by rule, for tests and load. `watchdog` reopens
 //! an engine that hangs. Beside them, `embedder` computes sentence embeddings. An engine knows
 //! nothing of job states, queues or the job database.
@@ -33,7 +33,7 @@ use crate::{
 
 /// Opens the engine that a tier's configuration names and reopens it whenever it hangs.
 ///
-/// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL ([`upstream`]), or a directory or hub
+/// `model` is `scripted:…` ([`scripted`]), an `http(s)://` URL (`upstream`), or a directory or hub
 /// name ([`local`]). Without it, the checkpoint bundled with the binary is used.
 ///
 /// # Errors

@@ -122,7 +122,7 @@ pub struct Job {
 
 /// The BLAKE3 digest under which an answer may be reused.
 ///
-/// It covers tenant, model, revision, messages and sampling parameters; see [`crate::cache`].
+/// It covers tenant, model, revision, messages and sampling parameters; see `cache`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheKey(pub [u8; 32]);
 

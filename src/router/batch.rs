@@ -123,7 +123,7 @@ impl Router {
     ) {
         let lease = Duration::from_secs(self.cache.lease_s);
         let mut batches = Batches::new(batch, "jobs");
-        while let Some(batch) = batches.next() {
+        while let Some(batch) = batches.next_batch() {
             let result = self.store.admit(&batch.items, lease).await;
             match batches.record(batch, result, shutdown).await {
                 Written::Committed(batch, outcomes) => {

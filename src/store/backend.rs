@@ -124,6 +124,10 @@ macro_rules! calls {
             $(fn $name<'a>(&'a self, $($arg: $ty),*) -> BoxFuture<'a, Result<$out, BackendError>>;)*
         }
 
+        #[expect(
+            clippy::needless_lifetimes,
+            reason = "only some calls have arguments with this lifetime"
+        )]
         impl Store {
             $(
                 $(#[$doc])*

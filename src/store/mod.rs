@@ -2,8 +2,8 @@
 //! state changes.
 //!
 //! Comes in: batches of admissions, claims and settlements. Goes out: what each of them came to,
-//! and records. Two backends pass one contract suite (`tests/contracts/store`): [`postgres`] for
-//! a fleet and [`sqlite`] for one machine. Every method that changes state does so for a whole
+//! and records. Two backends pass one contract suite (`tests/contracts/store`): `postgres` for
+//! a fleet and `sqlite` for one machine. Every method that changes state does so for a whole
 //! batch in one transaction. It never publishes and never runs a model.
 
 mod admission;

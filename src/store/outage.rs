@@ -85,10 +85,10 @@ impl<T, C> Batches<T, C> {
     }
 
     /// The next batch to write, then to be given to [`Self::record`].
-    pub fn next(&mut self) -> Option<Batch<T, C>> {
+    pub fn next_batch(&mut self) -> Option<Batch<T, C>> {
         let batch = self.open.pop()?;
         if batch.items.is_empty() {
-            return self.next();
+            return self.next_batch();
         }
         Some(batch)
     }
@@ -144,7 +144,7 @@ mod tests {
         };
         let (mut written, mut refusals) = (Vec::new(), Vec::new());
         let mut batches = Batches::new(batch, "numbers");
-        while let Some(batch) = batches.next() {
+        while let Some(batch) = batches.next_batch() {
             let result = if batch.items.contains(&5) {
                 Err(refused())
             } else {
@@ -178,13 +178,13 @@ mod tests {
             carried: vec!['a'],
         };
         let mut batches = Batches::new(batch, "numbers");
-        let batch = batches.next().expect("one");
+        let batch = batches.next_batch().expect("one");
         let again = batches.record::<()>(batch, Err(away()), &stop).await;
         assert!(matches!(again, Written::Again) && batches.in_doubt);
         stop.request();
-        let batch = batches.next().expect("the same");
+        let batch = batches.next_batch().expect("the same");
         let end = batches.record::<()>(batch, Err(away()), &stop).await;
         assert!(matches!(end, Written::Abandoned(carried) if carried == ['a']));
-        assert!(batches.next().is_none());
+        assert!(batches.next_batch().is_none());
     }
 }

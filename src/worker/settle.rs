@@ -40,7 +40,7 @@ impl Settler {
         let group = group.into_iter().map(|one| (one.settlement, one.follow_up));
         let (items, carried) = group.unzip();
         let mut batches = Batches::new(Batch { items, carried }, "answers");
-        while let Some(batch) = batches.next() {
+        while let Some(batch) = batches.next_batch() {
             let result = self.store.settle(&batch.items, self.cache_ttl).await;
             match batches.record(batch, result, give_up).await {
                 Written::Committed(batch, outcomes) => {

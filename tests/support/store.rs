@@ -8,7 +8,7 @@ use promptyard::{
     config::{SecretUrl, StoreConfig},
     job::{
         Answer, CacheKey, ChatRequest, ContextSavings, FinishReason, JobHead, JobId, JobRecord,
-        Likelihood, Priority, Reason, RequestLimits, Submission, Tenant, Tier, TokenLogprob, Usage,
+        Likelihood, Reason, RequestLimits, Submission, Tenant, Tier, TokenLogprob, Usage,
     },
     store::{
         Admission, AdmissionDecision, Admitted, AttemptOutcome, Claim, Claimant, Claimed, Decision,
@@ -214,7 +214,7 @@ pub fn settlement(job: JobId, attempt: u32, outcome: AttemptOutcome) -> Settleme
     Settlement {
         job,
         attempt,
-        outcome: outcome,
+        outcome,
         started_at: now(),
         first_token_at: Some(now()),
         finished_at: now(),

@@ -122,6 +122,10 @@ impl Reactor for Sockets {
         self.0.interval(duration)
     }
 
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future must not borrow the runtime"
+    )]
     fn tcp_connect_addr(
         &self,
         address: SocketAddr,
@@ -134,6 +138,7 @@ impl Reactor for Sockets {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails at its first error")]
 mod tests {
     use futures::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};

@@ -64,11 +64,6 @@ impl QuestionIndex {
         self.places.len()
     }
 
-    /// True when there is none.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
     /// Adds a question, replacing an earlier one of the same entry. A vector of another length is
     /// ignored.
     pub fn put(&mut self, scope: QuestionScope, question: IndexedQuestion, vector: &[f32]) {

@@ -125,7 +125,6 @@ impl Violations {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
 
     use super::*;
     use crate::job::{JobHead, JobState, Tenant, Tier};

@@ -203,7 +203,9 @@ async fn adopt_targets(context: &TaskContext, stored: &[ScopedTarget]) {
     });
     for (scope, target) in policy.set_targets(stored, &past) {
         match target {
-            Some(target) => tracing::info!(%scope, %target, "a new target is in force"),
+            Some(target) => {
+                tracing::info!(%scope, route_target = %target, "a new target is in force")
+            }
             None => tracing::info!(%scope, "the scope has no target of its own any more"),
         }
     }

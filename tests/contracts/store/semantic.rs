@@ -48,7 +48,7 @@ fn near(question: &str, outcome: NearOutcome, recheck: Option<f64>) -> Option<Ne
         question: question.to_owned(),
         cosine: 0.95,
         cosine_min: 0.9,
-        outcome: outcome,
+        outcome,
         recheck,
     })
 }

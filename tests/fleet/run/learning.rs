@@ -223,7 +223,7 @@ fn targets_are_set_while_a_router_runs() {
     target(&["unset", "tenant:acme"]).exits(0);
     until_blocking("acme's to go as all do", || tier("acme") == "large");
     assert_eq!(
-        up.said().matches("cannot be read").count(),
+        up.said().matches("cannot read the targets").count(),
         1,
         "{}",
         up.said()

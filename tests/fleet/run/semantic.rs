@@ -52,7 +52,7 @@ fn only_paraphrases_reuse_an_answer() {
     assert_eq!(text(&other), text(&first));
     assert_eq!(dir.number("select count(*) from attempts"), 1);
     assert_eq!(
-        dir.column("select verdict || ' ' || (veto is null) from semantic_lookups"),
+        dir.column("select outcome || ' ' || (veto is null) from semantic_lookups"),
         ["hit 1"]
     );
 
@@ -104,7 +104,7 @@ fn only_paraphrases_reuse_an_answer() {
         let answer = ask(name, &body);
         assert_eq!(extension(&answer)["source"], "computed", "{name}");
     }
-    let vetoes = dir.column("select veto from semantic_lookups where verdict = 'miss' order by 1");
+    let vetoes = dir.column("select veto from semantic_lookups where outcome = 'miss' order by 1");
     assert!(vetoes.contains(&"negation".to_owned()), "{vetoes:?}");
     assert_eq!(dir.number("select sum(semantic) from cache_savings"), 2);
     assert_eq!(dir.number("select sum(hits) from semantic_reuse"), 2);
@@ -171,7 +171,7 @@ fn the_model_check_decides_on_reuse() {
         assert_eq!(extension(&other)["source"], source, "{small}");
         assert_eq!(text(&other), text(&first));
         assert_eq!(
-            dir.column("select verdict from semantic_lookups"),
+            dir.column("select outcome from semantic_lookups"),
             ["candidate"]
         );
         let attempts = dir.column(
