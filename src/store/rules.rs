@@ -13,44 +13,44 @@ use crate::job::{
     Answer, AnswerSource, CacheKey, ChatRequest, JobHead, JobId, JobRecord, JobState, Reason, Tier,
 };
 
-/// An instant `span` after `now`; the latest there is if that is beyond the calendar.
+/// The instant `span` after `now`, capped at a century.
 pub(super) fn after(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
-    // A century is forever here, and every database can write it.
+    // Both databases can represent it.
     const SPAN_MAX: TimeDelta = TimeDelta::days(36_525);
     now + TimeDelta::from_std(span).map_or(SPAN_MAX, |span| span.min(SPAN_MAX))
 }
 
-/// An instant `span` before `now`.
+/// The instant `span` before `now`.
 pub(super) fn before(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
     now - (after(now, span) - now)
 }
 
-/// The smallest UUIDv7 of an instant: compare ids with it to select by time.
+/// The smallest UUIDv7 of an instant; ids compared with it are selected by time.
 pub(super) fn id_floor(at: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
     Uuid::from_u64_pair(millis << 16, 0)
 }
 
-/// Tags as they are stored; what cannot be read counts as none.
+/// Reads stored tags; unreadable ones count as none.
 pub(super) fn tags_of(stored: Option<&str>) -> Vec<String> {
     stored
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default()
 }
 
-/// A request as it is stored.
+/// Encodes a request for storage.
 pub(super) fn read_request(stored: &str) -> Result<ChatRequest, super::error::BackendError> {
     serde_json::from_str(stored).map_err(|error| {
         super::error::BackendError::Rule(format!("a request cannot be read: {error}"))
     })
 }
 
-/// What a cache entry has for incoming jobs.
+/// The state of a cache entry for an incoming job.
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     /// This job computes the answer.
     Led(JobId),
-    /// The answer is there.
+    /// The answer is ready.
     Ready(Hit),
 }
 
@@ -60,14 +60,14 @@ pub(super) struct Hit {
     pub answer: Answer,
     /// The job that computed it.
     pub leader: JobId,
-    /// Whether it was asked the same or what means the same.
+    /// Whether the request was identical or a paraphrase.
     pub source: AnswerSource,
     /// Cosine similarity to the answered question, if it is another one.
     pub cosine: Option<f32>,
 }
 
 impl Hit {
-    /// The answer to the very same request.
+    /// A hit for an identical request.
     pub(super) fn exact(answer: Answer, leader: JobId) -> Self {
         Self {
             answer,
@@ -77,7 +77,7 @@ impl Hit {
         }
     }
 
-    /// The answer to a question that asks the same.
+    /// A hit for a paraphrase.
     pub(super) fn semantic(answer: Answer, leader: JobId, nearest: &NearQuestion) -> Self {
         Self {
             source: AnswerSource::Semantic,
@@ -87,17 +87,17 @@ impl Hit {
     }
 }
 
-/// What is kept of a question that had a near one.
+/// The stored outcome of a lookup that found a near question.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LookedUp<'a> {
     pub nearest: &'a NearQuestion,
     pub outcome: &'static str,
     pub veto: Option<&'static str>,
-    /// Set when it is to be run again: the probability of that.
+    /// Probability with which the hit was drawn for a recheck; `None` if it was not drawn.
     pub recheck: Option<f64>,
 }
 
-/// How an incoming job is written.
+/// How to write an incoming job.
 #[derive(Clone, Debug)]
 pub(super) enum Fate<'a> {
     Queued,
@@ -108,7 +108,7 @@ pub(super) enum Fate<'a> {
     Ended(JobState, &'a Reason),
 }
 
-/// A job about to be written.
+/// A job to be written.
 #[derive(Clone, Debug)]
 pub(super) struct NewJob<'a> {
     pub head: &'a JobHead,
@@ -118,7 +118,7 @@ pub(super) struct NewJob<'a> {
 }
 
 impl<'a> NewJob<'a> {
-    /// Decides what an admission is written as; `entry` is what its cache key leads to.
+    /// Decides how to write an admission; `entry` is the state of its cache entry.
     pub(super) fn of(admission: &'a Admission, entry: Option<&Entry>) -> Self {
         let fate = match &admission.decision {
             AdmissionDecision::Queue => Fate::Queued,
@@ -154,7 +154,7 @@ impl<'a> NewJob<'a> {
         }
     }
 
-    /// How the job is deferred, if it is.
+    /// The deferral of the job, if any.
     pub(super) fn hold(&self) -> Option<(DeferredQueue, &'a Deferral)> {
         match self.fate {
             Fate::Scheduled(hold) => Some((DeferredQueue::In, hold)),
@@ -165,7 +165,7 @@ impl<'a> NewJob<'a> {
         }
     }
 
-    /// What its message carries besides the job, as JSON, if anything.
+    /// Additional fields of its message as JSON, if any.
     pub(super) fn extras(&self) -> Option<String> {
         let route = self.route()?;
         let extras = Extras {
@@ -176,14 +176,14 @@ impl<'a> NewJob<'a> {
             .then(|| serde_json::to_string(&extras).expect("texts and numbers are JSON"))
     }
 
-    /// The producer's tags as JSON; `None` when there are none.
+    /// The producer's tags as JSON, if any.
     pub(super) fn tags(&self) -> Option<serde_json::Value> {
         let tags = &self.request?.options.tags;
         (!tags.is_empty()).then(|| tags.as_slice().into())
     }
 
-    /// The probability with which the job was drawn to run on large as well, if it was and a model is
-    /// to run for it.
+    /// Probability with which the job was drawn to run on large as well; `None` if it was not drawn or
+    /// no model runs for it.
     pub(super) fn shadow(&self) -> Option<f64> {
         match self.fate {
             Fate::Routed(route) => route.decision.shadow,
@@ -214,7 +214,7 @@ impl<'a> NewJob<'a> {
         self.hit().map(|hit| hit.source)
     }
 
-    /// The question whose answer may serve others, under the key of its entry.
+    /// The question to store for semantic reuse, under the key of its cache entry.
     pub(super) fn question(&self) -> Option<(&'a CacheKey, &'a Lookup)> {
         let (Fate::Routed(route) | Fate::Waiting(route)) = self.fate else {
             return None;
@@ -223,7 +223,7 @@ impl<'a> NewJob<'a> {
         (!lookup.embedding.is_empty()).then_some((route.cache_key.as_ref()?, lookup))
     }
 
-    /// What became of a question that had a near one.
+    /// The outcome of a lookup that found a near question.
     pub(super) fn looked_up(&self) -> Option<LookedUp<'a>> {
         let nearest = self.route()?.lookup.as_deref()?.nearest.as_ref()?;
         let source = self.source();
@@ -249,7 +249,7 @@ impl<'a> NewJob<'a> {
         }
     }
 
-    /// When it became terminal, if it is.
+    /// When the job became terminal, if it is.
     pub(super) fn finished_at(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.state().is_terminal().then_some(now)
     }
@@ -281,16 +281,16 @@ impl<'a> NewJob<'a> {
     }
 }
 
-/// What an admission means for a job that is known.
+/// How an admission relates to a known job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Meeting {
     /// Another request under the same id or key.
     Reused,
-    /// The queued job itself moves on.
+    /// The queued job is routed.
     Moves,
-    /// The same request again, and its job waits for an identical one.
+    /// A repeated request whose job waits for an identical one.
     Waits,
-    /// The same request again.
+    /// A repeated request.
     Known,
 }
 
@@ -299,7 +299,7 @@ pub(super) fn meet(admission: &Admission, owner: &Row) -> Meeting {
     let is_same = owner
         .digest
         .as_ref()
-        // Jobs that the broker gave up before they were read have no digest.
+        // Jobs dead-lettered before they were read have no digest.
         .is_none_or(|digest| *digest == admission.digest);
     if !is_same {
         Meeting::Reused
@@ -330,32 +330,32 @@ pub(super) fn split_repeats(admissions: &[Admission]) -> (Vec<usize>, Vec<usize>
     })
 }
 
-/// What a claim does.
+/// How to handle a claim.
 #[derive(Debug, PartialEq)]
 pub(super) enum ClaimStep {
-    /// Begins this attempt, `last` of those the job gets; an attempt that ran before it is lost.
+    /// Start this attempt, the job's `last` one or not; an earlier running attempt is lost.
     Run {
         attempt: i32,
         lost: bool,
         last: bool,
     },
-    /// Leaves it alone.
+    /// Leave the job alone.
     Busy,
-    /// It was escalated to another tier than the message is for.
+    /// The job was escalated to another tier than the message's.
     Elsewhere(Tier),
-    /// It is terminal already.
+    /// The job is already terminal.
     Ended,
-    /// Ends it without an answer.
+    /// End the job without an answer.
     End {
         state: JobState,
         reason: Reason,
         lost: bool,
-        /// True when a dead letter is to be left.
+        /// True if a dead letter is kept.
         keep_dead_letters: bool,
     },
 }
 
-/// Decides about a claim. `is_alive` tells whether the lease of a running attempt holds.
+/// Decides how to handle a claim. `is_alive` is true while the lease of a running attempt holds.
 pub(super) fn claim_step(
     row: &Row,
     redelivered: bool,
@@ -408,9 +408,9 @@ pub(super) fn claim_step(
     }
 }
 
-/// How long ended jobs are looked back at for attempts that nobody closed.
+/// How far back ended jobs are searched for unclosed attempts.
 pub(super) const SWEPT_BACK: TimeDelta = TimeDelta::days(1);
-/// How long the worker of a cancelled job gets to close its attempt.
+/// Time for the worker of a cancelled job to close its attempt.
 pub(super) const ATTEMPT_LOST_AFTER: TimeDelta = TimeDelta::minutes(5);
 
 /// Why a cancelled job has no answer.
